@@ -1,0 +1,31 @@
+"""Config keys of the frozen backbone."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.settings import Settings
+
+Quantization = Literal["none", "int8", "int8_weight_only", "nf4"]
+Pooling = Literal["auto", "last", "first", "mean"]
+
+
+class BackboneConfig(Settings):
+    """Which pretrained model is used, and how it is held in memory."""
+
+    name_or_path: str
+    """Hub id or local folder of a transformers model with safetensors weights."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub model."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    """Compute dtype; also the storage dtype of whatever is not quantised."""
+    quantization: Quantization = "none"
+    """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only or nf4."""
+    int8_threshold: float = Field(6.0, ge=0)
+    """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in backward: less memory, about a third more time."""
+    pooling: Pooling = "auto"
+    """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
+    trust_remote_code: bool = False
+    """Run model code that ships with the checkpoint. Only for sources you trust."""

@@ -1,0 +1,28 @@
+"""What a tuning method puts into the backbone."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Injection:
+    """Prompt embeddings or per-layer prefix keys and values, one row per candidate (or per label, before `select`).
+
+    Exactly one of `prompt` and `prefix` is set.
+    """
+
+    mask: Tensor
+    """[B, P] bool, True where a prompt or prefix token exists."""
+    prompt: Tensor | None = None
+    """[B, P, H], put before the text's input embeddings."""
+    prefix: Tensor | None = None
+    """[L, 2, B, G, P, D], keys (index 0) and values (index 1) of every layer, as the attention cache holds them."""
+
+    def select(self, rows: Tensor) -> "Injection":
+        """Picks rows, with repetition: `rows` [B'] indexes the B axis."""
+        return Injection(
+            mask=self.mask[rows],
+            prompt=None if self.prompt is None else self.prompt[rows],
+            prefix=None if self.prefix is None else self.prefix[:, :, rows],
+        )
