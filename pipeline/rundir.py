@@ -1,0 +1,140 @@
+"""The run directory: where everything one run reads and writes lies, and how it is written whole or not at all."""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import UserError
+
+
+class RunDir:
+    """Paths inside one run directory (the layout is a stable surface, see README)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.data = self.path / "data"
+        self.manifest_file = self.data / "manifest.json"
+        self.labels = self.path / "labels"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.adapter_final = self.path / "adapter-final"
+        self.evaluation = self.path / "evaluation"
+        self.metrics_file = self.evaluation / "metrics.json"
+        self.predictions_file = self.evaluation / "predictions.parquet"
+        self.logs = self.path / "logs"
+        self.metrics_log = self.logs / "metrics.jsonl"
+
+    def create(self) -> None:
+        """Makes the directory. Raises UserError where it cannot be written."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+        except OSError as error:
+            raise UserError(f"run.dir '{self.path}' cannot be written ({error.strerror}): choose another run.dir") from error
+
+
+def _sync_folder(path: Path) -> None:
+    """Makes a rename inside `path` survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}): free space or choose another place") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_dir(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling folder that takes the place of `path` when the block ends without an error.
+
+    An older folder is moved aside first and removed last; `path` is missing only between two renames.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    aside = temporary.with_suffix(".old")
+    try:
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                with open(file, "rb") as handle:
+                    os.fsync(handle.fileno())
+        temporary.chmod(0o755)
+        if path.exists():
+            os.replace(path, aside)
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise UserError(f"cannot write '{path}' ({error.strerror}): free space or choose another place") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file whole or not at all."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes indented JSON whole or not at all."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON. Raises UserError for a missing or damaged file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"'{path}' does not exist: run the stage that writes it first") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{path}' cannot be read ({error}): delete it and run its stage again") from error
+
+
+def sha256_of(*parts: str) -> str:
+    """Hash of several strings, told apart by their lengths."""
+    digest = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        digest.update(len(data).to_bytes(8, "little") + data)
+    return digest.hexdigest()
+
+
+def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
+    """What differs between two fingerprints, one readable phrase per part."""
+    phrases = []
+    for key in sorted(old.keys() | new.keys()):
+        before, after = old.get(key), new.get(key)
+        if before != after:
+            phrases.append(f"{key} was {_short(before)}, now {_short(after)}")
+    return phrases
+
+
+def _short(value: str | None) -> str:
+    if value is None:
+        return "absent"
+    return f"'{value}'" if len(value) <= 60 else f"'{value[:12]}…'"
