@@ -1,0 +1,83 @@
+"""LT-prefix: label states become keys and values of every attention layer (paper, Eq. 1, Alg. 1, App. A.5)."""
+
+from typing import Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.methods.base import MethodConfig
+
+
+class LTPrefixConfig(MethodConfig):
+    """Label-tuned prefixes."""
+
+    name: Literal["lt_prefix"] = "lt_prefix"
+    pooling: Literal["scores", "softmax", "tokens"] = "scores"
+    """scores: one number per hypothesis token (published code); softmax: the same, normalised (paper's text);
+    tokens: each token's state makes its own keys and values."""
+    rank: int | None = Field(None, ge=1)
+    """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
+    bias: bool = False
+    """A bias in the map to keys and values: a part of the prefix that all labels share."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the label states."""
+    init_std: float = Field(0.02, ge=0)
+    """Standard deviation of the initial map to keys and values."""
+
+    @model_validator(mode="after")
+    def _rank_needs_tokens(self) -> "LTPrefixConfig":
+        if self.rank is not None and self.pooling != "tokens":
+            raise ValueError("method.rank has a meaning only with method.pooling=tokens: drop it or change the pooling")
+        return self
+
+    def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+        return LTPrefix(self, facts, prompt_tokens)
+
+    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+        width = 2 * facts.layers * facts.kv_heads * facts.head_dim
+        if self.pooling == "tokens":
+            maps = facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
+            return maps + self.bias * width
+        return facts.hidden_size + prompt_tokens**2 * width + self.bias * prompt_tokens * width
+
+
+class LTPrefix(nn.Module):
+    """Producer of prefixes: states [K, P, H] -> keys and values [L, 2, K, G, P, D]."""
+
+    def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
+        super().__init__()
+        self.config, self.facts = config, facts
+        hidden, width = facts.hidden_size, 2 * facts.layers * facts.kv_heads * facts.head_dim
+        self.dropout = nn.Dropout(config.dropout)
+        if config.pooling == "tokens":
+            self.down = nn.Linear(hidden, config.rank, bias=False) if config.rank else nn.Identity()
+            self.expand = nn.Linear(config.rank or hidden, width, bias=config.bias)
+        else:
+            self.token_score = nn.Linear(hidden, 1, bias=False)
+            self.expand = nn.Linear(prompt_tokens, prompt_tokens * width, bias=config.bias)
+        nn.init.normal_(self.expand.weight, std=config.init_std)
+        if self.expand.bias is not None:
+            nn.init.normal_(self.expand.bias, std=config.init_std)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Injection:
+        """states [K, P, H], mask [K, P] -> Injection with prefix [L, 2, K, G, P, D]."""
+        states = self.dropout(states)
+        if self.config.pooling == "tokens":
+            flat = self.expand(self.down(states))
+        else:
+            flat = self.expand(self._token_scores(states, mask))
+            # The map mixes all tokens' scores into every prefix position, so all P positions exist.
+            mask = torch.ones_like(mask)
+        count, tokens = mask.shape
+        shape = (count, tokens, self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
+        return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
+
+    def _token_scores(self, states: Tensor, mask: Tensor) -> Tensor:
+        """states [K, P, H] -> one score per token [K, P], zero where the mask is False."""
+        scores = self.token_score(states).squeeze(-1)
+        if self.config.pooling == "softmax":
+            return scores.masked_fill(~mask, float("-inf")).softmax(-1)
+        return scores.masked_fill(~mask, 0.0)

@@ -1,0 +1,45 @@
+"""LT-prompt: label states become a soft prompt before the text (paper, Eq. 2, Alg. 2)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.methods.base import MethodConfig
+
+
+class LTPromptConfig(MethodConfig):
+    """Label-tuned prompts."""
+
+    name: Literal["lt_prompt"] = "lt_prompt"
+    bias: bool = False
+    """A bias in the map: a part of the prompt that all labels share."""
+    dropout: float = Field(0.0, ge=0, lt=1)
+    """Dropout on the label states."""
+    init_std: float | None = Field(None, ge=0)
+    """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
+
+    def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+        return LTPrompt(self, facts)
+
+    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+        return facts.hidden_size**2 + self.bias * facts.hidden_size
+
+
+class LTPrompt(nn.Module):
+    """Producer of prompts: states [K, P, H] -> prompt embeddings [K, P, H]."""
+
+    def __init__(self, config: LTPromptConfig, facts: BackboneFacts) -> None:
+        super().__init__()
+        hidden = facts.hidden_size
+        self.dropout = nn.Dropout(config.dropout)
+        self.map = nn.Linear(hidden, hidden, bias=config.bias)
+        nn.init.normal_(self.map.weight, std=hidden**-0.5 if config.init_std is None else config.init_std)
+        if self.map.bias is not None:
+            nn.init.zeros_(self.map.bias)
+
+    def forward(self, states: Tensor, mask: Tensor) -> Injection:
+        """states [K, P, H], mask [K, P] -> Injection with prompt [K, P, H]."""
+        return Injection(mask=mask, prompt=self.map(self.dropout(states)))
