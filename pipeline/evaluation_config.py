@@ -1,0 +1,18 @@
+"""Config keys of the evaluate stage."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from pipeline.settings import Settings
+
+Split = Literal["train", "validation", "test"]
+
+
+class EvaluateConfig(Settings):
+    """What is evaluated, and how much at a time."""
+
+    splits: list[Split] = Field(["validation", "test"], min_length=1)
+    """Splits to score; those the data does not have are left out."""
+    batch_size: int = Field(64, ge=1)
+    """(text, label) pairs per forward pass and rank."""
