@@ -1,0 +1,80 @@
+"""Config keys of the data and of the labels' wording."""
+
+import string
+
+from pydantic import Field, field_validator
+
+from pipeline.settings import Settings
+
+
+class DataConfig(Settings):
+    """Where the labelled texts come from, and how they are read.
+
+    A split is a file (.csv, .tsv, .json, .jsonl, .parquet), ``hub:NAME[@REVISION][:CONFIG]:SPLIT`` (a data set that
+    ``datasets`` can load), or ``embedded`` (the small set that ships with this package).
+    """
+
+    train: str
+    """Training texts: a file, hub:NAME[@REVISION][:CONFIG]:SPLIT, or embedded."""
+    validation: str | None = None
+    """Validation texts, for choosing settings, the best checkpoint and early stopping."""
+    test: str | None = None
+    """Test texts, for the final figures only."""
+    text: str = "text"
+    """Column of the text."""
+    text_pair: str | None = None
+    """Column of the second text, for tasks on pairs of texts."""
+    label: str = "label"
+    """Column of the label: its name, or its index into labels.names."""
+    quoting: bool | None = None
+    """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
+    max_length: int = Field(256, ge=2)
+    """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
+    train_limit: int | None = Field(None, ge=1)
+    """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
+    workers: int | None = Field(None, ge=1)
+    """Processes that tokenise a large split; null: one per core."""
+
+
+class LabelsConfig(Settings):
+    """Which labels there are, and how each is worded for the backbone."""
+
+    template: str = "This text is about {label}."
+    """Hypothesis of a label; {label} is replaced by the label's name."""
+    texts: dict[str, str] = Field(default_factory=dict)
+    """Hypotheses of single labels, by name, where the template does not read well."""
+    names: list[str] | None = None
+    """Label names in index order; null: those of the training texts, sorted."""
+
+    @field_validator("template")
+    @classmethod
+    def _has_one_field(cls, template: str) -> str:
+        try:
+            fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
+        except ValueError as fault:
+            raise ValueError(f"{template!r} is no template: {fault}; write a literal brace as {{{{ or }}}}") from None
+        if fields != {"label"}:
+            raise ValueError(f"{template!r} must contain {{label}} and no other field")
+        return template
+
+    @field_validator("texts")
+    @classmethod
+    def _are_not_blank(cls, texts: dict[str, str]) -> dict[str, str]:
+        blank = [name for name, text in texts.items() if not text.strip()]
+        if blank:
+            raise ValueError(f"the text of {blank[0]!r} is empty")
+        return texts
+
+    @field_validator("names")
+    @classmethod
+    def _are_distinct(cls, names: list[str] | None) -> list[str] | None:
+        if names is None:
+            return None
+        if len(names) < 2:
+            raise ValueError(f"a classifier needs at least two labels, got {names}")
+        if any(not name.strip() for name in names):
+            raise ValueError("a label name is empty")
+        repeated = [name for name in names if names.count(name) > 1]
+        if repeated:
+            raise ValueError(f"{repeated[0]!r} is named twice")
+        return names

@@ -1,0 +1,32 @@
+import pytest
+from pydantic import ValidationError
+
+from pipeline.data.config import DataConfig, LabelsConfig
+
+
+@pytest.mark.parametrize(
+    ("keys", "complaint"),
+    [
+        ({"template": "no field"}, "must contain {label}"),
+        ({"template": "{label} of {other}"}, "no other field"),
+        ({"template": "{label"}, "is no template"),
+        ({"texts": {"a": " "}}, "the text of 'a' is empty"),
+        ({"names": ["a"]}, "at least two labels"),
+        ({"names": ["a", "b", "a"]}, "'a' is named twice"),
+        ({"names": ["a", ""]}, "a label name is empty"),
+    ],
+)
+def test_labels_faults_are_named(keys, complaint):
+    with pytest.raises(ValidationError, match=complaint):
+        LabelsConfig(**keys)
+
+
+def test_every_key_has_help():
+    for config in (DataConfig, LabelsConfig):
+        assert all(field.description for field in config.model_fields.values())
+
+
+def test_unknown_and_impossible_values_are_refused():
+    with pytest.raises(ValidationError) as fault:
+        DataConfig(train="a.csv", max_length=1, train_limit=0, workers=0, texts="x")
+    assert {error["loc"][0] for error in fault.value.errors()} == {"max_length", "train_limit", "workers", "texts"}
