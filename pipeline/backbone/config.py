@@ -17,7 +17,7 @@ class BackboneConfig(Settings):
     """Hub id or local folder of a transformers model with safetensors weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
-    dtype: Literal["float32", "bfloat16", "float16"] = "bfloat16"
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; also the storage dtype of whatever is not quantised."""
     quantization: Quantization = "none"
     """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only or nf4."""

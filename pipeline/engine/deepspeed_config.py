@@ -1,0 +1,73 @@
+"""The DeepSpeed JSON: read, completed from the run config, and checked against it before anything starts."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed dict without a single "auto". Raises UserError for a wrong file or a contradiction."""
+    path = config.engine.deepspeed
+    resolved = _read(path)
+    for section in ("optimizer", "scheduler"):
+        if section in resolved:
+            raise UserError(f"{path}: drop '{section}'; train.learning_rate, train.schedule and their neighbours set it")
+    bfloat16 = config.backbone.dtype == "bfloat16"
+    micro, accumulation = config.train.batch_size, config.train.gradient_accumulation
+    expected = {
+        "train_micro_batch_size_per_gpu": (micro, "train.batch_size"),
+        "gradient_accumulation_steps": (accumulation, "train.gradient_accumulation"),
+        "train_batch_size": (micro * accumulation * world_size, "train.batch_size * gradient_accumulation * ranks"),
+        "gradient_clipping": (config.train.max_grad_norm, "train.max_grad_norm"),
+    }
+    for key, (value, source) in expected.items():
+        _fill(resolved, key, value, source, path)
+    _fill(resolved.setdefault("bf16", {}), "enabled", bfloat16, "backbone.dtype", path)
+    if resolved.get("fp16", {}).get("enabled"):
+        raise UserError(f"{path}: fp16 is not supported; set backbone.dtype to bfloat16 or float32")
+    # Our optimizer is torch's AdamW over the L-Tuning parameters alone, also under offload.
+    resolved["zero_allow_untested_optimizer"] = True
+    resolved["zero_force_ds_cpu_optimizer"] = False
+    _check_zero(resolved, path)
+    return resolved
+
+
+def zero_stage(resolved: dict[str, Any]) -> int:
+    """0 to 3; from 3 on the backbone is sharded."""
+    return int(resolved["zero_optimization"]["stage"])
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
+    if file is None:
+        raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
+    try:
+        value = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"engine.deepspeed '{path}' is no JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"engine.deepspeed '{path}' must hold a JSON object")
+    return value
+
+
+def _fill(section: dict[str, Any], key: str, value: Any, source: str, path: str) -> None:
+    given = section.get(key, "auto")
+    if given != "auto" and given != value:
+        raise UserError(f"{path}: {key} is {given!r} but {source} is {value!r}; write \"auto\" in the JSON")
+    section[key] = value
+
+
+def _check_zero(resolved: dict[str, Any], path: str) -> None:
+    zero = resolved.get("zero_optimization")
+    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+        raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    if zero.get("zero_quantized_nontrainable_weights"):
+        raise UserError(f"{path}: use backbone.quantization instead of zero_quantized_nontrainable_weights")
+    autos = [key for key, value in zero.items() if value == "auto"]
+    if autos:
+        raise UserError(f"{path}: zero_optimization.{autos[0]} is \"auto\"; write a number (see ds_configs/README.md)")

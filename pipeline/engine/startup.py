@@ -1,0 +1,101 @@
+"""Starts the processes' common ground: process group, device, seeds; the same alone and under any launcher."""
+
+import logging
+import os
+import socket
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+
+from pipeline.config import RunConfig
+from pipeline.engine.deepspeed_config import resolve_deepspeed
+from pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
+Result = TypeVar("Result")
+
+
+def start(config: RunConfig) -> Accelerator:
+    """Joins the process group and returns the accelerator, whose DeepSpeed config is complete.
+
+    Every stage calls this first; later calls in one process reuse the group. DeepSpeed must know the group before any
+    partitioned parameter is made (deepspeedai/DeepSpeed #8084).
+    """
+    _pretend_launcher()
+    if config.engine.threads:
+        torch.set_num_threads(config.engine.threads)
+    world_size = int(os.environ["WORLD_SIZE"])
+    resolved = resolve_deepspeed(config, world_size)
+    _keep_deepspeed_quiet()
+    # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
+    AcceleratorState._reset_state()
+    os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if resolved["bf16"]["enabled"] else "no"
+    accelerator = Accelerator(
+        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
+        mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
+        gradient_accumulation_steps=config.train.gradient_accumulation,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.engine.timeout_seconds))],
+        project_dir=str(config.run_dir.logs),
+    )
+    _make_deterministic(config.run.seed)
+    return accelerator
+
+
+def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
+    """Runs `work` on rank 0 alone, however long it takes, and gives its result, or its failure, to every rank."""
+    if accelerator.num_processes == 1:
+        return work()
+    # A group of its own: work on rank 0 may outlast the timeout of ordinary collectives.
+    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
+    outcome: list[object] = [None, None]
+    if accelerator.is_main_process:
+        try:
+            outcome[0] = work()
+        except Exception as error:
+            outcome[1] = str(error) if isinstance(error, UserError) else f"rank 0 failed: {error!r}"
+            failure: Exception | None = error
+        else:
+            failure = None
+    else:
+        failure = None
+    torch.distributed.broadcast_object_list(outcome, src=0, group=group)
+    torch.distributed.destroy_process_group(group)
+    if outcome[1] is not None:
+        raise failure or UserError(str(outcome[1]))
+    return outcome[0]  # type: ignore[return-value]
+
+
+def _pretend_launcher() -> None:
+    """Without a launcher: the environment that torchrun would set for one process, on a free port."""
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+
+
+def _keep_deepspeed_quiet() -> None:
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    import deepspeed.ops
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.WARNING)
+    # Else DeepSpeed compiles a C++ all-reduce at the first start on a CPU: 40 seconds, and a compiler, for nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+
+
+def _make_deterministic(seed: int) -> None:
+    """Same seed, machine and world size: the same adapter, bit for bit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.manual_seed(seed)
