@@ -1,6 +1,7 @@
 """The run config: nests the parts' own config classes. Defaults, then the YAML file, then `key=value`; last wins."""
 
 import difflib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -14,7 +15,7 @@ from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig, TrainConfig
 from pipeline.errors import UserError
 from pipeline.evaluation_config import EvaluateConfig
-from pipeline.methods import AnyMethodConfig
+from pipeline.methods import METHOD_NAMES, AnyMethodConfig
 from pipeline.rundir import RunDir
 from pipeline.settings import Settings
 
@@ -98,23 +99,26 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _describe(fault: dict[str, Any]) -> str:
     """One fault found by pydantic, in the words of the config file."""
     location = [str(part) for part in fault["loc"]]
-    # A tagged union adds its tag (method.lt_prefix.rank) that the user never wrote.
-    key = ".".join(part for i, part in enumerate(location) if not (i == 1 and location[0] == "method" and len(location) > 2))
+    # A tagged union adds its tag (method.lt_prefix.rank), which the user never wrote.
+    if location[0] == "method" and len(location) > 1 and fault["loc"][1] in METHOD_NAMES:
+        del location[1]
+    key = ".".join(location)
     if fault["type"] == "extra_forbidden":
         return f"unknown key '{key}'{_nearest(key)}"
     if fault["type"] == "missing":
         return f"'{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
-    return f"'{key}': {message[0].lower()}{message[1:]} (got {fault['input']!r})" if key else message
+    given = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    return f"'{key}': {message[0].lower()}{message[1:]}{given}"
 
 
 def _nearest(key: str) -> str:
-    known = [name for name, _, _ in config_keys()]
+    known = list(dict.fromkeys(name for name, _, _ in config_keys()))
     matches = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
     if not matches:
         section = key.split(".")[0]
         inside = [name.split(".", 1)[1] for name in known if name.startswith(f"{section}.")]
-        return f" (keys of {section}: {', '.join(dict.fromkeys(inside))})" if inside else ""
+        return f" (keys of {section}: {', '.join(inside)})" if inside else ""
     return f": did you mean '{matches[0]}'?"
 
 
@@ -125,8 +129,9 @@ def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
         for part in nested:
             yield from config_keys(part, f"{prefix}{name}.")
         if not nested:
-            default = "required" if field.is_required() else yaml.safe_dump(field.default, default_flow_style=True).split("\n")[0]
-            yield f"{prefix}{name}", default, " ".join((field.description or "").split())
+            default = field.get_default(call_default_factory=True)
+            shown = "required" if field.is_required() else json.dumps(default)
+            yield f"{prefix}{name}", shown, " ".join((field.description or "").split())
 
 
 def _classes(annotation: Any) -> Iterator[type]:

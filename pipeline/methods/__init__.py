@@ -11,6 +11,7 @@ from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 
 AnyMethodConfig = Annotated[LTPrefixConfig | LTPromptConfig, Field(discriminator="name")]
+METHOD_NAMES = ("lt_prefix", "lt_prompt")
 
 
 def build_method(config: MethodConfig, facts: BackboneFacts, prompt_tokens: int) -> TuningMethod:

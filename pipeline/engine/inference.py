@@ -1,0 +1,45 @@
+"""Backbones and models ready to run: sharded by ZeRO-3 or whole on each rank, as the DeepSpeed config says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.loading import load_backbone
+from pipeline.engine.deepspeed_config import zero_stage
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_frozen(accelerator: Accelerator, config: BackboneConfig) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3."""
+    resolved = accelerator.state.deepspeed_plugin.deepspeed_config
+    zero_config = resolved if zero_stage(resolved) == 3 else None
+    model = load_backbone(config, zero_config=zero_config, device=accelerator.device)
+    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+
+
+def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -> nn.Module:
+    """A module to call without gradients: inside a ZeRO-3 engine, or cast and moved where nothing is sharded."""
+    module.eval()
+    if zero_stage(accelerator.state.deepspeed_plugin.deepspeed_config) == 3:
+        with exact_buffers(module):
+            engine = accelerator.prepare(module)
+        return engine.eval()
+    with exact_buffers(module):
+        return module.to(accelerator.device, DTYPES[dtype])
+
+
+@contextmanager
+def exact_buffers(module: nn.Module) -> Iterator[None]:
+    """Keeps fp32 buffers of frozen backbones (rotary frequencies) out of a cast of the whole module to bf16."""
+    backbones = [part for part in module.modules() if isinstance(part, FrozenBackbone)]
+    saved = [backbone.float_buffers() for backbone in backbones]
+    yield
+    for backbone, buffers in zip(backbones, saved, strict=True):
+        backbone.restore_buffers(buffers)
