@@ -1,0 +1,157 @@
+"""The adapter directory: all that a trained classifier is, without the backbone. Nothing in it is ever unpickled.
+
+adapter.safetensors         trained tensors of the tuning method, by parameter name
+adapter_config.json         AdapterConfig
+label_states.safetensors    label states [K, P, H] and mask;  labels.json: names, hypotheses, fingerprint
+README.md                   model card
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.config import RunConfig
+from pipeline.data.config import LabelsConfig
+from pipeline.errors import UserError
+from pipeline.label_states import LabelStates, load_label_states
+from pipeline.methods import AnyMethodConfig, TuningMethod, build_method
+from pipeline.model_card import model_card
+from pipeline.rundir import atomic_dir, write_json, write_text
+from pipeline.settings import Settings
+
+FORMAT_VERSION = 1
+TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
+
+
+class TextSettings(Settings):
+    """How texts were read in training."""
+
+    text: str
+    """Column of the text."""
+    text_pair: str | None
+    """Column of the second text."""
+    max_length: int
+    """Tokens kept of each text."""
+
+
+class AdapterConfig(Settings):
+    """adapter_config.json: what is needed to use the adapter, and nothing of how it was trained."""
+
+    version: int = Field(FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    """Of this file format."""
+    backbone: BackboneConfig
+    method: AnyMethodConfig
+    labels: LabelsConfig
+    """Template that words labels which were not in training."""
+    data: TextSettings
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter directory."""
+
+    config: AdapterConfig
+    method_state: dict[str, Tensor]
+    labels: LabelStates
+
+    def build_method(self, facts: BackboneFacts) -> TuningMethod:
+        """The trained method for the backbone of these sizes. UserError if its tensors do not fit."""
+        method = build_method(self.config.method, facts, self.labels.prompt_tokens)
+        expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
+        found = {name: tuple(tensor.shape) for name, tensor in self.method_state.items()}
+        if expected != found:
+            wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            name = wrong[0]
+            raise UserError(
+                f"{TENSORS}: {len(wrong)} tensors do not fit {self.config.method.name} on "
+                f"'{self.config.backbone.name_or_path}', first '{name}': shape {found.get(name, 'absent')}, "
+                f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on"
+            )
+        method.load_state_dict(self.method_state)
+        return method
+
+
+def save_adapter(
+    path: Path,
+    method_state: Mapping[str, Tensor],
+    config: RunConfig,
+    labels: LabelStates,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+) -> None:
+    """Writes the directory whole or not at all. `metrics`: split -> `split_metrics`, for the model card."""
+    kept = TextSettings(text=config.data.text, text_pair=config.data.text_pair, max_length=config.data.max_length)
+    adapter_config = AdapterConfig(backbone=config.backbone, method=config.method, labels=config.labels, data=kept)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
+    with atomic_dir(Path(path)) as folder:
+        save_file(state, folder / TENSORS, metadata={"format": "pt"})
+        write_json(folder / CONFIG, adapter_config.model_dump(mode="json"))
+        labels.write(folder)
+        write_card(folder, Adapter(adapter_config, state, labels), metrics or {})
+
+
+def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """(Re)writes README.md of an adapter directory with these figures."""
+    config = adapter.config
+    text = model_card(
+        backbone=config.backbone.name_or_path,
+        revision=config.backbone.revision,
+        method=config.method.name,
+        parameters=sum(tensor.numel() for tensor in adapter.method_state.values()),
+        labels=list(zip(adapter.labels.names, adapter.labels.hypotheses, strict=True)),
+        pair=config.data.text_pair is not None,
+        max_length=config.data.max_length,
+        results=metrics,
+    )
+    write_text(Path(path) / CARD, text)
+
+
+def load_adapter(path: Path) -> Adapter:
+    """Reads the directory. UserError names the file that is missing, damaged or of a newer format."""
+    path = Path(path)
+    if not (path / CONFIG).is_file():
+        raise UserError(
+            f"'{path}' is no adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
+        )
+    return Adapter(_read_config(path / CONFIG), _read_tensors(path / TENSORS), load_label_states(path))
+
+
+def adapter_fingerprint(path: Path) -> str:
+    """Hash of everything in an adapter directory that scores depend on."""
+    digest = hashlib.sha256()
+    for file in sorted(Path(path).iterdir()):
+        if file.name != CARD:
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _read_config(file: Path) -> AdapterConfig:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and isinstance(version := values.get("version"), int) and version > FORMAT_VERSION:
+            raise UserError(
+                f"'{file}' has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+            )
+        return AdapterConfig.model_validate(values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        raise UserError(f"'{file}' is damaged: {key}: {fault['msg']}; copy the adapter directory again") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"'{file}' cannot be read ({error}); copy the adapter directory again") from error
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"'{file}' is missing or damaged ({error}); copy the adapter directory again") from error

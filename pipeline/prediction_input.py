@@ -1,0 +1,142 @@
+"""Unlabelled texts, one at a time, from a file or standard input: never more than one row in memory."""
+
+import csv
+import json
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, Literal, NamedTuple
+
+from pipeline.errors import UserError
+
+Format = Literal["txt", "csv", "tsv", "jsonl"]
+FORMATS: dict[str, Format] = {".txt": "txt", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+STANDARD_INPUT = "-"
+
+
+class TextRow(NamedTuple):
+    """A text to classify, and where it stands."""
+
+    line: int
+    """Line of the input on which the row ends, from 1."""
+    text: str
+    text_pair: str | None = None
+
+    @property
+    def inputs(self) -> str | tuple[str, str]:
+        return self.text if self.text_pair is None else (self.text, self.text_pair)
+
+
+def format_of(source: str) -> Format:
+    """By the file's ending; standard input is txt. UserError for other endings."""
+    if source == STANDARD_INPUT:
+        return "txt"
+    try:
+        return FORMATS[Path(source).suffix.lower()]
+    except KeyError:
+        raise UserError(
+            f"input '{source}': unknown ending; give the format: {', '.join(dict.fromkeys(FORMATS.values()))}"
+        ) from None
+
+
+def read_texts(source: str, text: str, text_pair: str | None, format: Format | None = None) -> Iterator[TextRow]:
+    """Rows of a file, or of standard input if `source` is "-".
+
+    txt has one text per line (with `text_pair`: the two separated by a tab); the other formats have the columns `text` and
+    `text_pair`; csv may be quoted, tsv is not, as in training. UserError names the line of the first row that is empty,
+    lacks a column, does not parse or is not UTF-8; an input without any row is an error too.
+    """
+    format = format or format_of(source)
+    columns = [text] if text_pair is None else [text, text_pair]
+    rows = 0
+    with _opened(source) as file:
+        lines = _decoded(file, source)
+        for number, values in _parsed(lines, source, columns, format):
+            if any(not value.strip() for value in values):
+                raise UserError(f"{_name(source)}, line {number}: the text is empty; remove the line or fill it")
+            rows += 1
+            yield TextRow(number, *values)
+    if rows == 0:
+        raise UserError(f"{_name(source)} holds no text")
+
+
+def _parsed(lines: Iterator[str], source: str, columns: list[str], format: Format) -> Iterator[tuple[int, list[str]]]:
+    if format in ("csv", "tsv"):
+        yield from _table_rows(lines, source, columns, format)
+        return
+    parse = _plain_values if format == "txt" else _json_values
+    for number, line in enumerate(lines, start=1):
+        try:
+            yield number, parse(line.rstrip("\r\n"), columns)
+        except ValueError as error:
+            raise UserError(f"{_name(source)}, line {number}: {error}") from error
+
+
+def _plain_values(line: str, columns: list[str]) -> list[str]:
+    values = [line] if len(columns) == 1 else line.split("\t")
+    if len(values) != len(columns):
+        raise ValueError(f"expected two texts separated by one tab, found {len(values) - 1} tabs")
+    return values
+
+
+def _json_values(line: str, columns: list[str]) -> list[str]:
+    if not line.strip():
+        return [""]
+    try:
+        value = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"no JSON ({error})") from error
+    if not isinstance(value, dict):
+        raise ValueError("expected a JSON object")  # noqa: TRY004, told to the user with its line
+    texts = [value[column] for column in columns if isinstance(value.get(column), str)]
+    if len(texts) < len(columns):
+        raise ValueError(f"no string under '{' and '.join(columns)}' (keys: {', '.join(value)})")
+    return texts
+
+
+def _table_rows(
+    lines: Iterable[str], source: str, columns: list[str], format: Format
+) -> Iterator[tuple[int, list[str]]]:
+    if format == "csv":
+        reader = csv.reader(lines, strict=True)
+    else:
+        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+    try:
+        header = next(reader, [])
+        missing = [column for column in columns if column not in header]
+        if header and missing:
+            raise UserError(f"{_name(source)}: no column '{missing[0]}' (columns: {', '.join(header)})")
+        places = [header.index(column) for column in columns if header]
+        for row in reader:
+            if row and len(row) != len(header):
+                raise UserError(
+                    f"{_name(source)}, line {reader.line_num}: {len(row)} fields, the header has {len(header)}"
+                )
+            yield reader.line_num, [row[place] for place in places] if row else [""]
+    except csv.Error as error:
+        raise UserError(f"{_name(source)}, line {reader.line_num}: {error}") from error
+
+
+def _decoded(file: BinaryIO, source: str) -> Iterator[str]:
+    for number, line in enumerate(file, start=1):
+        try:
+            yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"{_name(source)}, line {number}: not UTF-8 ({error.reason}); convert the file") from error
+
+
+@contextmanager
+def _opened(source: str) -> Iterator[BinaryIO]:
+    if source == STANDARD_INPUT:
+        yield sys.stdin.buffer
+        return
+    try:
+        with open(source, "rb") as file:
+            yield file
+    except OSError as error:
+        raise UserError(f"input '{source}' cannot be read ({error.strerror})") from error
+
+
+def _name(source: str) -> str:
+    return "standard input" if source == STANDARD_INPUT else f"'{source}'"
