@@ -23,7 +23,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig
 from pipeline.data.config import LabelsConfig
 from pipeline.errors import UserError
-from pipeline.label_states import LabelStates, load_label_states
+from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod, build_method
 from pipeline.model_card import model_card
 from pipeline.rundir import atomic_dir, write_json, write_text
@@ -95,7 +95,7 @@ def save_adapter(
     with atomic_dir(Path(path)) as folder:
         save_file(state, folder / TENSORS, metadata={"format": "pt"})
         write_json(folder / CONFIG, adapter_config.model_dump(mode="json"))
-        labels.write(folder)
+        labels.save(folder)
         write_card(folder, Adapter(adapter_config, state, labels), metrics or {})
 
 
@@ -122,7 +122,7 @@ def load_adapter(path: Path) -> Adapter:
         raise UserError(
             f"'{path}' is no adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
         )
-    return Adapter(_read_config(path / CONFIG), _read_tensors(path / TENSORS), load_label_states(path))
+    return Adapter(_read_config(path / CONFIG), _read_tensors(path / TENSORS), LabelStates.load(path))
 
 
 def adapter_fingerprint(path: Path) -> str:
