@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
-from pipeline.rundir import atomic_dir, read_json, write_json
+from pipeline.rundir import read_json, write_json
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
@@ -35,32 +35,27 @@ class LabelStates:
         """P"""
         return self.mask.shape[1]
 
-    def write(self, folder: Path) -> None:
+    def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
         tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
         safetensors.torch.save_file(tensors, folder / STATES_FILE, metadata={"fingerprint": json.dumps(self.fingerprint)})
         words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
         write_json(folder / NAMES_FILE, words)
 
-    def save(self, folder: Path) -> None:
-        """Replaces the folder, whole or not at all."""
-        with atomic_dir(folder) as temporary:
-            self.write(temporary)
-
-
-def load_label_states(folder: Path) -> LabelStates:
-    """Reads what `LabelStates.write` wrote. Raises UserError for missing, damaged or mixed-up files."""
-    words = read_json(folder / NAMES_FILE)
-    path = folder / STATES_FILE
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            states, mask = file.get_tensor("states"), file.get_tensor("mask")
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
-    if words.get("version") != FORMAT or json.loads(metadata.get("fingerprint", "{}")) != words["fingerprint"]:
-        raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
-    return LabelStates(words["names"], words["hypotheses"], states, mask.bool(), words["fingerprint"])
+    @classmethod
+    def load(cls, folder: Path) -> "LabelStates":
+        """Reads what `save` wrote. Raises UserError for missing, damaged or mixed-up files."""
+        words = read_json(folder / NAMES_FILE)
+        path = folder / STATES_FILE
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                states, mask = file.get_tensor("states"), file.get_tensor("mask")
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
+        if words.get("version") != FORMAT or json.loads(metadata.get("fingerprint", "{}")) != words["fingerprint"]:
+            raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
+        return cls(words["names"], words["hypotheses"], states, mask.bool(), words["fingerprint"])
 
 
 def read_hypotheses(backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32) -> Tensor:

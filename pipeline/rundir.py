@@ -40,6 +40,11 @@ class RunDir:
         except OSError as error:
             raise UserError(f"run.dir '{self.path}' cannot be written ({error.strerror}): choose another run.dir") from error
 
+    def write_config(self, text: str) -> None:
+        """Keeps the resolved config; rank 0 writes it for all."""
+        if os.environ.get("RANK", "0") == "0":
+            write_text(self.config_file, text)
+
 
 def _sync_folder(path: Path) -> None:
     """Makes a rename inside `path` survive a power cut."""

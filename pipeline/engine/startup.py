@@ -3,14 +3,14 @@
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs
+from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, is_mlflow_available, is_wandb_available
 
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
@@ -40,6 +40,7 @@ def start(config: RunConfig) -> Accelerator:
         mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
         gradient_accumulation_steps=config.train.gradient_accumulation,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.engine.timeout_seconds))],
+        log_with=_trackers(config.logging.trackers),
         project_dir=str(config.run_dir.logs),
     )
     _make_deterministic(config.run.seed)
@@ -68,6 +69,14 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     if outcome[1] is not None:
         raise failure or UserError(str(outcome[1]))
     return outcome[0]  # type: ignore[return-value]
+
+
+def _trackers(names: Sequence[str]) -> list[str]:
+    """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
+    for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
+        if name in names and not available():
+            raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")
+    return [name for name in names if name != "jsonl"]
 
 
 def _pretend_launcher() -> None:

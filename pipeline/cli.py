@@ -1,0 +1,159 @@
+"""The command line: one subcommand per stage, each a thin call of the stage's function."""
+
+import argparse
+import logging
+import os
+import sys
+import textwrap
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+from pipeline import __version__
+from pipeline.errors import UserError
+
+STAGES = {
+    "run": "all stages in order: preprocess, encode-labels, train, evaluate",
+    "preprocess": "read, check and tokenise the texts",
+    "encode-labels": "let the frozen backbone read each label's hypothesis once",
+    "train": "train the tuning method",
+    "evaluate": "score every label for every text of the evaluated splits",
+    "estimate": "memory, time and communication from the config alone, for any number of GPUs",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted."""
+    options = build_parser().parse_args(arguments)
+    _set_up_logging(options.debug)
+    try:
+        COMMANDS.get(options.command, _stage)(options)
+    except UserError as error:
+        return _fail(str(error), 2, options.debug)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, options.debug)
+    except BrokenPipeError:
+        # The reader of our output has gone (predict | head); nothing is left to say to it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
+    _leave_group()
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_ConfigParser)
+    for name, description in STAGES.items():
+        command = commands.add_parser(name, help=description, description=description)
+        command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
+        command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+        if name == "run":
+            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        if name == "estimate":
+            _add_estimate_options(command)
+    commands._parser_class = argparse.ArgumentParser
+    _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
+    return parser
+
+
+def _add_estimate_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
+    command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
+    command.add_argument("--bandwidth", type=float, metavar="GB/S", help="interconnect per GPU, in GB/s")
+
+
+def _add_predict_options(command: argparse.ArgumentParser) -> None:
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
+    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
+    command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
+    command.add_argument("--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)")
+    command.add_argument("--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+class _ConfigParser(argparse.ArgumentParser):
+    """A parser whose help ends with every config key, its default and what it does."""
+
+    def format_help(self) -> str:
+        from pipeline.config import config_keys
+
+        lines = [super().format_help(), "config keys (section.key=value):"]
+        for key, default, text in config_keys():
+            lines.append(f"  {key}={default}")
+            lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
+        return "\n".join(lines) + "\n"
+
+
+def _stage(options: argparse.Namespace) -> None:
+    from pipeline.config import load_config
+
+    config = load_config(options.config, options.overrides)
+    config.run_dir.create()
+    config.run_dir.write_config(config.to_yaml())
+    _stage_function(options.command)(config)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if not options.dry_run:
+        return _stage(options)
+    from pipeline.config import load_config
+    from pipeline.stages.plan import plan
+
+    plan(load_config(options.config, options.overrides))
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    from pipeline.config import load_config
+    from pipeline.stages.estimate import estimate
+
+    config = load_config(options.config, options.overrides)
+    estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
+
+
+def _predict(options: argparse.Namespace) -> None:
+    from pipeline.rundir import RunDir
+    from pipeline.stages.predict import predict
+
+    adapter = RunDir(options.run).adapter if options.run else options.adapter
+    labels = [name.strip() for part in options.labels or () for name in part.split(",")]
+    predict(adapter, options.input, options.output, labels=labels or None)
+
+
+COMMANDS = {"run": _run, "estimate": _estimate, "predict": _predict}
+
+
+def _stage_function(name: str) -> Any:
+    """The stage's function, imported only now: `--help` must not wait for torch."""
+    module = __import__(f"pipeline.stages.{name.replace('-', '_')}", fromlist=["pipeline"])
+    return getattr(module, name.replace("-", "_"))
+
+
+def _set_up_logging(debug: bool) -> None:
+    """Plain lines on standard error; ranks other than 0 speak only of trouble."""
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    if not debug:
+        # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        logging.getLogger("pipeline").exception("traceback:")
+    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    return status
+
+
+def _leave_group() -> None:
+    """Ends the process group in good order, if a stage has joined one."""
+    distributed = getattr(sys.modules.get("torch"), "distributed", None)
+    if distributed is not None and distributed.is_initialized():
+        distributed.destroy_process_group()

@@ -1,0 +1,43 @@
+"""The tokenised splits as training and evaluation read them."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from datasets import Dataset, load_from_disk
+from numpy.typing import NDArray
+
+from pipeline.errors import UserError
+
+
+@dataclass(frozen=True)
+class Split:
+    """One split: Arrow rows on disk, lengths and labels in memory."""
+
+    rows: Dataset
+    lengths: NDArray[np.int64]
+    """[rows] tokens"""
+    labels: NDArray[np.int64]
+    """[rows] label indices"""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
+        """Tokenised rows ready for `collate`."""
+        columns = self.rows[indices]
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def load_split(folder: Path) -> Split:
+    """Reads data/<split>/. Raises UserError where preprocess has not written it."""
+    try:
+        rows = load_from_disk(str(folder))
+    except FileNotFoundError as error:
+        raise UserError(f"'{folder}' does not exist: run preprocess first") from error
+    assert isinstance(rows, Dataset)
+    lengths, labels = np.asarray(rows["length"]), np.asarray(rows["label"])
+    inputs = [name for name in ("input_ids", "token_type_ids", "length") if name in rows.column_names]
+    return Split(rows.select_columns(inputs), lengths, labels)
+

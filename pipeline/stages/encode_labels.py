@@ -1,0 +1,84 @@
+"""Stage 2: the frozen backbone reads each label's hypothesis once."""
+
+import logging
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.backbone.loading import weights_fingerprint
+from pipeline.config import RunConfig
+from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.engine.inference import load_frozen, prepare_inference
+from pipeline.engine.startup import on_main_process, start
+from pipeline.errors import UserError
+from pipeline.label_states import NAMES_FILE, LabelStates, read_hypotheses
+from pipeline.rundir import atomic_dir, differences, read_json, sha256_of
+
+log = logging.getLogger(__name__)
+
+
+def encode_labels(config: RunConfig) -> LabelStates:
+    """Makes labels/ in the run directory, or finds it current. Raises UserError where preprocess has not run."""
+    accelerator = start(config)
+    names = read_json(config.run_dir.manifest_file)["labels"]
+    tokenizer = load_tokenizer(config.backbone)
+    words = hypotheses(names, config.labels)
+    wanted = label_fingerprint(config, tokenizer, names, words)
+    folder = config.run_dir.labels
+    if (folder / NAMES_FILE).is_file():
+        changed = differences(read_json(folder / NAMES_FILE)["fingerprint"], wanted)
+        if not changed:
+            log.info("encode-labels: %s is current", folder)
+            return LabelStates.load(folder)
+        log.info("encode-labels: %s is stale (%s), made again", folder, "; ".join(changed))
+    input_ids, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
+    backbone = prepare_inference(accelerator, load_frozen(accelerator, config.backbone), config.backbone.dtype)
+    states = LabelStates(names, words, _read(accelerator, backbone, input_ids, mask), mask, wanted)
+    accelerator.free_memory()
+    on_main_process(accelerator, lambda: _write(states, folder))
+    log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.prompt_tokens, folder)
+    return states
+
+
+def current_label_states(config: RunConfig) -> LabelStates:
+    """The label states for training and evaluation. Raises UserError where they were made from something else."""
+    states = LabelStates.load(config.run_dir.labels)
+    tokenizer = load_tokenizer(config.backbone)
+    names = read_json(config.run_dir.manifest_file)["labels"]
+    wanted = label_fingerprint(config, tokenizer, names, hypotheses(names, config.labels))
+    changed = differences(states.fingerprint, wanted)
+    if changed:
+        raise UserError(f"'{config.run_dir.labels}' does not fit: {'; '.join(changed)}; run encode-labels again")
+    return states
+
+
+def label_fingerprint(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, names: list[str], words: list[str]
+) -> dict[str, str]:
+    """Everything the label states depend on, part by part."""
+    backbone = config.backbone
+    return {
+        "backbone": backbone.name_or_path,
+        "backbone.revision": str(backbone.revision),
+        "backbone.dtype": backbone.dtype,
+        "backbone.quantization": backbone.quantization,
+        **weights_fingerprint(backbone),
+        "tokenizer": tokenizer_fingerprint(tokenizer),
+        "labels": sha256_of(*names),
+        "hypotheses": sha256_of(*words),
+        "data.max_length": str(config.data.max_length),
+    }
+
+
+def _read(accelerator: Accelerator, backbone: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
+    with torch.no_grad():
+        return read_hypotheses(backbone, input_ids.to(accelerator.device), mask.to(accelerator.device))
+
+
+def _write(states: LabelStates, folder: Path) -> None:
+    with atomic_dir(folder) as temporary:
+        states.save(temporary)
