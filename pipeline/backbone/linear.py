@@ -1,0 +1,131 @@
+"""Frozen linear layers whose weight is kept in 8 bits.
+
+The quantised matrix is an ordinary integer parameter without gradient, so ZeRO-3 partitions and gathers it as it is, in
+8 bits. The row scales are float32 bit patterns in an int32 buffer, because an engine that casts the module to bfloat16
+would round floats. Forward keeps no state and no dequantised copy: backward reads the weight from the module again,
+which by then ZeRO-3 has gathered again (bitsandbytes' own layer keeps the whole matrix instead; its issues 1249, 1927).
+"""
+
+from typing import Any
+
+import torch
+from bitsandbytes import functional as bnb
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.pytorch_utils import Conv1D
+
+
+class QuantizedLinear(nn.Module):
+    """A frozen `y = x W^T + b` with W [out, in] in 8 bits; subclasses say how it is multiplied.
+
+    Args: sizes of the layer it stands for; `dtype` is the bias's. Parameters are made on `device` (usually meta) and
+    filled by the loader from what `quantize` returns.
+    """
+
+    def __init__(
+        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        super().__init__()
+        self.in_features, self.out_features = in_features, out_features
+        empty = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
+        self.weight = nn.Parameter(empty, requires_grad=False)
+        self.bias = (
+            nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
+        )
+        self.register_buffer("scale_bits", torch.zeros(out_features, dtype=torch.int32, device=device))
+
+    @staticmethod
+    def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Row-wise absmax quantisation of LLM.int8(): [R, in] float -> int8 [R, in] and scales [R] as int32 bits."""
+        # The library's CPU routine writes to its argument and divides by zero for rows of zeros.
+        codes, scales, _ = bnb.int8_vectorwise_quant(rows.to(torch.float16, copy=True))
+        codes[scales == 0] = 0
+        return codes, scales.contiguous().view(torch.int32)
+
+    @property
+    def scales(self) -> Tensor:
+        """Largest magnitude of each row, float32 [out]."""
+        return self.scale_bits.view(torch.float32)
+
+    def dequantized(self, dtype: torch.dtype) -> Tensor:
+        """The weight [out, in] in `dtype`, by the formula of bitsandbytes' backward."""
+        return self.weight.data.to(dtype).mul_(self.scales.unsqueeze(1) * (1.0 / 127.0))
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        """[R, in] -> [R, out], without autograd."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out] in the dtype of `x`; differentiable with respect to `x` alone."""
+        rows: Tensor = _FrozenMatmul.apply(x.reshape(-1, self.in_features), self)
+        return rows.view(*x.shape[:-1], self.out_features)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Linear(QuantizedLinear):
+    """LLM.int8(): activations are quantised row by row too, except the columns with outliers (arXiv 2208.07339).
+
+    `threshold`: a column with a magnitude at or above it is multiplied in the dtype of `x`; 0 turns that off.
+    """
+
+    def __init__(self, *sizes: Any, threshold: float, **options: Any) -> None:
+        super().__init__(*sizes, **options)
+        self.threshold = threshold
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.data.to(rows.dtype)
+        # Copied also where `rows` are float16 already: the CPU routine blanks outliers in place for a moment.
+        halves = rows.detach().to(torch.float16, copy=True)
+        codes, row_scales, outliers = bnb.int8_vectorwise_quant(halves, threshold=self.threshold)
+        weight, scales = self.weight.data, self.scales
+        if self.threshold == 0:
+            return torch.ops.bitsandbytes.int8_scaled_mm.default(
+                codes, weight, row_scales, scales, bias=bias, dtype=rows.dtype
+            )
+        product, _ = torch.ops.bitsandbytes.int8_mixed_scaled_mm.default(
+            rows, codes, weight, row_scales, scales, outliers, bias
+        )
+        return product
+
+
+class Int8WeightOnlyLinear(QuantizedLinear):
+    """The 8-bit weight is dequantised for the product: exact gradients, activations are not rounded."""
+
+    def multiply(self, rows: Tensor) -> Tensor:
+        weight = self.dequantized(rows.dtype)
+        return rows @ weight.t() if self.bias is None else torch.addmm(self.bias.data.to(rows.dtype), rows, weight.t())
+
+
+class _FrozenMatmul(torch.autograd.Function):
+    """Keeps the layer for backward, not its weight, which ZeRO-3 frees after forward and gathers again."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, layer: QuantizedLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.multiply(rows)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return grad_output @ ctx.layer.dequantized(grad_output.dtype), None
+
+
+def quantizable(module: nn.Module) -> bool:
+    """Linear layers and GPT-2's Conv1D; not the projections torch's own attention reads without calling them."""
+    return isinstance(module, Conv1D) or (
+        isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
+    )
+
+
+def quantized_like(module: nn.Module, quantization: str, threshold: float, dtype: torch.dtype) -> QuantizedLinear:
+    """An unfilled quantised layer (on meta) of the same function as a linear layer or Conv1D."""
+    # Conv1D stores its weight as [in, out].
+    out_features, in_features = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
+    sizes = (in_features, out_features, module.bias is not None)
+    options = {"dtype": dtype, "device": torch.device("meta")}
+    if quantization == "int8":
+        return Int8Linear(*sizes, threshold=threshold, **options)
+    assert quantization == "int8_weight_only", quantization
+    return Int8WeightOnlyLinear(*sizes, **options)

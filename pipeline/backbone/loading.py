@@ -1,0 +1,209 @@
+"""Loading a frozen backbone: sharded as it is read, quantised as it comes, so that no rank ever holds all of it.
+
+The model is built without memory for its parameters; then every parameter gets the rows this rank keeps, read from
+safetensors files, cast or quantised, and handed to ZeRO-3. Without ZeRO-3 the same code keeps every row.
+"""
+
+import inspect
+import logging
+import re
+from collections import Counter
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from accelerate import init_empty_weights
+from torch import Tensor, nn
+from tqdm import tqdm
+from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+from pipeline.backbone.checkpoint import Checkpoint, first_line, fingerprint, open_checkpoint
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.linear import QuantizedLinear, quantizable, quantized_like
+from pipeline.backbone.names import Source, match_names
+from pipeline.backbone.partition import Partitioner
+from pipeline.backbone.ranks import gather_objects, on_every_rank
+from pipeline.errors import UserError
+
+logger = logging.getLogger(__name__)
+_BAR: dict[str, Any] = {"desc": "loading backbone", "unit": "B", "unit_scale": True, "unit_divisor": 1024}
+
+
+def load_backbone(
+    config: BackboneConfig, *, zero_config: dict[str, Any] | None, device: torch.device
+) -> PreTrainedModel:
+    """The base model (no head) of `config`, frozen and in eval mode, on `device`.
+
+    With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
+    rank reads its own share; with None every rank holds everything. Collective where a process group exists.
+    Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
+    same on all ranks, and for weights that are not finite.
+    """
+    checkpoint, _ = _open_alike(config)
+    dtype = getattr(torch, config.dtype)
+    model, sources = on_every_rank(lambda: _build(config, dtype, checkpoint))
+    quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
+    partitioner = Partitioner(zero_config, device)
+    _move_buffers(model, device)
+    is_main = not dist.is_initialized() or dist.get_rank() == 0
+    with tqdm(
+        total=checkpoint.stored_bytes // partitioner.world_size, **_BAR, disable=None if is_main else True
+    ) as bar:
+        rows = _Rows(checkpoint, sources, partitioner, bar)
+        on_every_rank(lambda: _fill(model, quantized, dtype, rows))
+    if partitioner.world_size > 1:
+        _share_scales(list(quantized.values()))
+    if is_main:
+        _report(model, config, quantized)
+    return model.requires_grad_(False).eval()
+
+
+def weights_fingerprint(config: BackboneConfig) -> dict[str, str]:
+    """File name -> size and hash of header and samples, for config.json and the weights; equal on all ranks.
+
+    Collective where a process group exists. Raises UserError, on every rank, where the ranks see different files.
+    """
+    return _open_alike(config)[1]
+
+
+def _open_alike(config: BackboneConfig) -> tuple[Checkpoint, dict[str, str]]:
+    def open_here() -> tuple[Checkpoint, dict[str, str]]:
+        checkpoint = open_checkpoint(config)
+        return checkpoint, fingerprint(config, checkpoint)
+
+    checkpoint, here = on_every_rank(open_here)
+    for rank, there in enumerate(gather_objects(here)):
+        if there != (first := here if rank == 0 else first):
+            differing = sorted(name for name in first.keys() | there.keys() if first.get(name) != there.get(name))
+            raise UserError(
+                f"rank {rank} sees another {', '.join(differing)} of {config.name_or_path} than rank 0; "
+                "give every node the same files"
+            )
+    return checkpoint, here
+
+
+def _build(
+    config: BackboneConfig, dtype: torch.dtype, checkpoint: Checkpoint
+) -> tuple[PreTrainedModel, dict[str, Source]]:
+    """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
+    model_config = _model_config(config)
+    model_class = _model_class(model_config, config)
+    model_config.dtype = dtype
+    takes = inspect.signature(model_class.__init__).parameters
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
+        # Not from_config: that would enter zero.Init by itself wherever accelerate has announced ZeRO-3.
+        with init_empty_weights(include_buffers=False):
+            model = model_class(model_config, **options)
+    finally:
+        torch.set_default_dtype(default)
+    model.tie_weights()
+    return model, match_names(model, checkpoint)
+
+
+def _model_config(config: BackboneConfig) -> PreTrainedConfig:
+    try:
+        model_config = AutoConfig.from_pretrained(
+            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {first_line(error)}") from error
+    if getattr(model_config, "quantization_config", None) is not None:
+        raise UserError(
+            f"{config.name_or_path} is quantised already; give the original weights, backbone.quantization makes them 8 bit"
+        )
+    return model_config
+
+
+def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
+    own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
+    if own_code is not None and config.trust_remote_code:
+        return get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
+    if type(model_config) not in MODEL_MAPPING:
+        raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
+    found = MODEL_MAPPING[type(model_config)]
+    return found[0] if isinstance(found, tuple) else found
+
+
+def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
+    """Puts an unfilled quantised layer in the place of every linear one; name -> layer."""
+    layers = {}
+    for name, module in list(model.named_modules()):
+        if quantizable(module):
+            layers[name] = quantized_like(module, config.quantization, config.int8_threshold, dtype)
+            model.set_submodule(name, layers[name])
+    return layers
+
+
+def _move_buffers(model: nn.Module, device: torch.device) -> None:
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            # On meta are only the scales of quantised layers: zero until their rows are read.
+            on_meta = buffer.device.type == "meta"
+            setattr(module, name, torch.zeros_like(buffer, device=device) if on_meta else buffer.to(device))
+
+
+def _fill(model: PreTrainedModel, layers: dict[str, QuantizedLinear], dtype: torch.dtype, rows: "_Rows") -> None:
+    """Makes every parameter real, a tied one once, and reads the stored buffers."""
+    names_of: dict[nn.Parameter, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        names_of.setdefault(parameter, []).append(name)
+    for parameter, names in names_of.items():
+        name = next(name for name in names if name in rows.sources)
+        owner, _, leaf = name.rpartition(".")
+        layer = layers.get(owner) if leaf == "weight" else None
+        kept_as = parameter.dtype if layer is not None else dtype
+        filled = rows.partitioner.filled(parameter.shape, kept_as, partial(rows.read, name, layer, dtype))
+        for tied_name in names:
+            owner, _, leaf = tied_name.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, filled)
+    for name, buffer in model.named_buffers():
+        if name in rows.sources:
+            buffer.copy_(rows.read(name, None, buffer.dtype, 0, len(buffer)).view_as(buffer))
+
+
+class _Rows:
+    """Reads rows of the model's tensors, checks them, and casts or quantises them on the device."""
+
+    def __init__(self, checkpoint: Checkpoint, sources: dict[str, Source], partitioner: Partitioner, bar: tqdm) -> None:
+        self.checkpoint, self.sources, self.partitioner, self.bar = checkpoint, sources, partitioner, bar
+
+    def read(self, name: str, layer: QuantizedLinear | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows [first, last) of tensor `name` in `dtype`, or as the codes of `layer`, whose scales are set."""
+        source = self.sources[name]
+        rows = self.checkpoint.read_rows(source.stored_name, first, last, source.transposed and layer is not None)
+        self.bar.update(rows.nbytes)
+        rows = rows.to(self.partitioner.device, dtype if layer is None else torch.float16)
+        if not torch.isfinite(rows).all():
+            file = self.checkpoint.tensors[source.stored_name].file
+            raise UserError(f"{file}: {source.stored_name} holds values that are not finite; fetch the file again")
+        if layer is None:
+            return rows
+        codes, layer.scale_bits[first:last] = layer.quantize(rows)
+        return codes
+
+
+def _share_scales(layers: list[QuantizedLinear]) -> None:
+    """Every rank gets the scales of all rows: each knows those of the rows it read, and has zeros for the others."""
+    if not layers:
+        return
+    scales = torch.cat([layer.scale_bits for layer in layers])
+    # As bit patterns: non-negative floats order as their bits do.
+    dist.all_reduce(scales, op=dist.ReduceOp.MAX)
+    for layer, own in zip(layers, scales.split([layer.out_features for layer in layers]), strict=True):
+        layer.scale_bits.copy_(own)
+
+
+def _report(model: PreTrainedModel, config: BackboneConfig, layers: dict[str, QuantizedLinear]) -> None:
+    """Says once what was quantised and what was not."""
+    weights = {f"{name}.weight" for name in layers}
+    patterns = Counter((name in weights, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())
+    for is_quantized, title in ((True, f"{config.quantization} weights"), (False, f"{config.dtype} parameters")):
+        listed = [f"{name} x{count}" for (kind, name), count in patterns.items() if kind == is_quantized]
+        if listed:
+            logger.info("%s: %s", title, ", ".join(listed))
