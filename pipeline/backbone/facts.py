@@ -2,6 +2,10 @@
 
 from dataclasses import dataclass
 
+from transformers import PreTrainedConfig
+
+from pipeline.errors import UserError
+
 
 @dataclass(frozen=True)
 class BackboneFacts:
@@ -23,3 +27,72 @@ class BackboneFacts:
     """Largest number of tokens, prompt or prefix included; None where the model sets no bound (ALiBi)."""
     is_decoder: bool
     """Causal (True) or bidirectional (False)."""
+
+
+ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
+DECODERS = (
+    "bloom",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "qwen2",
+    "qwen3",
+)
+
+
+def facts_of(config: PreTrainedConfig) -> BackboneFacts:
+    """Facts of the base model (without head) that AutoModel builds from a transformers config.
+
+    Raises UserError for encoder-decoder and vision models and for families that were never tried.
+    """
+    family = config.model_type
+    _refuse_unsupported(config)
+    heads: int = config.num_attention_heads
+    return BackboneFacts(
+        family=family,
+        # OPT-350m embeds its tokens, and puts out its last states, in a width below that of its layers.
+        hidden_size=config.word_embed_proj_dim if family == "opt" else config.hidden_size,
+        layers=config.num_hidden_layers,
+        heads=heads,
+        kv_heads=_cached_heads(config),
+        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
+        max_positions=_max_positions(config),
+        is_decoder=family in DECODERS,
+    )
+
+
+def _refuse_unsupported(config: PreTrainedConfig) -> None:
+    family = config.model_type
+    if family in ENCODERS + DECODERS:
+        return
+    name = f"backbone {config.name_or_path!r}" if config.name_or_path else "the backbone"
+    if config.is_encoder_decoder:
+        problem = f"is an encoder-decoder model ({family})"
+    elif any(hasattr(config, key) for key in ("image_size", "vision_config")):
+        problem = f"is a vision model ({family})"
+    else:
+        problem = f"has the unknown model type {family!r}"
+    raise UserError(f"{name} {problem}; choose a text model of one of: {', '.join(sorted(ENCODERS + DECODERS))}")
+
+
+def _cached_heads(config: PreTrainedConfig) -> int:
+    """G, by what each family's attention hands to the cache."""
+    heads: int = config.num_attention_heads
+    if config.model_type == "falcon":
+        # The new architecture (40B, 180B) repeats its grouped keys for every head before it caches them.
+        return 1 if config.multi_query and not config.new_decoder_architecture else heads
+    return getattr(config, "num_key_value_heads", None) or heads
+
+
+def _max_positions(config: PreTrainedConfig) -> int | None:
+    if config.model_type == "bloom" or (config.model_type == "falcon" and config.alibi):
+        return None
+    if config.model_type == "roberta":  # position numbers start behind the padding's
+        return config.max_position_embeddings - config.pad_token_id - 1
+    return config.max_position_embeddings

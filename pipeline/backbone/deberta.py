@@ -1,0 +1,134 @@
+"""Prefix keys and values for DeBERTa, whose attention takes no cache.
+
+The prefix joins the keys and values of the text inside the disentangled attention (He et al., arXiv 2006.03654, Eq. 4).
+A prefix token has no place in the text, so it gets the content-to-content term only: no content-to-position, no
+position-to-content, and no shift of the text's own relative positions. Its scores are scaled like the text's, by
+sqrt(D * (1 + number of position terms)).
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from pipeline.errors import UserError
+
+FAMILIES = ("deberta", "deberta-v2")
+
+
+@dataclass(frozen=True)
+class _LayerPrefix:
+    keys: Tensor
+    """[B, N, P, D]"""
+    values: Tensor
+    """[B, N, P, D]"""
+    mask: Tensor
+    """[B, P] bool"""
+
+
+class DebertaPrefix:
+    """Wraps every attention of a DeBERTa model in place; `active` then gives the prefix to one forward call."""
+
+    def __init__(self, model: PreTrainedModel):
+        if getattr(model.config, "talking_head", False):
+            raise UserError("DeBERTa with talking_head attention is not supported; choose another backbone")
+        self._layers: list[_LayerPrefix] = []
+        for index, layer in enumerate(model.encoder.layer):
+            attention = layer.attention.self
+            attention.forward = partial(_attend, attention, attention.forward)
+            layer.forward = partial(_layer_forward, layer, layer.forward)
+            # The model passes its layers no extra argument. A hook adds the prefix as one, outside of activation
+            # checkpointing, so that recomputation in backward sees the prefix of its own forward call.
+            layer.register_forward_pre_hook(partial(self._add_prefix, index), with_kwargs=True)
+
+    @contextmanager
+    def active(self, prefix: Tensor, mask: Tensor) -> Iterator[None]:
+        """`prefix` [L, 2, B, N, P, D] and `mask` [B, P] bool reach the layers of the calls made inside."""
+        self._layers = [_LayerPrefix(keys, values, mask) for keys, values in prefix]
+        try:
+            yield
+        finally:
+            self._layers = []
+
+    def _add_prefix(
+        self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        return args, kwargs | {"prefix": self._layers[index]} if self._layers else kwargs
+
+
+def _layer_forward(
+    layer: Any, original: Any, hidden_states: Tensor, *args: Any, prefix: _LayerPrefix | None = None, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """`DebertaLayer.forward`, handing `prefix` down to the attention."""
+    if prefix is None:
+        return original(hidden_states, *args, **kwargs)
+    context, _ = layer.attention.self(hidden_states, *args, prefix=prefix, **kwargs)
+    attended = layer.attention.output(context, hidden_states)
+    return layer.output(layer.intermediate(attended), attended), None
+
+
+def _attend(
+    attention: Any,
+    original: Any,
+    hidden_states: Tensor,
+    attention_mask: Tensor,
+    *args: Any,
+    prefix: _LayerPrefix | None = None,
+    relative_pos: Tensor | None = None,
+    rel_embeddings: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """`DisentangledSelfAttention.forward` over [prefix; text]: hidden_states [B, T, H] -> context [B, T, H].
+
+    `attention_mask` is [B, 1, T, T].
+    """
+    if prefix is None:
+        positions = {"relative_pos": relative_pos, "rel_embeddings": rel_embeddings}
+        return original(hidden_states, attention_mask, *args, **positions, **kwargs)
+    score = _scores_v1 if hasattr(attention, "in_proj") else _scores_v2
+    query, values, text_scores = score(attention, hidden_states, relative_pos, rel_embeddings)
+    prefix_scores = query @ prefix.keys.to(query.dtype).transpose(-1, -2)
+    scores = torch.cat([prefix_scores, text_scores], dim=-1)
+    prefix_mask = prefix.mask[:, None, None, :].expand(-1, 1, query.shape[-2], -1)
+    mask = torch.cat([prefix_mask, attention_mask.bool()], dim=-1)
+    weights = scores.masked_fill(~mask, torch.finfo(scores.dtype).min).softmax(dim=-1)
+    context = weights @ torch.cat([prefix.values.to(values.dtype), values], dim=-2)
+    return context.transpose(1, 2).flatten(2), None
+
+
+def _scores_v1(
+    attention: Any, hidden_states: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DeBERTa v1: scaled queries and values [B, N, T, D], scores of the text [B, N, T, T]."""
+    split = attention.transpose_for_scores
+    query, key, value = split(attention.in_proj(hidden_states)).chunk(3, dim=-1)
+    factor = 1 + len(attention.pos_att_type)
+    query = (query + split(attention.q_bias[None, None])) / math.sqrt(query.shape[-1] * factor)
+    scores = query @ key.transpose(-1, -2)
+    if attention.relative_attention:
+        scores = scores + attention.disentangled_att_bias(query, key, relative_pos, rel_embeddings, factor)
+    return query, value + split(attention.v_bias[None, None]), scores
+
+
+def _scores_v2(
+    attention: Any, hidden_states: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """DeBERTa v2 and v3: scaled queries and values [B, N, T, D], scores of the text [B, N, T, T]."""
+    heads = attention.num_attention_heads
+    query, key, value = (
+        attention.transpose_for_scores(projection(hidden_states), heads)  # [B * N, T, D]
+        for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
+    )
+    factor = 1 + sum(kind in attention.pos_att_type for kind in ("c2p", "p2c"))
+    scaled = query / math.sqrt(query.shape[-1] * factor)
+    scores = scaled @ key.transpose(-1, -2)
+    if attention.relative_attention:
+        scores = scores + attention.disentangled_attention_bias(query, key, relative_pos, rel_embeddings, factor)
+    scaled, value, scores = (tensor.unflatten(0, (-1, heads)) for tensor in (scaled, value, scores))
+    return scaled, value, scores

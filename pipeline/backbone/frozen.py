@@ -1,0 +1,126 @@
+"""The frozen model, run with or without an injection."""
+
+from functools import partial
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.backbone import deberta
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.backbone.prefix_cache import PrefixCache
+
+WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
+
+
+class FrozenBackbone(nn.Module):
+    """A base model whose parameters take no gradient and whose dropout stays off, so that forward is a pure function.
+
+    A text's states depend neither on its padding, on either side, nor on holes in its injection's mask. No weight is
+    read outside its module's forward, so the parameters may be partitioned by ZeRO-3.
+    """
+
+    def __init__(self, model: PreTrainedModel, facts: BackboneFacts, *, gradient_checkpointing: bool = False):
+        super().__init__()
+        self.model = model.requires_grad_(False)
+        self.facts = facts
+        self._deberta = deberta.DebertaPrefix(model) if facts.family in deberta.FAMILIES else None
+        self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
+        self._first_position = model.config.pad_token_id + 1 if facts.family == "roberta" else 0
+        if gradient_checkpointing:
+            _checkpoint_layers(model)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> Self:
+        """Keeps the model itself in eval mode: no dropout, no layer drop."""
+        super().train(mode)
+        self.model.eval()
+        return self
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        injection: Injection | None = None,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Last hidden states [B, T, H] of the text tokens.
+
+        `input_ids`, `attention_mask` (nonzero: real token) and `token_type_ids` are [B, T], padded on either side.
+        States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype.
+        """
+        assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
+        mask = attention_mask.bool()
+        tokens = {"input_ids": input_ids}
+        if self._takes_token_types and token_type_ids is not None:
+            tokens["token_type_ids"] = token_type_ids
+        if injection is not None and injection.prompt is not None:
+            tokens, mask = self._behind_prompt(tokens, mask, injection.prompt, injection.mask)
+        # Real tokens first. Relative positions (DeBERTa) and sliding windows count places, so padding inside would be
+        # seen; and padding before the text has nothing to attend to, which eager attention can turn into NaN.
+        order = mask.logical_not().int().argsort(dim=1, stable=True)
+        tokens = {name: _take(value, order) for name, value in tokens.items()}
+        hidden = self._run(tokens, mask.gather(1, order), injection)
+        return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
+
+    def _behind_prompt(
+        self, tokens: dict[str, Tensor], mask: Tensor, prompt: Tensor, prompt_mask: Tensor
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Prompt and text as one sequence of embeddings and its mask [B, P + T]."""
+        embeddings = self.model.get_input_embeddings()(tokens["input_ids"])
+        joined = {"inputs_embeds": torch.cat([prompt.to(embeddings.dtype), embeddings], dim=1)}
+        if "token_type_ids" in tokens:
+            joined["token_type_ids"] = nn.functional.pad(tokens["token_type_ids"], (prompt.shape[1], 0))
+        return joined, torch.cat([prompt_mask, mask], dim=1)
+
+    def _run(self, tokens: dict[str, Tensor], mask: Tensor, injection: Injection | None) -> Tensor:
+        """Calls the model on a right-padded sequence with the mask [B, S] -> last hidden states [B, S, H]."""
+        prefix = None if injection is None else injection.prefix
+        seen = mask if injection is None or prefix is None else torch.cat([injection.mask, mask], dim=1)
+        inputs: dict[str, Any] = {**tokens, "use_cache": False}
+        if self.facts.family not in WITHOUT_POSITION_IDS:
+            positions = (seen.cumsum(dim=1) - 1).clamp(min=0)  # clamp: a row without any token
+            inputs["position_ids"] = positions[:, -mask.shape[1] :] + self._first_position
+        if prefix is None or injection is None:
+            return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
+        if self._deberta is None:
+            inputs["past_key_values"] = PrefixCache(prefix)
+            return self.model(attention_mask=seen.long(), **inputs).last_hidden_state
+        with self._deberta.active(prefix, injection.mask):
+            return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
+
+    def float_buffers(self) -> dict[str, Tensor]:
+        """Copies of all floating-point buffers by name (rotary frequencies, scales), as they are before an engine casts
+        the whole module to bf16, which would round them."""
+        return {name: buffer.clone() for name, buffer in self.model.named_buffers() if buffer.is_floating_point()}
+
+    def restore_buffers(self, saved: dict[str, Tensor]) -> None:
+        """Puts `float_buffers()` back with their own dtype, on the device where each buffer now is."""
+        for name, value in saved.items():
+            owner, _, leaf = name.rpartition(".")
+            setattr(self.model.get_submodule(owner), leaf, value.to(self.model.get_buffer(name).device))
+
+
+def _take(sequence: Tensor, places: Tensor) -> Tensor:
+    """Each row of `sequence` [B, S] or [B, S, H] at `places` [B, T] -> [B, T] or [B, T, H]."""
+    if sequence.ndim == 3:
+        places = places[..., None].expand(-1, -1, sequence.shape[-1])
+    return sequence.gather(1, places)
+
+
+def _checkpoint_layers(model: PreTrainedModel) -> None:
+    """Makes every transformer layer forget its activations and recompute them in backward.
+
+    transformers' own switch drops `past_key_values` from each layer's call, and with it the prefix (its PR #38913; in 5.23
+    the private `_can_checkpoint_with_cache` prevents that for all families but GPT-2, which drops it by itself), and
+    works in training mode only. Non-reentrant, since the reentrant kind loses the gradient of tensors that are not positional
+    arguments (its PR #46572); with ZeRO-3 this needs DeepSpeed 0.19.3 (its issue #8148).
+    """
+    for layer in model.modules():
+        if isinstance(layer, GradientCheckpointingLayer):
+            # No dropout inside: random state need not be kept.
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

@@ -1,0 +1,37 @@
+"""A read-only attention cache that carries trained prefix keys and values into the backbone."""
+
+from torch import Tensor, cat
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class _PrefixLayer(DynamicLayer):
+    """One layer's prefix: `update` puts it before the new keys and values and stores nothing.
+
+    Storing nothing makes the layer a pure function of its inputs, so activation checkpointing may run it twice.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values = keys, values
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
+    ) -> tuple[Tensor, Tensor]:
+        """[B, G, T, D] keys and values of the text -> [B, G, P + T, D], the prefix in front."""
+        assert self.keys is not None and self.values is not None
+        keys = cat([self.keys.to(key_states.dtype), key_states], dim=-2)
+        values = cat([self.values.to(value_states.dtype), value_states], dim=-2)
+        return keys, values
+
+
+class PrefixCache(Cache):
+    """What a `DynamicCache` filled with `prefix` [L, 2, B, G, P, D] would be, but never written to.
+
+    Holds views of `prefix`, so gradients reach it; the text's keys and values are not kept after their layer has run.
+    In layers with sliding-window attention the prefix counts as the P tokens before the text, as it would in a
+    `DynamicCache`: text beyond the window no longer sees it.
+    """
+
+    def __init__(self, prefix: Tensor):
+        super().__init__(layers=[_PrefixLayer(keys, values) for keys, values in prefix])

@@ -1,0 +1,37 @@
+import pytest
+import torch
+
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.pooling import pool, resolve_pooling
+from tests.tiny import tiny_model
+
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
+HIDDEN = torch.arange(16, dtype=torch.double).view(4, 4, 1) * torch.tensor([1.0, -1.0], dtype=torch.double)
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"),
+    [("last", [3, 5, 11, 14]), ("first", [0, 4, 10, 13]), ("mean", [1.5, 4.5, 10.5, 13.5])],
+)
+def test_right_token(how: str, expected: list[float]) -> None:
+    column = torch.tensor(expected, dtype=torch.double)
+    torch.testing.assert_close(pool(HIDDEN, MASK, how), torch.stack([column, -column], dim=1))
+
+
+@pytest.mark.parametrize("how", ["last", "first", "mean"])
+def test_padding_reaches_neither_value_nor_gradient(how: str) -> None:
+    hidden = HIDDEN.masked_fill(MASK[..., None] == 0, float("nan")).requires_grad_()
+    pooled = pool(hidden, MASK, how)
+    assert torch.equal(pooled, pool(HIDDEN, MASK, how))
+    (gradient,) = torch.autograd.grad(pooled.sum(), hidden)
+    assert gradient.isfinite().all() and (gradient[MASK == 0] == 0).all()
+
+
+def test_mean_of_nothing_is_zero() -> None:
+    assert torch.equal(pool(HIDDEN, torch.zeros_like(MASK), "mean"), torch.zeros(4, 2, dtype=torch.double))
+
+
+def test_auto() -> None:
+    assert resolve_pooling("auto", facts_of(tiny_model("gpt2").config)) == "last"
+    assert resolve_pooling("auto", facts_of(tiny_model("deberta").config)) == "mean"
+    assert resolve_pooling("first", facts_of(tiny_model("gpt2").config)) == "first"
