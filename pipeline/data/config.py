@@ -41,7 +41,7 @@ class LabelsConfig(Settings):
 
     template: str = "This text is about {label}."
     """Hypothesis of a label; {label} is replaced by the label's name."""
-    texts: dict[str, str] = Field(default_factory=dict)
+    texts: dict[str, str] = Field({})
     """Hypotheses of single labels, by name, where the template does not read well."""
     names: list[str] | None = None
     """Label names in index order; null: those of the training texts, sorted."""

@@ -1,0 +1,89 @@
+"""Label names, the indices of label values, and the hypotheses that word each label for the backbone."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.data.config import LabelsConfig
+from pipeline.data.sources import nearest
+from pipeline.errors import UserError
+
+_INDEX = re.compile(r"0|[1-9][0-9]*")
+
+
+def label_names(values: Sequence[str], configured: list[str] | None, in_source: list[str] | None) -> list[str]:
+    """Names in index order: as configured, else as the source gives them, else the training values, sorted.
+
+    Args:
+        values: distinct label values of the training rows; integers as strings.
+
+    Raises:
+        UserError: the training rows have one label only.
+    """
+    if len(values) < 2:
+        raise UserError(f"all training texts have the label {values[0]!r}: a classifier needs at least two")
+    if configured or in_source:
+        return list(configured or in_source or [])
+    if all(_INDEX.fullmatch(value) for value in values):
+        return sorted(values, key=int)
+    return sorted(values)
+
+
+def label_indices(values: Sequence[str], names: Sequence[str]) -> dict[str, int]:
+    """The index of every value that is a name, or an index into `names` as a string; others are left out."""
+    by_name = {name: index for index, name in enumerate(names)}
+    by_index = {str(index): index for index in range(len(names))}
+    return {value: (by_index | by_name)[value] for value in values if value in by_name or value in by_index}
+
+
+def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
+    """The wording of each label: its own text if there is one, else the template.
+
+    Raises:
+        UserError: a text for an unknown label, or two labels worded alike.
+    """
+    for name in config.texts:
+        if name not in names:
+            raise UserError(f"labels.texts has a text for {name!r}, which is no label{nearest(name, names)}")
+    texts = {name: config.texts.get(name) or config.template.format(label=name) for name in names}
+    _refuse_twins(texts, "have the same hypothesis")
+    return list(texts.values())
+
+
+def encode_hypotheses(
+    tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int
+) -> tuple[Tensor, Tensor]:
+    """Tokenises the hypotheses, padded on the right to the longest.
+
+    Returns:
+        input_ids [K, P] long and mask [K, P] bool.
+
+    Raises:
+        UserError: two hypotheses become the same tokens, or one becomes none or more than `max_length`.
+    """
+    rows = tokenizer(list(hypotheses), truncation=False, padding=False, verbose=False)["input_ids"]
+    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    for text, row in zip(hypotheses, rows, strict=True):
+        if not 0 < len(row) <= max_length:
+            raise UserError(
+                f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
+            )
+    longest = max(map(len, rows))
+    input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return input_ids, torch.arange(longest) < lengths[:, None]
+
+
+def _refuse_twins(forms: Mapping[str, str | tuple[int, ...]], complaint: str) -> None:
+    """`forms` maps each label (or hypothesis) to what must be its own."""
+    first: dict[str | tuple[int, ...], str] = {}
+    for name, form in forms.items():
+        if first.setdefault(form, name) != name:
+            raise UserError(
+                f"the labels {first[form]!r} and {name!r} {complaint}: reword one (labels.template, labels.texts)"
+            )

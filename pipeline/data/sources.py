@@ -1,0 +1,228 @@
+"""Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: larger than memory is no problem."""
+
+import difflib
+import hashlib
+import re
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from datasets import Dataset, load_dataset
+from datasets.exceptions import DatasetsError
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.data.config import DataConfig
+from pipeline.data.readers import ARROW_BATCH_ROWS, Row, Table, arrow_rows, class_label_names, open_file
+from pipeline.errors import UserError
+
+EMBEDDED = Path(__file__).parent / "embedded"
+MAX_LABELS = 10_000
+SHOWN = 3
+"""Faults, rows or names given in a message; the rest are counted."""
+
+_HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
+
+
+@dataclass
+class LabelSeen:
+    """How often a label value occurs, and where first."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CheckedSplit:
+    """One split as read: rows that passed every check."""
+
+    source: str
+    rows: Dataset
+    """Columns row, text, text_pair if there is one, and label as a string."""
+    labels: dict[str, LabelSeen]
+    label_names: list[str] | None
+    """Names that the source itself gives to integer labels."""
+    text_hashes: NDArray[np.uint64]
+    """64-bit hash [rows] of each normalised text (pair): finds texts in two splits in 8 bytes per row."""
+
+
+def split_file(source: str, split: str) -> Path | None:
+    """The file behind a split's config value; None for a hub data set."""
+    if source.startswith("hub:"):
+        return None
+    return EMBEDDED / f"{split}.tsv" if source == "embedded" else Path(source)
+
+
+def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) -> CheckedSplit:
+    """Reads and checks a split, and writes its rows to `arrow_file`, which stays memory-mapped.
+
+    Raises:
+        UserError: the source cannot be read, lacks a column, or has faulty rows (the first few are named).
+    """
+    file = split_file(source, split)
+    table = _open_hub(source, config.label) if file is None else open_file(file, config.quoting, config.label)
+    where = str(file or source)
+    texts = [config.text] + ([config.text_pair] if config.text_pair else [])
+    if table.columns is not None:
+        _check_columns(
+            where, table.columns, {"text": config.text, "text_pair": config.text_pair, "label": config.label}
+        )
+    checker = _Checker(where, texts, config.label)
+    _write(
+        arrow_file, checker.good_rows(tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)), len(texts) == 2
+    )
+    checker.raise_faults()
+    if not checker.row_count:
+        raise UserError(f"{where}: no rows")
+    hashes = np.frombuffer(checker.hashes, dtype=np.uint64)
+    return CheckedSplit(where, Dataset.from_file(str(arrow_file)), checker.labels, table.label_names, hashes)
+
+
+def overlap(first: CheckedSplit, second: CheckedSplit) -> list[int]:
+    """Positions in `second.rows` of texts (pairs) also in `first`, compared by letters, digits and underscores only."""
+    return np.flatnonzero(np.isin(second.text_hashes, first.text_hashes)).tolist()
+
+
+def some(items: Sequence[str], count: int | None = None) -> str:
+    """The first few items, and how many more there are of `count` in all (default: as many as items)."""
+    more = (len(items) if count is None else count) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (nearest: 'x')` where a known name is close, else nothing."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (nearest: {matches[0]!r})" if matches else ""
+
+
+class _RowFault(Exception):
+    """What is wrong with one row."""
+
+
+class _Checker:
+    """Passes good rows on and gathers the faults of the others."""
+
+    def __init__(self, where: str, text_columns: list[str], label_column: str) -> None:
+        self.where, self.text_columns, self.label_column = where, text_columns, label_column
+        self.labels: dict[str, LabelSeen] = {}
+        self.hashes = array("Q")
+        self.row_count = self.fault_count = 0
+        self.faults: list[str] = []
+
+    def good_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
+        """(row number, text, [text_pair], label as a string) of every row without a fault."""
+        for row in rows:
+            self.row_count += 1
+            try:
+                texts, label = self._checked(row)
+            except _RowFault as fault:
+                self.fault_count += 1
+                if self.fault_count <= SHOWN:
+                    self.faults.append(f"{row.place}: {fault}")
+                continue
+            self._count(label, row.place)
+            self.hashes.append(_text_hash(texts))
+            yield row.number, *texts, label
+
+    def raise_faults(self) -> None:
+        if self.fault_count:
+            shown = some(self.faults, self.fault_count)
+            raise UserError(f"{self.where}: {self.fault_count} of {self.row_count} rows are faulty: {shown}")
+
+    def _checked(self, row: Row) -> tuple[list[str], str]:
+        if row.fault:
+            raise _RowFault(row.fault)
+        return [_text(row.values, column) for column in self.text_columns], _label(row.values, self.label_column)
+
+    def _count(self, label: str, place: str) -> None:
+        seen = self.labels.setdefault(label, LabelSeen())
+        seen.count += 1
+        if seen.count <= SHOWN:
+            seen.places.append(place)
+        if len(self.labels) > MAX_LABELS:
+            raise UserError(
+                f"{self.where}: column {self.label_column!r} has more than {MAX_LABELS} different values; "
+                "set data.label to the column of the labels"
+            )
+
+
+def _open_hub(source: str, label: str) -> Table:
+    match = _HUB.fullmatch(source)
+    if not match:
+        raise UserError(f"{source!r} is no hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
+    try:
+        dataset = load_dataset(**match.groupdict())
+    except (OSError, ValueError, DatasetsError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
+    batches = dataset.with_format("arrow").iter(ARROW_BATCH_ROWS)
+    return Table(dataset.column_names, arrow_rows(batches), class_label_names(dataset.features, label))
+
+
+def _check_columns(where: str, columns: list[str], wanted: dict[str, str | None]) -> None:
+    for key, name in wanted.items():
+        if name is not None and name not in columns:
+            known = ", ".join(repr(column) for column in columns)
+            raise UserError(f"{where}: no column {name!r} (data.{key}){nearest(name, columns)}; columns: {known}")
+
+
+def _text(values: dict[str, Any], column: str) -> str:
+    if column not in values:
+        raise _RowFault(f"no field {column!r}")
+    text = values[column]
+    if not isinstance(text, str):
+        raise _RowFault(f"{column!r} is {'null' if text is None else type(text).__name__}, not a string")
+    if not text.strip():
+        raise _RowFault(f"{column!r} is empty")
+    return _whole(text, column)
+
+
+def _label(values: dict[str, Any], column: str) -> str:
+    """A label's name, or its index as a string."""
+    value = values.get(column)
+    if isinstance(value, float) and value.is_integer():  # pandas turns integers to floats where one is missing
+        value = int(value)
+    if value is None or (isinstance(value, str) and not value.strip()):
+        raise _RowFault(f"no label in {column!r}")
+    if not isinstance(value, str | int):
+        raise _RowFault(f"the label {value!r} is neither a string nor an integer")
+    return _whole(str(value).strip(), column)
+
+
+def _whole(text: str, column: str) -> str:
+    """`text`, unless it holds half of a surrogate pair, which JSON allows and UTF-8 does not."""
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise _RowFault(f"{column!r} holds half a character at position {error.start}") from None
+    return text
+
+
+def _text_hash(texts: list[str]) -> int:
+    words = "\0".join(re.sub(r"\W+", "", text.lower()) or text for text in texts)
+    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
+
+
+def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:
+    texts = ["text", "text_pair"] if has_pair else ["text"]
+    schema = pa.schema([("row", pa.int64()), *((name, pa.string()) for name in texts), ("label", pa.string())])
+    with pa.OSFile(str(arrow_file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for batch in _batched(rows):
+            columns = [list(column) for column in zip(*batch, strict=True)]
+            writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _batched(rows: Iterable[tuple[Any, ...]]) -> Iterator[list[tuple[Any, ...]]]:
+    batch: list[tuple[Any, ...]] = []
+    for row in rows:
+        batch.append(row)
+        if len(batch) == ARROW_BATCH_ROWS:
+            yield batch
+            batch = []
+    if batch:
+        yield batch

@@ -1,0 +1,147 @@
+"""Turns the checked rows of a split into tokens, in parallel, from Arrow to Arrow."""
+
+import os
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.data.sources import SHOWN, some
+from pipeline.errors import UserError
+
+BATCH_ROWS = 256
+ROWS_PER_WORKER = 10_000
+"""Fewer rows are not worth the start of another process."""
+
+
+def tokenise(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    indices: Mapping[str, int],
+    max_length: int,
+    workers: int | None,
+    arrow_file: Path,
+    split: str,
+) -> Dataset:
+    """Adds the columns input_ids, token_type_ids (pairs only, where the tokenizer gives them), length in tokens and
+    truncated; label becomes an index. Written to `arrow_file` and memory-mapped.
+
+    Args:
+        rows: columns row, text, text_pair if there is one, label (a string).
+        indices: label index by label value.
+        workers: at most this many processes; None: one per core this process may use.
+
+    Raises:
+        UserError: a text becomes no token at all.
+    """
+    processes = min(workers or len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_WORKER)
+    if processes > 1:  # a forked process must not use the tokenizer's own threads, and warns unless told so
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    encode = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
+    result = rows.map(
+        encode,
+        batched=True,
+        batch_size=BATCH_ROWS,
+        writer_batch_size=BATCH_ROWS,
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(arrow_file),
+        features=_features(rows, encode),
+        new_fingerprint=split,  # nothing is cached between runs: the manifest says what is current
+        desc=f"tokenising {split}",
+    )
+    _refuse_empty(result, split)
+    return result
+
+
+def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
+    """Counts of a tokenised split, as the manifest gives them."""
+    lengths, labels = column(rows, "length"), column(rows, "label")
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    return {
+        "rows": len(rows),
+        "tokens": int(lengths.sum()),
+        "longest": int(lengths.max()),
+        "truncated": int(column(rows, "truncated").sum()),
+        "per_label": dict(zip(names, counts, strict=True)),
+    }
+
+
+def column(rows: Dataset, name: str) -> NDArray[Any]:
+    """A column of numbers [rows] of a data set without reading the others."""
+    return rows.data.column(name).to_numpy()
+
+
+def balanced_subset(labels: NDArray[np.integer], limit: int, seed: int) -> NDArray[np.int64]:
+    """`limit` row indices in ascending order, drawn without replacement, with each label's share kept.
+
+    Shares are rounded by largest remainder (ties to the smaller index), with at least one row of each label that occurs.
+
+    Args:
+        labels: label index of each row [rows]; at least as many rows, and at most as many labels, as `limit`.
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    assert len(values) <= limit <= len(labels)
+    exact = counts * limit / len(labels)
+    kept = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while kept.sum() < limit:
+        kept[np.argmax(exact - kept)] += 1
+    while kept.sum() > limit:  # rare labels were lifted to one row: the most over-represented others make room
+        kept[np.argmax(np.where(kept > 1, kept - exact, -np.inf))] -= 1
+    generator = np.random.default_rng(seed)
+    drawn = [generator.permutation(np.flatnonzero(labels == value))[:n] for value, n in zip(values, kept, strict=True)]
+    return np.sort(np.concatenate(drawn))
+
+
+def _encode(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, indices: dict[str, int], max_length: int
+) -> dict[str, list[Any]]:
+    encoded = _call(tokenizer, batch, range(len(batch["text"])), max_length=None)
+    long = [index for index, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    cut = _call(tokenizer, batch, long, max_length) if long else {}
+    for name, rows in cut.items():
+        for index, row in zip(long, rows, strict=True):
+            encoded[name][index] = row
+    truncated = np.zeros(len(batch["text"]), dtype=bool)
+    truncated[long] = True
+    return encoded | {
+        "label": [indices[value] for value in batch["label"]],
+        "length": [len(row) for row in encoded["input_ids"]],
+        "truncated": truncated.tolist(),
+    }
+
+
+def _call(
+    tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[Any]], chosen: range | list[int], max_length: int | None
+) -> dict[str, list[list[int]]]:
+    """Tokens of the chosen texts. Padding and truncation are always said: a tokenizer.json may have its own."""
+    texts = [[batch[name][index] for index in chosen] for name in ("text", "text_pair") if name in batch]
+    encoded = tokenizer(
+        *texts,
+        padding=False,
+        truncation="longest_first" if max_length else False,
+        max_length=max_length,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    # Of a single text the type ids are all 0, which is what every backbone assumes without them.
+    names = ["input_ids"] + ["token_type_ids"] * (len(texts) == 2 and "token_type_ids" in encoded)
+    return {name: encoded[name] for name in names}
+
+
+def _features(rows: Dataset, encode: Any) -> Features:
+    tokens = {name: List(Value("int32")) for name in encode(rows[:1]) if name.endswith("_ids")}
+    kinds = {"label": Value("int64"), **tokens, "length": Value("int32"), "truncated": Value("bool")}
+    return Features({**rows.features, **kinds})
+
+
+def _refuse_empty(rows: Dataset, split: str) -> None:
+    empty = np.flatnonzero(pc.equal(rows.data.column("length"), 0).to_numpy(zero_copy_only=False))
+    if len(empty):
+        places = [f"row {rows[int(index)]['row']}" for index in empty[:SHOWN]]
+        raise UserError(f"{split}: {len(empty)} texts become no token at all: {some(places, len(empty))}")
