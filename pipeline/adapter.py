@@ -26,7 +26,7 @@ from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod, build_method
 from pipeline.model_card import model_card
-from pipeline.rundir import atomic_dir, write_json, write_text
+from pipeline.rundir import RunDir, atomic_dir, differences, write_json, write_text
 from pipeline.settings import Settings
 
 FORMAT_VERSION = 1
@@ -55,6 +55,18 @@ class AdapterConfig(Settings):
     """Template that words labels which were not in training."""
     data: TextSettings
 
+    @classmethod
+    def of_run(cls, config: RunConfig) -> "AdapterConfig":
+        """What a run with this config trains."""
+        data = TextSettings(text=config.data.text, text_pair=config.data.text_pair, max_length=config.data.max_length)
+        return cls(backbone=config.backbone, method=config.method, labels=config.labels, data=data)
+
+    def flat(self) -> dict[str, str]:
+        """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
+        aside = {"name_or_path", "revision", "trust_remote_code", "gradient_checkpointing"}
+        sections = self.model_dump(mode="json", exclude={"version": True, "backbone": aside})
+        return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
+
 
 @dataclass(frozen=True)
 class Adapter:
@@ -80,6 +92,17 @@ class Adapter:
         method.load_state_dict(self.method_state)
         return method
 
+    def check_backbone(self, weights: Mapping[str, str], tokenizer: str) -> None:
+        """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""
+        current = {**weights, "tokenizer": tokenizer}
+        made_for = {part: self.labels.fingerprint[part] for part in current if part in self.labels.fingerprint}
+        changed = differences(made_for, current)
+        if changed:
+            raise UserError(
+                f"the adapter was made for another backbone than '{self.config.backbone.name_or_path}' is now: "
+                f"{'; '.join(changed)}; give the backbone it was trained on"
+            )
+
 
 def save_adapter(
     path: Path,
@@ -89,8 +112,7 @@ def save_adapter(
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> None:
     """Writes the directory whole or not at all. `metrics`: split -> `split_metrics`, for the model card."""
-    kept = TextSettings(text=config.data.text, text_pair=config.data.text_pair, max_length=config.data.max_length)
-    adapter_config = AdapterConfig(backbone=config.backbone, method=config.method, labels=config.labels, data=kept)
+    adapter_config = AdapterConfig.of_run(config)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
     with atomic_dir(Path(path)) as folder:
         save_file(state, folder / TENSORS, metadata={"format": "pt"})
@@ -123,6 +145,12 @@ def load_adapter(path: Path) -> Adapter:
             f"'{path}' is no adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
         )
     return Adapter(_read_config(path / CONFIG), _read_tensors(path / TENSORS), LabelStates.load(path))
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter directory that `path` is, or that the run directory `path` holds."""
+    run_dir = RunDir(path)
+    return run_dir.adapter if run_dir.adapter.is_dir() else run_dir.path
 
 
 def adapter_fingerprint(path: Path) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import yaml
 
-from pipeline.adapter import adapter_fingerprint, load_adapter, save_adapter, write_card
+from pipeline.adapter import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
@@ -21,7 +21,7 @@ LABELS = LabelStates(
     hypotheses=["This text is about sport.", "This text is about `a|b`."],
     states=torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)),
     mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
-    fingerprint={"backbone": "somebody/some-model", "dtype": "float32"},
+    fingerprint={"backbone": "x", "model.safetensors": "10 bytes, abc", "tokenizer": "tokens"},
 )
 
 
@@ -122,3 +122,20 @@ def test_a_wrong_or_newer_config_is_refused(folder: Path) -> None:
     file.unlink()
     with pytest.raises(UserError, match="no adapter directory"):
         load_adapter(folder)
+
+
+def test_another_backbone_is_refused_by_part(folder: Path) -> None:
+    adapter = load_adapter(folder)
+    adapter.check_backbone({"model.safetensors": "10 bytes, abc"}, "tokens")
+    with pytest.raises(
+        UserError, match=r"another backbone than 'somebody/some-model' is now: model.safetensors was '10 b"
+    ):
+        adapter.check_backbone({"model.safetensors": "11 bytes, abd"}, "tokens")
+    with pytest.raises(UserError, match="tokenizer was 'tokens', now 'others'"):
+        adapter.check_backbone({"model.safetensors": "10 bytes, abc"}, "others")
+    with pytest.raises(UserError, match="model-00001-of-00002.safetensors was absent"):
+        adapter.check_backbone({"model-00001-of-00002.safetensors": "5 bytes, a"}, "tokens")
+
+
+def test_the_adapter_of_a_run_directory_is_found(folder: Path) -> None:
+    assert adapter_folder(folder.parent) == adapter_folder(folder) == folder

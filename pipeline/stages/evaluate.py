@@ -1,0 +1,157 @@
+"""Stage 4: scores every label for every text of the evaluated splits."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from accelerate import Accelerator
+from datasets import load_from_disk
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
+from pipeline.backbone.loading import weights_fingerprint
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.config import RunConfig
+from pipeline.data.splits import load_split
+from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.engine.inference import load_frozen, prepare_inference
+from pipeline.engine.startup import on_main_process, start
+from pipeline.errors import UserError
+from pipeline.metrics import predictions, split_metrics
+from pipeline.model import LTuningModel
+from pipeline.rundir import RunDir, atomic_dir, differences, read_json, sha256_of, write_json
+from pipeline.scoring import score
+
+log = logging.getLogger(__name__)
+
+FINGERPRINT_FILE = "fingerprint.json"
+
+
+def evaluate(config: RunConfig) -> dict[str, Any]:
+    """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> figures.
+
+    Every rank must call it. Raises UserError where an earlier stage has not run, where the adapter was made from another
+    backbone or with other settings, and where scores are not finite.
+    """
+    accelerator = start(config)
+    run_dir = config.run_dir
+    manifest = read_json(run_dir.manifest_file)
+    splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
+    if not splits:
+        raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
+    adapter = load_adapter(run_dir.adapter)
+    check_adapter(adapter, config, manifest["labels"])
+    wanted = evaluation_fingerprint(run_dir, manifest, splits)
+    if on_main_process(accelerator, lambda: _is_current(run_dir, wanted)):
+        log.info("evaluate: %s is current", run_dir.evaluation)
+        return dict(read_json(run_dir.metrics_file))
+    metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
+    accelerator.free_memory()
+    on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
+    for name, figures in metrics.items():
+        log.info("evaluate: %s", summary_line(name, figures))
+        for note in figures["notes"]:
+            log.warning("evaluate: %s: %s", name, note)
+    return metrics
+
+
+def _score_splits(
+    accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
+) -> tuple[dict[str, Any], list[pa.Table]]:
+    """The figures by split, and each split's predictions."""
+    model = _load_model(accelerator, config, adapter)
+    pad_token, names = pad_token_id(load_tokenizer(config.backbone)), adapter.labels.names
+    metrics, tables = {}, []
+    for name in splits:
+        split = load_split(config.run_dir.data / name)
+        scores = score(
+            model,
+            split.rows,
+            len(names),
+            config.evaluate.batch_size,
+            pad_token_id=pad_token,
+            device=accelerator.device,
+            description=f"evaluate {name}",
+        )
+        metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
+        tables.append(_prediction_table(name, config.run_dir.data / name, names, split.labels, scores))
+    return metrics, tables
+
+
+def check_adapter(adapter: Adapter, config: RunConfig, names: list[str]) -> None:
+    """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
+    adapter.check_backbone(weights_fingerprint(config.backbone), tokenizer_fingerprint(load_tokenizer(config.backbone)))
+    changed = differences(adapter.config.flat(), AdapterConfig.of_run(config).flat())
+    changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
+    if changed:
+        raise UserError(f"'{config.run_dir.adapter}' was trained otherwise: {'; '.join(changed)}; run train again")
+
+
+def evaluation_fingerprint(run_dir: RunDir, manifest: dict[str, Any], splits: list[str]) -> dict[str, str]:
+    """Everything the figures depend on, part by part."""
+    data = manifest["fingerprint"]
+    return {
+        "adapter": adapter_fingerprint(run_dir.adapter),
+        "data": sha256_of(*(f"{key}={value}" for key, value in sorted(data.items()))),
+        "evaluate.splits": ", ".join(splits),
+    }
+
+
+def majority_label(manifest: dict[str, Any]) -> int:
+    """Index of the label most frequent in the training texts, the lowest of equals."""
+    counts = manifest["splits"]["train"]["per_label"]
+    return int(np.argmax([counts[name] for name in manifest["labels"]]))
+
+
+def summary_line(split: str, figures: dict[str, Any]) -> str:
+    """A split's main figures beside the majority baseline, for people."""
+    baseline = figures["majority"]
+    shown = ", ".join(
+        f"{key} {figures[key]:.4f} (majority {baseline[key]:.4f})" for key in ("accuracy", "macro_f1", "mcc")
+    )
+    return f"{split}: {shown}, {figures['n']} texts"
+
+
+def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
+    file = run_dir.evaluation / FINGERPRINT_FILE
+    if not file.is_file():
+        return False
+    changed = differences(read_json(file), wanted)
+    if changed:
+        log.info("evaluate: %s is stale (%s), made again", run_dir.evaluation, "; ".join(changed))
+    return not changed
+
+
+def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -> nn.Module:
+    backbone = load_frozen(accelerator, config.backbone)
+    method = adapter.build_method(backbone.facts)
+    pooling = resolve_pooling(config.backbone.pooling, backbone.facts)
+    model = LTuningModel(backbone, method, adapter.labels.states, adapter.labels.mask, pooling)
+    return prepare_inference(accelerator, model, config.backbone.dtype)
+
+
+def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray, scores: NDArray) -> pa.Table:
+    """One row per text: split, row (of the source, from 1), label, prediction, and a column score/<label> per label."""
+    words = pa.array(names)
+    columns = {
+        "split": pa.repeat(pa.scalar(split), len(truth)),
+        "row": pa.array(load_from_disk(str(folder))["row"][:], pa.int64()),
+        "label": words.take(pa.array(truth)),
+        "prediction": words.take(pa.array(predictions(scores))),
+    }
+    return pa.table(columns | {f"score/{name}": pa.array(scores[:, index]) for index, name in enumerate(names)})
+
+
+def _write(
+    run_dir: RunDir, adapter: Adapter, metrics: dict[str, Any], tables: list[pa.Table], fingerprint: dict[str, str]
+) -> None:
+    """Replaces evaluation/ whole or not at all, then brings the figures into the model card."""
+    with atomic_dir(run_dir.evaluation) as folder:
+        write_json(folder / run_dir.metrics_file.name, metrics)
+        pq.write_table(pa.concat_tables(tables), folder / run_dir.predictions_file.name)
+        write_json(folder / FINGERPRINT_FILE, fingerprint)
+    write_card(run_dir.adapter, adapter, metrics)
