@@ -1,10 +1,15 @@
 """Config keys of the frozen backbone."""
 
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
+from pipeline.errors import UserError
 from pipeline.settings import Settings
+
+PACKAGE_SCHEME = "package:"
 
 Quantization = Literal["none", "int8", "int8_weight_only", "nf4"]
 Pooling = Literal["auto", "last", "first", "mean"]
@@ -14,7 +19,7 @@ class BackboneConfig(Settings):
     """Which pretrained model is used, and how it is held in memory."""
 
     name_or_path: str
-    """Hub id or local folder of a transformers model with safetensors weights."""
+    """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package, with safetensors weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
@@ -29,3 +34,14 @@ class BackboneConfig(Settings):
     """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
     trust_remote_code: bool = False
     """Run model code that ships with the checkpoint. Only for sources you trust."""
+
+    @property
+    def location(self) -> str:
+        """What transformers is to load: a hub id or a folder. Raises UserError where a package is not installed."""
+        if not self.name_or_path.startswith(PACKAGE_SCHEME):
+            return self.name_or_path
+        package, _, folder = self.name_or_path.removeprefix(PACKAGE_SCHEME).partition("/")
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            raise UserError(f"backbone.name_or_path '{self.name_or_path}': the package {package} is not installed")
+        return str(Path(spec.submodule_search_locations[0]) / folder)

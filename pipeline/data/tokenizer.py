@@ -13,7 +13,7 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
     """The tokenizer that belongs to the backbone. Raises UserError where there is none."""
     try:
         return AutoTokenizer.from_pretrained(
-            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())

@@ -95,7 +95,7 @@ def _build(
 def _check_max_length(config: BackboneConfig, max_length: int) -> None:
     try:
         model_config = AutoConfig.from_pretrained(
-            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = " ".join(str(error).split())
