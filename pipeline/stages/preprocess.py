@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -44,6 +45,8 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     """
     run = config.run_dir
     run.create()
+    for leftover in run.path.glob(f".{run.data.name}.*"):  # of a preprocess that was killed
+        shutil.rmtree(leftover, ignore_errors=True)
     tokenizer = load_tokenizer(config.backbone)
     _check_max_length(config.backbone, config.data.max_length)
     sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}

@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.batches import (
@@ -100,7 +100,6 @@ def test_pairs_are_half_true_and_slices_of_even_length_agree(seed, epoch, label_
 
 
 @given(seeds, epochs, st.integers(2, 30), st.integers(2, 40))
-@settings(max_examples=50)
 def test_sampled_candidates_are_distinct_and_hold_the_truth(seed, epoch, label_count, sample):
     labels = np.arange(label_count)
     candidates, targets = sampled_candidates(labels + 5, labels, seed, epoch, label_count, sample)

@@ -1,0 +1,276 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, PreTrainedTokenizerFast
+
+from pipeline.config import parse_config
+from pipeline.errors import UserError
+from pipeline.stages.preprocess import preprocess
+from tests.tiny import save_tiny, tiny_tokenizer
+
+ROWS = [("a gripping film", "good"), ("the jokes fall flat", "bad"), ("never lets go", "good"), ("so thin", "bad")]
+REPOSITORY = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory):
+    return save_tiny(tmp_path_factory.mktemp("backbone"), "bert")
+
+
+@pytest.fixture
+def config_of(tmp_path, backbone):
+    def make(run=None, labels=None, **data):
+        data = {"train": str(tmp_path / "train.tsv"), "max_length": 64} | data
+        return parse_config(
+            {
+                "run": {"dir": str(tmp_path / "run")} | (run or {}),
+                "backbone": {"name_or_path": str(backbone)},
+                "data": data,
+                "labels": labels or {},
+                "method": {"name": "lt_prefix"},
+            }
+        )
+
+    return make
+
+
+def write(path, rows, header="text\tlabel"):
+    path.write_text("\n".join([header, *map("\t".join, rows)]) + "\n", encoding="utf-8")
+    return str(path)
+
+
+def test_manifest_and_rows(tmp_path, config_of):
+    write(tmp_path / "train.tsv", ROWS)
+    test = write(tmp_path / "test.tsv", [("a new text", "bad")])
+    config = config_of(test=test)
+    manifest = preprocess(config)
+    assert manifest == json.loads(config.run_dir.manifest_file.read_text())
+    assert manifest["version"] == 1 and manifest["labels"] == ["bad", "good"] and manifest["has_pair"] is False
+    lengths = [len(tiny_tokenizer()(text)["input_ids"]) for text, _ in ROWS]
+    train = {
+        "rows": 4,
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "truncated": 0,
+        "per_label": {"bad": 2, "good": 2},
+    }
+    assert manifest["splits"]["train"] == train and manifest["warnings"] == []
+    rows = load_from_disk(str(config.run_dir.data / "train"))
+    assert rows["label"][:] == [1, 0, 1, 0] and rows["length"][:] == lengths and rows["row"][:] == [1, 2, 3, 4]
+    assert rows["text"][:] == [text for text, _ in ROWS]
+    assert sorted(path.name for path in config.run_dir.data.iterdir()) == ["manifest.json", "test", "train"]
+    assert [path.name for path in config.run_dir.path.iterdir()] == ["data"]
+
+
+def test_current_is_left_alone_and_stale_says_what_changed(tmp_path, config_of, caplog):
+    write(tmp_path / "train.tsv", ROWS)
+    first = preprocess(config_of())
+    before = os.stat(config_of().run_dir.manifest_file).st_mtime_ns
+    with caplog.at_level("INFO"):
+        assert preprocess(config_of(run={"seed": 5})) == first
+        assert "is current" in caplog.text
+        assert os.stat(config_of().run_dir.manifest_file).st_mtime_ns == before
+        preprocess(config_of(max_length=32))
+        assert "is stale (data.max_length was '64', now '32')" in caplog.text
+        write(tmp_path / "train.tsv", [*ROWS, ("more", "good")])
+        assert preprocess(config_of(max_length=32))["splits"]["train"]["rows"] == 5
+        assert "is stale (data.train was" in caplog.text
+        shutil.rmtree(config_of().run_dir.data / "train")
+        assert preprocess(config_of(max_length=32))["splits"]["train"]["rows"] == 5
+        assert "a split is missing" in caplog.text
+
+
+def test_train_limit_depends_on_the_seed_and_keeps_shares(tmp_path, config_of):
+    write(tmp_path / "train.tsv", [(f"text {n}", "ab"[n % 4 == 0]) for n in range(40)])
+
+    def kept(seed):
+        config = config_of(run={"seed": seed}, train_limit=8)
+        assert preprocess(config)["splits"]["train"]["per_label"] == {"a": 6, "b": 2}
+        return load_from_disk(str(config.run_dir.data / "train"))["row"][:]
+
+    first = kept(0)
+    assert kept(1) != first and kept(0) == first
+    with pytest.raises(UserError, match="data.train_limit is 1, less than one row for each of the 2 labels"):
+        preprocess(config_of(train_limit=1))
+
+
+def test_every_warning(tmp_path, config_of):
+    write(tmp_path / "train.tsv", [("a gripping film " * 20, "0"), ("Thin!", "1"), ("again", "1")])
+    test = write(tmp_path / "test.tsv", [("thin", "1"), ("new", "0")])
+    manifest = preprocess(config_of(test=test, labels={"names": ["0", "1", "2"]}))
+    assert manifest["warnings"] == [
+        "no training text has the label(s) '2'",
+        "the labels are numbers, which say nothing to the backbone: give them words with labels.names",
+        "1 test texts are in train too: row 1",
+        "1 of 3 train texts were cut to data.max_length=64 tokens",
+    ]
+
+
+def test_integer_labels_take_their_names(tmp_path, config_of):
+    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0"), ("z", "good")])
+    config = config_of(labels={"names": ["bad", "good"]})
+    assert preprocess(config)["labels"] == ["bad", "good"]
+    assert load_from_disk(str(config.run_dir.data / "train"))["label"][:] == [1, 0, 1]
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "labels", "data", "complaints"),
+    [
+        (
+            ROWS,
+            [("x", "godo")],
+            {},
+            {},
+            ["test has labels that are neither", "'godo' (nearest: 'good') in 1 rows, first row 1"],
+        ),
+        (
+            ROWS,
+            ROWS,
+            {"names": ["good", "fine"]},
+            {},
+            ["train has labels", "test has labels", "'bad' in 2 rows, first row 2 (line 3)"],
+        ),
+        ([("x", "a"), ("y", "a")], None, {}, {}, ["all training texts have the label 'a'"]),
+        ([("", "a")], [("x",)], {}, {}, ["train.tsv: 1 of 1 rows", "test.tsv: 1 of 1 rows"]),
+        (ROWS, None, {"texts": {"goood": "x"}}, {}, ["'goood', which is no label (nearest: 'good')"]),
+        (ROWS, None, {}, {"max_length": 129}, ["the backbone takes 128 tokens: set data.max_length=128"]),
+        (ROWS, None, {}, {"label": "labels"}, ["no column 'labels' (data.label) (nearest: 'label')"]),
+        (ROWS, None, {}, {"validation": "nowhere.csv"}, ["data.validation: nowhere.csv cannot be read (No such file"]),
+    ],
+)
+def test_bad_input_is_told_in_one_line_and_leaves_nothing(tmp_path, config_of, train, test, labels, data, complaints):
+    write(tmp_path / "train.tsv", train)
+    if test:
+        data = data | {"test": write(tmp_path / "test.tsv", test)}
+    config = config_of(labels=labels, **data)
+    with pytest.raises(UserError) as fault:
+        preprocess(config)
+    assert "\n" not in str(fault.value)
+    assert [complaint for complaint in complaints if complaint not in str(fault.value)] == []
+    assert list(config.run_dir.path.iterdir()) == []
+
+
+def test_a_fault_leaves_the_old_data(tmp_path, config_of):
+    write(tmp_path / "train.tsv", ROWS)
+    manifest = preprocess(config_of())
+    write(tmp_path / "train.tsv", [*ROWS, ("", "good")])
+    with pytest.raises(UserError, match="'text' is empty"):
+        preprocess(config_of())
+    assert json.loads(config_of().run_dir.manifest_file.read_text()) == manifest
+    assert len(load_from_disk(str(config_of().run_dir.data / "train"))) == 4
+
+
+def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
+    write(tmp_path / "train.tsv", ROWS)
+    config = config_of()
+    tiny_tokenizer().save_pretrained(tmp_path / "bare")
+    bare = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"name_or_path": str(tmp_path / "bare")})}
+    )
+    with pytest.raises(UserError, match="no model config could be read"):
+        preprocess(bare)
+
+
+def start(script, *arguments):
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-c", script, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )  # fmt: skip
+
+
+KILLED = """
+import json, os, signal, sys, time
+from datasets import load_from_disk
+from pipeline.config import load_config
+from pipeline.stages.preprocess import preprocess
+
+config = load_config(sys.argv[1])
+run = config.run_dir
+
+def preprocess_for_ever():
+    limit = 32
+    while True:  # every turn finds the last one stale
+        limit = 96 - limit
+        preprocess(config.model_copy(update={"data": config.data.model_copy(update={"max_length": limit})}))
+
+for turn in range(8):
+    child = os.fork()
+    if not child:
+        preprocess_for_ever()
+    while not run.manifest_file.exists():
+        time.sleep(0.01)
+    time.sleep(0.05 + 0.037 * turn)
+    os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
+    manifest = json.loads(run.manifest_file.read_text())
+    assert manifest["fingerprint"]["data.max_length"] in ("32", "64")
+    assert manifest["splits"]["train"]["rows"] == len(load_from_disk(str(run.data / "train"))) == 200
+print("leftovers", len(list(run.path.iterdir())) - 1)
+preprocess(config)
+print(*[path.name for path in run.path.iterdir()])
+"""
+
+
+def test_killed_at_any_instant_the_data_is_whole(tmp_path, config_of):
+    write(tmp_path / "train.tsv", ROWS * 50)
+    (tmp_path / "config.yaml").write_text(config_of().to_yaml())
+    out, errors = start(KILLED, tmp_path / "config.yaml").communicate(timeout=120)
+    assert out.splitlines()[-1:] == ["data"], errors
+
+
+MEASURED = """
+import re, sys, threading, time
+from pipeline.config import load_config
+from pipeline.stages.preprocess import preprocess
+
+def anonymous_bytes():
+    return int(re.search(r"RssAnon:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) * 1024
+
+config = load_config(sys.argv[1])
+small = config.data.model_copy(update={"train": sys.argv[2]})
+preprocess(config.model_copy(update={"data": small}))  # imports and first use are not what is measured
+peak = before = anonymous_bytes()
+def watch():
+    global peak
+    while True:
+        peak = max(peak, anonymous_bytes())
+        time.sleep(0.002)
+threading.Thread(target=watch, daemon=True).start()
+preprocess(config)
+print(peak - before)
+"""
+
+
+def test_a_file_larger_than_the_memory_allowed_is_streamed(tmp_path, config_of):
+    words = ["x" * 1000, "y" * 990]  # few tokens a byte keep the test quick
+    tokenizer_folder = word_tokenizer(tmp_path / "words", words)
+    large, small = tmp_path / "train.tsv", tmp_path / "small.tsv"
+    for file, count in [(large, 16_000), (small, 600)]:
+        write(file, [(f"{n} {words[n % 2]} {words[0]}", f"label {n % 2}") for n in range(count)])
+    config = config_of()
+    config = config.model_copy(
+        update={"backbone": config.backbone.model_copy(update={"name_or_path": str(tokenizer_folder)})}
+    )
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    out, errors = start(MEASURED, tmp_path / "config.yaml", small).communicate(timeout=120)
+    assert out, errors
+    file_bytes, grown_bytes = large.stat().st_size, int(out)
+    assert file_bytes > 30e6 and grown_bytes < 10e6, (file_bytes, grown_bytes)
+
+
+def word_tokenizer(folder, words):
+    """A backbone folder (no weights) whose tokenizer makes one token of a word, however long."""
+    tokenizer = Tokenizer(
+        models.WordLevel({"<unk>": 0} | {word: n for n, word in enumerate(words, 1)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+    AutoConfig.for_model("bert", max_position_embeddings=128).save_pretrained(folder)
+    return folder
