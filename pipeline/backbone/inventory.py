@@ -13,16 +13,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModel, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.backbone.config import BackboneConfig, Quantization
+from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.linear import quantizable
-from pipeline.errors import UserError
-
-SCALE_BYTES = 4
-"""One float32 per row of an int8 matrix, held whole by every rank."""
-
+from pipeline.backbone.linear import QuantizedLinear, quantized_like
 
 @dataclass(frozen=True)
 class Weight:
@@ -77,19 +72,23 @@ class Workload:
 
 
 def take_inventory(hf_config: PreTrainedConfig, config: BackboneConfig, workload: Workload) -> Inventory:
-    """Builds and runs the backbone on fake tensors. Raises UserError for unsupported models and unknown layouts."""
+    """Builds and runs the backbone on fake tensors. Raises UserError for unsupported models."""
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
     with FakeTensorMode():
         model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
-        weights, scale_bytes = _weights(model, config.quantization)
+        if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
+            model.pooler = None
         backbone = FrozenBackbone(model, facts)
         saved = _saved_bytes(backbone, _inputs(facts, workload, dtype))
         checkpointed = FrozenBackbone(model, facts, gradient_checkpointing=True)
         boundaries = _saved_bytes(checkpointed, _inputs(facts, workload, dtype))
+        # Only now: autograd keeps as little of the quantised layers as of frozen linear ones.
+        if config.quantization != "none":
+            _quantise(model, config)
     return Inventory(
-        weights=weights,
-        buffer_bytes=scale_bytes + sum(buffer.numel() * buffer.element_size() for buffer in model.buffers()),
+        weights=_weights(model),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         layers=facts.layers,
         compute_item_bytes=dtype.itemsize,
         activation_bytes=saved,
@@ -97,27 +96,23 @@ def take_inventory(hf_config: PreTrainedConfig, config: BackboneConfig, workload
     )
 
 
-def _weights(model: nn.Module, quantization: Quantization) -> tuple[tuple[Weight, ...], int]:
-    """Every parameter once, and the bytes of the row scales."""
-    if quantization not in ("none", "int8", "int8_weight_only"):
-        raise UserError(f"backbone.quantization={quantization} has no estimate: take none, int8 or int8_weight_only")
-    in_layers = {
-        parameter
-        for layer in model.modules()
-        if isinstance(layer, GradientCheckpointingLayer)
-        for parameter in layer.parameters()
-    }
-    matrices = {module.weight: module for module in model.modules() if quantization != "none" and quantizable(module)}
-    weights, scale_bytes = [], 0
-    for parameter in model.parameters():
-        quantised = parameter in matrices
-        item_bytes = 1 if quantised else parameter.element_size()
-        weights.append(Weight(parameter.numel(), item_bytes, parameter in in_layers, quantised))
-        if quantised:
-            # A Linear has one row per output, a Conv1D one column.
-            outputs = parameter.shape[0 if isinstance(matrices[parameter], nn.Linear) else 1]
-            scale_bytes += outputs * SCALE_BYTES
-    return tuple(weights), scale_bytes
+def _quantise(model: nn.Module, config: BackboneConfig) -> None:
+    """Puts the loader's layers in the place of the linear ones."""
+    for name, module in list(model.named_modules()):
+        layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
+        if layer is not None:
+            model.set_submodule(name, layer)
+
+
+def _weights(model: nn.Module) -> tuple[Weight, ...]:
+    """Every parameter, a tied one once."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    in_layers = {parameter for layer in layers for parameter in layer.parameters()}
+    quantised = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
+    return tuple(
+        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantised)
+        for parameter in model.parameters()
+    )
 
 
 def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection]:

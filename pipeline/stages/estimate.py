@@ -1,0 +1,156 @@
+"""Memory, time and communication of a run on any number of GPUs, from its config alone."""
+
+from dataclasses import replace
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.inventory import Workload, take_inventory
+from pipeline.config import RunConfig
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
+from pipeline.errors import UserError
+from pipeline.estimate import GPUS, USABLE, Case, Plan, ZeroSettings, best_plan, plans
+from pipeline.methods import trainable_count
+
+ASSUMED_PROMPT_TOKENS = 16
+"""Length of the longest hypothesis, where nobody has tokenised them yet."""
+MOST_GPUS = 4096
+
+MEMORY_ROWS = {
+    "frozen": "backbone at rest",
+    "gathered": "gathered weights",
+    "dequantised": "dequantised matrix",
+    "activations": "activations",
+    "injection": "prefix or prompt",
+    "trainable": "trainable parameters",
+    "gradients": "gradients",
+    "master": "fp32 master copy",
+    "adam": "Adam moments",
+    "buckets": "gradient buckets",
+    "total": "total per rank",
+}
+
+
+def estimate(
+    config: RunConfig,
+    world_size: int = 1,
+    gpu: str = "h200",
+    bandwidth: float | None = None,
+    prompt_tokens: int | None = None,
+) -> list[Plan]:
+    """Prints what each rank needs, sharded and replicated, with and without checkpointing, and which to take.
+
+    `bandwidth`: interconnect in GB/s per GPU; `prompt_tokens`: P, the longest hypothesis. Only the backbone's
+    config.json is read. Raises UserError for an unknown GPU or backbone.
+    """
+    case = build_case(config, read_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
+    print(report(config, case, gpu))
+    return plans(case)
+
+
+def read_model_config(config: BackboneConfig) -> PreTrainedConfig:
+    """The backbone's config.json. Raises UserError where there is none."""
+    try:
+        return AutoConfig.from_pretrained(
+            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
+        )
+    except (OSError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {reason}") from error
+
+
+def build_case(
+    config: RunConfig,
+    hf_config: PreTrainedConfig,
+    world_size: int,
+    gpu: str,
+    bandwidth: float | None = None,
+    prompt_tokens: int | None = None,
+) -> Case:
+    """What `pipeline.estimate` works on. Texts count with their longest length, data.max_length."""
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
+    if world_size < 1 or (bandwidth is not None and bandwidth <= 0):
+        raise UserError("--world-size and --bandwidth must be positive")
+    facts = facts_of(hf_config)
+    workload = Workload(
+        rows=config.train.batch_size * _candidates(config),
+        text_tokens=config.data.max_length,
+        prompt_tokens=prompt_tokens or ASSUMED_PROMPT_TOKENS,
+        injects="prefix" if config.method.name == "lt_prefix" else "prompt",
+    )
+    return Case(
+        facts=facts,
+        inventory=take_inventory(hf_config, config.backbone, workload),
+        workload=workload,
+        trainable=trainable_count(config.method, facts, workload.prompt_tokens),
+        world_size=world_size,
+        gpu=GPUS[gpu],
+        zero=_zero_settings(config, world_size),
+        accumulation=config.train.gradient_accumulation,
+        bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
+    )
+
+
+def report(config: RunConfig, case: Case, gpu: str) -> str:
+    """The table and the advice as text; GB are 10^9 bytes."""
+    found, workload = plans(case), case.workload
+    head = [
+        f"{config.backbone.name_or_path}: {case.inventory.elements:,} parameters, {config.backbone.quantization}"
+        f" quantisation, {case.facts.layers} layers, width {case.facts.hidden_size}",
+        f"{config.method.name}: {case.trainable:,} trainable parameters",
+        f"{case.world_size} x {gpu}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
+        f" {workload.prompt_tokens} {workload.injects} tokens; {case.accumulation} passes per step",
+        "",
+    ]
+    rows = [["GB per rank", *(plan.backbone for plan in found)]]
+    rows.append(["", *("checkpointing" if plan.checkpointing else "" for plan in found)])
+    rows += [[title, *(f"{getattr(p.memory, key) / 1e9:.2f}" for p in found)] for key, title in MEMORY_ROWS.items()]
+    rows.append(["received per step, GB", *(f"{plan.communication_bytes / 1e9:.2f}" for plan in found)])
+    rows.append(["communication, s per step", *(f"{plan.communication_seconds:.3f}" for plan in found)])
+    rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
+    table = [f"{row[0]:<26}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
+    return "\n".join([*head, *table, "", advice(config, case, gpu)])
+
+
+def advice(config: RunConfig, case: Case, gpu: str) -> str:
+    """Which plan to take, as config keys; or how many GPUs it would need."""
+    plan = best_plan(case)
+    if plan is not None:
+        return f"advice: {_as_keys(plan, config)} ({plan.memory.total / 1e9:.1f} of {case.gpu.memory_bytes / 1e9:.0f} GB)"
+    lacking = f"advice: nothing fits in {USABLE:.0%} of {case.world_size} x {gpu}"
+    larger = case
+    while larger.world_size < MOST_GPUS:
+        larger = replace(larger, world_size=2 * larger.world_size)
+        if plan := best_plan(larger):
+            return f"{lacking}; on {larger.world_size}: {_as_keys(plan, config)}; or ds_configs/zero3_offload.json"
+    return f"{lacking} or on more: lower train.batch_size or data.max_length, or take ds_configs/zero3_offload.json"
+
+
+def _as_keys(plan: Plan, config: RunConfig) -> str:
+    kind = "int8" if plan.backbone == "replicated" or config.backbone.quantization != "none" else "bf16"
+    stage = 2 if plan.backbone == "replicated" else 3
+    checkpointing = str(plan.checkpointing).lower()
+    return f"engine.deepspeed=ds_configs/zero{stage}_{kind}.json backbone.gradient_checkpointing={checkpointing}"
+
+
+def _candidates(config: RunConfig) -> int:
+    """Rows per text."""
+    if config.train.objective == "pairs":
+        return 1
+    count = config.train.candidates or len(config.labels.names or config.labels.texts)
+    if not count:
+        raise UserError("objective candidates: set train.candidates or labels.names, or the rows per text are unknown")
+    return count
+
+
+def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:
+    """The configured ZeRO-3 sizes; where another stage is configured, those of our preset."""
+    resolved = resolve_deepspeed(config, world_size)
+    if zero_stage(resolved) != 3:
+        preset = "bf16" if config.backbone.quantization == "none" else "int8"
+        engine = EngineConfig(deepspeed=f"ds_configs/zero3_{preset}.json")
+        resolved = resolve_deepspeed(config.model_copy(update={"engine": engine}), world_size)
+    return ZeroSettings.of(resolved["zero_optimization"])
