@@ -72,8 +72,12 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
     source.add_argument("--adapter", metavar="DIR", help="adapter directory")
     command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
-    command.add_argument("--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)")
-    command.add_argument("--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone")
+    command.add_argument(
+        "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
+    )
+    command.add_argument(
+        "--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone"
+    )
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
@@ -91,9 +95,14 @@ class _ConfigParser(argparse.ArgumentParser):
 
 
 def _stage(options: argparse.Namespace) -> None:
+    import torch
+
     from pipeline.config import load_config
 
     config = load_config(options.config, options.overrides)
+    if not torch.cuda.is_available():
+        # Said before DeepSpeed is imported, which else warns that it found no GPU.
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     config.run_dir.create()
     config.run_dir.write_config(config.to_yaml())
     _stage_function(options.command)(config)
@@ -101,7 +110,8 @@ def _stage(options: argparse.Namespace) -> None:
 
 def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
-        return _stage(options)
+        _stage(options)
+        return
     from pipeline.config import load_config
     from pipeline.stages.plan import plan
 
@@ -142,6 +152,8 @@ def _set_up_logging(debug: bool) -> None:
     if not debug:
         # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        # bitsandbytes 0.50 asks for an optional package at every import, for a 4-bit kernel that is not used here.
+        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

@@ -38,7 +38,9 @@ class LabelStates:
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
         tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
-        safetensors.torch.save_file(tensors, folder / STATES_FILE, metadata={"fingerprint": json.dumps(self.fingerprint)})
+        safetensors.torch.save_file(
+            tensors, folder / STATES_FILE, metadata={"fingerprint": json.dumps(self.fingerprint)}
+        )
         words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
         write_json(folder / NAMES_FILE, words)
 
@@ -71,5 +73,7 @@ def read_hypotheses(backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_p
             chunks.append((hidden * mask[rows].unsqueeze(-1)).cpu())
     states = torch.cat(chunks)
     if not torch.isfinite(states).all():
-        raise UserError("the backbone's states of the labels are not finite: check its weights, or set backbone.dtype=float32")
+        raise UserError(
+            "the backbone's states of the labels are not finite: check its weights, or set backbone.dtype=float32"
+        )
     return states

@@ -16,7 +16,7 @@ class LTuningModel(nn.Module):
     def __init__(
         self, backbone: FrozenBackbone, method: TuningMethod, label_states: Tensor, label_mask: Tensor, pooling: str
     ) -> None:
-        """label_states [K, P, H] and label_mask [K, P] of the labels that `candidates` index; pooling: last, first, mean."""
+        """label_states [K, P, H], label_mask [K, P]: the labels that `candidates` index; pooling: last, first or mean."""
         super().__init__()
         self.backbone = backbone
         self.method = method
@@ -33,7 +33,7 @@ class LTuningModel(nn.Module):
     ) -> Tensor:
         """How true each candidate label is of its text.
 
-        input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], indices into the K labels -> [B, C] float32.
+        input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
         """
         batch, count = candidates.shape
         used, rows = candidates.flatten().unique(return_inverse=True)

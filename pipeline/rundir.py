@@ -38,7 +38,9 @@ class RunDir:
             with tempfile.TemporaryFile(dir=self.path):
                 pass
         except OSError as error:
-            raise UserError(f"run.dir '{self.path}' cannot be written ({error.strerror}): choose another run.dir") from error
+            raise UserError(
+                f"run.dir '{self.path}' cannot be written ({error.strerror}): choose another run.dir"
+            ) from error
 
     def write_config(self, text: str) -> None:
         """Keeps the resolved config; rank 0 writes it for all."""

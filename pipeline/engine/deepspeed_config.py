@@ -16,7 +16,9 @@ def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
     resolved = _read(path)
     for section in ("optimizer", "scheduler"):
         if section in resolved:
-            raise UserError(f"{path}: drop '{section}'; train.learning_rate, train.schedule and their neighbours set it")
+            raise UserError(
+                f"{path}: drop '{section}'; train.learning_rate, train.schedule and their neighbours set it"
+            )
     bfloat16 = config.backbone.dtype == "bfloat16"
     micro, accumulation = config.train.batch_size, config.train.gradient_accumulation
     expected = {
@@ -58,7 +60,7 @@ def _read(path: str) -> dict[str, Any]:
 def _fill(section: dict[str, Any], key: str, value: Any, source: str, path: str) -> None:
     given = section.get(key, "auto")
     if given != "auto" and given != value:
-        raise UserError(f"{path}: {key} is {given!r} but {source} is {value!r}; write \"auto\" in the JSON")
+        raise UserError(f'{path}: {key} is {given!r} but {source} is {value!r}; write "auto" in the JSON')
     section[key] = value
 
 
@@ -70,4 +72,4 @@ def _check_zero(resolved: dict[str, Any], path: str) -> None:
         raise UserError(f"{path}: use backbone.quantization instead of zero_quantized_nontrainable_weights")
     autos = [key for key, value in zero.items() if value == "auto"]
     if autos:
-        raise UserError(f"{path}: zero_optimization.{autos[0]} is \"auto\"; write a number (see ds_configs/README.md)")
+        raise UserError(f'{path}: zero_optimization.{autos[0]} is "auto"; write a number (see ds_configs/README.md)')

@@ -30,7 +30,8 @@ def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -
     if zero_stage(accelerator.state.deepspeed_plugin.deepspeed_config) == 3:
         with exact_buffers(module):
             engine = accelerator.prepare(module)
-        return engine.eval()
+        engine.eval()
+        return engine
     with exact_buffers(module):
         return module.to(accelerator.device, DTYPES[dtype])
 

@@ -92,8 +92,6 @@ def _pretend_launcher() -> None:
 
 
 def _keep_deepspeed_quiet() -> None:
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
     from deepspeed.utils import logger
 

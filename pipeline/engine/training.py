@@ -1,13 +1,12 @@
 """The training loop's parts: the engine around the model, one step, and the trained state."""
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 from deepspeed.utils import safe_get_full_fp32_param
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import RunConfig
@@ -38,10 +37,10 @@ class Trainer:
         self.steps_per_epoch = -(-len(train) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         optimizer = build_optimizer(model.trainable().values(), settings)
+        _check_optimizer(optimizer, model)
         with exact_buffers(model):
             self.engine, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = model
-        _check_optimizer(self.optimizer, model)
 
     def steps(self) -> Iterator[float]:
         """Trains to the end; yields each step's loss, averaged over the global batch."""
@@ -83,6 +82,15 @@ class Trainer:
         scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
         return functional.cross_entropy(scores, torch.as_tensor(index, device=device))
 
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradient_norm(self) -> float:
+        """Of the last step, before clipping."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
     def trained_state(self) -> dict[str, Tensor]:
         """The L-Tuning parameters in fp32 on the CPU, whole. Every rank must call this."""
         state = {}
@@ -92,14 +100,8 @@ class Trainer:
         return state
 
 
-def gradient_norm(engine: nn.Module) -> float:
-    """Gradient norm of the last step, before clipping."""
-    norm: Any = engine.get_global_grad_norm()
-    return float(norm) if norm is not None else 0.0
-
-
-def _check_optimizer(optimizer: Any, model: LTuningModel) -> None:
-    """Only the L-Tuning parameters have optimizer state."""
-    held = sum(getattr(p, "ds_numel", p.numel()) for p in model.parameters() if p.requires_grad)
-    expected = sum(getattr(p, "ds_numel", p.numel()) for p in model.trainable().values())
-    assert held == expected, f"{held} parameters require gradients, the method has {expected}"
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: LTuningModel) -> None:
+    """The optimizer holds exactly the method's parameters, and nothing else takes a gradient."""
+    method = {id(parameter) for parameter in model.trainable().values()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == method and all(id(p) in method for p in model.parameters() if p.requires_grad)

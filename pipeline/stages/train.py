@@ -1,26 +1,26 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter import save_adapter
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
-from pipeline.data.splits import Split, load_split
+from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
 from pipeline.engine.inference import load_frozen
 from pipeline.engine.metrics_log import MetricsLog
 from pipeline.engine.startup import on_main_process, start
-from pipeline.engine.training import Trainer, gradient_norm
+from pipeline.engine.training import Trainer
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import build_method, trainable_count
@@ -33,44 +33,26 @@ from pipeline.stages.encode_labels import current_label_states
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Best:
-    """The best validation figure so far, and how long ago it was."""
-
-    metric: str
-    value: float | None = None
-    step: int = 0
-    metrics: dict[str, Any] = field(default_factory=dict)
-    evaluations_since: int = 0
-
-    def update(self, step: int, metrics: dict[str, Any]) -> bool:
-        """Takes a new evaluation in; True if it is the best."""
-        value = -metrics["log_loss"] if self.metric == "log_loss" else metrics[self.metric]
-        if self.value is not None and value <= self.value:
-            self.evaluations_since += 1
-            return False
-        self.value, self.step, self.metrics, self.evaluations_since = value, step, metrics, 0
-        return True
-
-
 def train(config: RunConfig) -> dict[str, Any]:
-    """Writes adapter/ (best on validation) and adapter-final/ (last step), and gives a summary."""
+    """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
+
+    Every rank must call it. Raises UserError where an earlier stage has not run or does not fit, where label tokens and
+    text exceed the backbone's positions, and where the loss is not finite.
+    """
     accelerator = start(config)
     labels = current_label_states(config)
     wanted = training_fingerprint(config, labels, accelerator.num_processes)
-    finished = config.run_dir.checkpoints / "finished.json"
-    if finished.is_file() and config.run_dir.adapter.is_dir():
-        summary = read_json(finished)
+    summary_file = config.run_dir.adapter_final / "summary.json"
+    if summary_file.is_file() and config.run_dir.adapter.is_dir():
+        summary: dict[str, Any] = read_json(summary_file)
         changed = differences(summary["fingerprint"], wanted)
         if not changed:
             log.info("train: %s is current", config.run_dir.adapter)
             return summary
         log.info("train: %s is stale (%s), trained again", config.run_dir.adapter, "; ".join(changed))
-    trainer = build_trainer(accelerator, config, labels)
-    best = _run(trainer, config, labels)
-    final = trainer.trained_state()
-    summary = {"fingerprint": wanted, "steps": trainer.total_steps, "best_step": best.step, "validation": best.metrics}
-    on_main_process(accelerator, lambda: _finish(config, labels, final, best, summary))
+    run = TrainingRun(build_trainer(accelerator, config, labels), config, labels)
+    run.to_end()
+    summary = run.finish(wanted)
     accelerator.end_training()
     accelerator.free_memory()
     return summary
@@ -87,7 +69,9 @@ def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStat
     method = build_method(config.method, backbone.facts, labels.prompt_tokens)
     count = sum(parameter.numel() for parameter in method.parameters())
     assert count == trainable_count(config.method, backbone.facts, labels.prompt_tokens)
-    log.info("train: %s with %s trainable parameters on %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes)
+    log.info(
+        "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
+    )
     pooling = resolve_pooling(config.backbone.pooling, backbone.facts)
     model = LTuningModel(backbone, method, labels.states, labels.mask, pooling)
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer))
@@ -95,12 +79,13 @@ def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStat
 
 def check_positions(config: RunConfig, facts: BackboneFacts, labels: LabelStates) -> None:
     """Raises UserError where injection and text together do not fit the backbone."""
-    longest = labels.prompt_tokens + config.data.max_length
-    if facts.max_positions is not None and longest > facts.max_positions:
-        raise UserError(
-            f"{labels.prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
-            f"{facts.max_positions} positions: set data.max_length to {facts.max_positions - labels.prompt_tokens} or less"
-        )
+    if facts.max_positions is None or labels.prompt_tokens + config.data.max_length <= facts.max_positions:
+        return
+    room = facts.max_positions - labels.prompt_tokens
+    raise UserError(
+        f"{labels.prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
+        f"{facts.max_positions} positions: set data.max_length to {room} or less"
+    )
 
 
 def training_fingerprint(config: RunConfig, labels: LabelStates, world_size: int) -> dict[str, str]:
@@ -118,79 +103,126 @@ def training_fingerprint(config: RunConfig, labels: LabelStates, world_size: int
     }
 
 
-def _run(trainer: Trainer, config: RunConfig, labels: LabelStates) -> Best:
-    """The loop: steps, figures, evaluation, early stopping."""
-    settings, accelerator = config.train, trainer.accelerator
-    validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
-    metrics_log, best = MetricsLog(accelerator, config.run_dir), Best(settings.best_metric)
-    # Without a terminal the lines of metrics.jsonl tell the same.
-    bar = tqdm(total=trainer.total_steps, desc="train", unit="step", disable=None if accelerator.is_main_process else True)
-    clock = time.perf_counter()
-    for step, loss in enumerate(trainer.steps(), start=1):
-        if not torch.isfinite(torch.tensor(loss)):
-            raise UserError(f"the loss is {loss} at step {step}: lower train.learning_rate or raise train.warmup_ratio")
-        last = step == trainer.total_steps
-        if step % settings.log_every == 0 or last:
-            steps = (step - 1) % settings.log_every + 1
-            seconds, clock = time.perf_counter() - clock, time.perf_counter()
-            speed = steps * trainer.global_batch / seconds
-            metrics_log.write(step, _figures(trainer, loss, speed))
-            bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
-        bar.update()
-        if validation is not None and (step % settings.eval_every == 0 or last):
-            metrics = evaluate_split(trainer, config, labels, validation)
-            metrics_log.write(step, {f"validation/{key}": metrics[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")})
-            if best.update(step, metrics):
-                _keep_best(trainer, config, labels, metrics)
-            if settings.early_stopping_patience and best.evaluations_since >= settings.early_stopping_patience:
-                log.info("train: no better %s for %d evaluations, stopped", best.metric, best.evaluations_since)
-                break
-            clock = time.perf_counter()
-    bar.close()
-    return best
+@dataclass
+class Best:
+    """The best validation figures so far, and how many evaluations ago they were reached."""
+
+    metric: str
+    value: float = -math.inf
+    step: int = 0
+    figures: dict[str, Any] = field(default_factory=dict)
+    evaluations_since: int = 0
+
+    def update(self, step: int, figures: dict[str, Any]) -> bool:
+        """Takes an evaluation in; True if it is the best."""
+        value = -figures["log_loss"] if self.metric == "log_loss" else figures[self.metric]
+        if value <= self.value:
+            self.evaluations_since += 1
+            return False
+        self.value, self.step, self.figures, self.evaluations_since = value, step, figures, 0
+        return True
 
 
-def evaluate_split(trainer: Trainer, config: RunConfig, labels: LabelStates, split: Split) -> dict[str, Any]:
-    """Figures of one split with the parameters as they are now. Every rank must call this."""
-    scores = score(
-        trainer.engine,
-        split.rows,
-        len(labels.names),
-        config.evaluate.batch_size,
-        pad_token_id=trainer.pad_token_id,
-        device=trainer.accelerator.device,
-    )
-    majority = int(np.bincount(trainer.train.labels).argmax())
-    metrics = split_metrics(scores, split.labels, labels.names, majority, "validation")
-    if len(set(scores.argmax(1).tolist())) == 1:
-        log.warning("train: every validation text is given the same label; train longer or raise train.learning_rate")
-    return metrics
+class TrainingRun:
+    """The loop around a trainer: figures, evaluations, the best adapter, early stopping. The same on every rank."""
 
+    def __init__(self, trainer: Trainer, config: RunConfig, labels: LabelStates) -> None:
+        self.trainer, self.config, self.labels = trainer, config, labels
+        self.accelerator = trainer.accelerator
+        self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+        self.metrics_log = MetricsLog(self.accelerator, config.run_dir)
+        self.best = Best(config.train.best_metric)
+        self.steps_done = self.steps_logged = 0
+        self.clock = time.perf_counter()
+        # None: off without a terminal, where metrics.jsonl tells the same.
+        hidden = None if self.accelerator.is_main_process else True
+        self.bar = tqdm(total=trainer.total_steps, desc="train", unit="step", disable=hidden)
 
-def _figures(trainer: Trainer, loss: float, speed: float) -> dict[str, float]:
-    return {
-        "loss": loss,
-        "learning_rate": trainer.optimizer.param_groups[0]["lr"],
-        "gradient_norm": gradient_norm(trainer.engine),
-        "examples_per_second": speed,
-    }
+    def to_end(self) -> None:
+        """Trains until the last step, or until patience is over."""
+        settings = self.config.train
+        for loss in self.trainer.steps():
+            self.steps_done += 1
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {self.steps_done}: lower train.learning_rate")
+            self.bar.update()
+            if self._is_due(settings.log_every):
+                self._log_step(loss)
+            if self.validation is not None and self._is_due(settings.eval_every):
+                self._evaluate()
+                if self.best.evaluations_since == settings.early_stopping_patience:
+                    log.info(
+                        "train: %d evaluations without a better %s, stopped",
+                        self.best.evaluations_since,
+                        self.best.metric,
+                    )
+                    break
+        self.bar.close()
 
+    def finish(self, fingerprint: dict[str, str]) -> dict[str, Any]:
+        """Writes adapter-final/, and adapter/ too where no validation split has chosen one."""
+        state = self.trainer.trained_state()
+        summary = {
+            "fingerprint": fingerprint,
+            "steps": self.steps_done,
+            "best_step": self.best.step or self.steps_done,
+            "validation": self.best.figures,
+        }
 
-def _keep_best(trainer: Trainer, config: RunConfig, labels: LabelStates, metrics: dict[str, Any]) -> None:
-    """Saves the adapter at once, so that whatever happens later the best is on disk."""
-    state = trainer.trained_state()
-    on_main_process(
-        trainer.accelerator,
-        lambda: save_adapter(config.run_dir.adapter, state, config, labels, {"validation": metrics}),
-    )
+        def write() -> None:
+            final = self.config.run_dir.adapter_final
+            if not self.best.figures:
+                save_adapter(self.config.run_dir.adapter, state, self.config, self.labels)
+            save_adapter(final, state, self.config, self.labels)
+            write_json(final / "summary.json", summary)
 
+        on_main_process(self.accelerator, write)
+        return summary
 
-def _finish(
-    config: RunConfig, labels: LabelStates, final: dict[str, Tensor], best: Best, summary: dict[str, Any]
-) -> None:
-    """Writes the last adapter (also as the best one where there was no validation split) and the summary."""
-    metrics = {"validation": best.metrics} if best.metrics else None
-    save_adapter(config.run_dir.adapter_final, final, config, labels)
-    if not best.metrics:
-        save_adapter(config.run_dir.adapter, final, config, labels, metrics)
-    write_json(config.run_dir.checkpoints / "finished.json", summary)
+    def _is_due(self, every: int) -> bool:
+        return self.steps_done % every == 0 or self.steps_done == self.trainer.total_steps
+
+    def _log_step(self, loss: float) -> None:
+        seconds = time.perf_counter() - self.clock
+        speed = (self.steps_done - self.steps_logged) * self.trainer.global_batch / seconds
+        figures = {
+            "loss": loss,
+            "learning_rate": self.trainer.learning_rate,
+            "gradient_norm": self.trainer.gradient_norm(),
+            "examples_per_second": speed,
+        }
+        self.metrics_log.write(self.steps_done, figures)
+        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.steps_logged, self.clock = self.steps_done, time.perf_counter()
+
+    def _evaluate(self) -> None:
+        """Figures of the validation split; the adapter is saved at once if it is the best so far."""
+        started = time.perf_counter()
+        assert self.validation is not None
+        scores = score(
+            self.trainer.engine,
+            self.validation.rows,
+            len(self.labels.names),
+            self.config.evaluate.batch_size,
+            pad_token_id=self.trainer.pad_token_id,
+            device=self.accelerator.device,
+        )
+        majority = int(np.bincount(self.trainer.train.labels).argmax())
+        figures = split_metrics(scores, self.validation.labels, self.labels.names, majority, "validation split")
+        shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
+        self.metrics_log.write(self.steps_done, {f"validation/{key}": value for key, value in shown.items()})
+        log.info(
+            "train: step %d, validation accuracy %.4f, log-loss %.4f",
+            self.steps_done,
+            shown["accuracy"],
+            shown["log_loss"],
+        )
+        if len(np.unique(scores.argmax(axis=1))) == 1:
+            log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
+        if self.best.update(self.steps_done, figures):
+            state = self.trainer.trained_state()
+            folder = self.config.run_dir.adapter
+            on_main_process(
+                self.accelerator, lambda: save_adapter(folder, state, self.config, self.labels, {"validation": figures})
+            )
+        self.clock += time.perf_counter() - started
