@@ -114,7 +114,7 @@ def shortened(names: list[str], limit: int = 8) -> str:
 def _find(config: BackboneConfig, filename: str) -> Path | None:
     try:
         found = cached_file(
-            config.name_or_path,
+            config.location,
             filename,
             revision=config.revision,
             _raise_exceptions_for_missing_entries=False,

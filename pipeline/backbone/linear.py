@@ -12,27 +12,28 @@ import torch
 from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
+
+from pipeline.backbone.config import Quantization
 
 
 class QuantizedLinear(nn.Module):
     """A frozen `y = x W^T + b` with W [out, in] in 8 bits; subclasses say how it is multiplied.
 
-    Args: sizes of the layer it stands for; `dtype` is the bias's. Parameters are made on `device` (usually meta) and
-    filled by the loader from what `quantize` returns.
+    Made on meta; the loader fills it with what `quantize` returns. `dtype` is the bias's.
     """
 
-    def __init__(
-        self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, device: torch.device
-    ) -> None:
+    scale_bits: Tensor
+
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype) -> None:
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
-        empty = torch.empty(out_features, in_features, dtype=torch.int8, device=device)
-        self.weight = nn.Parameter(empty, requires_grad=False)
-        self.bias = (
-            nn.Parameter(torch.empty(out_features, dtype=dtype, device=device), requires_grad=False) if bias else None
-        )
-        self.register_buffer("scale_bits", torch.zeros(out_features, dtype=torch.int32, device=device))
+        codes = torch.empty(out_features, in_features, dtype=torch.int8, device="meta")
+        self.weight = nn.Parameter(codes, requires_grad=False)
+        empty = torch.empty(out_features, dtype=dtype, device="meta")
+        self.bias = nn.Parameter(empty, requires_grad=False) if bias else None
+        self.register_buffer("scale_bits", torch.zeros(out_features, dtype=torch.int32, device="meta"))
 
     @staticmethod
     def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,8 +71,8 @@ class Int8Linear(QuantizedLinear):
     `threshold`: a column with a magnitude at or above it is multiplied in the dtype of `x`; 0 turns that off.
     """
 
-    def __init__(self, *sizes: Any, threshold: float, **options: Any) -> None:
-        super().__init__(*sizes, **options)
+    def __init__(self, in_features: int, out_features: int, bias: bool, dtype: torch.dtype, threshold: float) -> None:
+        super().__init__(in_features, out_features, bias, dtype)
         self.threshold = threshold
 
     def multiply(self, rows: Tensor) -> Tensor:
@@ -112,20 +113,16 @@ class _FrozenMatmul(torch.autograd.Function):
         return grad_output @ ctx.layer.dequantized(grad_output.dtype), None
 
 
-def quantizable(module: nn.Module) -> bool:
-    """Linear layers and GPT-2's Conv1D; not the projections torch's own attention reads without calling them."""
-    return isinstance(module, Conv1D) or (
-        isinstance(module, nn.Linear) and not isinstance(module, nn.modules.linear.NonDynamicallyQuantizableLinear)
-    )
-
-
-def quantized_like(module: nn.Module, quantization: str, threshold: float, dtype: torch.dtype) -> QuantizedLinear:
-    """An unfilled quantised layer (on meta) of the same function as a linear layer or Conv1D."""
-    # Conv1D stores its weight as [in, out].
+def quantized_like(
+    module: nn.Module, quantization: Quantization, threshold: float, dtype: torch.dtype
+) -> QuantizedLinear | None:
+    """An unfilled layer of the same function as a linear layer or GPT-2's Conv1D; None for any other module."""
+    # The excepted class is the output projection that torch's own attention reads without calling it.
+    if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return None
+    # Conv1D keeps its weight as [in, out].
     out_features, in_features = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
-    sizes = (in_features, out_features, module.bias is not None)
-    options = {"dtype": dtype, "device": torch.device("meta")}
     if quantization == "int8":
-        return Int8Linear(*sizes, threshold=threshold, **options)
+        return Int8Linear(in_features, out_features, module.bias is not None, dtype, threshold)
     assert quantization == "int8_weight_only", quantization
-    return Int8WeightOnlyLinear(*sizes, **options)
+    return Int8WeightOnlyLinear(in_features, out_features, module.bias is not None, dtype)

@@ -19,9 +19,9 @@ from tqdm import tqdm
 from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from pipeline.backbone.checkpoint import Checkpoint, first_line, fingerprint, open_checkpoint
+from pipeline.backbone.checkpoint import Checkpoint, fingerprint, first_line, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.linear import QuantizedLinear, quantizable, quantized_like
+from pipeline.backbone.linear import QuantizedLinear, quantized_like
 from pipeline.backbone.names import Source, match_names
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.ranks import gather_objects, on_every_rank
@@ -74,9 +74,10 @@ def _open_alike(config: BackboneConfig) -> tuple[Checkpoint, dict[str, str]]:
         return checkpoint, fingerprint(config, checkpoint)
 
     checkpoint, here = on_every_rank(open_here)
-    for rank, there in enumerate(gather_objects(here)):
-        if there != (first := here if rank == 0 else first):
-            differing = sorted(name for name in first.keys() | there.keys() if first.get(name) != there.get(name))
+    seen = gather_objects(here)
+    for rank, there in enumerate(seen):
+        if there != seen[0]:
+            differing = sorted(name for name in seen[0] | there if seen[0].get(name) != there.get(name))
             raise UserError(
                 f"rank {rank} sees another {', '.join(differing)} of {config.name_or_path} than rank 0; "
                 "give every node the same files"
@@ -109,13 +110,14 @@ def _build(
 def _model_config(config: BackboneConfig) -> PreTrainedConfig:
     try:
         model_config = AutoConfig.from_pretrained(
-            config.name_or_path, revision=config.revision, trust_remote_code=config.trust_remote_code
+            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {first_line(error)}") from error
     if getattr(model_config, "quantization_config", None) is not None:
         raise UserError(
-            f"{config.name_or_path} is quantised already; give the original weights, backbone.quantization makes them 8 bit"
+            f"{config.name_or_path} is quantised already; give the original weights, which backbone.quantization turns "
+            "into 8 bits"
         )
     return model_config
 
@@ -123,7 +125,9 @@ def _model_config(config: BackboneConfig) -> PreTrainedConfig:
 def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
     own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
     if own_code is not None and config.trust_remote_code:
-        return get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
+        model_class = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
+        assert model_class is not None
+        return model_class
     if type(model_config) not in MODEL_MAPPING:
         raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
     found = MODEL_MAPPING[type(model_config)]
@@ -134,9 +138,10 @@ def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torc
     """Puts an unfilled quantised layer in the place of every linear one; name -> layer."""
     layers = {}
     for name, module in list(model.named_modules()):
-        if quantizable(module):
-            layers[name] = quantized_like(module, config.quantization, config.int8_threshold, dtype)
-            model.set_submodule(name, layers[name])
+        layer = quantized_like(module, config.quantization, config.int8_threshold, dtype)
+        if layer is not None:
+            model.set_submodule(name, layer)
+            layers[name] = layer
     return layers
 
 

@@ -1,0 +1,82 @@
+"""Sharded against whole backbones on 1 to 4 real CPU ranks."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests.backbone.worlds import run_worlds
+from tests.tiny import save_tiny
+
+WORLDS = [1, 2, 3, 4]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str, Any]]]:
+    folder = tmp_path_factory.mktemp("sharded")
+    for family in ("llama_gqa", "bert", "gpt2"):
+        save_tiny(folder / family, family)
+    _make_faults(folder)
+    return run_worlds("tests.backbone.sharded:check_world", WORLDS, folder, timeout_seconds=240)
+
+
+def _make_faults(folder: Path) -> None:
+    good = folder / "llama_gqa"
+    nan = shutil.copytree(good, folder / "fault-nan")
+    weights = load_file(nan / "model.safetensors")
+    weights["layers.1.mlp.down_proj.weight"][-1, -1] = torch.nan  # in the last rank's share
+    save_file(weights, nan / "model.safetensors", {"format": "pt"})
+    truncated = shutil.copytree(good, folder / "fault-truncated") / "model.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:-100])
+    other = folder / "one-rank-other"
+    shutil.copytree(good, other / "others")
+    shutil.copytree(good, other / "last")
+    weights = load_file(other / "last" / "model.safetensors")
+    weights["norm.weight"] += 1
+    save_file(weights, other / "last" / "model.safetensors", {"format": "pt"})
+    absent = folder / "one-rank-absent"
+    shutil.copytree(good, absent / "others")
+    shutil.copytree(good, absent / "last")
+    (absent / "last" / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_sharded_backbone_equals_the_whole_one(results: dict, world: int) -> None:
+    for rank in results[world]:
+        cases = {name: checks for name, checks in rank.items() if name not in ("losses", "small", "faults")}
+        assert len(cases) == 5
+        failed = {name: [check for check, holds in checks.items() if not holds] for name, checks in cases.items()}
+        assert not any(failed.values()), json.dumps(failed, indent=1)
+
+
+def test_losses_do_not_depend_on_the_number_of_ranks(results: dict) -> None:
+    alone, two = results[1][0]["losses"], results[2][0]["losses"]
+    assert len(set(alone)) == 20
+    assert two == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_tensor_may_have_fewer_elements_than_ranks(results: dict, world: int) -> None:
+    assert all(rank["small"] for rank in results[world])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("fault-nan", "layers.1.mlp.down_proj.weight holds values that are not finite"),
+        ("fault-truncated", "cut off"),
+        ("one-rank-absent", "no model.safetensors"),
+        ("one-rank-other", "sees another model.safetensors"),
+    ],
+)
+def test_a_fault_that_one_rank_sees_is_an_error_on_all(results: dict, world: int, fault: str, words: str) -> None:
+    messages = [rank["faults"][fault] for rank in results[world]]
+    if world == 1 and fault == "one-rank-other":
+        assert messages == ["no error"]  # nobody to differ from
+    else:
+        assert all(words in message for message in messages)
