@@ -2,8 +2,8 @@
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 from sklearn import metrics as sk
+from sklearn.utils.extmath import softmax
 
 from pipeline.errors import UserError
 
@@ -22,7 +22,7 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
     """
     assert scores.shape == (len(truth), len(names)) and len(truth) > 0
     prediction = predictions(scores, where)
-    probabilities = softmax(scores.astype(np.float64), axis=1)
+    probabilities = softmax(scores.astype(np.float64))
     indices = np.arange(len(names))
     ties = int(tied(scores).sum())
     return {
@@ -44,8 +44,8 @@ def predictions(scores: NDArray, where: str = "the scores") -> NDArray[np.int64]
     broken = int((~np.isfinite(scores)).any(axis=1).sum())
     if broken:
         raise UserError(
-            f"{where}: {broken} of {len(scores)} rows have NaN or infinite scores; the training diverged or the compute "
-            "dtype is too small: lower train.learning_rate, or set backbone.dtype to bfloat16 or float32"
+            f"{where}: {broken} of {len(scores)} rows have NaN or infinite scores; the training diverged or the "
+            "compute dtype is too small: lower train.learning_rate, or set backbone.dtype to bfloat16 or float32"
         )
     return scores.argmax(axis=1).astype(np.int64)
 

@@ -13,9 +13,9 @@ _TEMPLATE = """\
 
 # L-Tuning adapter: {{ labels | length }} labels on {{ backbone | code }}
 
-This is the small trained part of a text classifier ({{ method | code }}, {{ parameters }} parameters). The frozen backbone
-{{ backbone | code }}{% if revision %} (revision {{ revision | code }}){% endif %} judges for each label whether its wording
-is true of the text; the best-scored label is the answer.
+This is the small trained part of a text classifier ({{ method | code }}, {{ parameters }} parameters).
+The frozen backbone {{ backbone | code }}{% if revision %} (revision {{ revision | code }}){% endif %} judges for each
+label whether its wording is true of the text; the best-scored label is the answer.
 
 ## Use
 
@@ -26,8 +26,8 @@ classifier = LTuningClassifier.from_pretrained("path/to/this/folder")
 classifier.predict([{% if pair %}("first text", "second text"){% else %}"a text"{% endif %}])
 ```
 
-or `python -m pipeline predict --adapter path/to/this/folder --input texts.txt`. The backbone is loaded from where it was in
-training ({{ backbone | code }}) and must be the same: its fingerprint is checked.
+or `python -m pipeline predict --adapter path/to/this/folder --input texts.txt`. The backbone is loaded from where it
+was in training ({{ backbone | code }}) and must be the same: its fingerprint is checked.
 
 ## Labels
 
@@ -54,8 +54,8 @@ Not evaluated yet: run `python -m pipeline evaluate`.
 {% endif %}
 ## Licence
 
-Without the backbone the adapter does nothing, and it was made from the backbone's outputs: the backbone's licence and the
-training data's licence apply to its use. Texts longer than {{ max_length }} tokens are cut.
+Without the backbone the adapter does nothing, and it was made from the backbone's outputs: the backbone's licence and
+the training data's licence apply to its use. Texts longer than {{ max_length }} tokens are cut.
 """
 
 

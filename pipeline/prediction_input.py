@@ -40,12 +40,21 @@ def format_of(source: str) -> Format:
         ) from None
 
 
+def check_input(source: str, format: Format | None = None) -> None:
+    """UserError for a file that cannot be opened or has an unknown format: cheap, before anything is loaded."""
+    if format is None:
+        format_of(source)
+    if source != STANDARD_INPUT:
+        with _opened(source):
+            pass
+
+
 def read_texts(source: str, text: str, text_pair: str | None, format: Format | None = None) -> Iterator[TextRow]:
     """Rows of a file, or of standard input if `source` is "-".
 
-    txt has one text per line (with `text_pair`: the two separated by a tab); the other formats have the columns `text` and
-    `text_pair`; csv may be quoted, tsv is not, as in training. UserError names the line of the first row that is empty,
-    lacks a column, does not parse or is not UTF-8; an input without any row is an error too.
+    txt has one text per line (with `text_pair`: the two separated by a tab); the other formats have the columns `text`
+    and `text_pair`; csv may be quoted, tsv is not, as in training. UserError names the line of the first row that is
+    empty, lacks a column, does not parse or is not UTF-8; an input without any row is an error too.
     """
     format = format or format_of(source)
     columns = [text] if text_pair is None else [text, text_pair]
@@ -88,7 +97,7 @@ def _json_values(line: str, columns: list[str]) -> list[str]:
     except ValueError as error:
         raise ValueError(f"no JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError("expected a JSON object")  # noqa: TRY004, told to the user with its line
+        raise ValueError("expected a JSON object")
     texts = [value[column] for column in columns if isinstance(value.get(column), str)]
     if len(texts) < len(columns):
         raise ValueError(f"no string under '{' and '.join(columns)}' (keys: {', '.join(value)})")

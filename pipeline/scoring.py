@@ -30,9 +30,9 @@ def score(
 ) -> NDArray[np.float32]:
     """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all ranks.
 
-    `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a DeepSpeedEngine
-    around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at a time on each
-    rank. Texts are batched by length, so that little is padding. The batches do not depend on the number of ranks; they
+    `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
+    DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
+    a time on each rank. Texts are batched by length, so that little is padding. The batches do not depend on the number of ranks; they
     are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
     `description` labels a progress bar on rank 0; without it there is none.
     """

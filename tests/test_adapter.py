@@ -133,7 +133,7 @@ def test_another_backbone_is_refused_by_part(folder: Path) -> None:
         adapter.check_backbone({"model.safetensors": "11 bytes, abd"}, "tokens")
     with pytest.raises(UserError, match="tokenizer was 'tokens', now 'others'"):
         adapter.check_backbone({"model.safetensors": "10 bytes, abc"}, "others")
-    with pytest.raises(UserError, match="model-00001-of-00002.safetensors was absent"):
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors was absent"):
         adapter.check_backbone({"model-00001-of-00002.safetensors": "5 bytes, a"}, "tokens")
 
 

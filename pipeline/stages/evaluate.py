@@ -34,8 +34,8 @@ FINGERPRINT_FILE = "fingerprint.json"
 def evaluate(config: RunConfig) -> dict[str, Any]:
     """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> figures.
 
-    Every rank must call it. Raises UserError where an earlier stage has not run, where the adapter was made from another
-    backbone or with other settings, and where scores are not finite.
+    Every rank must call it. Raises UserError where an earlier stage has not run, where the adapter was made from
+    another backbone or with other settings, and where scores are not finite.
     """
     accelerator = start(config)
     run_dir = config.run_dir

@@ -1,0 +1,187 @@
+"""The Python API: a trained adapter on its backbone, ready to classify texts."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.utils.extmath import softmax
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.adapter import Adapter, adapter_folder, load_adapter
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.loading import load_backbone, weights_fingerprint
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.config import LabelsConfig
+from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.errors import UserError
+from pipeline.label_states import read_hypotheses
+from pipeline.metrics import predictions
+from pipeline.model import LTuningModel
+from pipeline.scoring import score
+
+Text = str | tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier thinks of one text."""
+
+    label: str
+    """The label with the best score; of equal scores the one listed first."""
+    scores: dict[str, float]
+    """Score of every label; larger is more likely, without a fixed scale."""
+    probabilities: dict[str, float]
+    """Softmax over the scores."""
+    truncated: bool
+    """The text was longer than the adapter's `data.max_length`; its end was not read."""
+
+
+@dataclass(frozen=True)
+class LTuningClassifier:
+    """Classifies texts with a trained adapter, among the labels of its training or others.
+
+    >>> classifier = LTuningClassifier.from_pretrained("runs/sst2")
+    >>> classifier.predict(["a gripping film"])[0].label
+    'positive'
+    """
+
+    adapter: Adapter
+    model: LTuningModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    labels: list[str]
+    """In the order of the scores."""
+    rows_per_forward: int = 64
+    """(text, label) pairs per forward pass."""
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | Path, device: str | torch.device | None = None, *, backbone: str | None = None
+    ) -> "LTuningClassifier":
+        """Loads an adapter directory, or a run directory's, and its backbone whole onto one device.
+
+        `device`: cuda where there is one, else cpu. `backbone`: where the backbone lies now, if it was moved.
+        Raises UserError for a damaged adapter, and for a backbone that is not the one it was made for.
+        """
+        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        adapter = load_adapter(adapter_folder(path))
+        config = adapter.config.backbone
+        if backbone is not None:
+            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
+        tokenizer = load_tokenizer(config)
+        adapter.check_backbone(weights_fingerprint(config), tokenizer_fingerprint(tokenizer))
+        base = load_backbone(config, zero_config=None, device=target)
+        frozen = FrozenBackbone(base, facts_of(base.config))
+        # The engine that trained it computed in the backbone's dtype too.
+        method = adapter.build_method(frozen.facts).to(getattr(torch, config.dtype))
+        pooling = resolve_pooling(config.pooling, frozen.facts)
+        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling)
+        return cls(adapter, model.to(target).eval(), tokenizer, target, list(adapter.labels.names))
+
+    def predict(self, texts: Sequence[Text]) -> list[Prediction]:
+        """One prediction per text, or per pair of texts if the adapter was trained on pairs.
+
+        Raises UserError for an empty text, for single texts in place of pairs or the reverse, and for scores that are
+        not finite.
+        """
+        if not texts:
+            return []
+        rows = encode_texts(self.tokenizer, self._columns(texts), self.adapter.config.data.max_length)
+        scores = score(
+            self.model,
+            rows,
+            len(self.labels),
+            self.rows_per_forward,
+            pad_token_id=pad_token_id(self.tokenizer),
+            device=self.device,
+        )
+        best = predictions(scores)
+        probabilities = softmax(scores.astype(np.float64))
+        return [
+            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
+            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
+        ]
+
+    def with_labels(self, names: Sequence[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
+        """The same classifier among other labels, which need not have been in training: their wording is enough.
+
+        A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared.
+        Raises UserError for fewer than two labels, labels that read alike, and wordings too long for the adapter.
+        """
+        names = list(names)
+        if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
+            raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
+        config = self.adapter.config.labels
+        known = {name: text for name, text in config.texts.items() if name in names} | dict(texts or {})
+        words = hypotheses(names, LabelsConfig(template=config.template, texts=known))
+        input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
+        input_ids, mask = self._fit_prompt(input_ids, mask)
+        states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
+        old = self.model
+        model = LTuningModel(old.backbone, old.method, states.to(self.device), mask.to(self.device), old.pooling)
+        return LTuningClassifier(self.adapter, model.eval(), self.tokenizer, self.device, names, self.rows_per_forward)
+
+    def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
+        facts, method = self.model.backbone.facts, self.adapter.config.method
+        trained, found = self.adapter.labels.prompt_tokens, input_ids.shape[1]
+        bound = method.producer_parameters(facts, trained) != method.producer_parameters(facts, trained + 1)
+        if found > trained and bound:
+            raise UserError(
+                f"a label's wording has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
+                "its training: choose shorter names or wordings"
+            )
+        width = (0, max(0, trained - found))
+        return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
+
+    def _columns(self, texts: Sequence[Text]) -> list[list[str]]:
+        """The texts by column: one, or two for pairs."""
+        wanted = 1 if self.adapter.config.data.text_pair is None else 2
+        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
+        for number, row in enumerate(rows, start=1):
+            if len(row) != wanted:
+                raise UserError(f"text {number} has {len(row)} part(s), this adapter was trained on {wanted}")
+            if not all(part.strip() for part in row):
+                raise UserError(f"text {number} is empty")
+        return [list(column) for column in zip(*rows, strict=True)]
+
+    def _by_label(self, values: np.ndarray) -> dict[str, float]:
+        return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int
+) -> list[dict[str, Any]]:
+    """Rows for `scoring.score`, with the tokens that preprocess makes of the same texts, and `truncated` of each."""
+    rows = _tokens(tokenizer, columns, None)
+    long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
+    if long:
+        cut = _tokens(tokenizer, [[column[index] for index in long] for column in columns], max_length)
+        for index, row in zip(long, cut, strict=True):
+            rows[index] = row | {"truncated": True}
+    for number, row in enumerate(rows, start=1):
+        if not row["input_ids"]:
+            raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
+        row.setdefault("truncated", False)
+    return rows
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int | None
+) -> list[dict[str, Any]]:
+    encoded = tokenizer(
+        *columns,
+        padding=False,
+        truncation="longest_first" if max_length else False,
+        max_length=max_length,
+        return_attention_mask=False,
+        verbose=False,
+    )
+    names = ["input_ids"] + ["token_type_ids"] * (len(columns) == 2 and "token_type_ids" in encoded)
+    return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)]

@@ -1,0 +1,91 @@
+"""Labels for unlabelled texts, from a file or standard input to JSON lines, in constant memory."""
+
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+from pipeline.classifier import LTuningClassifier, Prediction
+from pipeline.errors import UserError
+from pipeline.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
+from pipeline.rundir import atomic_file
+
+CHUNK_TEXTS = 256
+"""Texts read, scored and written at a time."""
+
+
+def predict(
+    adapter: str | Path,
+    input: str,
+    output: str = "-",
+    *,
+    labels: Sequence[str] | None = None,
+    format: Format | None = None,
+    device: str | None = None,
+    backbone: str | None = None,
+) -> int:
+    """Writes a JSON object per text: text, [text_pair], [truncated], label, scores, probabilities; returns how many.
+
+    `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
+    input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
+    is ready. `labels`: score these by their wording, in place of those of training. `backbone`: where it is, if moved.
+    Raises UserError naming the line of a text that cannot be read.
+    """
+    check_input(input, format)
+    classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone)
+    if labels:
+        classifier = classifier.with_labels(labels)
+    data = classifier.adapter.config.data
+    rows = read_texts(input, data.text, data.text_pair, format)
+    # Someone who types wants the answer to each line.
+    chunk = 1 if input == STANDARD_INPUT and sys.stdin.isatty() else CHUNK_TEXTS
+    count = 0
+    with _opened(output) as file:
+        for part in _chunks(rows, chunk):
+            for row, prediction in zip(part, _classify(classifier, part), strict=True):
+                file.write(json.dumps(_record(row, prediction), ensure_ascii=False) + "\n")
+            file.flush()
+            count += len(part)
+    return count
+
+
+def _classify(classifier: LTuningClassifier, part: list[TextRow]) -> list[Prediction]:
+    try:
+        return classifier.predict([row.inputs for row in part])
+    except UserError as error:
+        raise UserError(f"lines {part[0].line} to {part[-1].line}: {error}") from error
+
+
+def _record(row: TextRow, prediction: Prediction) -> dict[str, Any]:
+    pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
+    return {
+        "text": row.text,
+        **pair,
+        **({"truncated": True} if prediction.truncated else {}),
+        "label": prediction.label,
+        "scores": _rounded(prediction.scores),
+        "probabilities": _rounded(prediction.probabilities),
+    }
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    """Six significant digits: what float32 arithmetic is good for."""
+    return {name: float(f"{value:.6g}") for name, value in values.items()}
+
+
+def _chunks(rows: Iterable[TextRow], size: int) -> Iterator[list[TextRow]]:
+    remaining = iter(rows)
+    while part := list(islice(remaining, size)):
+        yield part
+
+
+@contextmanager
+def _opened(output: str) -> Iterator[TextIO]:
+    if output == "-":
+        yield sys.stdout
+        return
+    with atomic_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8") as file:
+        yield file

@@ -1,0 +1,134 @@
+"""The evaluate stage on a tiny run: figures, predictions, staleness, refusals, and two ranks."""
+
+import json
+import logging
+import os
+import socket
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from sklearn.metrics import accuracy_score
+
+from pipeline import LTuningClassifier
+from pipeline.adapter import load_adapter, save_adapter
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.stages.evaluate import evaluate
+from tests.tiny_run import TEXTS, tiny_run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    run = tiny_run(tmp_path_factory.mktemp("evaluate"))
+    evaluate(run)
+    return run
+
+
+def test_metrics_and_predictions_agree(config: RunConfig) -> None:
+    metrics = json.loads(config.run_dir.metrics_file.read_text())
+    assert set(metrics) == {"validation", "test"}
+    table = pq.read_table(config.run_dir.predictions_file).to_pandas()
+    assert table.columns.tolist() == [
+        "split",
+        "row",
+        "label",
+        "prediction",
+        "score/business",
+        "score/science",
+        "score/sport",
+    ]
+    for split, count in (("validation", 6), ("test", 9)):
+        rows = table[table.split == split]
+        assert metrics[split]["n"] == len(rows) == count
+        assert metrics[split]["accuracy"] == accuracy_score(rows.label, rows.prediction)
+        assert rows.row.tolist() == list(range(1, count + 1))
+        # The training split has one text of sport more than of the others.
+        assert metrics[split]["majority"]["label"] == "sport"
+        assert metrics[split]["majority"]["accuracy"] == pytest.approx(1 / 3)
+    assert {"macro_f1", "weighted_f1", "mcc", "log_loss", "ece", "per_class", "confusion_matrix"} <= set(
+        metrics["test"]
+    )
+    scores = table[[f"score/{name}" for name in sorted(TEXTS)]].to_numpy()
+    assert np.array(sorted(TEXTS))[scores.argmax(1)].tolist() == table.prediction.tolist()
+    assert len(np.unique(scores)) == scores.size, "every pair has a score of its own"
+
+
+def test_the_classifier_gives_the_same_scores(config: RunConfig) -> None:
+    table = pq.read_table(config.run_dir.predictions_file).to_pandas()
+    rows = table[table.split == "test"]
+    texts = [f"{text} test" for texts in TEXTS.values() for text in texts[:3]]
+    predictions = LTuningClassifier.from_pretrained(config.run.dir, "cpu").predict(texts)
+    assert [prediction.label for prediction in predictions] == rows.prediction.tolist()
+    for name in TEXTS:
+        mine = [prediction.scores[name] for prediction in predictions]
+        np.testing.assert_allclose(mine, rows[f"score/{name}"], rtol=1e-5, atol=1e-5)
+
+
+def test_the_card_has_the_figures(config: RunConfig) -> None:
+    card = (config.run_dir.adapter / "README.md").read_text()
+    assert "| test | 9 |" in card and "| validation, majority baseline (sport) | 6 | 0.3333 |" in card
+
+
+def test_a_current_evaluation_is_left_alone_and_a_stale_one_made_again(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = config.run_dir.predictions_file.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, "pipeline"):
+        first = evaluate(config)
+    assert "is current" in caplog.text and config.run_dir.predictions_file.stat().st_mtime_ns == before
+    adapter = load_adapter(config.run_dir.adapter)
+    try:
+        changed = {name: tensor * 2 for name, tensor in adapter.method_state.items()}
+        save_adapter(config.run_dir.adapter, changed, config, adapter.labels)
+        with caplog.at_level(logging.INFO, "pipeline"):
+            second = evaluate(config)
+        assert "is stale (adapter was" in caplog.text and second["test"]["log_loss"] != first["test"]["log_loss"]
+    finally:
+        save_adapter(config.run_dir.adapter, adapter.method_state, config, adapter.labels)
+        assert evaluate(config) == first
+
+
+def test_scores_that_are_not_finite_end_it_and_leave_the_old_figures(config: RunConfig) -> None:
+    adapter = load_adapter(config.run_dir.adapter)
+    before = config.run_dir.metrics_file.read_bytes()
+    try:
+        broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in adapter.method_state.items()}
+        save_adapter(config.run_dir.adapter, broken, config, adapter.labels)
+        with pytest.raises(UserError, match="validation split: 6 of 6 rows have NaN"):
+            evaluate(config)
+        assert config.run_dir.metrics_file.read_bytes() == before
+    finally:
+        save_adapter(config.run_dir.adapter, adapter.method_state, config, adapter.labels)
+
+
+def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> None:
+    other = config.model_copy(update={"method": config.method.model_copy(update={"bias": True})})
+    with pytest.raises(UserError, match=r"trained otherwise: method\.bias was 'False', now 'True'; run train again"):
+        evaluate(other)
+    unevaluable = config.model_copy(update={"run": config.run.model_copy(update={"dir": config.run.dir + "-none"})})
+    with pytest.raises(UserError, match=r"manifest\.json' does not exist"):
+        evaluate(unevaluable)
+
+
+def _one_rank(rank: int, world: int, port: int, config: RunConfig) -> None:
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    evaluate(config)
+    torch.distributed.destroy_process_group()
+
+
+def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
+    expected = pq.read_table(config.run_dir.predictions_file)
+    (config.run_dir.evaluation / "fingerprint.json").unlink()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(_one_rank, (2, port, config), nprocs=2)
+    assert (config.run_dir.evaluation / "fingerprint.json").is_file(), "it was made again"
+    found = pq.read_table(config.run_dir.predictions_file)
+    assert found.select(["split", "row", "label"]) == expected.select(["split", "row", "label"])
+    for name in TEXTS:
+        column = f"score/{name}"
+        np.testing.assert_allclose(found[column].to_numpy(), expected[column].to_numpy(), rtol=1e-5, atol=1e-6)

@@ -1,0 +1,95 @@
+"""The predict stage: files and standard input to JSON lines, streaming, whole or not at all."""
+
+import io
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline import LTuningClassifier
+from pipeline.config import RunConfig
+from pipeline.errors import UserError
+from pipeline.stages import predict as stage
+from pipeline.stages.predict import predict
+from tests.tiny_run import TEXTS, tiny_run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return tiny_run(tmp_path_factory.mktemp("predict"))
+
+
+def lines_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_one_line_per_text_in_order(config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stage, "CHUNK_TEXTS", 4)
+    texts = [text for texts in TEXTS.values() for text in texts] + ["ein “Text” mit Ümlaut"]
+    (tmp_path / "texts.txt").write_text("\n".join(texts) + "\n")
+    assert predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out.jsonl"), device="cpu") == 13
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line["text"] for line in lines] == texts
+    expected = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(texts)
+    for line, prediction in zip(lines, expected, strict=True):
+        assert list(line) == ["text", "label", "scores", "probabilities"]
+        assert line["label"] == prediction.label
+        assert line["scores"] == pytest.approx(prediction.scores, rel=1e-4, abs=1e-5)
+        assert sum(line["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+
+
+def test_standard_input_to_standard_output_with_other_labels(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a goal\n" + b"word " * 99 + b"\n")))
+    assert predict(config.run_dir.adapter, "-", labels=["art", "war"], device="cpu") == 2
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
+    assert [set(line["scores"]) for line in lines] == [{"art", "war"}] * 2
+    assert "truncated" not in lines[0] and lines[1]["truncated"] is True
+
+
+def test_each_part_is_written_before_the_next_is_read(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Constant memory: an input without end gives output."""
+    monkeypatch.setattr(stage, "CHUNK_TEXTS", 2)
+    written: list[int] = []
+
+    class Endless(io.RawIOBase):
+        def readable(self) -> bool:
+            return True
+
+        def readinto(self, buffer: bytearray) -> int:
+            written.append(capsys.readouterr().out.count("\n"))
+            if len(written) > 6:
+                raise KeyboardInterrupt
+            buffer[:7] = b"a goal\n"
+            return 7
+
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BufferedReader(Endless(), buffer_size=8)))
+    with pytest.raises(KeyboardInterrupt):
+        predict(config.run_dir.adapter, "-", device="cpu")
+    assert sum(written) >= 4
+
+
+def test_a_bad_line_leaves_no_output_and_an_old_output_as_it_was(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_text('{"text": "a goal"}\n{"text": ""}\n')
+    output = tmp_path / "out" / "predictions.jsonl"
+    with pytest.raises(UserError, match="line 2: the text is empty"):
+        predict(config.run.dir, str(tmp_path / "texts.jsonl"), str(output), device="cpu")
+    assert list(output.parent.iterdir()) == []
+    output.write_text("old")
+    with pytest.raises(UserError, match="line 2"):
+        predict(config.run.dir, str(tmp_path / "texts.jsonl"), str(output), device="cpu")
+    assert output.read_text() == "old" and len(list(output.parent.iterdir())) == 1
+
+
+def test_a_missing_input_is_said_before_the_backbone_is_loaded(
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LTuningClassifier, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(UserError, match="cannot be read"):
+        predict(config.run.dir, str(tmp_path / "none.txt"), device="cpu")
+    with pytest.raises(UserError, match="unknown ending"):
+        predict(config.run.dir, str(tmp_path / "none.doc"), device="cpu")
