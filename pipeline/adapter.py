@@ -47,7 +47,7 @@ class TextSettings(Settings):
 class AdapterConfig(Settings):
     """adapter_config.json: what is needed to use the adapter, and nothing of how it was trained."""
 
-    version: int = Field(FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
+    version: int = Field(default=FORMAT_VERSION, ge=1, le=FORMAT_VERSION)
     """Of this file format."""
     backbone: BackboneConfig
     method: AnyMethodConfig

@@ -32,8 +32,8 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
-    a time on each rank. Texts are batched by length, so that little is padding. The batches do not depend on the number of ranks; they
-    are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
+    a time on each rank. Texts are batched by length, so that little is padding. The batches do not depend on the number
+    of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
     `description` labels a progress bar on rank 0; without it there is none.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0

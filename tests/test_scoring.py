@@ -27,7 +27,7 @@ class Toy(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, candidates: Tensor) -> Tensor:
         assert not self.training and not torch.is_grad_enabled()
-        self.shapes.append(tuple(candidates.shape))
+        self.shapes.append((candidates.shape[0], candidates.shape[1]))
         self.padding += int((attention_mask == 0).sum())
         position = torch.arange(1, input_ids.shape[1] + 1, dtype=torch.float64)
         text = (self.words[input_ids] * (attention_mask * position).unsqueeze(-1)).sum(1).tanh()
