@@ -121,7 +121,7 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def save_tiny(path: Path, family: str, **overrides: Any) -> Path:
-    """Writes config, safetensors weights and tokenizer to the folder `path`, as AutoModel and AutoTokenizer read them."""
+    """Writes config, safetensors weights and tokenizer to the folder `path`, for AutoModel and AutoTokenizer."""
     tiny_model(family, **overrides).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path

@@ -39,7 +39,8 @@ class DebertaPrefix:
         if getattr(model.config, "talking_head", False):
             raise UserError("DeBERTa with talking_head attention is not supported; choose another backbone")
         self._layers: list[_LayerPrefix] = []
-        for index, layer in enumerate(model.encoder.layer):
+        encoder: Any = model.encoder
+        for index, layer in enumerate(encoder.layer):
             attention = layer.attention.self
             attention.forward = partial(_attend, attention, attention.forward)
             layer.forward = partial(_layer_forward, layer, layer.forward)

@@ -115,10 +115,10 @@ def _take(sequence: Tensor, places: Tensor) -> Tensor:
 def _checkpoint_layers(model: PreTrainedModel) -> None:
     """Makes every transformer layer forget its activations and recompute them in backward.
 
-    transformers' own switch drops `past_key_values` from each layer's call, and with it the prefix (its PR #38913; in 5.23
-    the private `_can_checkpoint_with_cache` prevents that for all families but GPT-2, which drops it by itself), and
-    works in training mode only. Non-reentrant, since the reentrant kind loses the gradient of tensors that are not positional
-    arguments (its PR #46572); with ZeRO-3 this needs DeepSpeed 0.19.3 (its issue #8148).
+    transformers' own switch works in training mode only and drops `past_key_values`, and with it the prefix, from each
+    layer's call (its PR #38913; from 5.x the private `_can_checkpoint_with_cache` prevents that, except in GPT-2, whose
+    model drops it by itself). Non-reentrant, since the reentrant kind loses the gradient of tensors that are not
+    positional arguments (its PR #46572); with ZeRO-3 this needs DeepSpeed 0.19.3 (its issue #8148).
     """
     for layer in model.modules():
         if isinstance(layer, GradientCheckpointingLayer):

@@ -24,8 +24,6 @@ def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
         total = hidden.masked_fill(~mask[..., None], 0).sum(dim=1)
         return total / mask.sum(dim=1, keepdim=True).clamp(min=1)
     assert how in ("last", "first"), f"unresolved pooling {how!r}"
-    if how == "first":
-        index = mask.int().argmax(dim=1)
-    else:
-        index = mask.shape[1] - 1 - mask.flip(1).int().argmax(dim=1)
+    from_left, from_right = mask.int().argmax(dim=1), mask.flip(1).int().argmax(dim=1)
+    index = from_left if how == "first" else mask.shape[1] - 1 - from_right
     return hidden[torch.arange(len(hidden), device=hidden.device), index]

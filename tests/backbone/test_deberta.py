@@ -1,5 +1,7 @@
 """The prefix inside DeBERTa's disentangled attention. (Gradients, padding and checkpointing: test_frozen.)"""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoModel, BertConfig, PreTrainedModel
@@ -40,7 +42,8 @@ def as_bert(model: PreTrainedModel) -> PreTrainedModel:
     for name, value in model.state_dict().items():
         name = name.replace("_proj", "") if "query_proj" in name or "key_proj" in name or "value_proj" in name else name
         state[name] = value
-    for layer, module in enumerate(model.encoder.layer):
+    encoder: Any = model.encoder
+    for layer, module in enumerate(encoder.layer):
         start, attention = f"encoder.layer.{layer}.attention.self.", module.attention.self
         if hasattr(attention, "in_proj"):  # v1: rows are (head, q k v, D); keys have no bias
             rows = attention.in_proj.weight.view(model.config.num_attention_heads, 3, -1, model.config.hidden_size)
@@ -56,14 +59,15 @@ def as_bert(model: PreTrainedModel) -> PreTrainedModel:
         "pooler.dense.weight",
         "pooler.dense.bias",
     }
-    torch.nn.init.zeros_(bert.embeddings.token_type_embeddings.weight)
+    bert.get_parameter("embeddings.token_type_embeddings.weight").data.zero_()
     return bert
 
 
 @both_versions
 def test_without_positions_it_is_berts_prefix(family: str) -> None:
     """With content-to-content attention alone, DeBERTa is BERT, which takes the prefix through a cache."""
-    model = tiny_model(family, relative_attention=False, pos_att_type=[], position_biased_input=True).double()
+    options = {"relative_attention": False, "pos_att_type": [], "position_biased_input": True, "norm_rel_ebd": "none"}
+    model = tiny_model(family, **options).double()
     bert = as_bert(model)
     given = prefix(model, 3)
     expected = FrozenBackbone(bert, facts_of(bert.config))(IDS, MASK, given)

@@ -1,5 +1,7 @@
 """Facts hold on the models themselves; what cannot be a backbone is refused."""
 
+from typing import Any
+
 import pytest
 import torch
 from transformers import AutoConfig, DynamicCache
@@ -21,8 +23,9 @@ def test_facts_are_the_models_own(family: str) -> None:
     hidden = model(input_ids=torch.tensor([[5, 6, 7]]), **options).last_hidden_state
     assert hidden.shape[-1] == facts.hidden_size == model.get_input_embeddings().embedding_dim
     if not cacheless:
-        assert len(cache.layers) == facts.layers
-        assert all(layer.keys.shape == (1, facts.kv_heads, 3, facts.head_dim) for layer in cache.layers)
+        layers: list[Any] = cache.layers
+        assert len(layers) == facts.layers
+        assert all(layer.keys.shape == (1, facts.kv_heads, 3, facts.head_dim) for layer in layers)
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if "bloom" != family != "falcon_alibi"])

@@ -52,8 +52,8 @@ def injection(family: str, kind: str, lengths: tuple[int, ...] = (P, P, P), seed
     if kind == "prompt":
         shape = (len(lengths), P, facts.hidden_size)
         return Injection(mask, prompt=torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_())
-    shape = (facts.layers, 2, len(lengths), facts.kv_heads, P, facts.head_dim)
-    return Injection(mask, prefix=torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_())
+    sizes = (facts.layers, 2, len(lengths), facts.kv_heads, P, facts.head_dim)
+    return Injection(mask, prefix=torch.randn(sizes, generator=generator, dtype=torch.double).requires_grad_())
 
 
 @pytest.mark.parametrize("family", CACHED)
@@ -167,6 +167,7 @@ def test_a_step_leaves_the_backbone_untouched(family: str, kind: str) -> None:
     ids, mask = inputs()
     given = injection(family, kind)
     tensor = given.prompt if given.prompt is not None else given.prefix
+    assert tensor is not None
     frozen = backbone(family)
     before = {name: value.clone() for name, value in frozen.state_dict().items()}
     optimizer = torch.optim.SGD([tensor, *frozen.parameters()], lr=0.1, weight_decay=0.1)
@@ -215,11 +216,14 @@ def test_buffers_survive_a_cast() -> None:
     model = tiny_model("llama")
     frozen = FrozenBackbone(model, facts_of(model.config))
     saved = frozen.float_buffers()
-    before = model.rotary_emb.inv_freq.clone()
+    before = model.get_buffer("rotary_emb.inv_freq").clone()
     frozen.bfloat16()
-    assert not torch.equal(model.rotary_emb.inv_freq.float(), before)
+    assert not torch.equal(model.get_buffer("rotary_emb.inv_freq").float(), before)
     frozen.restore_buffers(saved)
-    assert torch.equal(model.rotary_emb.inv_freq, before) and model.rotary_emb.inv_freq.dtype == torch.float32
+    assert (
+        torch.equal(model.get_buffer("rotary_emb.inv_freq"), before)
+        and model.get_buffer("rotary_emb.inv_freq").dtype == torch.float32
+    )
 
 
 def test_checkpointing_keeps_fewer_activations() -> None:

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from pipeline.backbone.config import Pooling
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.pooling import pool, resolve_pooling
 from tests.tiny import tiny_model
@@ -13,13 +14,13 @@ HIDDEN = torch.arange(16, dtype=torch.double).view(4, 4, 1) * torch.tensor([1.0,
     ("how", "expected"),
     [("last", [3, 5, 11, 14]), ("first", [0, 4, 10, 13]), ("mean", [1.5, 4.5, 10.5, 13.5])],
 )
-def test_right_token(how: str, expected: list[float]) -> None:
+def test_right_token(how: Pooling, expected: list[float]) -> None:
     column = torch.tensor(expected, dtype=torch.double)
     torch.testing.assert_close(pool(HIDDEN, MASK, how), torch.stack([column, -column], dim=1))
 
 
 @pytest.mark.parametrize("how", ["last", "first", "mean"])
-def test_padding_reaches_neither_value_nor_gradient(how: str) -> None:
+def test_padding_reaches_neither_value_nor_gradient(how: Pooling) -> None:
     hidden = HIDDEN.masked_fill(MASK[..., None] == 0, float("nan")).requires_grad_()
     pooled = pool(hidden, MASK, how)
     assert torch.equal(pooled, pool(HIDDEN, MASK, how))
