@@ -46,7 +46,6 @@ class ZeroSettings:
 
     prefetch: int = 50_000_000
     live: int = 1_000_000_000
-    reuse: int = 1_000_000_000
     persistent: int = 100_000
     reduce_bucket: int = 500_000_000
 
@@ -56,7 +55,6 @@ class ZeroSettings:
         keys = {
             "prefetch": "stage3_prefetch_bucket_size",
             "live": "stage3_max_live_parameters",
-            "reuse": "stage3_max_reuse_distance",
             "persistent": "stage3_param_persistence_threshold",
             "reduce_bucket": "reduce_bucket_size",
         }
@@ -161,14 +159,16 @@ def gathered_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
 def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int, checkpointing: bool) -> int:
     """Received by one rank in one forward and backward pass: weights come once for each, embeddings for forward only.
 
-    A checkpointed layer is used twice in backward, and fetched twice unless the reuse distance spans both uses.
+    What is whole when forward ends stays for backward, so `live` elements come once. Not so with checkpointing, where
+    the recomputation's own fetches take the room; but a recomputed layer stays whole until its backward is done.
     """
     fetched = _partitioned(inventory, zero)
-    in_layers = sum(weight.elements * weight.item_bytes for weight in fetched if weight.in_layer)
+    in_layers = [weight for weight in fetched if weight.in_layer]
+    elements = sum(weight.elements for weight in in_layers)
+    layer_bytes = sum(weight.elements * weight.item_bytes for weight in in_layers)
     others = sum(weight.elements * weight.item_bytes for weight in fetched if not weight.in_layer)
-    layer_elements = sum(weight.elements for weight in fetched if weight.in_layer) / inventory.layers
-    refetched = checkpointing and 2 * layer_elements > zero.reuse
-    return (others + in_layers * (3 if refetched else 2)) * (world_size - 1) // world_size
+    kept = 0.0 if checkpointing or not elements else min(1.0, zero.live / elements)
+    return int((others + layer_bytes * (2 - kept)) * (world_size - 1) / world_size)
 
 
 def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:

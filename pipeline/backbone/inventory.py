@@ -19,6 +19,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.linear import QuantizedLinear, quantized_like
 
+
 @dataclass(frozen=True)
 class Weight:
     """One parameter as the loader stores it."""

@@ -119,7 +119,8 @@ def advice(config: RunConfig, case: Case, gpu: str) -> str:
     """Which plan to take, as config keys; or how many GPUs it would need."""
     plan = best_plan(case)
     if plan is not None:
-        return f"advice: {_as_keys(plan, config)} ({plan.memory.total / 1e9:.1f} of {case.gpu.memory_bytes / 1e9:.0f} GB)"
+        needed, there = plan.memory.total / 1e9, case.gpu.memory_bytes / 1e9
+        return f"advice: {_as_keys(plan, config)} ({needed:.1f} of {there:.0f} GB)"
     lacking = f"advice: nothing fits in {USABLE:.0%} of {case.world_size} x {gpu}"
     larger = case
     while larger.world_size < MOST_GPUS:
