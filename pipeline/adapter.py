@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -77,7 +78,10 @@ class Adapter:
     labels: LabelStates
 
     def build_method(self, facts: BackboneFacts) -> TuningMethod:
-        """The trained method for the backbone of these sizes. UserError if its tensors do not fit."""
+        """The trained method for the backbone of these sizes, in the backbone's compute dtype, as it ran in training.
+
+        UserError if its tensors do not fit.
+        """
         method = build_method(self.config.method, facts, self.labels.prompt_tokens)
         expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.method_state.items()}
@@ -90,7 +94,7 @@ class Adapter:
                 f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on"
             )
         method.load_state_dict(self.method_state)
-        return method
+        return method.to(getattr(torch, self.config.backbone.dtype))
 
     def check_backbone(self, weights: Mapping[str, str], tokenizer: str) -> None:
         """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""

@@ -78,9 +78,8 @@ class LTuningClassifier:
         adapter.check_backbone(weights_fingerprint(config), tokenizer_fingerprint(tokenizer))
         base = load_backbone(config, zero_config=None, device=target)
         frozen = FrozenBackbone(base, facts_of(base.config))
-        # The engine that trained it computed in the backbone's dtype too.
-        method = adapter.build_method(frozen.facts).to(getattr(torch, config.dtype))
         pooling = resolve_pooling(config.pooling, frozen.facts)
+        method = adapter.build_method(frozen.facts)
         model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling)
         return cls(adapter, model.to(target).eval(), tokenizer, target, list(adapter.labels.names))
 
