@@ -7,10 +7,13 @@ import sys
 import textwrap
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -46,9 +49,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
     parser.add_argument("--version", action="version", version=__version__)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_ConfigParser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_CommandParser)
     for name, description in STAGES.items():
         command = commands.add_parser(name, help=description, description=description)
+        command.show_config_keys = True
         command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
         command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
@@ -56,7 +60,6 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
         if name == "estimate":
             _add_estimate_options(command)
-    commands._parser_class = argparse.ArgumentParser
     _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
     return parser
 
@@ -81,10 +84,14 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
-class _ConfigParser(argparse.ArgumentParser):
-    """A parser whose help ends with every config key, its default and what it does."""
+class _CommandParser(argparse.ArgumentParser):
+    """A parser whose help can end with every config key, its default and what it does."""
+
+    show_config_keys = False
 
     def format_help(self) -> str:
+        if not self.show_config_keys:
+            return super().format_help()
         from pipeline.config import config_keys
 
         lines = [super().format_help(), "config keys (section.key=value):"]
@@ -94,15 +101,19 @@ class _ConfigParser(argparse.ArgumentParser):
         return "\n".join(lines) + "\n"
 
 
-def _stage(options: argparse.Namespace) -> None:
+def _load(options: argparse.Namespace) -> "RunConfig":
     import torch
 
     from pipeline.config import load_config
 
-    config = load_config(options.config, options.overrides)
     if not torch.cuda.is_available():
         # Said before DeepSpeed is imported, which else warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    return load_config(options.config, options.overrides)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    config = _load(options)
     config.run_dir.create()
     config.run_dir.write_config(config.to_yaml())
     _stage_function(options.command)(config)
@@ -112,17 +123,16 @@ def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    from pipeline.config import load_config
+    config = _load(options)
     from pipeline.stages.plan import plan
 
-    plan(load_config(options.config, options.overrides))
+    plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    from pipeline.config import load_config
+    config = _load(options)
     from pipeline.stages.estimate import estimate
 
-    config = load_config(options.config, options.overrides)
     estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
 
 
@@ -149,6 +159,8 @@ def _set_up_logging(debug: bool) -> None:
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
         # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")

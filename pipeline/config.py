@@ -25,7 +25,7 @@ class RunSettings(Settings):
 
     dir: str
     """Run directory: everything this run reads and writes."""
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""
 
 

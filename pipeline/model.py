@@ -2,6 +2,7 @@
 
 from torch import Tensor, nn
 
+from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.pooling import pool
 from pipeline.methods.base import TuningMethod
@@ -14,9 +15,9 @@ class LTuningModel(nn.Module):
     label_mask: Tensor
 
     def __init__(
-        self, backbone: FrozenBackbone, method: TuningMethod, label_states: Tensor, label_mask: Tensor, pooling: str
+        self, backbone: FrozenBackbone, method: TuningMethod, label_states: Tensor, label_mask: Tensor, pooling: Pooling
     ) -> None:
-        """label_states [K, P, H], label_mask [K, P]: the labels that `candidates` index; pooling: last, first or mean."""
+        """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean."""
         super().__init__()
         self.backbone = backbone
         self.method = method

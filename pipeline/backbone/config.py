@@ -26,7 +26,7 @@ class BackboneConfig(Settings):
     """Compute dtype; also the storage dtype of whatever is not quantised."""
     quantization: Quantization = "none"
     """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only or nf4."""
-    int8_threshold: float = Field(6.0, ge=0)
+    int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""

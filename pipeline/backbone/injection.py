@@ -1,15 +1,15 @@
 """What a tuning method puts into the backbone."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
 
-@dataclass(frozen=True)
-class Injection:
+class Injection(NamedTuple):
     """Prompt embeddings or per-layer prefix keys and values, one row per candidate (or per label, before `select`).
 
-    Exactly one of `prompt` and `prefix` is set.
+    Exactly one of `prompt` and `prefix` is set. A named tuple, because ZeRO-3 finds the tensors that pass between
+    modules, and hangs its backward hooks on them, only in tuples, lists and dicts.
     """
 
     mask: Tensor

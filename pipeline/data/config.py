@@ -28,11 +28,11 @@ class DataConfig(Settings):
     """Column of the label: its name, or its index into labels.names."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
-    max_length: int = Field(256, ge=2)
+    max_length: int = Field(default=256, ge=2)
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
-    train_limit: int | None = Field(None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
-    workers: int | None = Field(None, ge=1)
+    workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise a large split; null: one per core."""
 
 
@@ -41,7 +41,7 @@ class LabelsConfig(Settings):
 
     template: str = "This text is about {label}."
     """Hypothesis of a label; {label} is replaced by the label's name."""
-    texts: dict[str, str] = Field({})
+    texts: dict[str, str] = Field(default={})
     """Hypotheses of single labels, by name, where the template does not read well."""
     names: list[str] | None = None
     """Label names in index order; null: those of the training texts, sorted."""

@@ -12,39 +12,39 @@ class TrainConfig(Settings):
 
     objective: Literal["pairs", "candidates"] = "pairs"
     """pairs: binary cross-entropy on half true, half wrong labels; candidates: softmax cross-entropy over labels."""
-    candidates: int | None = Field(None, ge=2)
+    candidates: int | None = Field(default=None, ge=2)
     """Labels per text with objective candidates: the true one and sampled wrong ones; null takes all labels."""
-    max_steps: int | None = Field(None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; null: as many as `epochs` need."""
-    epochs: int = Field(3, ge=1)
+    epochs: int = Field(default=3, ge=1)
     """Passes over the training texts; ignored when max_steps is set."""
-    batch_size: int = Field(16, ge=1)
+    batch_size: int = Field(default=16, ge=1)
     """Texts per rank in one forward pass."""
-    gradient_accumulation: int = Field(1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay after the warm-up, down to zero (constant: none)."""
-    warmup_ratio: float = Field(0.06, ge=0, le=1)
+    warmup_ratio: float = Field(default=0.06, ge=0, le=1)
     """Share of the steps in which the learning rate rises linearly."""
-    weight_decay: float = Field(0.01, ge=0)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of matrices; vectors and scalars have none."""
-    max_grad_norm: float = Field(1.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm is clipped to this; 0: no clipping."""
-    eval_every: int = Field(200, ge=1)
+    eval_every: int = Field(default=200, ge=1)
     """Steps between two evaluations on the validation split (and at the end)."""
-    save_every: int = Field(200, ge=1)
+    save_every: int = Field(default=200, ge=1)
     """Steps between two checkpoints."""
-    keep_checkpoints: int = Field(2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
-    early_stopping_patience: int | None = Field(None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation score; null: never."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation figure that decides which adapter is the best."""
     resume: str = "auto"
     """auto, never, or the path of a checkpoint."""
-    log_every: int = Field(10, ge=1)
+    log_every: int = Field(default=10, ge=1)
     """Steps between two lines in logs/metrics.jsonl."""
 
 
@@ -53,9 +53,9 @@ class EngineConfig(Settings):
 
     deepspeed: str = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
-    threads: int | None = Field(None, ge=1)
+    threads: int | None = Field(default=None, ge=1)
     """CPU threads per process; null leaves PyTorch's choice."""
-    timeout_seconds: int = Field(1800, ge=10)
+    timeout_seconds: int = Field(default=1800, ge=10)
     """A collective operation that waits longer than this ends the run with an error."""
 
 

@@ -25,3 +25,8 @@ class MetricsLog:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
         self.accelerator.log(values, step=step)
+
+    def close(self) -> None:
+        """Flushes the trackers. (accelerate's own `end_training` would end the process group with them.)"""
+        for tracker in self.accelerator.trackers:
+            tracker.finish()

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, is_mlflow_available, is_wandb_available
+from torch.utils import deterministic
 
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
@@ -29,8 +30,7 @@ def start(config: RunConfig) -> Accelerator:
     _pretend_launcher()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    world_size = int(os.environ["WORLD_SIZE"])
-    resolved = resolve_deepspeed(config, world_size)
+    resolved = resolve_deepspeed(config, world_size())
     _keep_deepspeed_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
@@ -71,6 +71,11 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     return outcome[0]  # type: ignore[return-value]
 
 
+def world_size() -> int:
+    """Number of processes the launcher has started; 1 without a launcher."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def _trackers(names: Sequence[str]) -> list[str]:
     """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
@@ -104,5 +109,5 @@ def _make_deterministic(seed: int) -> None:
     """Same seed, machine and world size: the same adapter, bit for bit."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.manual_seed(seed)

@@ -18,13 +18,13 @@ class LTPrefixConfig(MethodConfig):
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
     """scores: one number per hypothesis token (published code); softmax: the same, normalised (paper's text);
     tokens: each token's state makes its own keys and values."""
-    rank: int | None = Field(None, ge=1)
+    rank: int | None = Field(default=None, ge=1)
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
     bias: bool = False
     """A bias in the map to keys and values: a part of the prefix that all labels share."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
-    init_std: float = Field(0.02, ge=0)
+    init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of the initial map to keys and values."""
 
     @model_validator(mode="after")

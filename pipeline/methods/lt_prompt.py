@@ -16,9 +16,9 @@ class LTPromptConfig(MethodConfig):
     name: Literal["lt_prompt"] = "lt_prompt"
     bias: bool = False
     """A bias in the map: a part of the prompt that all labels share."""
-    dropout: float = Field(0.0, ge=0, lt=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
-    init_std: float | None = Field(None, ge=0)
+    init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:

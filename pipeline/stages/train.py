@@ -53,7 +53,6 @@ def train(config: RunConfig) -> dict[str, Any]:
     run = TrainingRun(build_trainer(accelerator, config, labels), config, labels)
     run.to_end()
     summary = run.finish(wanted)
-    accelerator.end_training()
     accelerator.free_memory()
     return summary
 
@@ -63,7 +62,7 @@ def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStat
     tokenizer = load_tokenizer(config.backbone)
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
-    check_positions(config, backbone.facts, labels)
+    check_positions(config, backbone.facts, labels.prompt_tokens)
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     method = build_method(config.method, backbone.facts, labels.prompt_tokens)
@@ -77,13 +76,13 @@ def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStat
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer))
 
 
-def check_positions(config: RunConfig, facts: BackboneFacts, labels: LabelStates) -> None:
+def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
     """Raises UserError where injection and text together do not fit the backbone."""
-    if facts.max_positions is None or labels.prompt_tokens + config.data.max_length <= facts.max_positions:
+    if facts.max_positions is None or prompt_tokens + config.data.max_length <= facts.max_positions:
         return
-    room = facts.max_positions - labels.prompt_tokens
+    room = facts.max_positions - prompt_tokens
     raise UserError(
-        f"{labels.prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
+        f"{prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
         f"{facts.max_positions} positions: set data.max_length to {room} or less"
     )
 
@@ -177,6 +176,7 @@ class TrainingRun:
             write_json(final / "summary.json", summary)
 
         on_main_process(self.accelerator, write)
+        self.metrics_log.close()
         return summary
 
     def _is_due(self, every: int) -> bool:

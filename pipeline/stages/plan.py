@@ -1,0 +1,70 @@
+"""`run --dry-run`: what a run would do and need, without loading a weight or writing to the run directory."""
+
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.engine.startup import world_size
+from pipeline.errors import UserError
+from pipeline.methods import build_method, trainable_count
+from pipeline.stages.estimate import build_case, read_model_config, report
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.train import check_positions
+
+GPU = "h200"
+
+
+def plan(config: RunConfig) -> None:
+    """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
+    manifest = _checked_data(config)
+    words = hypotheses(manifest["labels"], config.labels)
+    _, mask = encode_hypotheses(load_tokenizer(config.backbone), words, config.data.max_length)
+    prompt_tokens = mask.shape[1]
+    ranks = world_size()
+    # Words that are now known: how many labels a text is judged against depends on them.
+    config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
+    case = build_case(config, read_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
+    check_positions(config, case.facts, prompt_tokens)
+    with torch.device("meta"):
+        method = build_method(config.method, case.facts, prompt_tokens)
+    counted = sum(parameter.numel() for parameter in method.parameters())
+    formula = trainable_count(config.method, case.facts, prompt_tokens)
+    lines = [
+        *(
+            f"{split}: {found['rows']:,} rows, {found['tokens']:,} tokens"
+            for split, found in manifest["splits"].items()
+        ),
+        f"labels: {len(words)}, at most {prompt_tokens} tokens each",
+        *_steps(config, manifest["splits"]["train"], prompt_tokens, ranks),
+        f"trainable parameters: {formula:,} by formula, {counted:,} by count",
+        "",
+        report(config, case, GPU),
+    ]
+    print("\n".join(lines))
+
+
+def _checked_data(config: RunConfig) -> dict[str, Any]:
+    """The manifest that preprocess makes, in a folder that is gone afterwards."""
+    with TemporaryDirectory() as folder:
+        run = config.run.model_copy(update={"dir": folder})
+        return preprocess(config.model_copy(update={"run": run}))
+
+
+def _steps(config: RunConfig, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:
+    settings = config.train
+    global_batch = settings.batch_size * settings.gradient_accumulation * ranks
+    per_epoch = -(-train["rows"] // global_batch)
+    total = settings.max_steps or settings.epochs * per_epoch
+    labels = len(train["per_label"])
+    if settings.candidates is not None and settings.candidates > labels:
+        raise UserError(f"train.candidates is {settings.candidates}, but there are {labels} labels")
+    pairs = 1 if settings.objective == "pairs" else settings.candidates or labels
+    tokens = global_batch * pairs * (train["tokens"] / train["rows"] + prompt_tokens)
+    return [
+        f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",
+        f"tokens per step: {tokens:,.0f} ({pairs} label(s) per text, {prompt_tokens} label tokens included)",
+    ]
