@@ -70,6 +70,22 @@ def test_prefix_equals_filled_cache(family: str) -> None:
     close(backbone(family)(ids, mask, given)[mask], expected.last_hidden_state[mask])
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3"])
+def test_sliding_window_counts_the_prefix(family: str) -> None:
+    """Text longer than the window loses sight of the prefix as it would of a generated past."""
+    model = tiny_model(family, sliding_window=3).double()
+    ids, given = inputs()[0][:1], injection(family, "prefix").select(torch.tensor([0]))
+    assert given.prefix is not None
+    cache = DynamicCache(config=model.config)
+    for layer, (keys, values) in enumerate(given.prefix):
+        cache.update(keys, values, layer)
+    assert any(cache.is_sliding)
+    expected = model(input_ids=ids, attention_mask=torch.ones(1, P + T, dtype=torch.long), past_key_values=cache)
+    frozen = FrozenBackbone(model, facts_of(model.config))
+    close(frozen(ids, torch.ones_like(ids), given), expected.last_hidden_state)
+    assert (frozen(ids, torch.ones_like(ids), given) - backbone(family)(ids, torch.ones_like(ids), given)).norm() > 0.01
+
+
 @pytest.mark.parametrize("family", CACHED)
 def test_prefix_matters(family: str) -> None:
     ids, mask = inputs()
