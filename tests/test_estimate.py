@@ -22,6 +22,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.inventory import Workload, take_inventory
+from pipeline.cli import main
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
 from pipeline.estimate import (
@@ -221,12 +222,20 @@ def test_bandwidth_sets_the_time() -> None:
     assert slow.communication_seconds == pytest.approx(slow.communication_bytes / 10e9)
 
 
-def test_says_how_many_gpus_would_do(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    LLAMA_405B.save_pretrained(tmp_path)
-    config = run_config(backbone={"name_or_path": str(tmp_path)})
-    estimate(config, world_size=2, gpu="a100-80", bandwidth=25)
+def test_says_how_many_gpus_would_do() -> None:
+    text = report(run_config(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
+    assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in text
+
+
+def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    (tmp_path / "model.safetensors").unlink()
+    file = tmp_path / "run.yaml"
+    file.write_text(run_config(backbone={"name_or_path": str(tmp_path)}).to_yaml())
+    assert main(["estimate", "--config", str(file), "--world-size", "8", "--gpu", "a100-80", "--bandwidth", "25"]) == 0
     printed = capsys.readouterr().out
-    assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in printed
+    assert "8 x a100-80" in printed
+    assert "advice: engine.deepspeed=ds_configs/zero2_int8.json" in printed
 
 
 def test_candidates_are_rows() -> None:

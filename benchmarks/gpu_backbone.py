@@ -1,0 +1,266 @@
+"""One GPU, a backbone of Llama-2-7B's shape with random weights: LT-prefix and LT-prompt beside PEFT.
+
+    python benchmarks/gpu_backbone.py
+    python benchmarks/gpu_backbone.py --tiny --device cpu
+
+Ours trains under ZeRO-3 with world size 1 through this project's loader, PEFT in a plain loop over `from_pretrained`
+(with `load_in_8bit` for int8). Each case runs in a process of its own and gives: the peak of allocated GPU memory while
+loading and while training (CPU: of resident memory), text tokens per second, and the share of the matrix-multiply ceiling: the operations of the frozen layers
+(forward, and the inputs' gradient) per second, over what one large bf16 product reaches in the same process.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+CASES = [
+    *itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt"]),
+    *itertools.product(["peft"], ["int8", "none"], ["prefix", "prompt"]),
+]
+LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+VOCABULARY, LABELS, PROMPT_TOKENS, WARM_UP_STEPS = 32000, 2, 16, 3  # DeepSpeed watches two steps, then fetches ahead
+
+
+def main() -> None:
+    """Runs every case in its own process and prints a table, or a JSON object per line."""
+    options = _options()
+    if options.case:
+        print(json.dumps(measure(options)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        model = write_llama(Path(folder) / "llama", TINY if options.tiny else LLAMA_7B, options.device)
+        rows = [_run_case(case, model, options) for case in CASES]
+    for row in rows:
+        print(json.dumps(row) if options.json else _readable(row))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cuda", "cpu"], default="cuda")
+    parser.add_argument("--tiny", action="store_true", help="two narrow layers, to try the script itself")
+    parser.add_argument("--rows", type=int, default=16, help="texts per step")
+    parser.add_argument("--text-tokens", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=10, help="timed steps")
+    parser.add_argument("--folder", help="where the weights (13 GB) are written for the time of the run")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def _run_case(case: tuple[str, str, str], model: Path, options: argparse.Namespace) -> dict[str, Any]:
+    sizes = ("rows", "text_tokens", "steps")
+    given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in sizes]
+    command = [sys.executable, __file__, "--case", *case, "--model", str(model), "--device", options.device, *given]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if options.device == "cpu":
+        environment |= {"CUDA_VISIBLE_DEVICES": "", "DS_ACCELERATOR": "cpu"}
+    found = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=False)
+    if found.returncode != 0:
+        return dict(zip(("loader", "quantization", "method"), case, strict=True)) | {"failed": found.returncode}
+    return json.loads(found.stdout.splitlines()[-1])
+
+
+def _readable(row: dict[str, Any]) -> str:
+    name = f"{row['loader']:<5} {row['quantization']:<5} {row['method']:<10}"
+    if "failed" in row:
+        return f"{name} failed with exit status {row['failed']}"
+    return (
+        f"{name} {row['peak_loading_bytes'] / 1e9:7.2f} GB loading {row['peak_training_bytes'] / 1e9:7.2f} GB training"
+        f" {row['tokens_per_second']:9.0f} tokens/s {row['share_of_ceiling']:6.1%} of {row['ceiling_flops'] / 1e12:.0f}"
+        f" TFLOP/s ({row['device']})"
+    )
+
+
+def write_llama(folder: Path, sizes: dict[str, int], device: str) -> Path:
+    """Random bfloat16 weights in one safetensors file per layer, with index and config."""
+    from accelerate import init_empty_weights
+    from safetensors.torch import save_file
+    from transformers import LlamaConfig, LlamaModel
+
+    config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=4096, pad_token_id=0)
+    config.save_pretrained(folder)
+    with init_empty_weights():
+        shapes = {name: parameter.shape for name, parameter in LlamaModel(config).named_parameters()}
+    files: dict[str, list[str]] = {}
+    for name in shapes:
+        file = f"layer-{name.split('.')[1]}.safetensors" if name.startswith("layers.") else "rest.safetensors"
+        files.setdefault(file, []).append(name)
+    for file, names in files.items():
+        # A norm's weight is one number per column, near 1.
+        values = {
+            f"model.{name}": torch.randn(shapes[name], dtype=torch.bfloat16, device=device) * 0.02
+            + (len(shapes[name]) == 1)
+            for name in names
+        }
+        save_file({name: value.cpu() for name, value in values.items()}, folder / file, metadata={"format": "pt"})
+    index = {"metadata": {}, "weight_map": {f"model.{name}": file for file, names in files.items() for name in names}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Trains one case and returns its figures."""
+    loader, quantization, method = options.case
+    torch.manual_seed(0)
+    build = build_ours if loader == "ours" else build_peft
+    step, layer_elements = build(Path(options.model), quantization, method, options)
+    peak_loading = _peak_bytes(options.device)
+    for _ in range(WARM_UP_STEPS):
+        step()
+    seconds = _seconds(step, options.steps, options.device)
+    peak_training = _peak_bytes(options.device)
+    prompt = PROMPT_TOKENS if "prompt" in method else 0
+    operations = 4 * layer_elements * options.rows * (options.text_tokens + prompt)
+    ceiling = matmul_flops(options.device)
+    return {
+        "loader": loader,
+        "quantization": quantization,
+        "method": method,
+        "device": torch.cuda.get_device_name() if options.device == "cuda" else "cpu",
+        "peak_loading_bytes": peak_loading,
+        "peak_training_bytes": peak_training,
+        "tokens_per_second": options.rows * options.text_tokens / seconds,
+        "ceiling_flops": ceiling,
+        "share_of_ceiling": operations / seconds / ceiling,
+    }
+
+
+def build_ours(
+    model: Path, quantization: str, method: str, options: argparse.Namespace
+) -> tuple[Callable[[], None], int]:
+    """One training step of ours, by the parts the train stage uses; and the elements of the frozen layers."""
+    from pipeline.config import parse_config
+    from pipeline.engine.inference import exact_buffers, load_frozen
+    from pipeline.engine.optimization import build_optimizer
+    from pipeline.engine.startup import start
+    from pipeline.methods import build_method
+    from pipeline.model import LTuningModel
+
+    preset = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
+    config = parse_config(
+        {
+            "run": {"dir": str(model.parent / "run")},
+            "backbone": {"name_or_path": str(model), "quantization": quantization},
+            "data": {"train": "none.csv"},
+            "method": {"name": method},
+            "train": {"batch_size": options.rows},
+            "engine": {"deepspeed": f"ds_configs/zero3_{preset}.json"},
+        }
+    )
+    accelerator = start(config)
+    backbone = load_frozen(accelerator, config.backbone)
+    layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
+    trained = build_method(config.method, backbone.facts, PROMPT_TOKENS)
+    states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size, dtype=torch.bfloat16)
+    classifier = LTuningModel(backbone, trained, states, torch.ones(LABELS, PROMPT_TOKENS, dtype=torch.bool), "last")
+    optimizer = build_optimizer(classifier.trainable().values(), config.train)
+    with exact_buffers(classifier):
+        engine, optimizer = accelerator.prepare(classifier, optimizer)
+    engine.train()
+    ids, targets = _batch(options)
+    candidates = torch.arange(options.rows, device=ids.device).unsqueeze(1) % LABELS
+
+    def step() -> None:
+        scores = engine(ids, torch.ones_like(ids), candidates)
+        accelerator.backward(nn.functional.binary_cross_entropy_with_logits(scores[:, 0], targets.float()))
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, layer_elements
+
+
+def build_peft(
+    model: Path, quantization: str, method: str, options: argparse.Namespace
+) -> tuple[Callable[[], None], int]:
+    """One training step of PEFT's prefix or prompt tuning on the model that transformers loads."""
+    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+
+    classifier = AutoModelForSequenceClassification.from_pretrained(
+        model,
+        dtype=torch.bfloat16,
+        num_labels=LABELS,
+        device_map={"": options.device},
+        quantization_config=BitsAndBytesConfig(load_in_8bit=True) if quantization == "int8" else None,
+    )
+    layer_elements = sum(p.numel() for name, p in classifier.named_parameters() if ".layers." in name)
+    kind = PrefixTuningConfig if method == "prefix" else PromptTuningConfig
+    tuned = get_peft_model(classifier, kind(task_type="SEQ_CLS", num_virtual_tokens=PROMPT_TOKENS))
+    optimizer = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], lr=1e-3)
+    tuned.train()
+    ids, targets = _batch(options)
+
+    def step() -> None:
+        # PEFT's prefix is fp32 beside a bf16 model: autocast joins them, as its own examples do.
+        with torch.autocast(options.device, dtype=torch.bfloat16):
+            logits = tuned(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        nn.functional.cross_entropy(logits.float(), targets).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return step, layer_elements
+
+
+def matmul_flops(device: str) -> float:
+    """Operations per second of one large bf16 product."""
+    size = 8192 if device == "cuda" else 512
+    a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
+    multiply: Callable[[], Any] = lambda: a @ b  # noqa: E731
+    _seconds(multiply, 5, device)
+    return 2 * size**3 / _seconds(multiply, 20, device)
+
+
+def _batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
+    """Random input_ids [B, T] without padding, and labels [B]."""
+    ids = torch.randint(1, VOCABULARY, (options.rows, options.text_tokens), device=options.device)
+    return ids, torch.randint(0, LABELS, (options.rows,), device=options.device)
+
+
+def _elements(parameter: nn.Parameter) -> int:
+    """Also of a parameter that ZeRO-3 has taken apart."""
+    return getattr(parameter, "ds_numel", parameter.numel())
+
+
+def _seconds(work: Callable[[], Any], times: int, device: str) -> float:
+    """Mean of several runs."""
+    _synchronise(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        work()
+    _synchronise(device)
+    return (time.perf_counter() - start) / times
+
+
+def _synchronise(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()
+
+
+def _peak_bytes(device: str) -> int:
+    """Since the last call on a GPU, since the process began on a CPU."""
+    if device == "cpu":
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
+if __name__ == "__main__":
+    main()
