@@ -34,7 +34,7 @@ def score(
     DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
     a time on each rank. Texts are batched by length, so that little is padding. The batches do not depend on the number
     of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
-    `description` labels a progress bar on rank 0; without it there is none.
+    `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -43,7 +43,8 @@ def score(
     scores = torch.zeros(len(texts), label_count)
     steps = range(0, len(batches), world)
     with _evaluation(model), torch.no_grad():
-        for first in tqdm(steps, desc=description, disable=description is None or rank > 0, unit="batch", leave=False):
+        hidden = True if description is None or rank > 0 else None  # None: unless on a terminal
+        for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
             mine = first + rank
             # A rank without a batch of its own repeats the last one, and drops the result.
             rows = batches[min(mine, len(batches) - 1)]
