@@ -75,12 +75,15 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
     source.add_argument("--adapter", metavar="DIR", help="adapter directory")
     command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
+    command.add_argument("--format", choices=["txt", "csv", "tsv", "jsonl"], help="of the input, where no suffix tells")
     command.add_argument(
         "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
     )
     command.add_argument(
         "--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone"
     )
+    command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
+    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
@@ -137,12 +140,18 @@ def _estimate(options: argparse.Namespace) -> None:
 
 
 def _predict(options: argparse.Namespace) -> None:
-    from pipeline.rundir import RunDir
     from pipeline.stages.predict import predict
 
-    adapter = RunDir(options.run).adapter if options.run else options.adapter
     labels = [name.strip() for part in options.labels or () for name in part.split(",")]
-    predict(adapter, options.input, options.output, labels=labels or None)
+    predict(
+        options.run or options.adapter,
+        options.input,
+        options.output,
+        labels=labels or None,
+        format=options.format,
+        device=options.device,
+        backbone=options.backbone,
+    )
 
 
 COMMANDS = {"run": _run, "estimate": _estimate, "predict": _predict}
