@@ -20,8 +20,8 @@ WINDOW_BATCHES = 50
 def epoch_batches(lengths: NDArray[np.integer], global_batch: int, seed: int, epoch: int) -> list[Ints]:
     """Row indices of every global batch of one epoch; all batches have `global_batch` rows.
 
-    Rows are shuffled, sorted by length within windows of `WINDOW_BATCHES` batches, cut into batches, and the batches and
-    the rows in each are shuffled again. Every row occurs; the last batch is filled with rows from the start of the order.
+    Rows are shuffled, sorted by length within windows of `WINDOW_BATCHES` batches, cut into batches, and the batches
+    and the rows in each are shuffled again. Every row occurs; the last batch is filled from the start of the order.
 
     Args:
         lengths: tokens of each row, [rows], rows > 0.

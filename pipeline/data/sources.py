@@ -99,7 +99,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (nearest: {matches[0]!r})" if matches else ""
 
 
-class _RowFault(Exception):
+class _RowError(Exception):
     """What is wrong with one row."""
 
 
@@ -119,7 +119,7 @@ class _Checker:
             self.row_count += 1
             try:
                 texts, label = self._checked(row)
-            except _RowFault as fault:
+            except _RowError as fault:
                 self.fault_count += 1
                 if self.fault_count <= SHOWN:
                     self.faults.append(f"{row.place}: {fault}")
@@ -135,7 +135,7 @@ class _Checker:
 
     def _checked(self, row: Row) -> tuple[list[str], str]:
         if row.fault:
-            raise _RowFault(row.fault)
+            raise _RowError(row.fault)
         return [_text(row.values, column) for column in self.text_columns], _label(row.values, self.label_column)
 
     def _count(self, label: str, place: str) -> None:
@@ -172,12 +172,12 @@ def _check_columns(where: str, columns: list[str], wanted: dict[str, str | None]
 
 def _text(values: dict[str, Any], column: str) -> str:
     if column not in values:
-        raise _RowFault(f"no field {column!r}")
+        raise _RowError(f"no field {column!r}")
     text = values[column]
     if not isinstance(text, str):
-        raise _RowFault(f"{column!r} is {'null' if text is None else type(text).__name__}, not a string")
+        raise _RowError(f"{column!r} is {'null' if text is None else type(text).__name__}, not a string")
     if not text.strip():
-        raise _RowFault(f"{column!r} is empty")
+        raise _RowError(f"{column!r} is empty")
     return _whole(text, column)
 
 
@@ -187,9 +187,9 @@ def _label(values: dict[str, Any], column: str) -> str:
     if isinstance(value, float) and value.is_integer():  # pandas turns integers to floats where one is missing
         value = int(value)
     if value is None or (isinstance(value, str) and not value.strip()):
-        raise _RowFault(f"no label in {column!r}")
+        raise _RowError(f"no label in {column!r}")
     if not isinstance(value, str | int):
-        raise _RowFault(f"the label {value!r} is neither a string nor an integer")
+        raise _RowError(f"the label {value!r} is neither a string nor an integer")
     return _whole(str(value).strip(), column)
 
 
@@ -199,7 +199,7 @@ def _whole(text: str, column: str) -> str:
         try:
             text.encode()
         except UnicodeEncodeError as error:
-            raise _RowFault(f"{column!r} holds half a character at position {error.start}") from None
+            raise _RowError(f"{column!r} holds half a character at position {error.start}") from None
     return text
 
 

@@ -80,7 +80,7 @@ def column(rows: Dataset, name: str) -> NDArray[Any]:
 def balanced_subset(labels: NDArray[np.integer], limit: int, seed: int) -> NDArray[np.int64]:
     """`limit` row indices in ascending order, drawn without replacement, with each label's share kept.
 
-    Shares are rounded by largest remainder (ties to the smaller index), with at least one row of each label that occurs.
+    Shares are rounded by largest remainder (ties to the smaller label), with at least one row of every label.
 
     Args:
         labels: label index of each row [rows]; at least as many rows, and at most as many labels, as `limit`.

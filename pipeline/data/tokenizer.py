@@ -25,8 +25,8 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     """Hash of everything that decides which tokens a text becomes.
 
-    Truncation and padding are left out: some published tokenizer.json files (MiniLM's) carry settings for them, and every
-    call overwrites them, so that they differ between a fresh and a used tokenizer.
+    Truncation and padding are left out: some published tokenizer.json files (MiniLM's) carry settings for them, and
+    every call overwrites them, so that they differ between a fresh and a used tokenizer.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:

@@ -194,8 +194,9 @@ def _overlap_warnings(splits: dict[str, CheckedSplit]) -> list[str]:
 
 
 def _cut_warnings(splits: dict[str, dict[str, Any]], config: RunConfig) -> list[str]:
+    limit = f"data.max_length={config.data.max_length}"
     return [
-        f"{counts['truncated']} of {counts['rows']} {split} texts were cut to data.max_length={config.data.max_length} tokens"
+        f"{counts['truncated']} of {counts['rows']} {split} texts were cut to {limit} tokens"
         for split, counts in splits.items()
         if counts["truncated"]
     ]

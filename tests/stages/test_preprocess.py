@@ -97,7 +97,7 @@ def test_train_limit_depends_on_the_seed_and_keeps_shares(tmp_path, config_of):
 
     first = kept(0)
     assert kept(1) != first and kept(0) == first
-    with pytest.raises(UserError, match="data.train_limit is 1, less than one row for each of the 2 labels"):
+    with pytest.raises(UserError, match=r"data\.train_limit is 1, less than one row for each of the 2 labels"):
         preprocess(config_of(train_limit=1))
 
 
@@ -180,9 +180,8 @@ def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
 
 def start(script, *arguments):
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", script, *map(str, arguments)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )  # fmt: skip
+    command = [sys.executable, "-c", script, *map(str, arguments)]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 KILLED = """
