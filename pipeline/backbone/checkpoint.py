@@ -76,8 +76,8 @@ def open_checkpoint(config: BackboneConfig) -> Checkpoint:
     if index is None:
         raise UserError(_no_weights(config))
     try:
-        placed: dict[str, str] = json.loads(index.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
+        placed: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{index}: not a safetensors index ({error}); fetch it again") from error
     checkpoint = Checkpoint([_required(config, name) for name in sorted(set(placed.values()))])
     if absent := sorted(set(placed) - set(checkpoint.tensors)):
@@ -121,7 +121,7 @@ def _find(config: BackboneConfig, filename: str) -> Path | None:
             _raise_exceptions_for_connection_errors=False,
         )
     except (OSError, ValueError) as error:
-        raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {first_line(error)}") from error
+        raise UserError(f"{no_model(config)} ({first_line(error)})") from error
     return None if found is None else Path(found)
 
 
@@ -138,7 +138,15 @@ def _no_weights(config: BackboneConfig) -> str:
             f"{config.name_or_path} has only .bin weights, which are pickles and are not read; convert them once with "
             "AutoModel.from_pretrained(...).save_pretrained(folder) and set backbone.name_or_path to that folder"
         )
-    return f"{config.name_or_path}: no {WEIGHTS} or {INDEX} found there, nor in the hub cache; check the name"
+    return f"{no_model(config)} (no {WEIGHTS} or {INDEX} found)"
+
+
+def no_model(config: BackboneConfig) -> str:
+    """What to say when there is nothing under the model's name."""
+    return (
+        f"backbone.name_or_path {config.name_or_path!r}: no such folder or hub model, or it is not in the hub cache "
+        "and the hub cannot be reached; check the name"
+    )
 
 
 def first_line(error: Exception) -> str:
@@ -152,12 +160,12 @@ def _read_header(file: Path) -> tuple[dict[str, dict], bytes]:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            raw = stream.read(length) if length <= size - 8 else b""
-        entries = json.loads(raw) if raw else {}
-    except (OSError, ValueError) as error:
+            raw = stream.read(length) if length <= size - 8 else b"{}"
+        entries = json.loads(raw)
+        entries.pop("__metadata__", None)
+        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
-    entries.pop("__metadata__", None)
-    expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
     if size != expected:
         raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is cut off; fetch it again")
     return entries, raw

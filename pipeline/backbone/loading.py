@@ -113,7 +113,7 @@ def _model_config(config: BackboneConfig) -> PreTrainedConfig:
             config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {first_line(error)}") from error
+        raise UserError(f"{config.name_or_path}/config.json cannot be used: {first_line(error)}") from error
     if getattr(model_config, "quantization_config", None) is not None:
         raise UserError(
             f"{config.name_or_path} is quantised already; give the original weights, which backbone.quantization turns "
@@ -125,13 +125,14 @@ def _model_config(config: BackboneConfig) -> PreTrainedConfig:
 def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
     own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
     if own_code is not None and config.trust_remote_code:
-        model_class = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
-        assert model_class is not None
-        return model_class
-    if type(model_config) not in MODEL_MAPPING:
+        found = get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
+    elif type(model_config) in MODEL_MAPPING:
+        found = MODEL_MAPPING[type(model_config)]
+    else:
         raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
-    found = MODEL_MAPPING[type(model_config)]
-    return found[0] if isinstance(found, tuple) else found
+    model_class = found[0] if isinstance(found, tuple) else found
+    assert model_class is not None
+    return model_class
 
 
 def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
@@ -186,7 +187,7 @@ class _Rows:
         rows = rows.to(self.partitioner.device, dtype if layer is None else torch.float16)
         if not torch.isfinite(rows).all():
             file = self.checkpoint.tensors[source.stored_name].file
-            raise UserError(f"{file}: {source.stored_name} holds values that are not finite; fetch the file again")
+            raise UserError(f"{file}: {source.stored_name} holds values that are not finite in {rows.dtype}")
         if layer is None:
             return rows
         codes, layer.scale_bits[first:last] = layer.quantize(rows)

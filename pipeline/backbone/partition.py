@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 RowReader = Callable[[int, int], Tensor]
 """(first, last) -> rows [first, last) of the parameter, in the form it is kept in."""
-CHUNK_ELEMENTS = 4 * 2**20
+CHUNK_ELEMENTS = 2**20
 """Rows are read this many elements at a time, so that copies made on the way stay small beside the model."""
 
 
@@ -42,7 +42,7 @@ class Partitioner:
         if self._zero is not None:
             # Not zero.Init(module=...): it broadcasts every parameter from rank 0, as if rank 0 had all of it.
             self._zero._convert_to_deepspeed_param(parameter)
-            parameter.partition()
+            parameter.partition()  # type: ignore[attr-defined]  # the line above added it
         return parameter
 
     def _kept_ranges(self, size: int) -> list[tuple[int, int]]:

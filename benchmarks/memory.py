@@ -1,0 +1,298 @@
+"""What a frozen backbone costs each rank in memory: our loader beside transformers' own, under the same ZeRO-3 config.
+
+    python benchmarks/memory.py --world-size 4 --quantization int8 --json
+
+Makes a Llama of `--size` random parameters on the spot, starts one process per rank on this machine's CPU, loads the
+model, trains a soft prompt for two steps, and prints per loader and rank:
+
+    backbone_bytes_total               the model's weights as they are stored (8 bit or bfloat16), once
+    backbone_bytes_at_rest             of them held by this rank before the first step
+    int8_elements_total                elements of the 8-bit matrices, once
+    int8_elements_alive_after_forward  8-bit elements in this process between forward and backward of the second step
+    anon_peak_bytes                    growth of anonymous memory (RssAnon, so without mapped files) at its peak in loading
+"""
+
+import argparse
+import gc
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+LOADERS = ("ours", "transformers")
+QUANTIZATIONS = ("none", "int8", "int8_weight_only")
+HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS_PER_FILE = 1024, 2816, 16000, 4
+LAYER_PARAMETERS = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
+LIVE_ELEMENTS = 20_000_000
+"""What ZeRO-3 may keep gathered, and fetch ahead: between one and two layers of the model above."""
+
+
+def main() -> None:
+    """Runs both loaders, one process per rank, and prints a JSON object per line or a table."""
+    arguments = _arguments()
+    if arguments.rank is not None:
+        _measure_here(arguments)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = write_llama(Path(folder) / "model", arguments.size)
+        for loader in arguments.loaders:
+            for row in _measure(loader, model, arguments):
+                print(json.dumps(row) if arguments.json else _readable(row), flush=True)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--world-size", type=int, default=2, help="ranks on this machine")
+    parser.add_argument("--quantization", choices=QUANTIZATIONS, default="int8")
+    parser.add_argument("--size", type=float, default=400e6, help="parameters of the model, about (default 400e6)")
+    parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS)
+    parser.add_argument("--timeout-seconds", type=int, default=900, help="for each loader")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line")
+    parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def write_llama(folder: Path, size: float) -> Path:
+    """A Llama of about `size` random bfloat16 parameters, in several safetensors files with an index."""
+    from safetensors.torch import save_file
+    from transformers import AutoModel, LlamaConfig
+
+    layers = max(1, round((size - VOCABULARY * HIDDEN) / LAYER_PARAMETERS))
+    config = LlamaConfig(
+        hidden_size=HIDDEN,
+        intermediate_size=INTERMEDIATE,
+        vocab_size=VOCABULARY,
+        num_hidden_layers=layers,
+        num_attention_heads=16,
+        dtype="bfloat16",
+    )
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in AutoModel.from_config(config).state_dict().items()}
+    placed: dict[str, str] = {}
+    for name in shapes:
+        layer = int(name.split(".")[1]) if name.startswith("layers.") else 0
+        placed[name] = f"model-{layer // LAYERS_PER_FILE:05d}.safetensors"
+    for file in sorted(set(placed.values())):
+        held = {name: (0.02 * torch.randn(shapes[name])).bfloat16() for name in placed if placed[name] == file}
+        save_file(held, folder / file, {"format": "pt"})
+    index = {"metadata": {"total_size": 2 * sum(shape.numel() for shape in shapes.values())}, "weight_map": placed}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    return folder
+
+
+def _measure(loader: str, model: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """One process per rank; their rows in order. Ends them all when one fails or the time is up."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, __file__, "--quantization", arguments.quantization, "--loaders", loader]
+    command += ["--model", str(model), "--world-size", str(arguments.world_size)]
+    shared = {"WORLD_SIZE": str(arguments.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    ranks = [
+        subprocess.Popen(
+            [*command, "--rank", str(rank)],
+            env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(arguments.world_size)
+    ]
+    deadline = time.monotonic() + arguments.timeout_seconds
+    try:
+        while any(process.poll() is None for process in ranks):
+            if any(process.poll() for process in ranks) or time.monotonic() > deadline:
+                sys.exit(f"{loader}: a rank failed or took more than {arguments.timeout_seconds} s")
+            time.sleep(0.1)
+    finally:
+        for process in ranks:
+            process.kill()
+    return [json.loads(process.stdout.read().splitlines()[-1]) for process in ranks if process.stdout is not None]
+
+
+def _measure_here(arguments: argparse.Namespace) -> None:
+    """Loads on this rank, trains two steps, prints the row."""
+    import deepspeed
+
+    warnings.simplefilter("ignore")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("gloo", verbose=False)
+    loader = arguments.loaders[0]
+    load = _load_ours if loader == "ours" else _load_with_transformers
+    _import_everything()
+    with _AnonPeak() as anon:
+        backbone = load(arguments.model, arguments.quantization)
+    engine, optimizer = _start(backbone)
+    at_rest = _held_bytes(backbone)
+    alive = 0
+    for _ in range(2):  # in the second step ZeRO-3 knows the order of the layers and fetches ahead
+        loss = engine(torch.arange(8).unsqueeze(0)).square().mean()
+        alive = _int8_elements_alive()
+        engine.backward(loss)
+        engine.step()
+    int8, total = _totals(backbone, arguments.quantization)
+    row = {
+        "loader": loader,
+        "quantization": arguments.quantization,
+        "world_size": arguments.world_size,
+        "rank": arguments.rank,
+        "backbone_bytes_total": total,
+        "backbone_bytes_at_rest": at_rest,
+        "int8_elements_total": int8,
+        "int8_elements_alive_after_forward": alive,
+        "anon_peak_bytes": anon.peak_bytes,
+    }
+    print(json.dumps(row), flush=True)
+
+
+def _import_everything() -> None:
+    """So that the memory of code is not counted as the model's."""
+    import bitsandbytes
+    import transformers.models.llama.modeling_llama
+
+    import pipeline.backbone.loading
+
+    del bitsandbytes, transformers, pipeline
+    gc.collect()
+
+
+def _zero_config() -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "bf16": {"enabled": True},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_optimization": {
+            "stage": 3,
+            "stage3_param_persistence_threshold": 10_000,
+            "stage3_max_live_parameters": LIVE_ELEMENTS,
+            "stage3_max_reuse_distance": 0,
+            "stage3_prefetch_bucket_size": LIVE_ELEMENTS,
+        },
+    }
+
+
+def _load_ours(model: str, quantization: str) -> torch.nn.Module:
+    from pipeline.backbone.config import BackboneConfig
+    from pipeline.backbone.loading import load_backbone
+
+    config = BackboneConfig(name_or_path=model, quantization=quantization)
+    return load_backbone(config, zero_config=_zero_config(), device=torch.device("cpu"))
+
+
+def _load_with_transformers(model: str, quantization: str) -> torch.nn.Module:
+    from transformers import AutoModel, BitsAndBytesConfig
+    from transformers.integrations import HfDeepSpeedConfig
+
+    options: dict[str, Any] = {}
+    if quantization != "none":
+        options["quantization_config"] = BitsAndBytesConfig(load_in_8bit=True)
+    announced = HfDeepSpeedConfig(_zero_config())
+    backbone = AutoModel.from_pretrained(model, dtype=torch.bfloat16, **options)
+    del announced
+    return backbone.requires_grad_(False)
+
+
+class _Prompted(torch.nn.Module):
+    """A frozen backbone behind a trainable prompt of four tokens."""
+
+    def __init__(self, backbone: torch.nn.Module) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.prompt = torch.nn.Parameter(torch.zeros(1, 4, HIDDEN, dtype=torch.bfloat16))
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        embedded = self.backbone.get_input_embeddings()(ids)
+        return self.backbone(inputs_embeds=torch.cat([self.prompt, embedded], 1), use_cache=False).last_hidden_state
+
+
+def _start(backbone: torch.nn.Module) -> tuple[Any, torch.optim.Optimizer]:
+    import deepspeed
+
+    module = _Prompted(backbone)
+    optimizer = torch.optim.AdamW([module.prompt])
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=_zero_config())[0], optimizer
+
+
+class _AnonPeak:
+    """Growth of this process's RssAnon between entry and its peak, sampled every two milliseconds."""
+
+    peak_bytes = 0
+
+    def __enter__(self) -> "_AnonPeak":
+        self._start, self._stopped = _anon_bytes(), threading.Event()
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(0.002):
+            self.peak_bytes = max(self.peak_bytes, _anon_bytes() - self._start)
+
+    def __exit__(self, *exception: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+
+def _anon_bytes() -> int:
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
+
+
+def _held_bytes(backbone: torch.nn.Module) -> int:
+    """Bytes of weights on this rank: parameters or their partitions, and what quantised layers keep beside them."""
+    held = []
+    for module in backbone.modules():
+        for parameter in module.parameters(recurse=False):
+            held += [parameter.data, getattr(parameter, "ds_tensor", None)]
+            held += [getattr(parameter, "CB", None), getattr(parameter, "SCB", None)]
+        state = getattr(module, "state", None)
+        held += [getattr(state, "CB", None), getattr(state, "SCB", None), getattr(module, "scale_bits", None)]
+    storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in held if tensor is not None and tensor.numel()}
+    return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
+
+
+def _int8_elements_alive() -> int:
+    tensors = (thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.dtype == torch.int8)
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+    return sum(storages.values())
+
+
+def _totals(backbone: torch.nn.Module, quantization: str) -> tuple[int, int]:
+    """Elements of the 8-bit matrices, and bytes of all weights, in the whole model."""
+    matrices = scales = others = 0
+    for module in backbone.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            size = getattr(parameter, "ds_numel", parameter.numel())
+            if quantization != "none" and name == "weight" and hasattr(module, "in_features"):
+                matrices += size
+                scales += module.out_features
+            else:
+                others += size
+    return matrices, matrices + 4 * scales + 2 * others
+
+
+def _readable(row: dict[str, Any]) -> str:
+    title = f"{row['loader']:<12} {row['quantization']} W={row['world_size']} rank {row['rank']}:"
+    figures = [f"{name.removeprefix('backbone_')} {value / 1e6:,.1f} M" for name, value in list(row.items())[4:]]
+    return f"{title} {', '.join(figures)}"
+
+
+if __name__ == "__main__":
+    main()
