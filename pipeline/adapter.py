@@ -43,6 +43,8 @@ class TextSettings(Settings):
     """Column of the second text."""
     max_length: int
     """Tokens kept of each text."""
+    quoting: bool | None = None
+    """Are fields of csv and tsv files quoted; null: csv yes, tsv no."""
 
 
 class AdapterConfig(Settings):
@@ -59,7 +61,7 @@ class AdapterConfig(Settings):
     @classmethod
     def of_run(cls, config: RunConfig) -> "AdapterConfig":
         """What a run with this config trains."""
-        data = TextSettings(text=config.data.text, text_pair=config.data.text_pair, max_length=config.data.max_length)
+        data = TextSettings(**config.data.model_dump(include=set(TextSettings.model_fields)))
         return cls(backbone=config.backbone, method=config.method, labels=config.labels, data=data)
 
     def flat(self) -> dict[str, str]:

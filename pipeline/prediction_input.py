@@ -3,12 +3,15 @@
 import csv
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO, Literal, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from pipeline.errors import UserError
+
+if TYPE_CHECKING:
+    import _csv
 
 Format = Literal["txt", "csv", "tsv", "jsonl"]
 FORMATS: dict[str, Format] = {".txt": "txt", ".csv": "csv", ".tsv": "tsv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -49,19 +52,26 @@ def check_input(source: str, format: Format | None = None) -> None:
             pass
 
 
-def read_texts(source: str, text: str, text_pair: str | None, format: Format | None = None) -> Iterator[TextRow]:
+def read_texts(
+    source: str, text: str, text_pair: str | None, format: Format | None = None, *, quoted: bool | None = None
+) -> Iterator[TextRow]:
     """Rows of a file, or of standard input if `source` is "-".
 
     txt has one text per line (with `text_pair`: the two separated by a tab); the other formats have the columns `text`
-    and `text_pair`; csv may be quoted, tsv is not, as in training. UserError names the line of the first row that is
-    empty, lacks a column, does not parse or is not UTF-8; an input without any row is an error too.
+    and `text_pair`; `quoted` tells whether fields of csv and tsv may stand in quotes (None: csv yes, tsv no).
+    UserError names the line of the first row that is empty, lacks a column, does not parse or is not UTF-8; an input
+    without any row is an error too.
     """
     format = format or format_of(source)
     columns = [text] if text_pair is None else [text, text_pair]
     rows = 0
     with _opened(source) as file:
         lines = _decoded(file, source)
-        for number, values in _parsed(lines, source, columns, format):
+        if format in ("csv", "tsv"):
+            parsed = _table_rows(_table_reader(lines, format, quoted), source, columns)
+        else:
+            parsed = _line_rows(lines, source, columns, _plain_values if format == "txt" else _json_values)
+        for number, values in parsed:
             if any(not value.strip() for value in values):
                 raise UserError(f"{_name(source)}, line {number}: the text is empty; remove the line or fill it")
             rows += 1
@@ -70,11 +80,9 @@ def read_texts(source: str, text: str, text_pair: str | None, format: Format | N
         raise UserError(f"{_name(source)} holds no text")
 
 
-def _parsed(lines: Iterator[str], source: str, columns: list[str], format: Format) -> Iterator[tuple[int, list[str]]]:
-    if format in ("csv", "tsv"):
-        yield from _table_rows(lines, source, columns, format)
-        return
-    parse = _plain_values if format == "txt" else _json_values
+def _line_rows(
+    lines: Iterator[str], source: str, columns: list[str], parse: Callable[[str, list[str]], list[str]]
+) -> Iterator[tuple[int, list[str]]]:
     for number, line in enumerate(lines, start=1):
         try:
             yield number, parse(line.rstrip("\r\n"), columns)
@@ -104,13 +112,14 @@ def _json_values(line: str, columns: list[str]) -> list[str]:
     return texts
 
 
-def _table_rows(
-    lines: Iterable[str], source: str, columns: list[str], format: Format
-) -> Iterator[tuple[int, list[str]]]:
-    if format == "csv":
-        reader = csv.reader(lines, strict=True)
-    else:
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE, strict=True)
+def _table_reader(lines: Iterable[str], format: Format, quoted: bool | None) -> "_csv.Reader":
+    delimiter = "," if format == "csv" else "\t"
+    in_quotes = format == "csv" if quoted is None else quoted
+    quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if in_quotes else csv.QUOTE_NONE
+    return csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True)
+
+
+def _table_rows(reader: "_csv.Reader", source: str, columns: list[str]) -> Iterator[tuple[int, list[str]]]:
     try:
         header = next(reader, [])
         missing = [column for column in columns if column not in header]

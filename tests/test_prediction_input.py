@@ -42,6 +42,8 @@ def test_quoted_field_over_two_lines_and_literal_quotes(tmp_path: Path) -> None:
     table = write(tmp_path / "a.csv", 'text\n"one\ntwo"\nthree\n')
     assert list(read_texts(table, "text", None)) == [TextRow(3, "one\ntwo"), TextRow(4, "three")]
     assert next(read_texts(write(tmp_path / "a.tsv", 'text\n"one\n'), "text", None)).text == '"one'
+    quoted = write(tmp_path / "b.tsv", 'id\ttext\n1\t"one\ttwo"\n')
+    assert next(read_texts(quoted, "text", None, quoted=True)).text == "one\ttwo"
 
 
 def test_standard_input_is_one_text_per_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -39,7 +39,7 @@ def predict(
     if labels:
         classifier = classifier.with_labels(labels)
     data = classifier.adapter.config.data
-    rows = read_texts(input, data.text, data.text_pair, format)
+    rows = read_texts(input, data.text, data.text_pair, format, quoted=data.quoting)
     # Someone who types wants the answer to each line.
     chunk = 1 if input == STANDARD_INPUT and sys.stdin.isatty() else CHUNK_TEXTS
     count = 0
