@@ -45,8 +45,7 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     """
     run = config.run_dir
     run.create()
-    for leftover in run.path.glob(f".{run.data.name}.*"):  # of a preprocess that was killed
-        shutil.rmtree(leftover, ignore_errors=True)
+    _clear_leftovers(run.data)
     tokenizer = load_tokenizer(config.backbone)
     _check_max_length(config.backbone, config.data.max_length)
     sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}
@@ -110,6 +109,15 @@ def _check_max_length(config: BackboneConfig, max_length: int) -> None:
         raise UserError(
             f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
         )
+
+
+def _clear_leftovers(data: Path) -> None:
+    """Removes what a killed preprocess left; puts the old data back if it died between the two renames."""
+    for leftover in data.parent.glob(f".{data.name}.*"):
+        if leftover.suffix == ".old" and not data.exists():
+            leftover.rename(data)
+        else:
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

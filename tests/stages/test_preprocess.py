@@ -178,20 +178,26 @@ def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
         preprocess(bare)
 
 
-def start(script, *arguments):
+def output_of(script, *arguments):
+    """What a process of its own prints."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 KILLED = """
-import json, os, signal, sys, time
+import json, os, signal, sys, threading, time
 from datasets import load_from_disk
+from tqdm import tqdm
 from pipeline.config import load_config
 from pipeline.stages.preprocess import preprocess
 
 config = load_config(sys.argv[1])
 run = config.run_dir
+# tqdm's own lock is shared between forked processes: one that is killed while it holds it would stop all others.
+tqdm.set_lock(threading.RLock())
 
 def preprocess_for_ever():
     limit = 32
@@ -204,14 +210,15 @@ for turn in range(8):
     if not child:
         preprocess_for_ever()
     while not run.manifest_file.exists():
+        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the child failed"
         time.sleep(0.01)
     time.sleep(0.05 + 0.037 * turn)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    manifest = json.loads(run.manifest_file.read_text())
+    data = run.data if run.data.exists() else next(run.path.glob(".data.*.old"))
+    manifest = json.loads((data / "manifest.json").read_text())
     assert manifest["fingerprint"]["data.max_length"] in ("32", "64")
-    assert manifest["splits"]["train"]["rows"] == len(load_from_disk(str(run.data / "train"))) == 200
-print("leftovers", len(list(run.path.iterdir())) - 1)
+    assert manifest["splits"]["train"]["rows"] == len(load_from_disk(str(data / "train"))) == 200
 preprocess(config)
 print(*[path.name for path in run.path.iterdir()])
 """
@@ -220,8 +227,17 @@ print(*[path.name for path in run.path.iterdir()])
 def test_killed_at_any_instant_the_data_is_whole(tmp_path, config_of):
     write(tmp_path / "train.tsv", ROWS * 50)
     (tmp_path / "config.yaml").write_text(config_of().to_yaml())
-    out, errors = start(KILLED, tmp_path / "config.yaml").communicate(timeout=120)
-    assert out.splitlines()[-1:] == ["data"], errors
+    assert output_of(KILLED, tmp_path / "config.yaml").split() == ["data"]
+
+
+def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of):
+    write(tmp_path / "train.tsv", ROWS)
+    run, manifest = config_of().run_dir, preprocess(config_of())
+    before = os.stat(run.manifest_file).st_ino
+    run.data.rename(run.path / ".data.x.old")
+    (run.path / ".data.x.tmp").mkdir()
+    assert preprocess(config_of()) == manifest and os.stat(run.manifest_file).st_ino == before
+    assert [path.name for path in run.path.iterdir()] == ["data"]
 
 
 MEASURED = """
@@ -258,8 +274,7 @@ def test_a_file_larger_than_the_memory_allowed_is_streamed(tmp_path, config_of):
         update={"backbone": config.backbone.model_copy(update={"name_or_path": str(tokenizer_folder)})}
     )
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    out, errors = start(MEASURED, tmp_path / "config.yaml", small).communicate(timeout=120)
-    assert out, errors
+    out = output_of(MEASURED, tmp_path / "config.yaml", small)
     file_bytes, grown_bytes = large.stat().st_size, int(out)
     assert file_bytes > 11e6 and grown_bytes < 3e6, (file_bytes, grown_bytes)
 
