@@ -40,4 +40,3 @@ def load_split(folder: Path) -> Split:
     lengths, labels = np.asarray(rows["length"]), np.asarray(rows["label"])
     inputs = [name for name in ("input_ids", "token_type_ids", "length") if name in rows.column_names]
     return Split(rows.select_columns(inputs), lengths, labels)
-

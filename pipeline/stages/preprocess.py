@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset
+from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import AutoConfig, PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
@@ -23,6 +23,7 @@ from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
 from pipeline.data.tokenising import balanced_subset, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.engine.startup import on_main_process, start, world_size
 from pipeline.errors import UserError
 from pipeline.rundir import atomic_dir, differences, read_json, write_json
 
@@ -34,7 +35,7 @@ SPLITS = ("train", "validation", "test")
 
 
 def preprocess(config: RunConfig) -> dict[str, Any]:
-    """Makes data/ in the run directory, or finds it current. One process does it; the others wait for it.
+    """Makes data/ in the run directory, or finds it current. Rank 0 does it; the others wait for it.
 
     Returns:
         The manifest: version, fingerprint, labels (names in index order), splits (rows, tokens, longest, truncated,
@@ -43,6 +44,12 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
     """
+    if world_size() == 1:
+        return _preprocess(config)
+    return on_main_process(start(config), lambda: _preprocess(config))
+
+
+def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
     _clear_leftovers(run.data)
@@ -88,10 +95,21 @@ def _build(
             rows = _limited(rows, indices[split], config.data.train_limit, config.run.seed)
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
-        result.save_to_disk(folder / split)
+        _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
     warnings = [*_label_warnings(names, tokenised), *_overlap_warnings(splits), *_cut_warnings(tokenised, config)]
     return {"labels": names, "splits": tokenised, "warnings": warnings, "has_pair": config.data.text_pair is not None}
+
+
+def _save_quietly(rows: Dataset, folder: Path) -> None:
+    """`datasets` shows a second progress bar for writing what has just been tokenised."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        rows.save_to_disk(folder)
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def _check_max_length(config: BackboneConfig, max_length: int) -> None:
