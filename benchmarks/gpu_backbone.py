@@ -5,8 +5,9 @@
 
 Ours trains under ZeRO-3 with world size 1 through this project's loader, PEFT in a plain loop over `from_pretrained`
 (with `load_in_8bit` for int8). Each case runs in a process of its own and gives: the peak of allocated GPU memory while
-loading and while training (CPU: of resident memory), text tokens per second, and the share of the matrix-multiply ceiling: the operations of the frozen layers
-(forward, and the inputs' gradient) per second, over what one large bf16 product reaches in the same process.
+loading and while training (on a CPU, of resident memory), text tokens per second, and the share of the matrix-multiply
+ceiling: the operations of the frozen layers (forward, and the inputs' gradient) per second, over what one large bf16
+product reaches in the same process.
 """
 
 import argparse
@@ -29,8 +30,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 CASES = [
-    *itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt"]),
-    *itertools.product(["peft"], ["int8", "none"], ["prefix", "prompt"]),
+    *map("/".join, itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt"])),
+    *map("/".join, itertools.product(["peft"], ["int8", "none"], ["prefix", "prompt"])),
 ]
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
 TINY = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -45,9 +46,9 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         model = write_llama(Path(folder) / "llama", TINY if options.tiny else LLAMA_7B, options.device)
-        rows = [_run_case(case, model, options) for case in CASES]
-    for row in rows:
-        print(json.dumps(row) if options.json else _readable(row))
+        for case in options.cases:
+            row = _run_case(case.split("/"), model, options)
+            print(json.dumps(row) if options.json else _readable(row), flush=True)
 
 
 def _options() -> argparse.Namespace:
@@ -58,13 +59,14 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--text-tokens", type=int, default=256)
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--folder", help="where the weights (13 GB) are written for the time of the run")
+    parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--case", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
-def _run_case(case: tuple[str, str, str], model: Path, options: argparse.Namespace) -> dict[str, Any]:
+def _run_case(case: list[str], model: Path, options: argparse.Namespace) -> dict[str, Any]:
     sizes = ("rows", "text_tokens", "steps")
     given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in sizes]
     command = [sys.executable, __file__, "--case", *case, "--model", str(model), "--device", options.device, *given]
@@ -168,8 +170,12 @@ def build_ours(
     backbone = load_frozen(accelerator, config.backbone)
     layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
     trained = build_method(config.method, backbone.facts, PROMPT_TOKENS)
-    states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size, dtype=torch.bfloat16)
+    states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size)
     classifier = LTuningModel(backbone, trained, states, torch.ones(LABELS, PROMPT_TOKENS, dtype=torch.bool), "last")
+    # DeepSpeed 0.19.8 neither casts nor moves a model that holds partitioned parameters.
+    trained.to(accelerator.device, torch.bfloat16)
+    classifier.label_states = states.to(accelerator.device, torch.bfloat16)
+    classifier.label_mask = classifier.label_mask.to(accelerator.device)
     optimizer = build_optimizer(classifier.trainable().values(), config.train)
     with exact_buffers(classifier):
         engine, optimizer = accelerator.prepare(classifier, optimizer)

@@ -48,6 +48,8 @@ class ZeroSettings:
     live: int = 1_000_000_000
     persistent: int = 100_000
     reduce_bucket: int = 500_000_000
+    node_ranks: int = 1
+    """Ranks that share a second copy of the backbone among themselves (ZeRO++ hpZ); 1: none."""
 
     @classmethod
     def of(cls, zero_optimization: dict[str, Any]) -> "ZeroSettings":
@@ -57,6 +59,7 @@ class ZeroSettings:
             "live": "stage3_max_live_parameters",
             "persistent": "stage3_param_persistence_threshold",
             "reduce_bucket": "reduce_bucket_size",
+            "node_ranks": "zero_hpz_partition_size",
         }
         return cls(**{name: int(zero_optimization[key]) for name, key in keys.items() if key in zero_optimization})
 
@@ -139,6 +142,12 @@ def at_rest_bytes(inventory: Inventory, world_size: int) -> int:
     return sum(ceil(weight.elements / world_size) * weight.item_bytes for weight in inventory.weights)
 
 
+def second_copy_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
+    """A rank's part of its node's own copy, from which a frozen backbone is gathered."""
+    node_ranks = min(zero.node_ranks, world_size)
+    return at_rest_bytes(inventory, node_ranks) if 1 < node_ranks < world_size else 0
+
+
 def gathered_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
     """Whole backbone weights alive at once when W > 1, at most.
 
@@ -168,7 +177,8 @@ def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size:
     layer_bytes = sum(weight.elements * weight.item_bytes for weight in in_layers)
     others = sum(weight.elements * weight.item_bytes for weight in fetched if not weight.in_layer)
     kept = 0.0 if checkpointing or not elements else min(1.0, zero.live / elements)
-    return int((others + layer_bytes * (2 - kept)) * (world_size - 1) / world_size)
+    holders = min(zero.node_ranks, world_size) if zero.node_ranks > 1 else world_size
+    return int((others + layer_bytes * (2 - kept)) * (holders - 1) / holders)
 
 
 def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:
@@ -178,9 +188,8 @@ def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:
 
 def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     received = _communication_bytes(case, sharded, checkpointing)
-    speed = case.bytes_per_second or (
-        case.gpu.link_bytes_per_second if case.world_size <= GPUS_PER_NODE else NETWORK_BYTES_PER_SECOND
-    )
+    within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
+    speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
     in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
     operations = 2 * in_layers * case.workload.tokens * case.accumulation * (3 if checkpointing else 2)
@@ -202,6 +211,7 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
     if gathers:
         small = [weight for weight in inventory.weights if weight.elements <= case.zero.persistent]
         frozen = at_rest_bytes(inventory, world_size) + sum(w.elements * w.item_bytes for w in small)
+        frozen += second_copy_bytes(inventory, case.zero, world_size)
         gathered = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
     largest = max((weight.elements for weight in inventory.weights if weight.quantised), default=0)
     return Memory(

@@ -9,6 +9,7 @@ import pytest
 from pipeline.config import parse_config
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from tests.backbone.worlds import run_worlds
+from tests.tiny import save_tiny
 
 PRESETS = sorted((Path(__file__).resolve().parents[1] / "ds_configs").glob("*.json"))
 NAMES = [path.stem for path in PRESETS]
@@ -56,3 +57,15 @@ def test_resolves(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_is_explained(name: str) -> None:
     assert f"`{name}.json`" in (PRESETS[0].parent / "README.md").read_text()
+
+
+def test_nodes_gather_int8_among_themselves(tmp_path: Path) -> None:
+    """Hierarchical partitioning (ZeRO++ hpZ), four ranks as two nodes."""
+    save_tiny(tmp_path / "llama", "llama")
+    for figures in run_worlds("tests.ds_config_ranks:train_in_nodes", [4], tmp_path, 120)[4]:
+        flat, nodes = figures["1"], figures["2"]
+        assert nodes["losses"] == flat["losses"]
+        assert flat["losses"][2] < flat["losses"][0]
+        assert (flat["gathered_over_ranks"], nodes["gathered_over_ranks"]) == ([4], [2])
+        assert (flat["held"], flat["held_for_node"]) == (flat["elements"] / 4, 0)
+        assert (nodes["held"], nodes["held_for_node"]) == (flat["elements"] / 4, flat["elements"] / 2)

@@ -215,6 +215,14 @@ def test_advises_the_simplest_plan_that_fits(name: str, world_size: int, gpu: st
     assert (None if plan is None else (plan.backbone, plan.checkpointing)) == expected
 
 
+def test_nodes_of_their_own_cost_memory_and_spare_the_network() -> None:
+    flat = replace(case_of("llama-3-70b"), world_size=64)
+    nodes = replace(flat, zero=replace(flat.zero, node_ranks=8))
+    far, near = plans(flat)[3], plans(nodes)[3]
+    assert near.memory.frozen - far.memory.frozen == pytest.approx(flat.inventory.weight_bytes / 8, rel=0.001)
+    assert near.communication_seconds < far.communication_seconds / 5
+
+
 def test_bandwidth_sets_the_time() -> None:
     eight = replace(case_of("llama-2-7b"), world_size=8)
     slow, fast = (plans(replace(eight, bytes_per_second=speed))[2] for speed in (10e9, 100e9))
@@ -243,7 +251,7 @@ def test_candidates_are_rows() -> None:
     pairs = build_case(run_config(), tiny, 1, "h200")
     four = build_case(run_config(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
     assert four.workload.rows == 4 * pairs.workload.rows
-    with pytest.raises(UserError, match="labels.names"):
+    with pytest.raises(UserError, match=r"labels\.names"):
         build_case(run_config(train={"objective": "candidates"}), tiny, 1, "h200")
 
 
