@@ -18,6 +18,7 @@ from pipeline.evaluation_config import EvaluateConfig
 from pipeline.methods import METHOD_NAMES, AnyMethodConfig
 from pipeline.rundir import RunDir
 from pipeline.settings import Settings
+from pipeline.yaml12 import dump_yaml, load_yaml
 
 
 class RunSettings(Settings):
@@ -48,7 +49,7 @@ class RunConfig(Settings):
 
     def to_yaml(self) -> str:
         """The resolved config, every key written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        return dump_yaml(self.model_dump(mode="json"))
 
 
 def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -70,13 +71,14 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = load_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"config file '{path}' cannot be read: {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
-    return values
+    # A section whose keys are all commented out reads as null.
+    return {name: section for name, section in values.items() if section is not None}
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -85,7 +87,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if not equals or not key:
         raise UserError(f"'{override}' is no override: write section.key=value")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except yaml.YAMLError as error:
         raise UserError(f"the value of '{key}' is no YAML: {text}") from error
     *sections, last = key.split(".")
@@ -99,12 +101,17 @@ def _apply(values: dict[str, Any], override: str) -> None:
 def _describe(fault: dict[str, Any]) -> str:
     """One fault found by pydantic, in the words of the config file."""
     location = [str(part) for part in fault["loc"]]
+    method = ""
     # A tagged union adds its tag (method.lt_prefix.rank), which the user never wrote.
-    if location[0] == "method" and len(location) > 1 and fault["loc"][1] in METHOD_NAMES:
-        del location[1]
+    if location[0] == "method" and len(location) > 1 and location[1] in METHOD_NAMES:
+        method = location.pop(1)
     key = ".".join(location)
     if fault["type"] == "extra_forbidden":
-        return f"unknown key '{key}'{_nearest(key)}"
+        return f"unknown key '{key}'{_nearest(key, method)}"
+    if fault["type"] == "union_tag_not_found":
+        return f"'{key}.name' is missing: take one of {', '.join(METHOD_NAMES)}"
+    if fault["type"] == "union_tag_invalid":
+        return f"'{key}.name' must be one of {', '.join(METHOD_NAMES)} (got {fault['ctx']['tag']!r})"
     if fault["type"] == "missing":
         return f"'{key}' is missing"
     message = fault["msg"].removeprefix("Value error, ")
@@ -112,14 +119,32 @@ def _describe(fault: dict[str, Any]) -> str:
     return f"'{key}': {message[0].lower()}{message[1:]}{given}"
 
 
-def _nearest(key: str) -> str:
-    known = list(dict.fromkeys(name for name, _, _ in config_keys()))
-    matches = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    if not matches:
-        section = key.split(".")[0]
-        inside = [name.split(".", 1)[1] for name in known if name.startswith(f"{section}.")]
-        return f" (keys of {section}: {', '.join(inside)})" if inside else ""
-    return f": did you mean '{matches[0]}'?"
+def _nearest(key: str, method: str) -> str:
+    """A hint for an unknown key: the one that was probably meant, or all there are."""
+    known = _known_keys(method)
+    section, _, leaf = key.rpartition(".")
+    choices = {name.partition(".")[2]: name for name in known if not section or name.startswith(f"{section}.")}
+    if not section:  # a mistyped section, or a key whose section was forgotten
+        choices |= {name: name for name in RunConfig.model_fields}
+    elsewhere = [name for name in known if name.endswith(f".{leaf}")]
+    matches = elsewhere or [choices[name] for name in difflib.get_close_matches(leaf, choices, n=1)]
+    if matches:
+        return f": did you mean '{matches[0]}'?"
+    return (
+        f" (keys of {section}: {', '.join(choices)})"
+        if section
+        else f" (sections: {', '.join(RunConfig.model_fields)})"
+    )
+
+
+def _known_keys(method: str) -> list[str]:
+    """Every key; once the method is known, its keys alone and not those of other methods."""
+    keys = list(dict.fromkeys(name for name, _, _ in config_keys()))
+    for part in _classes(RunConfig.model_fields["method"].annotation):
+        if issubclass(part, BaseModel) and part.model_fields["name"].default == method:
+            keys = [key for key in keys if not key.startswith("method.")]
+            keys += [f"method.{name}" for name in part.model_fields]
+    return keys
 
 
 def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:

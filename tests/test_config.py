@@ -1,0 +1,186 @@
+"""The run config: YAML, overrides, faults in the user's words."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import BaseModel
+
+from pipeline.config import RunConfig, config_keys, load_config, parse_config
+from pipeline.errors import UserError
+from pipeline.methods import METHOD_NAMES
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+LEAST: dict[str, Any] = {
+    "run": {"dir": "runs/x"},
+    "backbone": {"name_or_path": "some/model"},
+    "data": {"train": "train.tsv"},
+    "method": {"name": "lt_prefix"},
+}
+
+
+def values(**sections: Any) -> dict[str, Any]:
+    merged = {name: dict(section) for name, section in LEAST.items()}
+    for name, section in sections.items():
+        merged[name] = merged.get(name, {}) | section if isinstance(section, dict) else section
+    return merged
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(LEAST))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"train": {"learning_rat": 1}}, "unknown key 'train.learning_rat': did you mean 'train.learning_rate'?"),
+        ({"train": {"max_length": 9}}, "unknown key 'train.max_length': did you mean 'data.max_length'?"),
+        ({"trian": {"epochs": 3}}, "unknown key 'trian': did you mean 'train'?"),
+        ({"learning_rate": 1e-3}, "unknown key 'learning_rate': did you mean 'train.learning_rate'?"),
+        ({"xyzzy": 1}, "unknown key 'xyzzy' (sections: run, backbone, data,"),
+        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers)"),
+        ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
+        ({"method": {"name": "lt_prompt", "rank": 1}}, "(keys of method: head, name, bias, dropout, init_std)"),
+        ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt (got 'lt_prefx')"),
+        ({"method": {"name": "lt_prefix", "rank": 4}}, "method.rank has a meaning only with method.pooling=tokens"),
+        ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
+        ({"train": {"objective": "pair"}}, "'train.objective': input should be 'pairs' or 'candidates' (got 'pair')"),
+        ({"train": 3}, "'train': input should be a valid dictionary or instance of TrainConfig (got 3)"),
+        ({"backbone": {"name_or_path": None}}, "'backbone.name_or_path': input should be a valid string (got None)"),
+    ],
+)
+def test_faults_are_in_the_users_words(sections: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError) as fault:
+        parse_config(values(**sections))
+    assert words in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_a_method_needs_a_name() -> None:
+    with pytest.raises(UserError, match=r"'method\.name' is missing: take one of lt_prefix, lt_prompt"):
+        parse_config(values() | {"method": {"bias": True}})
+
+
+def test_every_fault_is_told_at_once(file: Path) -> None:
+    file.write_text("run: {}\nbackbone: {dtype: float16, zzz: 1}\ndata: {train: a}\nmethod: {name: nope}\n")
+    with pytest.raises(UserError) as fault:
+        load_config(file, ["train.warmup_ratio=2", "labels.template=none"])
+    for part in ("run.dir", "backbone.name_or_path", "backbone.dtype", "backbone.zzz", "method.name"):
+        assert f"'{part}'" in str(fault.value)
+    assert "'train.warmup_ratio'" in str(fault.value) and "'labels.template'" in str(fault.value)
+    assert str(fault.value).startswith(str(file))
+
+
+def test_defaults_yield_to_the_file_and_the_file_to_overrides(file: Path) -> None:
+    file.write_text(yaml.safe_dump(values(train={"epochs": 7, "batch_size": 4})))
+    config = load_config(file, ["train.batch_size=5", "train.batch_size=6", "labels.names=[no, yes]"])
+    assert (config.train.epochs, config.train.batch_size, config.train.eval_every) == (7, 6, 200)
+    assert config.labels.names == ["no", "yes"]
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("train.learning_rate=1e-3", "learning_rate", 1e-3),
+        ("train.learning_rate=2.5E-4", "learning_rate", 2.5e-4),
+        ("train.max_steps=null", "max_steps", None),
+        ("train.max_steps=010", "max_steps", 10),
+        ("train.resume=a=b: c", "resume", None),
+    ],
+)
+def test_values_are_read_as_yaml(file: Path, override: str, key: str, value: Any) -> None:
+    if value is None and key == "resume":
+        with pytest.raises(UserError, match=r"the value of 'train\.resume' is no YAML: a=b: c|valid string"):
+            load_config(file, [override])
+        return
+    assert getattr(load_config(file, [override]).train, key) == value
+
+
+def test_small_numbers_are_numbers_in_the_file_too(file: Path) -> None:
+    file.write_text(file.read_text() + "train: {learning_rate: 1e-3, warmup_ratio: 5e-2}\n")
+    config = load_config(file)
+    assert (config.train.learning_rate, config.train.warmup_ratio) == (1e-3, 0.05)
+
+
+def test_an_empty_section_has_its_defaults(file: Path) -> None:
+    file.write_text(file.read_text() + "train:\n# epochs: 4\nlabels:\n")
+    assert load_config(file).train == RunConfig.model_fields["train"].default
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("train.epochs", "'train.epochs' is no override: write section.key=value"),
+        ("=3", "'=3' is no override"),
+        ("train.epochs=[1", r"the value of 'train.epochs' is no YAML: \[1"),
+        ("train.epochs.deep=1", r"'train.epochs': input should be a valid integer"),
+    ],
+)
+def test_overrides_that_are_none(file: Path, override: str, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_config(file, [override])
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "No such file"),
+        (b"run: {dir: \xff}", "utf-8"),
+        (b"run: [", "cannot be read"),
+        (b"run: {dir: a}\nrun: {dir: b}\n", "the key 'run' is there twice"),
+        (b"- a\n", "mapping"),
+        (b"", "mapping"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "config.yaml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as fault:
+        load_config(path)
+    assert words in str(fault.value) and str(path) in str(fault.value) and "\n" not in str(fault.value)
+
+
+def test_the_resolved_config_is_the_same_config(tmp_path: Path) -> None:
+    config = parse_config(values(data={"text": "no", "label": "1e-3"}, train={"learning_rate": 1e-7}))
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert load_config(path) == config
+    plain = yaml.safe_load(path.read_text())
+    assert plain["train"]["eval_every"] == 200, "every key is written out"
+    assert plain["data"]["text"] == "no", "for readers of YAML 1.1 too"
+
+
+def test_every_key_is_listed_with_default_and_help() -> None:
+    listed = list(config_keys())
+
+    def leaves(part: Any, prefix: str = "") -> set[str]:
+        if not isinstance(part, BaseModel):
+            return {prefix[:-1]}
+        return set().union(*(leaves(getattr(part, name), f"{prefix}{name}.") for name in type(part).model_fields))
+
+    configs = [parse_config(values(method={"name": name})) for name in METHOD_NAMES]
+    assert {key for key, _, _ in listed} == set().union(*map(leaves, configs))
+    defaults: dict[str, set[str]] = {}
+    for key, default, help_text in listed:
+        defaults.setdefault(key, set()).add(default)
+        assert len(help_text) > 10 or key == "method.name", key
+    assert defaults["run.dir"] == {"required"}
+    assert defaults["train.learning_rate"] == {json.dumps(1e-3)}
+    assert defaults["method.name"] == {'"lt_prefix"', '"lt_prompt"'}
+
+
+@pytest.mark.parametrize(
+    "recipe", sorted((REPOSITORY / "launch" / "recipes").rglob("*.yaml")), ids=lambda path: path.stem
+)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    load_config(recipe)
+
+
+def test_a_config_cannot_be_changed() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        parse_config(values()).train.epochs = 4  # type: ignore[misc]
