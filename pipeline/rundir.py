@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +32,20 @@ class RunDir:
         self.metrics_log = self.logs / "metrics.jsonl"
 
     def create(self) -> None:
-        """Makes the directory. Raises UserError where it cannot be written."""
+        """Makes the directory, and ends what a killed process left half done in it; rank 0 does that for all.
+
+        Raises UserError where it cannot be written.
+        """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
+            if os.environ.get("RANK", "0") == "0":
+                for aside in self.path.glob(".*.old"):
+                    _put_back(self.path / aside.name.removeprefix(".").removesuffix(".old"))
         except OSError as error:
             raise UserError(
-                f"run.dir '{self.path}' cannot be written ({error.strerror}): choose another run.dir"
+                f"run.dir '{self.path}' cannot be written ({error.strerror or error}): choose another run.dir"
             ) from error
 
     def write_config(self, text: str) -> None:
@@ -60,45 +66,82 @@ def _sync_folder(path: Path) -> None:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write '{path}' ({error.strerror}): free space or choose another place") from error
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror or error}): free space or choose another place"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 @contextmanager
 def atomic_dir(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling folder that takes the place of `path` when the block ends without an error.
 
-    An older folder is moved aside first and removed last; `path` is missing only between two renames.
+    An older folder is moved aside to `.NAME.old` first and removed last. A process killed between the two renames
+    leaves it there whole: `RunDir.create`, or the next writer of `path`, puts it back. One process writes a path.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    aside = temporary.with_suffix(".old")
+    aside = _aside(path)
+    temporary: Path | None = None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _put_back(path)
+        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
         yield temporary
-        for file in temporary.rglob("*"):
-            if file.is_file():
-                with open(file, "rb") as handle:
-                    os.fsync(handle.fileno())
+        _sync_tree(temporary)
         temporary.chmod(0o755)
         if path.exists():
             os.replace(path, aside)
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except OSError as error:
-        raise UserError(f"cannot write '{path}' ({error.strerror}): free space or choose another place") from error
+        raise UserError(
+            f"cannot write '{path}' ({error.strerror or error}): free space or choose another place"
+        ) from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+        _put_back(path)
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _aside(path: Path) -> Path:
+    """Where the folder that `path` was is kept while the new one takes its place."""
+    return path.with_name(f".{path.name}.old")
+
+
+def _put_back(path: Path) -> None:
+    """Ends an exchange of folders: the old one comes back where there is no new one, and goes where there is."""
+    aside = _aside(path)
+    if not aside.exists():
+        return
+    if not path.exists():
+        os.replace(aside, path)
+        return
+    # Under another name first: what `.old` holds is always whole.
+    condemned = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+    os.replace(aside, condemned)
+    shutil.rmtree(condemned, ignore_errors=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Makes all files under `folder`, and their names, survive a power cut."""
+    for file in (folder, *folder.rglob("*")):
+        if file.is_dir():
+            _sync_folder(file)
+        elif file.is_file():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
 
 
 def write_text(path: Path, text: str) -> None:
