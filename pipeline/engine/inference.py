@@ -11,7 +11,11 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.pooling import resolve_pooling
 from pipeline.engine.deepspeed_config import zero_stage
+from pipeline.label_states import LabelStates
+from pipeline.methods.base import TuningMethod
+from pipeline.model import LTuningModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -22,6 +26,23 @@ def load_frozen(accelerator: Accelerator, config: BackboneConfig) -> FrozenBackb
     zero_config = resolved if zero_stage(resolved) == 3 else None
     model = load_backbone(config, zero_config=zero_config, device=accelerator.device)
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+
+
+def build_model(
+    accelerator: Accelerator,
+    config: BackboneConfig,
+    backbone: FrozenBackbone,
+    method: TuningMethod,
+    labels: LabelStates,
+) -> LTuningModel:
+    """Backbone, method and label states as one model, on the device and in the compute dtype.
+
+    Where some parameters are partitioned already, DeepSpeed 0.19.8 neither casts nor moves the others.
+    """
+    device, dtype = accelerator.device, DTYPES[config.dtype]
+    pooling = resolve_pooling(config.pooling, backbone.facts)
+    states, mask = labels.states.to(device, dtype), labels.mask.to(device)
+    return LTuningModel(backbone, method.to(device, dtype), states, mask, pooling)
 
 
 def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -> nn.Module:

@@ -14,15 +14,13 @@ from torch import nn
 
 from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
-from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.engine.inference import load_frozen, prepare_inference
+from pipeline.engine.inference import build_model, load_frozen, prepare_inference
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.metrics import predictions, split_metrics
-from pipeline.model import LTuningModel
 from pipeline.rundir import RunDir, atomic_dir, differences, read_json, sha256_of, write_json
 from pipeline.scoring import score
 
@@ -129,8 +127,7 @@ def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
 def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -> nn.Module:
     backbone = load_frozen(accelerator, config.backbone)
     method = adapter.build_method(backbone.facts)
-    pooling = resolve_pooling(config.backbone.pooling, backbone.facts)
-    model = LTuningModel(backbone, method, adapter.labels.states, adapter.labels.mask, pooling)
+    model = build_model(accelerator, config.backbone, backbone, method, adapter.labels)
     return prepare_inference(accelerator, model, config.backbone.dtype)
 
 
