@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -24,15 +24,25 @@ STAGES = {
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",
 }
 
+PREEMPTED = 85
+"""Exit status that the launch scripts answer by queueing the job again."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted."""
+    """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted.
+
+    85 asks to be started again: a signal ended training after a checkpoint.
+    """
     options = build_parser().parse_args(arguments)
     _set_up_logging(options.debug)
     try:
         COMMANDS.get(options.command, _stage)(options)
     except UserError as error:
         return _fail(str(error), 2, options.debug)
+    except Preempted as preempted:
+        logging.getLogger("pipeline").info("%s", preempted)
+        _leave_group()
+        return PREEMPTED
     except KeyboardInterrupt:
         return _fail("interrupted", 130, options.debug)
     except BrokenPipeError:

@@ -1,4 +1,4 @@
-"""The one exception a user may see."""
+"""The exceptions a user may see."""
 
 
 class UserError(Exception):
@@ -7,3 +7,7 @@ class UserError(Exception):
     The command line prints the message and exits with status 2; a traceback only with ``--debug``.
     Broken invariants of our own are ``assert``s instead.
     """
+
+
+class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)
+    """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""

@@ -19,7 +19,7 @@ class TrainConfig(Settings):
     epochs: int = Field(default=3, ge=1)
     """Passes over the training texts; ignored when max_steps is set."""
     batch_size: int = Field(default=16, ge=1)
-    """Texts per rank in one forward pass."""
+    """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Forward passes per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)
@@ -43,7 +43,9 @@ class TrainConfig(Settings):
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation figure that decides which adapter is the best."""
     resume: str = "auto"
-    """auto, never, or the path of a checkpoint."""
+    """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
+    preemption_signals: list[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
+    """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines in logs/metrics.jsonl."""
 

@@ -1,16 +1,14 @@
 """The training loop's parts: the engine around the model, one step, and the trained state."""
 
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from accelerate import Accelerator
-from deepspeed.utils import safe_get_full_fp32_param
 from torch import Tensor
 from torch.nn import functional
 
 from pipeline.config import RunConfig
 from pipeline.data.batches import (
+    Ints,
     all_candidates,
     collate,
     epoch_batches,
@@ -21,66 +19,87 @@ from pipeline.data.batches import (
 from pipeline.data.splits import Split
 from pipeline.engine.inference import exact_buffers
 from pipeline.engine.optimization import build_optimizer, learning_rate
+from pipeline.engine.optimizer_state import OptimizerState, gather_parameters, gather_state, restore_state
 from pipeline.model import LTuningModel
 
 
 class Trainer:
-    """A model, its engine and its optimizer, stepped through the data in an order that only the seed decides."""
+    """A model, its engine and its optimizer. A step is a function of the state, the seed and the step's number."""
 
     def __init__(
-        self, accelerator: Accelerator, config: RunConfig, model: LTuningModel, train: Split, pad_token_id: int
+        self,
+        accelerator: Accelerator,
+        config: RunConfig,
+        model: LTuningModel,
+        train: Split,
+        pad_token_id: int,
+        state: OptimizerState | None = None,
     ) -> None:
+        """`state` is what an earlier run left, on any number of ranks."""
         self.accelerator, self.config, self.train, self.pad_token_id = accelerator, config, train, pad_token_id
         self.label_count = len(model.label_states)
         settings = config.train
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
         self.steps_per_epoch = -(-len(train) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        self._epoch, self._batches = -1, list[Ints]()
+        if state is not None:
+            # Before the engine is built: it makes its copies in the compute dtype from these.
+            model.method.load_state_dict(state.parameters)
         optimizer = build_optimizer(model.trainable().values(), settings)
         _check_optimizer(optimizer, model)
         with exact_buffers(model):
             self.engine, self.optimizer = accelerator.prepare(model, optimizer)
         self.model = model
+        if state is not None:
+            restore_state(self.engine, model.trainable(), state)
 
-    def steps(self) -> Iterator[float]:
-        """Trains to the end; yields each step's loss, averaged over the global batch."""
-        for step in range(self.total_steps):
-            epoch, position = divmod(step, self.steps_per_epoch)
-            if position == 0:
-                batches = epoch_batches(self.train.lengths, self.global_batch, self.config.run.seed, epoch)
-            rate = learning_rate(step, self.total_steps, self.config.train)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            yield self._step(batches[position], epoch)
-
-    def _step(self, batch: np.ndarray, epoch: int) -> float:
+    def step(self, step: int) -> float:
+        """Optimizer step number `step`, from 0; its loss, averaged over the global batch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            batches = epoch_batches(self.train.lengths, self.global_batch, self.config.run.seed, epoch)
+            self._epoch, self._batches = epoch, batches
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total_steps, self.config.train)
         self.engine.train()
+        rows = self._batches[position]
+        candidates, targets = self._candidates(rows, epoch)
         settings, rank, world = self.config.train, self.accelerator.process_index, self.accelerator.num_processes
         losses = []
-        for rows in rank_slice(batch, rank, world, settings.batch_size, settings.gradient_accumulation):
+        for part in rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation):
+            self._seed_dropout(step, int(part[0]))
             with self.accelerator.accumulate(self.engine):
-                loss = self._loss(rows, epoch)
+                loss = self._loss(rows[part], candidates[part], targets[part])
                 self.accelerator.backward(loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
         return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
 
-    def _loss(self, rows: np.ndarray, epoch: int) -> Tensor:
+    def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
+        """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""
+        labels, seed, settings = self.train.labels[rows], self.config.run.seed, self.config.train
+        if settings.objective == "pairs":
+            return pair_candidates(rows, labels, seed, epoch, self.label_count)
+        if settings.candidates is None:
+            return all_candidates(labels, self.label_count)
+        return sampled_candidates(rows, labels, seed, epoch, self.label_count, settings.candidates)
+
+    def _seed_dropout(self, step: int, position: int) -> None:
+        """Dropout is drawn anew from (seed, step, position in the global batch): a resumed run draws the same."""
+        key = np.random.SeedSequence([self.config.run.seed, step, position])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+
+    def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
         """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels."""
-        seed, labels, device = self.config.run.seed, self.train.labels[rows], self.accelerator.device
+        device = self.accelerator.device
         inputs = {name: value.to(device) for name, value in collate(self.train.take(rows), self.pad_token_id).items()}
-        if self.config.train.objective == "pairs":
-            candidates, targets = pair_candidates(rows, labels, seed, epoch, self.label_count)
-            scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
-            return functional.binary_cross_entropy_with_logits(scores[:, 0], torch.as_tensor(targets, device=device))
-        if self.config.train.candidates is None:
-            candidates, index = all_candidates(labels, self.label_count)
-        else:
-            sample = self.config.train.candidates
-            candidates, index = sampled_candidates(rows, labels, seed, epoch, self.label_count, sample)
         scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
-        return functional.cross_entropy(scores, torch.as_tensor(index, device=device))
+        target = torch.as_tensor(targets, device=device)
+        if self.config.train.objective == "pairs":
+            return functional.binary_cross_entropy_with_logits(scores[:, 0], target)
+        return functional.cross_entropy(scores, target)
 
     @property
     def learning_rate(self) -> float:
@@ -93,11 +112,11 @@ class Trainer:
 
     def trained_state(self) -> dict[str, Tensor]:
         """The L-Tuning parameters in fp32 on the CPU, whole. Every rank must call this."""
-        state = {}
-        for name, parameter in self.model.trainable().items():
-            full = safe_get_full_fp32_param(parameter)
-            state[name] = (parameter.detach() if full is None else full).float().cpu().clone()
-        return state
+        return gather_parameters(self.model.trainable())
+
+    def optimizer_state(self) -> OptimizerState:
+        """Parameters and Adam's state after at least one step. Every rank must call this."""
+        return gather_state(self.engine, self.model.trainable())
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: LTuningModel) -> None:

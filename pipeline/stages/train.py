@@ -2,63 +2,103 @@
 
 import logging
 import math
+import shutil
 import time
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.adapter import save_adapter
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.pooling import resolve_pooling
+from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
-from pipeline.data.splits import load_split
+from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
-from pipeline.engine.inference import load_frozen
+from pipeline.engine.checkpoint import remove_checkpoints, write_checkpoint
+from pipeline.engine.inference import build_model, load_frozen
 from pipeline.engine.metrics_log import MetricsLog
+from pipeline.engine.preemption import Preemption
+from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config
+from pipeline.engine.run_state import Best, RunState
 from pipeline.engine.startup import on_main_process, start
 from pipeline.engine.training import Trainer
-from pipeline.errors import UserError
+from pipeline.errors import Preempted, UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import build_method, trainable_count
 from pipeline.metrics import split_metrics
-from pipeline.model import LTuningModel
-from pipeline.rundir import differences, read_json, sha256_of, write_json
+from pipeline.rundir import differences, read_json, write_json
 from pipeline.scoring import score
 from pipeline.stages.encode_labels import current_label_states
 
 log = logging.getLogger(__name__)
 
+SUMMARY = "summary.json"
+WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "resume", "preemption_signals"}
+"""Keys of `train` on which the adapter does not depend."""
+
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
-    Every rank must call it. Raises UserError where an earlier stage has not run or does not fit, where label tokens and
-    text exceed the backbone's positions, and where the loss is not finite.
+    An interrupted run goes on from its newest whole checkpoint. Every rank must call it. Raises UserError where an
+    earlier stage has not run or does not fit, where label tokens and text exceed the backbone's positions, where a
+    checkpoint does not fit the config, and where the loss is not finite; Preempted after a signal and a checkpoint.
     """
     accelerator = start(config)
-    labels = current_label_states(config)
-    wanted = training_fingerprint(config, labels, accelerator.num_processes)
-    summary_file = config.run_dir.adapter_final / "summary.json"
-    if summary_file.is_file() and config.run_dir.adapter.is_dir():
-        summary: dict[str, Any] = read_json(summary_file)
-        changed = differences(summary["fingerprint"], wanted)
-        if not changed:
-            log.info("train: %s is current", config.run_dir.adapter)
+    with Preemption(config.train.preemption_signals) as preemption:
+        labels = current_label_states(config)
+        fingerprint = training_fingerprint(config, labels)
+        summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
+        if summary is not None:
             return summary
-        log.info("train: %s is stale (%s), trained again", config.run_dir.adapter, "; ".join(changed))
-    run = TrainingRun(build_trainer(accelerator, config, labels), config, labels)
-    run.to_end()
-    summary = run.finish(wanted)
+        state = state_to_resume(accelerator, config)
+        if state is not None:
+            config = resumed_config(config, state, fingerprint, accelerator.num_processes)
+            accelerator = start(config)
+        trainer = build_trainer(accelerator, config, labels, state)
+        run = TrainingRun(trainer, config, labels, fingerprint, state)
+        run.to_end(preemption)
+        summary = run.finish()
     accelerator.free_memory()
     return summary
 
 
-def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStates) -> Trainer:
-    """Loads the backbone and puts the untrained method on it."""
+def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
+    """The summary of a finished run with this fingerprint. A finished run with another one makes room for a new run."""
+    final = config.run_dir.adapter_final
+    if not ((final / SUMMARY).is_file() and config.run_dir.adapter.is_dir()):
+        return None
+    summary: dict[str, Any] = read_json(final / SUMMARY)
+    changed = differences(summary["fingerprint"], fingerprint)
+    if not changed:
+        log.info("train: %s is current", config.run_dir.adapter)
+        return summary
+    if config.train.resume == "auto":
+        log.info("train: %s is stale (%s), trained again", config.run_dir.adapter, "; ".join(changed))
+        # In this order: a run killed in between finds either the finished run or nothing.
+        remove_checkpoints(config.run_dir.checkpoints)
+        shutil.rmtree(final)
+    return None
+
+
+def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | None:
+    """What an interrupted run left, read by every rank; None to start afresh."""
+    path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
+    if path is None:
+        return None
+    state = on_every_rank(lambda: load_state(path))
+    log.info("train: goes on after step %d, from %s", state.step, path)
+    return state
+
+
+def build_trainer(
+    accelerator: Accelerator, config: RunConfig, labels: LabelStates, state: RunState | None = None
+) -> Trainer:
+    """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
     tokenizer = load_tokenizer(config.backbone)
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
@@ -71,9 +111,8 @@ def build_trainer(accelerator: Accelerator, config: RunConfig, labels: LabelStat
     log.info(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
-    pooling = resolve_pooling(config.backbone.pooling, backbone.facts)
-    model = LTuningModel(backbone, method, labels.states, labels.mask, pooling)
-    return Trainer(accelerator, config, model, split, pad_token_id(tokenizer))
+    model = build_model(accelerator, config.backbone, backbone, method, labels)
+    return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
 
 
 def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
@@ -87,142 +126,166 @@ def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int)
     )
 
 
-def training_fingerprint(config: RunConfig, labels: LabelStates, world_size: int) -> dict[str, str]:
-    """Everything the adapter depends on, part by part."""
+def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, str]:
+    """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)"""
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    settings = config.train.model_dump(exclude={"log_every"})
+    settings = config.train.model_dump(exclude=WITHOUT_EFFECT)
     return {
         **{f"method.{key}": str(value) for key, value in config.method.model_dump().items()},
         **{f"train.{key}": str(value) for key, value in settings.items()},
         "run.seed": str(config.run.seed),
         "backbone.pooling": config.backbone.pooling,
-        "data": sha256_of(*(f"{key}={value}" for key, value in sorted(data.items()))),
-        "labels": sha256_of(*(f"{key}={value}" for key, value in sorted(labels.fingerprint.items()))),
-        "ranks": str(world_size),
+        "backbone.int8_threshold": str(config.backbone.int8_threshold),
+        **{f"data: {key}": value for key, value in data.items()},
+        **{f"label states: {key}": value for key, value in labels.fingerprint.items()},
     }
 
 
-@dataclass
-class Best:
-    """The best validation figures so far, and how many evaluations ago they were reached."""
-
-    metric: str
-    value: float = -math.inf
-    step: int = 0
-    figures: dict[str, Any] = field(default_factory=dict)
-    evaluations_since: int = 0
-
-    def update(self, step: int, figures: dict[str, Any]) -> bool:
-        """Takes an evaluation in; True if it is the best."""
-        value = -figures["log_loss"] if self.metric == "log_loss" else figures[self.metric]
-        if value <= self.value:
-            self.evaluations_since += 1
-            return False
-        self.value, self.step, self.figures, self.evaluations_since = value, step, figures, 0
-        return True
-
-
 class TrainingRun:
-    """The loop around a trainer: figures, evaluations, the best adapter, early stopping. The same on every rank."""
+    """The loop around a trainer: figures, evaluations, checkpoints, early stopping. The same on every rank."""
 
-    def __init__(self, trainer: Trainer, config: RunConfig, labels: LabelStates) -> None:
-        self.trainer, self.config, self.labels = trainer, config, labels
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        labels: LabelStates,
+        fingerprint: dict[str, str],
+        state: RunState | None = None,
+    ) -> None:
+        self.trainer, self.config, self.labels, self.fingerprint = trainer, config, labels, fingerprint
         self.accelerator = trainer.accelerator
         self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
-        self.metrics_log = MetricsLog(self.accelerator, config.run_dir)
-        self.best = Best(config.train.best_metric)
-        self.steps_done = self.steps_logged = 0
+        self.step = state.step if state else 0
+        self.step_saved = self.step_logged = self.step
+        self.best = state.best if state else Best()
+        log_bytes = state.metrics_log_bytes if state else 0
+        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, log_bytes)
         self.clock = time.perf_counter()
         # None: off without a terminal, where metrics.jsonl tells the same.
         hidden = None if self.accelerator.is_main_process else True
-        self.bar = tqdm(total=trainer.total_steps, desc="train", unit="step", disable=hidden)
+        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
 
-    def to_end(self) -> None:
-        """Trains until the last step, or until patience is over."""
+    def to_end(self, preemption: Preemption) -> None:
+        """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
         settings = self.config.train
-        for loss in self.trainer.steps():
-            self.steps_done += 1
+        while not self._is_over():
+            if preemption.requested(self.accelerator):
+                self._stop(preemption)
+            loss = self.trainer.step(self.step)
+            self.step += 1
             if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {self.steps_done}: lower train.learning_rate")
+                raise UserError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
             self.bar.update()
             if self._is_due(settings.log_every):
                 self._log_step(loss)
             if self.validation is not None and self._is_due(settings.eval_every):
-                self._evaluate()
-                if self.best.evaluations_since == settings.early_stopping_patience:
-                    log.info(
-                        "train: %d evaluations without a better %s, stopped",
-                        self.best.evaluations_since,
-                        self.best.metric,
-                    )
-                    break
+                self._evaluate(self.validation)
+            if self._is_due(settings.save_every):
+                self._save()
         self.bar.close()
 
-    def finish(self, fingerprint: dict[str, str]) -> dict[str, Any]:
-        """Writes adapter-final/, and adapter/ too where no validation split has chosen one."""
+    def finish(self) -> dict[str, Any]:
+        """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
         state = self.trainer.trained_state()
         summary = {
-            "fingerprint": fingerprint,
-            "steps": self.steps_done,
-            "best_step": self.best.step or self.steps_done,
+            "fingerprint": self.fingerprint,
+            "steps": self.step,
+            "best_step": self.best.step or self.step,
             "validation": self.best.figures,
         }
 
         def write() -> None:
             final = self.config.run_dir.adapter_final
-            if not self.best.figures:
-                save_adapter(self.config.run_dir.adapter, state, self.config, self.labels)
+            self._write_adapter(self.best.parameters or state)
             save_adapter(final, state, self.config, self.labels)
-            write_json(final / "summary.json", summary)
+            write_json(final / SUMMARY, summary)
 
         on_main_process(self.accelerator, write)
         self.metrics_log.close()
         return summary
 
+    def _is_over(self) -> bool:
+        patience, since = self.config.train.early_stopping_patience, self.best.evaluations_since
+        if patience is not None and since >= patience:
+            log.info("train: %d evaluations without a better %s, stopped", since, self.config.train.best_metric)
+            return True
+        return self.step >= self.trainer.total_steps
+
+    def _stop(self, preemption: Preemption) -> NoReturn:
+        if self.step > self.step_saved:
+            self._save()
+        self.bar.close()
+        self.metrics_log.close()
+        signal = preemption.received or "a signal to another rank"
+        raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
+
+    def _save(self) -> None:
+        """Writes a checkpoint. Where the disk is full, that is a warning."""
+        state = RunState(
+            step=self.step,
+            optimizer=self.trainer.optimizer_state(),
+            best=self.best,
+            global_batch=self.trainer.global_batch,
+            metrics_log_bytes=self.metrics_log.synced_bytes(),
+            fingerprint=self.fingerprint,
+        )
+        folder, keep = self.config.run_dir.checkpoints, self.config.train.keep_checkpoints
+        on_main_process(self.accelerator, lambda: write_checkpoint(folder, state, keep))
+        self.step_saved = self.step
+
+    def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
+        metrics = {"validation": self.best.figures} if self.best.figures else None
+        save_adapter(self.config.run_dir.adapter, parameters, self.config, self.labels, metrics)
+
     def _is_due(self, every: int) -> bool:
-        return self.steps_done % every == 0 or self.steps_done == self.trainer.total_steps
+        return self.step % every == 0 or self.step == self.trainer.total_steps
 
     def _log_step(self, loss: float) -> None:
         seconds = time.perf_counter() - self.clock
-        speed = (self.steps_done - self.steps_logged) * self.trainer.global_batch / seconds
+        speed = (self.step - self.step_logged) * self.trainer.global_batch / seconds
         figures = {
             "loss": loss,
             "learning_rate": self.trainer.learning_rate,
             "gradient_norm": self.trainer.gradient_norm(),
             "examples_per_second": speed,
         }
-        self.metrics_log.write(self.steps_done, figures)
+        self.metrics_log.write(self.step, figures)
         self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
-        self.steps_logged, self.clock = self.steps_done, time.perf_counter()
+        self.step_logged, self.clock = self.step, time.perf_counter()
 
-    def _evaluate(self) -> None:
+    def _evaluate(self, validation: Split) -> None:
         """Figures of the validation split; the adapter is saved at once if it is the best so far."""
         started = time.perf_counter()
-        assert self.validation is not None
         scores = score(
             self.trainer.engine,
-            self.validation.rows,
+            validation.rows,
             len(self.labels.names),
             self.config.evaluate.batch_size,
             pad_token_id=self.trainer.pad_token_id,
             device=self.accelerator.device,
         )
         majority = int(np.bincount(self.trainer.train.labels).argmax())
-        figures = split_metrics(scores, self.validation.labels, self.labels.names, majority, "validation split")
+        figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")
         shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
-        self.metrics_log.write(self.steps_done, {f"validation/{key}": value for key, value in shown.items()})
-        log.info(
-            "train: step %d, validation accuracy %.4f, log-loss %.4f",
-            self.steps_done,
-            shown["accuracy"],
-            shown["log_loss"],
-        )
+        self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
+        accuracy, log_loss = shown["accuracy"], shown["log_loss"]
+        log.info("train: step %d, validation accuracy %.4f, log-loss %.4f", self.step, accuracy, log_loss)
         if len(np.unique(scores.argmax(axis=1))) == 1:
             log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
-        if self.best.update(self.steps_done, figures):
-            state = self.trainer.trained_state()
-            folder = self.config.run_dir.adapter
-            on_main_process(
-                self.accelerator, lambda: save_adapter(folder, state, self.config, self.labels, {"validation": figures})
-            )
+        self._keep_if_best(figures)
         self.clock += time.perf_counter() - started
+
+    def _keep_if_best(self, figures: dict[str, Any]) -> None:
+        metric = self.config.train.best_metric
+        if not self.best.better(metric, figures):
+            self.best.evaluations_since += 1
+            return
+        self.best.replace(metric, self.step, figures, self.trainer.trained_state())
+
+        def write() -> None:
+            try:
+                self._write_adapter(self.best.parameters)
+            except (OSError, UserError) as error:
+                log.warning("BEST ADAPTER NOT WRITTEN: %s. Training goes on and writes it at the end", error)
+
+        on_main_process(self.accelerator, write)

@@ -1,0 +1,44 @@
+"""Preemption: a signal asks the run to stop; all ranks agree on the step at which they do."""
+
+import signal
+import threading
+from collections.abc import Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+
+class Preemption:
+    """While the `with` block runs, the first of `signals` is noted instead of ending the process.
+
+    A second SIGINT ends it at once.
+    """
+
+    def __init__(self, signals: Sequence[str]) -> None:
+        self.signals = [signal.Signals[name] for name in signals]
+        self.received: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "Preemption":
+        # Python lets only the main thread take signals; in another one the caller's own handling stays.
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in self.signals}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def requested(self, accelerator: Accelerator) -> bool:
+        """Whether any rank was signalled. Every rank must call this at the same step, and all get the same answer."""
+        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
+        return bool(accelerator.reduce(flag, "sum"))
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
