@@ -1,0 +1,244 @@
+"""Tuning methods: sizes by the paper's formulas, values by its text, and where gradients go."""
+
+import itertools
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.methods import METHOD_NAMES, AnyMethodConfig, build_method, trainable_count
+from pipeline.methods.base import MethodConfig, TuningMethod
+from pipeline.methods.heads import build_head
+
+K, P = 3, 4
+FACTS = BackboneFacts(
+    family="llama",
+    hidden_size=12,
+    layers=3,
+    heads=4,
+    kv_heads=2,
+    head_dim=5,
+    max_positions=None,
+    is_decoder=True,
+)
+MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
+
+
+def config_of(**keys: Any) -> MethodConfig:
+    config: MethodConfig = TypeAdapter(AnyMethodConfig).validate_python(keys)
+    return config
+
+
+def method_of(facts: BackboneFacts = FACTS, **keys: Any) -> TuningMethod:
+    torch.manual_seed(0)
+    return build_method(config_of(**keys), facts, P).double().eval()
+
+
+def states() -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(K, P, FACTS.hidden_size, dtype=torch.float64) * MASK[..., None]
+
+
+def test_sizes_are_the_papers() -> None:
+    """App. A.5: 2 P^2 L H + 3H for LT-prefix, H^2 + 2H for LT-prompt; G D in the place of H with grouped queries."""
+    for hidden, layers, tokens in itertools.product((12, 64), (1, 5), (1, 7)):
+        full = replace(FACTS, hidden_size=hidden, layers=layers, heads=4, kv_heads=4, head_dim=hidden // 4)
+        grouped = replace(full, kv_heads=2)
+        prefix, prompt = config_of(name="lt_prefix", head="linear"), config_of(name="lt_prompt", head="linear")
+        assert trainable_count(prefix, full, tokens) == 2 * tokens**2 * layers * hidden + 3 * hidden
+        assert trainable_count(prefix, grouped, tokens) == 2 * tokens**2 * layers * (hidden // 2) + 3 * hidden
+        assert trainable_count(prompt, full, tokens) == hidden**2 + 2 * hidden
+
+
+OPTIONS = st.fixed_dictionaries(
+    {"name": st.sampled_from(METHOD_NAMES), "head": st.sampled_from(["linear", "label_aware"]), "bias": st.booleans()}
+)
+SIZES = st.builds(
+    BackboneFacts,
+    family=st.just("llama"),
+    hidden_size=st.integers(1, 9),
+    layers=st.integers(1, 3),
+    heads=st.just(4),
+    kv_heads=st.integers(1, 3),
+    head_dim=st.integers(1, 4),
+    max_positions=st.none(),
+    is_decoder=st.booleans(),
+)
+
+
+@settings(deadline=None)
+@given(
+    OPTIONS, st.sampled_from(["scores", "softmax", "tokens"]), st.none() | st.integers(1, 5), SIZES, st.integers(1, 5)
+)
+def test_the_formula_is_the_count(
+    options: dict[str, Any], pooling: str, rank: int | None, facts: BackboneFacts, tokens: int
+) -> None:
+    if options["name"] == "lt_prefix":
+        options = options | {"pooling": pooling, "rank": rank if pooling == "tokens" else None}
+    config = config_of(**options)
+    with torch.device("meta"):
+        method = build_method(config, facts, tokens)
+    assert sum(parameter.numel() for parameter in method.parameters()) == trainable_count(config, facts, tokens)
+    assert all(parameter.requires_grad for parameter in method.parameters()) and not list(method.buffers())
+
+
+def prefix_by_hand(method: TuningMethod, pooling: str, label: int, states: Tensor) -> Tensor:
+    """One label's keys and values [L, 2, G, P, D], element by element, from the paper's text.
+
+    A linear map H -> 1 without bias gives one number per hypothesis token (softmax normalises them over the
+    hypothesis), and a linear map P -> 2 P L G D every key and value; with `tokens` each token makes its own.
+    """
+    weights = {name: parameter.detach() for name, parameter in method.producer.named_parameters()}
+    bias = weights.get("expand.bias", torch.zeros(len(weights["expand.weight"]), dtype=torch.float64))
+    real = int(MASK[label].sum())
+    result = torch.zeros(FACTS.layers, 2, FACTS.kv_heads, P, FACTS.head_dim, dtype=torch.float64)
+    scores = (
+        [sum(weights["token_score.weight"][0] * states[label, token]) for token in range(real)]
+        if (pooling != "tokens")
+        else []
+    )
+    if pooling == "softmax":
+        total = sum(math.exp(score) for score in scores)
+        scores = [math.exp(score) / total for score in scores]
+    sizes = (P, FACTS.layers, 2, FACTS.kv_heads, FACTS.head_dim)
+    for token, layer, which, head, place in itertools.product(*map(range, sizes)):
+        row = ((layer * 2 + which) * FACTS.kv_heads + head) * FACTS.head_dim + place
+        if pooling == "tokens":
+            state = states[label, token]
+            if "down.weight" in weights:
+                state = weights["down.weight"] @ state
+            value = weights["expand.weight"][row] @ state + bias[row]
+        else:
+            row += token * FACTS.layers * 2 * FACTS.kv_heads * FACTS.head_dim
+            value = sum(weights["expand.weight"][row, t] * scores[t] for t in range(real)) + bias[row]
+        result[layer, which, head, token, place] = value
+    return result
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("pooling", "rank"), [("scores", None), ("softmax", None), ("tokens", None), ("tokens", 2)])
+def test_prefix_by_definition(pooling: str, rank: int | None, bias: bool) -> None:
+    method = method_of(name="lt_prefix", pooling=pooling, rank=rank, bias=bias, init_std=0.5)
+    injection = method.inject(states(), MASK)
+    assert injection.prompt is None and injection.prefix is not None
+    assert injection.prefix.shape == (FACTS.layers, 2, K, FACTS.kv_heads, P, FACTS.head_dim)
+    for label in range(K):
+        torch.testing.assert_close(injection.prefix[:, :, label], prefix_by_hand(method, pooling, label, states()))
+    # The map from scores fills all P positions; tokens have their own, and only where there is a token.
+    assert torch.equal(injection.mask, MASK if pooling == "tokens" else torch.ones_like(MASK))
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_prompt_by_definition(bias: bool) -> None:
+    method = method_of(name="lt_prompt", bias=bias)
+    if bias:
+        nn.init.normal_(method.producer.map.bias)
+    injection = method.inject(states(), MASK)
+    assert injection.prefix is None and injection.prompt is not None and torch.equal(injection.mask, MASK)
+    weight = method.producer.map.weight
+    for label, token in itertools.product(range(K), range(P)):
+        expected = weight @ states()[label, token] + (method.producer.map.bias if bias else 0)
+        torch.testing.assert_close(injection.prompt[label, token], expected)
+
+
+METHODS: list[dict[str, Any]] = [
+    {"name": "lt_prompt"},
+    {"name": "lt_prompt", "bias": True},
+    *({"name": "lt_prefix", "pooling": pooling} for pooling in ("scores", "softmax", "tokens")),
+    {"name": "lt_prefix", "pooling": "tokens", "rank": 2, "bias": True},
+]
+
+
+@pytest.mark.parametrize("head", ["linear", "label_aware"])
+@pytest.mark.parametrize("keys", METHODS, ids=lambda keys: "-".join(map(str, keys.values())))
+def test_masked_tokens_have_no_influence(keys: dict[str, Any], head: str) -> None:
+    method = method_of(**keys, head=head)
+    pooled = torch.randn(K, FACTS.hidden_size, dtype=torch.float64)
+    other = torch.where(MASK[..., None], states(), 1e3)
+    assert torch.equal(method.score(pooled, states(), MASK), method.score(pooled, other, MASK))
+    first, second = method.inject(states(), MASK), method.inject(other, MASK)
+    assert torch.equal(first.mask, second.mask)
+    assert torch.equal(seen(first), seen(second))
+
+
+def seen(injection: Injection) -> Tensor:
+    """What the backbone attends to: masked positions are zeroed."""
+    if injection.prompt is not None:
+        return injection.prompt * injection.mask[:, :, None]
+    assert injection.prefix is not None
+    return injection.prefix * injection.mask[None, None, :, None, :, None]
+
+
+@pytest.mark.parametrize("head", ["linear", "label_aware"])
+@pytest.mark.parametrize("keys", METHODS, ids=lambda keys: "-".join(map(str, keys.values())))
+def test_gradients_reach_every_parameter(keys: dict[str, Any], head: str) -> None:
+    method = method_of(**keys, head=head).train()
+    injection = method.inject(states(), MASK)
+    injected = injection.prompt if injection.prefix is None else injection.prefix
+    pooled = torch.randn(K, FACTS.hidden_size, dtype=torch.float64) + injected.mean()
+    (method.score(pooled, states(), MASK).square().sum() + injected.square().sum()).backward()
+    for name, parameter in method.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_linear_head_is_the_difference_of_two_logits() -> None:
+    """So that binary cross-entropy on it is softmax cross-entropy on the logits."""
+    torch.manual_seed(0)
+    head = build_head("linear", 5).double()
+    pooled = torch.randn(7, 5, dtype=torch.float64)
+    scores = head(pooled, torch.empty(7, 0, 5), torch.empty(7, 0))
+    logits = pooled @ head.logits.weight.T
+    torch.testing.assert_close(scores, logits[:, 0] - logits[:, 1])
+    targets = torch.tensor([1.0, 0, 1, 1, 0, 0, 1], dtype=torch.float64)
+    binary = nn.functional.binary_cross_entropy_with_logits(scores, targets)
+    torch.testing.assert_close(binary, nn.functional.cross_entropy(logits, 1 - targets.long()))
+
+
+def test_label_aware_head_by_definition() -> None:
+    head = build_head("label_aware", FACTS.hidden_size).double()
+    pooled = torch.randn(K, FACTS.hidden_size, dtype=torch.float64)
+    label = torch.stack([states()[k, : int(MASK[k].sum())].mean(0) for k in range(K)])
+
+    def by_hand() -> Tensor:
+        mapped = label @ head.label_map.weight.T
+        cosine = (pooled * mapped).sum(1) / (pooled.norm(dim=1) * mapped.norm(dim=1))
+        return pooled @ (head.logits.weight[0] - head.logits.weight[1]) + head.log_scale.exp() * cosine
+
+    # It starts as the scaled cosine of the untouched states: the zero-shot classifier.
+    start = 10 * nn.functional.cosine_similarity(pooled, label)
+    torch.testing.assert_close(head(pooled, states(), MASK).double(), start, rtol=1e-5, atol=1e-5)
+    for parameter in head.parameters():
+        nn.init.normal_(parameter)
+    torch.testing.assert_close(head(pooled, states(), MASK).double(), by_hand(), rtol=1e-5, atol=1e-5)
+
+
+def test_scores_are_float32_in_a_bfloat16_method() -> None:
+    method = method_of(name="lt_prefix").bfloat16()
+    pooled, label = torch.randn(K, FACTS.hidden_size).bfloat16(), states().bfloat16()
+    assert method.score(pooled, label, MASK).dtype == torch.float32
+    assert method.inject(label, MASK).prefix.dtype == torch.bfloat16
+
+
+def test_dropout_is_on_in_training_only() -> None:
+    label = states()
+    for name in METHOD_NAMES:
+        method = method_of(name=name, dropout=0.5)
+        assert torch.equal(seen(method.inject(label, MASK)), seen(method.inject(label, MASK)))
+        method.train()
+        assert not torch.equal(seen(method.inject(label, MASK)), seen(method.inject(label, MASK)))
+
+
+def test_initial_scale_follows_the_option() -> None:
+    for name, weight in (("lt_prefix", "expand"), ("lt_prompt", "map")):
+        for std in (0.0, 0.3):
+            producer = method_of(name=name, init_std=std).producer
+            assert getattr(producer, weight).weight.std().item() == pytest.approx(std, rel=0.2)
+    assert method_of(name="lt_prompt").producer.map.weight.std().item() == pytest.approx(12**-0.5, rel=0.2)
