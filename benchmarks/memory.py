@@ -9,7 +9,7 @@ model, trains a soft prompt for two steps, and prints per loader and rank:
     backbone_bytes_at_rest             of them held by this rank before the first step
     int8_elements_total                elements of the 8-bit matrices, once
     int8_elements_alive_after_forward  8-bit elements in this process between forward and backward of the second step
-    anon_peak_bytes                    growth of anonymous memory (RssAnon, so without mapped files) at its peak in loading
+    anon_peak_bytes                    largest growth of anonymous memory (RssAnon: no mapped files) while loading
 """
 
 import argparse
@@ -138,7 +138,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     _import_everything()
     with _AnonPeak() as anon:
         backbone = load(arguments.model, arguments.quantization)
-    engine, optimizer = _start(backbone)
+    engine = _start(backbone)
     at_rest = _held_bytes(backbone)
     alive = 0
     for _ in range(2):  # in the second step ZeRO-3 knows the order of the layers and fetches ahead
@@ -222,12 +222,12 @@ class _Prompted(torch.nn.Module):
         return self.backbone(inputs_embeds=torch.cat([self.prompt, embedded], 1), use_cache=False).last_hidden_state
 
 
-def _start(backbone: torch.nn.Module) -> tuple[Any, torch.optim.Optimizer]:
+def _start(backbone: torch.nn.Module) -> Any:
     import deepspeed
 
     module = _Prompted(backbone)
     optimizer = torch.optim.AdamW([module.prompt])
-    return deepspeed.initialize(model=module, optimizer=optimizer, config=_zero_config())[0], optimizer
+    return deepspeed.initialize(model=module, optimizer=optimizer, config=_zero_config())[0]
 
 
 class _AnonPeak:

@@ -125,7 +125,7 @@ def _model_config(config: BackboneConfig) -> PreTrainedConfig:
 def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
     own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
     if own_code is not None and config.trust_remote_code:
-        found = get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
+        found: Any = get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
     elif type(model_config) in MODEL_MAPPING:
         found = MODEL_MAPPING[type(model_config)]
     else:

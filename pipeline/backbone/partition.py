@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.errors import UserError
+
 RowReader = Callable[[int, int], Tensor]
 """(first, last) -> rows [first, last) of the parameter, in the form it is kept in."""
 CHUNK_ELEMENTS = 2**20
@@ -21,11 +23,8 @@ class Partitioner:
 
     def __init__(self, zero_config: dict[str, Any] | None, device: torch.device) -> None:
         self.device = device
-        self._zero = None
-        if zero_config is not None:
-            import deepspeed  # takes seconds, and only sharding needs it
-
-            self._zero = deepspeed.zero.Init(config_dict_or_path=zero_config)
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
+        self._zero = None if zero_config is None else _zero_init(zero_config)
 
     @property
     def world_size(self) -> int:
@@ -34,8 +33,7 @@ class Partitioner:
 
     def filled(self, shape: torch.Size, dtype: torch.dtype, read_rows: RowReader) -> nn.Parameter:
         """A frozen parameter of what `read_rows` gives; rows this rank keeps nothing of are not asked for."""
-        # Under ZeRO-3 only this rank's range is written, hence, on a CPU, resident, before DeepSpeed takes it out.
-        whole = torch.empty(shape, dtype=dtype, device=self.device)
+        whole = self._empty(shape, dtype)
         for start, stop in self._kept_ranges(whole.numel()):
             _fill_range(whole, start, stop, read_rows)
         parameter = nn.Parameter(whole, requires_grad=False)
@@ -44,6 +42,16 @@ class Partitioner:
             self._zero._convert_to_deepspeed_param(parameter)
             parameter.partition()  # type: ignore[attr-defined]  # the line above added it
         return parameter
+
+    def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
+        if self._zero is None:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        # DeepSpeed copies this rank's range out of a whole tensor, of which nothing else need be written. One scratch
+        # tensor serves them all; on a CPU only its written pages are resident, and the heap stays unfragmented.
+        size = math.prod(shape) * dtype.itemsize
+        if self._scratch.numel() < size:
+            self._scratch = torch.empty(size, dtype=torch.uint8, device=self.device)
+        return self._scratch[:size].view(dtype).view(shape)
 
     def _kept_ranges(self, size: int) -> list[tuple[int, int]]:
         """Element ranges of a flat parameter of `size` elements that DeepSpeed keeps on this rank."""
@@ -55,6 +63,20 @@ class Partitioner:
             shares.append((zero.rank_in_group, zero.num_ranks_in_param_group))
         aligned = math.ceil(size / zero.dp_world_size) * zero.dp_world_size
         return [(min(size, rank * aligned // n), min(size, (rank + 1) * aligned // n)) for rank, n in shares]
+
+
+def _zero_init(zero_config: dict[str, Any]) -> Any:
+    import deepspeed  # takes seconds, and only sharding needs it
+    from deepspeed.utils import groups
+
+    group = zero_config["zero_optimization"].get("zero_hpz_partition_size", 1)
+    if torch.distributed.get_world_size() % group:
+        raise UserError(
+            f"zero_hpz_partition_size {group} does not divide the {torch.distributed.get_world_size()} ranks"
+        )
+    # DeepSpeed refuses to make the group of ZeRO++ hpZ a second time in a process.
+    made = groups._get_zero_param_intra_parallel_group() if group > 1 else None
+    return deepspeed.zero.Init(config_dict_or_path=zero_config, zero_param_parallel_group=made)
 
 
 def _fill_range(whole: Tensor, start: int, stop: int, read_rows: RowReader) -> None:

@@ -106,7 +106,7 @@ def test_a_file_cut_while_it_is_read_is_an_error(folder: Path) -> None:
     checkpoint.read_rows("norm.weight", 0, 1)
     with (folder / WEIGHTS).open("r+b") as stream:
         stream.truncate(3000)
-    with pytest.raises(UserError, match="cannot read embed_tokens.weight"):
+    with pytest.raises(UserError, match="cannot read embed_tokens"):
         checkpoint.read_rows("embed_tokens.weight", 0, 320)
 
 
