@@ -46,10 +46,11 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     wanted = evaluation_fingerprint(run_dir, manifest, splits)
     if on_main_process(accelerator, lambda: _is_current(run_dir, wanted)):
         log.info("evaluate: %s is current", run_dir.evaluation)
-        return dict(read_json(run_dir.metrics_file))
-    metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
-    accelerator.free_memory()
-    on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
+        metrics = dict(read_json(run_dir.metrics_file))
+    else:
+        metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
+        accelerator.free_memory()
+        on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
     for name, figures in metrics.items():
         log.info("evaluate: %s", summary_line(name, figures))
         for note in figures["notes"]:

@@ -1,5 +1,6 @@
 """All stages in order."""
 
+import logging
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -8,10 +9,14 @@ from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
 
+log = logging.getLogger(__name__)
+
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """preprocess, encode-labels, train, evaluate; each does nothing where its artefact is current."""
+    """preprocess, encode-labels, train, evaluate; each does nothing where its artefact is current. Gives the metrics."""
     preprocess(config)
     encode_labels(config)
     train(config)
-    return evaluate(config)
+    metrics = evaluate(config)
+    log.info("adapter: %s\nmetrics: %s", config.run_dir.adapter, config.run_dir.metrics_file)
+    return metrics
