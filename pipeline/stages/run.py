@@ -13,7 +13,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig) -> dict[str, Any]:
-    """preprocess, encode-labels, train, evaluate; each does nothing where its artefact is current. Gives the metrics."""
+    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the figures."""
     preprocess(config)
     encode_labels(config)
     train(config)
