@@ -3,14 +3,17 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import safetensors.torch
 import torch
+from pydantic import ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
 from pipeline.rundir import read_json, write_json
+from pipeline.settings import Settings
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
@@ -38,26 +41,51 @@ class LabelStates:
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
         tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
-        safetensors.torch.save_file(
-            tensors, folder / STATES_FILE, metadata={"fingerprint": json.dumps(self.fingerprint)}
-        )
+        # Not save_file: its error on a full disk is no OSError.
+        data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
+        (folder / STATES_FILE).write_bytes(data)
         words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
         write_json(folder / NAMES_FILE, words)
 
     @classmethod
     def load(cls, folder: Path) -> "LabelStates":
         """Reads what `save` wrote. Raises UserError for missing, damaged or mixed-up files."""
-        words = read_json(folder / NAMES_FILE)
+        words = _read_words(folder / NAMES_FILE)
         path = folder / STATES_FILE
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
+                made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
                 states, mask = file.get_tensor("states"), file.get_tensor("mask")
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, ValueError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
-        if words.get("version") != FORMAT or json.loads(metadata.get("fingerprint", "{}")) != words["fingerprint"]:
+        fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
+        if made_from != words.fingerprint or not fits:
             raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
-        return cls(words["names"], words["hypotheses"], states, mask.bool(), words["fingerprint"])
+        return cls(words.names, words.hypotheses, states, mask.bool(), words.fingerprint)
+
+
+class _Words(Settings):
+    """labels.json"""
+
+    version: Literal[1]
+    names: list[str]
+    hypotheses: list[str]
+    fingerprint: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_one_hypothesis_per_name(self) -> "_Words":
+        if len(self.names) != len(self.hypotheses):
+            raise ValueError(f"{len(self.names)} names, but {len(self.hypotheses)} hypotheses")
+        return self
+
+
+def _read_words(path: Path) -> _Words:
+    value = read_json(path)
+    try:
+        return _Words.model_validate(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(f"'{path}' is damaged ({reason}): run encode-labels again") from error
 
 
 def read_hypotheses(backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32) -> Tensor:

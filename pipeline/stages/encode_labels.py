@@ -29,12 +29,9 @@ def encode_labels(config: RunConfig) -> LabelStates:
     words = hypotheses(names, config.labels)
     wanted = label_fingerprint(config, tokenizer, names, words)
     folder = config.run_dir.labels
-    if (folder / NAMES_FILE).is_file():
-        changed = differences(read_json(folder / NAMES_FILE)["fingerprint"], wanted)
-        if not changed:
-            log.info("encode-labels: %s is current", folder)
-            return LabelStates.load(folder)
-        log.info("encode-labels: %s is stale (%s), made again", folder, "; ".join(changed))
+    found = _found(folder, wanted)
+    if found is not None:
+        return found
     input_ids, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
     backbone = prepare_inference(accelerator, load_frozen(accelerator, config.backbone), config.backbone.dtype)
     states = LabelStates(names, words, _read(accelerator, backbone, input_ids, mask), mask, wanted)
@@ -72,6 +69,23 @@ def label_fingerprint(
         "hypotheses": sha256_of(*words),
         "data.max_length": str(config.data.max_length),
     }
+
+
+def _found(folder: Path, wanted: dict[str, str]) -> LabelStates | None:
+    """The label states that are there, if they are whole and made from what is wanted."""
+    if not (folder / NAMES_FILE).is_file():
+        return None
+    try:
+        states = LabelStates.load(folder)
+    except UserError as error:
+        log.warning("encode-labels: made again, since %s", error)
+        return None
+    changed = differences(states.fingerprint, wanted)
+    if changed:
+        log.info("encode-labels: %s is stale (%s), made again", folder, "; ".join(changed))
+        return None
+    log.info("encode-labels: %s is current", folder)
+    return states
 
 
 def _read(accelerator: Accelerator, backbone: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:

@@ -1,0 +1,128 @@
+"""encode-labels on a tiny run: current, stale, damaged and refused."""
+
+import logging
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from pipeline.config import RunConfig
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.errors import UserError
+from pipeline.label_states import STATES_FILE, LabelStates
+from pipeline.stages.encode_labels import current_label_states, encode_labels
+from pipeline.stages.preprocess import preprocess
+from tests.tiny import save_tiny, tiny_model
+from tests.tiny_run import tiny_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    config = tiny_config(tmp_path_factory.mktemp("encode"))
+    preprocess(config)
+    encode_labels(config)
+    return config
+
+
+def changed(config: RunConfig, section: str, **keys: object) -> RunConfig:
+    part = getattr(config, section).model_copy(update=keys)
+    return config.model_copy(update={section: part})
+
+
+def test_states_are_the_backbones(config: RunConfig) -> None:
+    states = LabelStates.load(config.run_dir.labels)
+    assert states.names == ["business", "science", "sport"]
+    assert states.hypotheses == [f"This text is about {name}." for name in states.names]
+    unset_hf_deepspeed_config()  # else transformers would partition the new model
+    network, tokenizer = tiny_model("llama_gqa"), load_tokenizer(config.backbone)
+    for row, hypothesis in enumerate(states.hypotheses):
+        with torch.no_grad():
+            alone = network(**tokenizer(hypothesis, return_tensors="pt")).last_hidden_state[0]
+        torch.testing.assert_close(states.states[row, states.mask[row]], alone, rtol=1e-4, atol=1e-5)
+    # Partitioned by ZeRO-3 or whole on the rank: the same states.
+    whole = changed(config, "engine", deepspeed="ds_configs/zero2_int8.json")
+    whole = changed(whole, "run", dir=config.run.dir + "-whole")
+    preprocess(whole)
+    torch.testing.assert_close(encode_labels(whole).states, states.states, rtol=1e-5, atol=1e-6)
+
+
+def test_current_states_are_left_alone_and_damaged_ones_made_again(
+    config: RunConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = config.run_dir.labels / STATES_FILE
+    before = path.read_bytes(), path.stat().st_mtime_ns
+    with caplog.at_level(logging.INFO, "pipeline"):
+        encode_labels(config)
+    assert "is current" in caplog.text and path.stat().st_mtime_ns == before[1]
+    path.write_bytes(before[0][:-5])
+    with pytest.raises(UserError, match=r"label_states\.safetensors' is missing or damaged .* run encode-labels again"):
+        current_label_states(config)
+    encode_labels(config)  # as the message says
+    assert path.read_bytes() == before[0]
+    current_label_states(config)
+
+
+@pytest.mark.parametrize(
+    ("section", "keys", "part"),
+    [
+        ("labels", {"template": "About {label}."}, "hypotheses was"),
+        ("backbone", {"dtype": "bfloat16"}, "backbone.dtype was 'float32', now 'bfloat16'"),
+        ("backbone", {"quantization": "int8"}, "backbone.quantization was 'none', now 'int8'"),
+        ("backbone", {"revision": "abc"}, "backbone.revision was 'None', now 'abc'"),
+    ],
+)
+def test_training_refuses_states_made_otherwise_by_part(
+    config: RunConfig, section: str, keys: dict[str, str], part: str
+) -> None:
+    with pytest.raises(UserError) as fault:
+        current_label_states(changed(config, section, **keys))
+    assert part in str(fault.value) and str(fault.value).endswith("run encode-labels again")
+
+
+def test_another_backbone_at_the_same_place_is_noticed(config: RunConfig, tmp_path: Path) -> None:
+    other = tiny_config(tmp_path)
+    other = changed(other, "run", dir=config.run.dir)
+    other = changed(other, "backbone", name_or_path=str(save_tiny(tmp_path / "other", "llama")))
+    with pytest.raises(UserError, match=r"backbone was .*config\.json was .*model\.safetensors was"):
+        current_label_states(other)
+    weights = Path(config.backbone.name_or_path) / "model.safetensors"
+    original = weights.read_bytes()
+    try:
+        save_tiny(tmp_path / "again", "llama_gqa", initializer_range=0.1)
+        weights.write_bytes((tmp_path / "again" / "model.safetensors").read_bytes())
+        with pytest.raises(UserError, match=r"does not fit: model\.safetensors was"):
+            current_label_states(config)
+    finally:
+        weights.write_bytes(original)
+
+
+def test_stale_states_say_what_changed_and_are_made_again(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
+    reworded = changed(config, "labels", texts={"sport": "Some people play."})
+    try:
+        with caplog.at_level(logging.INFO, "pipeline"):
+            states = encode_labels(reworded)
+        assert "is stale (hypotheses was" in caplog.text and states.hypotheses[2] == "Some people play."
+        assert current_label_states(reworded).hypotheses == states.hypotheses
+    finally:
+        encode_labels(config)
+
+
+def test_labels_that_cannot_be_told_apart_or_do_not_fit_leave_the_old_states(config: RunConfig) -> None:
+    before = {name: (config.run_dir.labels / name).read_bytes() for name in os.listdir(config.run_dir.labels)}
+    same = changed(config, "labels", texts={"sport": "One thing.", "science": "One thing."})
+    with pytest.raises(UserError, match=r"the labels 'science' and 'sport' have the same hypothesis"):
+        encode_labels(same)
+    long = changed(config, "labels", texts={"sport": "very " * 60 + "long"})
+    with pytest.raises(UserError, match=r"tokens; it must have 1 to 64"):
+        encode_labels(long)
+    assert before == {name: (config.run_dir.labels / name).read_bytes() for name in os.listdir(config.run_dir.labels)}
+
+
+def test_preprocess_comes_first(config: RunConfig) -> None:
+    elsewhere = changed(config, "run", dir=config.run.dir + "-none")
+    with pytest.raises(UserError, match=r"manifest\.json' does not exist: run the stage that writes it first"):
+        encode_labels(elsewhere)
+    with pytest.raises(UserError, match=r"labels\.json' does not exist"):
+        current_label_states(elsewhere)
