@@ -1,13 +1,19 @@
-"""Reading safetensors checkpoints tensor by tensor and row by row, after checking that they are whole."""
+"""Reading safetensors checkpoints tensor by tensor and row by row, after checking that they are whole.
+
+The format is a length, a JSON header and the plain bytes of each tensor, so the wanted rows are read with read calls.
+The safetensors library (0.8) either maps files, where a disk error ends the process with SIGBUS instead of an error, or
+(backend pread) reads whole tensors to cut slices from them.
+"""
 
 import hashlib
 import json
+import math
+import os
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils import cached_file
 
@@ -18,50 +24,57 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
+DTYPES = FLOATS | INTEGERS | {"BOOL": torch.bool}
 SAMPLES, SAMPLE_BYTES = 16, 4096
 
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies and what it is; `dtype` is safetensors' name for it."""
+    """Where a tensor lies and what it is; `dtype` is safetensors' name for it, `offset` is from the file's start."""
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    offset: int
 
 
 class Checkpoint:
-    """The safetensors files of a model, opened for reading slices; `tensors` by the name they are stored under."""
+    """The safetensors files of a model; `tensors` by the name they are stored under."""
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
         self.tensors: dict[str, StoredTensor] = {}
         for file in files:
-            for name, entry in _read_header(file)[0].items():
-                self.tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]))
+            entries, raw = _read_header(file)
+            for name, entry in entries.items():
+                offset = 8 + len(raw) + entry["data_offsets"][0]
+                self.tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), offset)
 
     @property
     def stored_bytes(self) -> int:
         """Size of all the files."""
         return sum(file.stat().st_size for file in self.files)
 
-    @cached_property
-    def _opened(self) -> dict[Path, safe_open]:
-        # Read calls, not a memory map: a disk error is then an exception and not a SIGBUS that ends the process.
-        return {file: safe_open(file, framework="pt", backend="pread") for file in self.files}
-
     def read_rows(self, name: str, first: int, last: int, transposed: bool = False) -> Tensor:
-        """Rows [first, last) of a tensor, or of its transpose (read as columns, returned as rows).
+        """Rows [first, last) of a tensor (a scalar is one row), or columns of a matrix, transposed to rows.
 
-        Raises UserError naming the file when it cannot be read.
+        Reads those bytes only. Raises UserError naming the file when it cannot be read.
         """
         stored = self.tensors[name]
+        dtype, shape = DTYPES[stored.dtype], stored.shape or (1,)
+        width = math.prod(shape[1:]) * dtype.itemsize
         try:
-            if not stored.shape:
-                return self._opened[stored.file].get_tensor(name).reshape(1)
-            rows = self._opened[stored.file].get_slice(name)
-            return rows[:, first:last].t() if transposed else rows[first:last]
-        except (OSError, SafetensorError) as error:
+            with stored.file.open("rb", buffering=0) as stream:
+                if not transposed:
+                    rows = torch.empty((last - first, *shape[1:]), dtype=dtype)
+                    _read_into(stream, stored.offset + first * width, rows)
+                    return rows
+                columns = torch.empty((shape[0], last - first), dtype=dtype)
+                for row in range(shape[0]):
+                    _read_into(stream, stored.offset + row * width + first * dtype.itemsize, columns[row])
+                return columns.t()
+        except OSError as error:
             raise UserError(f"{stored.file}: cannot read {name}: {error}") from error
 
 
@@ -109,6 +122,15 @@ def shortened(names: list[str], limit: int = 8) -> str:
     """`a, b, c and 12 more`"""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     return ", ".join(names[:limit]) + more
+
+
+def _read_into(stream: BinaryIO, offset: int, target: Tensor) -> None:
+    view = memoryview(target.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # arrays are buffers
+    while view:
+        count = os.preadv(stream.fileno(), [view], offset)
+        if count == 0:
+            raise OSError("the file ended early")
+        view, offset = view[count:], offset + count
 
 
 def _find(config: BackboneConfig, filename: str) -> Path | None:

@@ -1,6 +1,7 @@
 """Safetensors checkpoints as they come, whole and faulty."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -52,6 +53,14 @@ def test_rows_and_columns_are_those_of_the_tensor(folder: Path, split: bool) -> 
     assert torch.equal(checkpoint.read_rows(name, 3, 7), weights[name][3:7])
     assert torch.equal(checkpoint.read_rows(name, 3, 7, transposed=True), weights[name].t()[3:7])
     assert torch.equal(checkpoint.read_rows("norm.weight", 2, 5), weights["norm.weight"][2:5])
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_only_the_wanted_bytes_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch, transposed: bool) -> None:
+    checkpoint, counts, read = open_checkpoint(config_of(folder)), [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    rows = checkpoint.read_rows("layers.0.mlp.down_proj.weight", 3, 7, transposed)
+    assert sum(counts) == rows.nbytes < 16 * 32 * 4 / 2
 
 
 def test_a_scalar_is_one_row(tmp_path: Path, folder: Path) -> None:
