@@ -190,13 +190,12 @@ def _set_up_logging(debug: bool) -> None:
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         logging.getLogger("pipeline").exception("traceback:")
-    rank = f"rank {os.environ['RANK']}: " if int(os.environ.get("WORLD_SIZE", "1")) > 1 else ""
+    rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
     print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 
 
 def _leave_group() -> None:
-    """Ends the process group in good order, if a stage has joined one."""
-    distributed = getattr(sys.modules.get("torch"), "distributed", None)
-    if distributed is not None and distributed.is_initialized():
-        distributed.destroy_process_group()
+    """Ends the process group, if a stage has joined one."""
+    if startup := sys.modules.get("pipeline.engine.startup"):
+        startup.leave()

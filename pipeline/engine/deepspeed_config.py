@@ -1,8 +1,11 @@
 """The DeepSpeed JSON: read, completed from the run config, and checked against it before anything starts."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
@@ -29,9 +32,9 @@ def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
     }
     for key, (value, source) in expected.items():
         _fill(resolved, key, value, source, path)
-    _fill(resolved.setdefault("bf16", {}), "enabled", bfloat16, "backbone.dtype", path)
-    if resolved.get("fp16", {}).get("enabled"):
-        raise UserError(f"{path}: fp16 is not supported; set backbone.dtype to bfloat16 or float32")
+    _fill(_section(resolved, "bf16", path), "enabled", bfloat16, "backbone.dtype", path)
+    if "fp16" in resolved and _section(resolved, "fp16", path).get("enabled", True):
+        raise UserError(f"{path}: drop 'fp16'; backbone.dtype is bfloat16 or float32")
     # Our optimizer is torch's AdamW over the L-Tuning parameters alone, also under offload.
     resolved["zero_allow_untested_optimizer"] = True
     resolved["zero_force_ds_cpu_optimizer"] = False
@@ -64,12 +67,37 @@ def _fill(section: dict[str, Any], key: str, value: Any, source: str, path: str)
     section[key] = value
 
 
+def _section(resolved: dict[str, Any], name: str, path: str) -> dict[str, Any]:
+    section = resolved.setdefault(name, {})
+    if not isinstance(section, dict):
+        raise UserError(f'{path}: {name} is {section!r}; write an object such as {{"enabled": "auto"}}')
+    return section
+
+
 def _check_zero(resolved: dict[str, Any], path: str) -> None:
-    zero = resolved.get("zero_optimization")
-    if not isinstance(zero, dict) or zero.get("stage") not in (0, 1, 2, 3):
+    zero = _section(resolved, "zero_optimization", path)
+    stage = zero.get("stage")
+    if not isinstance(stage, int) or isinstance(stage, bool) or not 0 <= stage <= 3:
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
     if zero.get("zero_quantized_nontrainable_weights"):
         raise UserError(f"{path}: use backbone.quantization instead of zero_quantized_nontrainable_weights")
-    autos = [key for key, value in zero.items() if value == "auto"]
+    autos = list(_autos(resolved))
     if autos:
-        raise UserError(f'{path}: zero_optimization.{autos[0]} is "auto"; write a number (see ds_configs/README.md)')
+        raise UserError(f'{path}: {autos[0]} is "auto"; write a value (see ds_configs/README.md)')
+    # Late, since DeepSpeed takes seconds to import.
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
+        raise UserError(f"{path}: zero_optimization: {faults}") from error
+
+
+def _autos(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
+    """The keys that are still "auto"."""
+    for key, value in section.items():
+        if value == "auto":
+            yield prefix + key
+        elif isinstance(value, dict):
+            yield from _autos(value, f"{prefix}{key}.")

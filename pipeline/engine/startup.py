@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
+import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -35,16 +36,28 @@ def start(config: RunConfig) -> Accelerator:
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if resolved["bf16"]["enabled"] else "no"
+    # Without a backend by name, accelerate takes several CPU ranks under DeepSpeed for one process each.
+    backend = "nccl" if torch.cuda.is_available() else "gloo"
+    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.engine.timeout_seconds))
     accelerator = Accelerator(
         deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
         mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
         gradient_accumulation_steps=config.train.gradient_accumulation,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(seconds=config.engine.timeout_seconds))],
+        kwargs_handlers=[group],
         log_with=_trackers(config.logging.trackers),
         project_dir=str(config.run_dir.logs),
     )
     _make_deterministic(config.run.seed)
     return accelerator
+
+
+def leave() -> None:
+    """Ends the process group in good order. A later `start` in this process joins a new one."""
+    if torch.distributed.is_initialized():
+        deepspeed.comm.destroy_process_group()
+        # Both keep the group for the life of the process.
+        deepspeed.comm.comm.cdb = None
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
