@@ -36,8 +36,8 @@ LOADERS = ("ours", "transformers")
 QUANTIZATIONS = ("none", "int8", "int8_weight_only")
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS_PER_FILE = 1024, 2816, 16000, 4
 LAYER_PARAMETERS = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
-LIVE_ELEMENTS = 20_000_000
-"""What ZeRO-3 may keep gathered, and fetch ahead: between one and two layers of the model above."""
+LIVE_ELEMENTS = 6_000_000
+"""What ZeRO-3 may keep gathered, and again fetch ahead: about half a layer of the model above."""
 
 
 def main() -> None:
