@@ -87,9 +87,7 @@ def train_in_nodes(folder: Path) -> dict[str, Any]:
 
 def train_with_nodes(folder: Path, settings: dict[str, Any], node_ranks: int) -> dict[str, Any]:
     """Three steps of a trainable map behind an int8 backbone."""
-    settings = settings | {
-        "zero_optimization": settings["zero_optimization"] | {"zero_hpz_partition_size": node_ranks}
-    }
+    settings = settings | {"zero_optimization": settings["zero_optimization"] | {"zero_hpz_partition_size": node_ranks}}
     config = BackboneConfig(name_or_path=str(folder / "llama"), quantization="int8", dtype="float32")
     model = load_backbone(config, zero_config=settings, device=torch.device("cpu"))
     torch.manual_seed(0)

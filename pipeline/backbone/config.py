@@ -11,7 +11,7 @@ from pipeline.settings import Settings
 
 PACKAGE_SCHEME = "package:"
 
-Quantization = Literal["none", "int8", "int8_weight_only", "nf4"]
+Quantization = Literal["none", "int8", "int8_weight_only"]
 Pooling = Literal["auto", "last", "first", "mean"]
 
 
@@ -25,7 +25,7 @@ class BackboneConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; also the storage dtype of whatever is not quantised."""
     quantization: Quantization = "none"
-    """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only or nf4."""
+    """How the linear layers' weights are stored: none, int8 (LLM.int8()) or int8_weight_only."""
     int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     gradient_checkpointing: bool = False

@@ -41,9 +41,6 @@ def load_backbone(
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
     same on all ranks, and for weights that are not finite.
     """
-    if config.quantization == "nf4":
-        # Its scales, one per 64 weights, would outweigh a rank's share from 8 ranks on if they were replicated as here.
-        raise UserError("backbone.quantization nf4 is not supported; take int8 or int8_weight_only")
     checkpoint, _ = _open_alike(config)
     dtype = getattr(torch, config.dtype)
     model, sources = on_every_rank(lambda: _build(config, dtype, checkpoint))
@@ -209,7 +206,9 @@ def _share_scales(layers: list[QuantizedLinear]) -> None:
 
 
 def _report(model: PreTrainedModel, config: BackboneConfig, layers: dict[str, QuantizedLinear]) -> None:
-    """Says once what was quantised and what was not."""
+    """Says once what was quantised and what was not, if anything was."""
+    if not layers:
+        return
     weights = {f"{name}.weight" for name in layers}
     patterns = Counter((name in weights, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())
     for is_quantized, title in ((True, f"{config.quantization} weights"), (False, f"{config.dtype} parameters")):

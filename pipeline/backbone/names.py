@@ -40,7 +40,7 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Sou
     if unexpected := [name for name in unused if not _is_head(model, checkpoint, name)]:
         raise UserError(f"{_origin(checkpoint)}: tensors that {type(model).__name__} lacks: {shortened(unexpected)}")
     if unused:
-        logger.info("not part of the backbone, not loaded: %s", shortened(unused))
+        logger.debug("not part of the backbone, not loaded: %s", shortened(unused))
     _check_complete(model, checkpoint, wanted, stored)
     _check_tensors(checkpoint, wanted, stored)
     conv1d = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}

@@ -131,11 +131,6 @@ def test_values_out_of_range_are_refused(tmp_path: Path, quantization: str, valu
         load(tmp_path, quantization)  # int8 is quantised from float16, which ends at 65504
 
 
-def test_nf4_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nf4 is not supported"):
-        load(tmp_path, "nf4")
-
-
 def test_config_without_a_base_model(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama")
     (tmp_path / "config.json").write_text('{"model_type": "no_such_family"}')
