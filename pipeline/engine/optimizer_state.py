@@ -46,6 +46,7 @@ def gather_parameters(parameters: Mapping[str, nn.Parameter]) -> dict[str, Tenso
 
 def gather_state(engine: Any, parameters: Mapping[str, nn.Parameter]) -> OptimizerState:
     """Everything the optimizer knows, after at least one step. Every rank must call this."""
+    _link_moments(engine.optimizer)
     moments = {
         key: {name: _moment(engine, parameter, key).float().cpu().clone() for name, parameter in parameters.items()}
         for key in MOMENTS
@@ -63,9 +64,7 @@ def restore_state(engine: Any, parameters: Mapping[str, nn.Parameter], state: Op
     for flat in _flat_masters(engine.optimizer):
         # AdamW would make its state at the first step; it has to be there before it can be filled.
         inner.state[flat] = {"step": torch.tensor(float(state.step))} | {key: torch.zeros_like(flat) for key in MOMENTS}
-    link = getattr(engine.optimizer, "_lazy_init_hp_params_optimizer_state", None)
-    if link is not None:
-        link()
+    _link_moments(engine.optimizer)
     for name, parameter in parameters.items():
         _set(engine, parameter, state.parameters[name], None)
         for key in MOMENTS:
@@ -77,6 +76,16 @@ def _flat_masters(optimizer: Any) -> list[Tensor]:
         if hasattr(optimizer, name):
             return list(getattr(optimizer, name))
     return [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+
+def _link_moments(optimizer: Any) -> None:
+    """Lets ZeRO 1 and 2 find the moments of all parameters (ZeRO 3 looks them up, others keep them by parameter).
+
+    DeepSpeed does so by itself, but in its first step, when only the first of several groups has its moments.
+    """
+    if hasattr(optimizer, "_hp_optimizer_states_linked"):
+        optimizer._hp_optimizer_states_linked = False
+        optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def _moment(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
