@@ -1,0 +1,233 @@
+"""Training for real: a toy task that can be learnt, on tiny backbones, alone and on two ranks."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from pipeline.cli import main
+from pipeline.config import RunConfig, load_config
+from pipeline.engine.startup import start
+from pipeline.engine.training import Trainer
+from pipeline.stages.encode_labels import current_label_states
+from pipeline.stages.train import build_trainer
+from tests.tiny import save_tiny
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORDS = {"apple": "red fruit", "bicycle": "two wheels", "cloud": "high up"}
+ADAPTER = "adapter/adapter.safetensors"
+LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def write_task(folder: Path) -> None:
+    """Each text holds one of three words among noise; the label is that word's."""
+    generator = np.random.default_rng(0)
+    for split, count in (("train", 48), ("validation", 15), ("test", 15)):
+        lines = ["text\tlabel"]
+        for index in range(count):
+            word = list(WORDS)[index % 3]
+            noise = generator.choice(["so", "and", "the", "a", "one"], size=generator.integers(0, 4)).tolist()
+            place = generator.integers(0, len(noise) + 1)
+            lines.append(f"{' '.join([*noise[:place], word, *noise[place:]])} {split[0]}{index}\t{WORDS[word]}")
+        (folder / f"{split}.tsv").write_text("\n".join(lines) + "\n")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    unset_hf_deepspeed_config()
+    folder = tmp_path_factory.mktemp("train")
+    write_task(folder)
+    for family in ("llama_gqa", "bert"):
+        save_tiny(folder / family, family, hidden_size=32)
+    return folder
+
+
+def arguments(folder: Path, run: str, *overrides: str, command: str = "run", backbone: str = "llama_gqa") -> list[str]:
+    """Command line of a run; the YAML file has what all runs share."""
+    values = {
+        "run": {"dir": "replaced"},
+        "backbone": {"name_or_path": "replaced", "dtype": "float32"},
+        "data": {split: str(folder / f"{split}.tsv") for split in ("train", "validation", "test")} | {"max_length": 64},
+        "method": {"name": "lt_prefix", "init_std": 0.3},
+        "train": {"max_steps": 12, "batch_size": 8, "learning_rate": 0.01, "log_every": 1, "eval_every": 6},
+        "engine": {"threads": 1},
+        "logging": {"trackers": ["jsonl"]},
+    }
+    (folder / "config.yaml").write_text(json.dumps(values))
+    given = [f"run.dir={folder / run}", f"backbone.name_or_path={folder / backbone}", *overrides]
+    return [command, "--config", str(folder / "config.yaml"), *given]
+
+
+def log_of(run: Path, key: str = "loss") -> list[float]:
+    lines = [json.loads(line) for line in (run / "logs" / "metrics.jsonl").read_text().splitlines()]
+    return [line[key] for line in lines if key in line]
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
+
+
+def clean_environment() -> dict[str, str]:
+    """Without what engines started in this process have left in it."""
+    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER and "ACCELERATE" not in name}
+    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> Path:
+    """The run that others are compared with, learnt through the real command line."""
+    options = ["train.max_steps=60", "logging.trackers=[jsonl, tensorboard]", "data.validation=null"]
+    options += ["evaluate.splits=[test]", "train.objective=candidates"]
+    before = hashes(folder / "llama_gqa")
+    command = [sys.executable, "-m", "pipeline", *arguments(folder, "alone", *options)]
+    for _ in range(1):
+        ended = subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True)
+        assert ended.returncode == 0, ended.stderr
+    assert hashes(folder / "llama_gqa") == before, "the backbone is frozen"
+    (folder / "alone" / "stderr.txt").write_text(ended.stderr)
+    return folder / "alone"
+
+
+def test_a_decoder_learns_the_task(alone: Path) -> None:
+    losses = log_of(alone)
+    assert len(losses) == 60 and np.mean(losses[-5:]) < 0.6 * np.mean(losses[:5])
+    figures = json.loads((alone / "evaluation" / "metrics.json").read_text())["test"]
+    assert figures["accuracy"] > figures["majority"]["accuracy"] + 0.2
+    rates = log_of(alone, "learning_rate")
+    assert max(rates) == rates[3] == 0.01 and rates[-1] < 0.001
+    assert list((alone / "logs").rglob("events.out.tfevents.*")), "TensorBoard has something to show"
+    state = load_file(alone / ADAPTER)
+    assert {tensor.dtype for tensor in state.values()} == {torch.float32}
+    stderr = (alone / "stderr.txt").read_text()
+    assert "Traceback" not in stderr and "trainable parameters" in stderr
+
+
+def test_a_second_run_changes_nothing(alone: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options = ["train.max_steps=60", "logging.trackers=[jsonl, tensorboard]", "data.validation=null"]
+    options += ["evaluate.splits=[test]", "train.objective=candidates"]
+    config_file = alone / "config.yaml"
+    times = {path: path.stat().st_mtime_ns for path in alone.rglob("*") if path.is_file() and path != config_file}
+    with caplog.at_level("INFO", "pipeline"):
+        assert main(arguments(folder, "alone", *options)) == 0
+    for part in ("data", "labels", "adapter", "evaluation"):
+        assert f"{alone / part} is current" in caplog.text
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_same_seed_same_adapter_and_another_seed_another(folder: Path) -> None:
+    for run, seed in (("seed-a", 0), ("seed-b", 0), ("seed-c", 1)):
+        assert main(arguments(folder, run, f"run.seed={seed}")) == 0
+    first, second, third = ((folder / f"seed-{name}" / ADAPTER).read_bytes() for name in "abc")
+    assert first == second != third
+    assert log_of(folder / "seed-a") == log_of(folder / "seed-b")
+
+
+@pytest.mark.parametrize(
+    ("run", "backbone", "options"),
+    [
+        ("encoder", "bert", ["method.name=lt_prompt", "method.init_std=null"]),
+        ("stage-2-int8", "llama_gqa", ["backbone.quantization=int8", "engine.deepspeed=ds_configs/zero2_int8.json"]),
+        ("bf16", "llama_gqa", ["backbone.dtype=bfloat16", "backbone.gradient_checkpointing=true"]),
+        ("sampled", "bert", ["train.objective=candidates", "train.candidates=2", "method.pooling=tokens"]),
+    ],
+)
+def test_every_engine_and_objective_trains(folder: Path, run: str, backbone: str, options: list[str]) -> None:
+    before = hashes(folder / backbone)
+    assert main(arguments(folder, run, *options, "train.max_steps=30", "train.eval_every=30", backbone=backbone)) == 0
+    losses = log_of(folder / run)
+    assert len(losses) == 30 and np.isfinite(losses).all() and np.mean(losses[-6:]) < np.mean(losses[:6])
+    assert {tensor.dtype for tensor in load_file(folder / run / ADAPTER).values()} == {torch.float32}
+    assert len(log_of(folder / run, "validation/accuracy")) == 1
+    assert hashes(folder / backbone) == before
+
+
+def test_early_stopping_keeps_the_best(folder: Path) -> None:
+    options = ["train.max_steps=40", "train.eval_every=1", "train.early_stopping_patience=2", "train.warmup_ratio=0"]
+    assert main(arguments(folder, "stopped", *options, "train.learning_rate=1e-9")) == 0
+    accuracies = log_of(folder / "stopped", "validation/accuracy")
+    # Nothing changes, so the first evaluation stays the best, and two more end the run.
+    assert len(accuracies) == 3 and len(log_of(folder / "stopped")) == 3
+    first = load_file(folder / "stopped" / ADAPTER)
+    last = load_file(folder / "stopped" / "adapter-final" / "adapter.safetensors")
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+
+
+def trainer_of(config: RunConfig) -> Trainer:
+    return build_trainer(start(config), config, current_label_states(config))
+
+
+def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_alone(folder: Path) -> None:
+    for run, batch, accumulation in (("large", 8, 1), ("accumulated", 4, 2)):
+        options = [f"train.batch_size={batch}", f"train.gradient_accumulation={accumulation}"]
+        assert main(arguments(folder, run, *options)) == 0
+    np.testing.assert_allclose(log_of(folder / "accumulated"), log_of(folder / "large"), rtol=1e-4)
+    large, accumulated = (load_file(folder / run / ADAPTER) for run in ("large", "accumulated"))
+    for name, tensor in large.items():
+        torch.testing.assert_close(accumulated[name], tensor, rtol=1e-3, atol=1e-4)
+    trainer = trainer_of(load_config(folder / "large" / "config.yaml"))
+    held = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    assert held == sum(tensor.numel() for tensor in large.values())
+    assert set(trainer.trained_state()) == set(large)
+
+
+def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None:
+    assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", "train.batch_size=4")) == 0
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pipeline"]
+    command = [sys.executable, *launcher, *arguments(folder, "two-ranks", "train.batch_size=4")]
+    ended = subprocess.run(
+        command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=300
+    )
+    assert ended.returncode == 0, ended.stderr
+    np.testing.assert_allclose(log_of(folder / "two-ranks"), log_of(folder / "one-rank"), rtol=1e-4)
+    one, two = (load_file(folder / run / ADAPTER) for run in ("one-rank", "two-ranks"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
+    assert ended.stderr.count("trainable parameters, 2 rank(s)") == 1, "rank 0 alone speaks"
+    metrics = [
+        json.loads((folder / run / "evaluation" / "metrics.json").read_text()) for run in ("one-rank", "two-ranks")
+    ]
+    assert metrics[0]["test"]["log_loss"] == pytest.approx(metrics[1]["test"]["log_loss"], rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["data.max_length=125"], "set data.max_length to"),
+        (["method.bias=true", "labels.template=Other {label}."], "hypotheses was"),
+        (["backbone.dtype=bfloat16"], "backbone.dtype was 'float32', now 'bfloat16'"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    folder: Path, capsys: pytest.CaptureFixture, options: list[str], words: str
+) -> None:
+    run = f"refused-{'max' in words}"
+    first = options if "max_length" in words else []
+    for command in ("preprocess", "encode-labels"):
+        assert main(arguments(folder, run, *first, command=command)) == 0
+    capsys.readouterr()
+    assert main(arguments(folder, run, *options, command="train")) == 2
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert message.startswith("error: ") and words in message
+    assert not (folder / run / "adapter").exists()
+
+
+def test_a_loss_that_is_not_finite_ends_it(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments(folder, "diverged", "train.learning_rate=1e30", "train.max_grad_norm=0")) == 2
+    assert "lower train.learning_rate" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_training_needs_the_earlier_stages(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(arguments(folder, "nothing", command="train")) == 2
+    assert "does not exist: run the stage that writes it first" in capsys.readouterr().err
