@@ -7,8 +7,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, Field, ValidationError
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.data.config import DataConfig, LabelsConfig
@@ -72,13 +72,20 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"config file '{path}' cannot be read: {reason}") from error
+    except MarkedYAMLError as error:
+        raise UserError(f"config file '{path}' cannot be read: {_place(error)}") from error
+    except (OSError, UnicodeDecodeError, YAMLError) as error:
+        raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
     # A section whose keys are all commented out reads as null.
     return {name: section for name, section in values.items() if section is not None}
+
+
+def _place(error: MarkedYAMLError) -> str:
+    """The fault without the parser's quotations: `line 2: found duplicate key "run"`."""
+    line = f"line {error.problem_mark.line + 1}: " if error.problem_mark else ""
+    return f"{line}{str(error.problem).split(' with value')[0]}"
 
 
 def _apply(values: dict[str, Any], override: str) -> None:
@@ -88,7 +95,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise UserError(f"'{override}' is no override: write section.key=value")
     try:
         value = load_yaml(text)
-    except yaml.YAMLError as error:
+    except YAMLError as error:
         raise UserError(f"the value of '{key}' is no YAML: {text}") from error
     *sections, last = key.split(".")
     for section in sections:
