@@ -49,8 +49,9 @@ class RunDir:
             ) from error
 
     def write_config(self, text: str) -> None:
-        """Keeps the resolved config; rank 0 writes it for all."""
-        if os.environ.get("RANK", "0") == "0":
+        """Keeps the resolved config, untouched if it is the same; rank 0 writes it for all."""
+        current = self.config_file.read_bytes() if self.config_file.is_file() else None
+        if os.environ.get("RANK", "0") == "0" and current != text.encode():
             write_text(self.config_file, text)
 
 

@@ -160,6 +160,9 @@ def test_only_rank_0_clears_up(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     RunDir(folder.parent).create()
     RunDir(folder.parent).write_config("x")
     assert content(folder) == {"old"} and RunDir(folder.parent).config_file.read_text() == "x"
+    before = RunDir(folder.parent).config_file.stat()
+    RunDir(folder.parent).write_config("x")
+    assert RunDir(folder.parent).config_file.stat() == before, "what is the same is not written again"
 
 
 def test_a_file_is_made_and_replaced_and_survives_errors_and_kills(tmp_path: Path) -> None:

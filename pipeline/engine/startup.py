@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, is_mlflow_available, is_wandb_available
 from torch.utils import deterministic
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
@@ -44,7 +45,7 @@ def start(config: RunConfig) -> Accelerator:
         mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
         gradient_accumulation_steps=config.train.gradient_accumulation,
         kwargs_handlers=[group],
-        log_with=_trackers(config.logging.trackers),
+        log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
         project_dir=str(config.run_dir.logs),
     )
     _make_deterministic(config.run.seed)
@@ -55,9 +56,10 @@ def leave() -> None:
     """Ends the process group in good order. A later `start` in this process joins a new one."""
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
-        # Both keep the group for the life of the process.
+        # All three keep their state for the life of the process.
         deepspeed.comm.comm.cdb = None
         AcceleratorState._reset_state(reset_partial_state=True)
+        unset_hf_deepspeed_config()
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:

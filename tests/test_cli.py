@@ -1,0 +1,193 @@
+"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoConfig, T5Config
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from pipeline.cli import STAGES, main
+from pipeline.config import config_keys
+from tests.tiny import save_tiny
+from tests.tiny_run import tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    (folder / "config.yaml").write_text(tiny_config(folder, train={"max_steps": 4, "batch_size": 4}).to_yaml())
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _no_zero3() -> None:
+    """A command that failed before this one has announced ZeRO-3, and transformers would partition new models."""
+    unset_hf_deepspeed_config()
+
+
+def run(folder: Path, *arguments: str, command: str = "run") -> int:
+    return main([command, "--config", str(folder / "config.yaml"), *arguments])
+
+
+def error_of(capsys: pytest.CaptureFixture) -> str:
+    """The last line of standard error; the only one of an error."""
+    lines = capsys.readouterr().err.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    assert [line for line in lines if "error" in line.lower()] == lines[-1:], lines
+    assert lines[-1].startswith("error: ")
+    return lines[-1]
+
+
+def files_under(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def test_unknown_and_missing_commands_and_options(capsys: pytest.CaptureFixture) -> None:
+    for arguments in ([], ["fly"], ["run"], ["train", "--config"], ["predict"], ["run", "--config", "x", "--nope"]):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 2 and "usage: ltune" in capsys.readouterr().err
+
+
+def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> None:
+    keys = {key for key, _, _ in config_keys()}
+    for command in STAGES:
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        shown = capsys.readouterr().out
+        assert end.value.code == 0 and {line.split("=")[0].strip() for line in shown.splitlines()} >= keys
+    with pytest.raises(SystemExit):
+        main(["predict", "--help"])
+    assert "--labels" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.epoch=3"], "unknown key 'train.epoch': did you mean 'train.epochs'?"),
+        (["train.epochs=x", "run.seed=-1"], "'train.epochs'"),
+        (["epochs"], "'epochs' is no override: write section.key=value"),
+        (["engine.deepspeed=nowhere.json"], "engine.deepspeed 'nowhere.json' does not exist"),
+        (["data.train=nowhere.tsv"], "nowhere.tsv"),
+        (["backbone.name_or_path=nowhere"], "backbone.name_or_path 'nowhere'"),
+        (["data.max_length=200"], "set data.max_length=128"),
+        (["labels.names=[sport, business]"], "'science'"),
+        (["data.label=lable"], "'lable'"),
+        (["train.objective=candidates", "train.candidates=7", "--dry-run"], "train.candidates is 7"),
+    ],
+)
+def test_bad_input_is_one_line(
+    folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path, arguments: list[str], words: str
+) -> None:
+    assert run(folder, f"run.dir={tmp_path / 'run'}", *arguments) == 2
+    assert words in error_of(capsys)
+    left = {path.name for path in (tmp_path / "run").iterdir()} if (tmp_path / "run").exists() else set()
+    whole = {"config.yaml", "data"} if "deepspeed" in words else {"config.yaml"}
+    assert left <= whole, "nothing half-written"
+
+
+def test_config_files_that_are_none(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    assert main(["train", "--config", str(tmp_path / "none.yaml")]) == 2
+    assert "none.yaml" in error_of(capsys)
+    (tmp_path / "bad.yaml").write_text("run: [\n  - {")
+    assert main(["train", "--config", str(tmp_path / "bad.yaml")]) == 2
+    assert "bad.yaml" in error_of(capsys)
+
+
+def test_deepspeed_json_that_is_none(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    for content, words in (("{", "is no JSON"), ('{"zero_optimization": {"stage": 9}}', "stage must be 0, 1, 2 or 3")):
+        (tmp_path / "ds.json").write_text(content)
+        assert run(folder, f"engine.deepspeed={tmp_path / 'ds.json'}", f"run.dir={tmp_path / 'run'}") == 2
+        assert words in error_of(capsys)
+
+
+def test_a_run_directory_that_cannot_be_made(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    for command in ("preprocess", "run", "train"):
+        assert run(folder, f"run.dir={folder / 'config.yaml' / 'run'}", command=command) == 2
+        assert "cannot be written (Not a directory): choose another run.dir" in error_of(capsys)
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (T5Config(d_model=16, num_layers=1, num_heads=2, vocab_size=320), "encoder-decoder"),
+        (AutoConfig.for_model("vit", hidden_size=16, num_hidden_layers=1, num_attention_heads=2), "vision"),
+    ],
+    ids=["encoder-decoder", "vision"],
+)
+def test_models_of_other_kinds(
+    folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path, config: Any, word: str
+) -> None:
+    save_tiny(tmp_path / "model", "llama")
+    config.save_pretrained(tmp_path / "model")
+    for command in ("run", "estimate"):
+        arguments = [f"backbone.name_or_path={tmp_path / 'model'}", f"run.dir={tmp_path / 'run'}"]
+        assert run(folder, *arguments, command=command) == 2
+        assert word in error_of(capsys)
+
+
+def test_an_adapter_of_another_backbone_and_no_adapter(
+    folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    assert run(folder) == 0
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    predict = ["predict", "--input", str(tmp_path / "texts.txt"), "--device", "cpu"]
+    assert main([*predict, "--run", str(folder / "run"), "--output", str(tmp_path / "out.jsonl")]) == 0
+    [line] = (tmp_path / "out.jsonl").read_text().splitlines()
+    assert json.loads(line)["label"] in ("business", "science", "sport")
+    save_tiny(tmp_path / "other", "llama", num_hidden_layers=3)
+    capsys.readouterr()
+    assert main([*predict, "--run", str(folder / "run"), "--backbone", str(tmp_path / "other")]) == 2
+    assert "another backbone" in error_of(capsys)
+    assert main([*predict, "--run", str(tmp_path)]) == 2
+    assert "is no adapter directory" in error_of(capsys)
+
+
+def test_label_tokens_count_towards_the_positions(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    arguments = ["data.max_length=128", f"run.dir={tmp_path / 'run'}"]
+    assert run(folder, *arguments, "--dry-run") == 2
+    dry = error_of(capsys)
+    assert "exceed the backbone's 128 positions: set data.max_length to" in dry
+    assert run(folder, *arguments) == 2
+    assert error_of(capsys) == dry
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    before = files_under(folder)
+    assert run(folder, f"run.dir={folder / 'planned'}", "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert files_under(folder) == before
+    for words in ("train: 13 rows, ", "validation: 6 rows", "labels: 3, at most ", "steps: 4 (4 per epoch of batches"):
+        assert words in shown
+    assert "tokens per step: " in shown and "total per rank" in shown
+    [counts] = [line for line in shown.splitlines() if line.startswith("trainable parameters: ")]
+    formula, counted = counts.removeprefix("trainable parameters: ").split(" by formula, ")
+    assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
+
+
+def test_the_estimate_needs_no_data_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    before = files_under(folder)
+    arguments = ["--world-size", "8", "--gpu", "a100-80", "data.train=nowhere.tsv", f"run.dir={folder / 'estimated'}"]
+    assert run(folder, *arguments, command="estimate") == 0
+    assert "8 x a100-80" in capsys.readouterr().out and files_under(folder) == before
+    for wrong in (["--gpu", "abacus"], ["--world-size", "0"]):
+        assert run(folder, *wrong, command="estimate") == 2
+        assert "--" in error_of(capsys)
+
+
+def test_debug_shows_the_traceback(
+    folder: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert run(folder, "--debug", "data.train=nowhere.tsv", f"run.dir={folder / 'debugged'}") == 2
+    assert any(record.exc_info for record in caplog.records)
+    assert "nowhere.tsv" in capsys.readouterr().err
+    # Ranks say which one they are.
+    os.environ["WORLD_SIZE"], before = "2", os.environ.get("WORLD_SIZE")
+    try:
+        assert main(["train", "--config", "none.yaml"]) == 2
+        assert capsys.readouterr().err.startswith("rank ")
+    finally:
+        os.environ.pop("WORLD_SIZE") if before is None else os.environ.update(WORLD_SIZE=before)
