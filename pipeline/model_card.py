@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
+
+from pipeline.yaml12 import dump_yaml
 
 _TEMPLATE = """\
 ---
@@ -78,7 +79,7 @@ def model_card(
         head |= {"base_model": backbone}
     template = environment.from_string(_TEMPLATE)
     return template.render(
-        front_matter=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
+        front_matter=dump_yaml(head),
         backbone=backbone,
         revision=revision,
         method=method,

@@ -15,7 +15,7 @@ def dump_yaml(value: Any) -> str:
     """A text from which `load_yaml` makes the same value; keys stay in order."""
     yaml = YAML(typ="safe", pure=True)
     yaml.default_flow_style = False
-    yaml.sort_base_mapping_type_on_output = False
+    yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = StringIO()
     yaml.dump(value, text)
     return text.getvalue()

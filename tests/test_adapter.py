@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
 
 from pipeline.adapter import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
 from pipeline.backbone.facts import BackboneFacts
@@ -14,6 +13,7 @@ from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import build_method
 from pipeline.metrics import split_metrics
+from pipeline.yaml12 import load_yaml
 
 FACTS = BackboneFacts("llama", 16, 2, 4, 2, 4, 128, True)
 LABELS = LabelStates(
@@ -80,7 +80,7 @@ def test_model_card_tells_results_beside_the_baseline_and_escapes_labels(folder:
     figures = split_metrics(scores, torch.tensor([0, 1, 0]).numpy(), LABELS.names, majority=0)
     write_card(folder, load_adapter(folder), {"test": figures})
     card = (folder / "README.md").read_text()
-    head = yaml.safe_load(card.split("---\n")[1])
+    head = load_yaml(card.split("---\n")[1])
     assert head["base_model"] == "somebody/some-model"
     assert "| test | 3 | 0.6667 |" in card and "| test, majority baseline (sport) | 3 | 0.6667 |" in card
     assert r"| a\|b &lt;x> | This text is about \`a\|b\`. |" in card

@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from pydantic import BaseModel
 
 from pipeline.config import RunConfig, config_keys, load_config, parse_config
 from pipeline.errors import UserError
 from pipeline.methods import METHOD_NAMES
-from pipeline.yaml12 import load_yaml
+from pipeline.yaml12 import dump_yaml, load_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEAST: dict[str, Any] = {
@@ -32,7 +31,7 @@ def values(**sections: Any) -> dict[str, Any]:
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(LEAST))
+    path.write_text(dump_yaml(LEAST))
     return path
 
 
@@ -77,7 +76,7 @@ def test_every_fault_is_told_at_once(file: Path) -> None:
 
 
 def test_defaults_yield_to_the_file_and_the_file_to_overrides(file: Path) -> None:
-    file.write_text(yaml.safe_dump(values(train={"epochs": 7, "batch_size": 4})))
+    file.write_text(dump_yaml(values(train={"epochs": 7, "batch_size": 4})))
     config = load_config(file, ["train.batch_size=5", "train.batch_size=6", "labels.names=[no, yes]"])
     assert (config.train.epochs, config.train.batch_size, config.train.eval_every) == (7, 6, 200)
     assert config.labels.names == ["no", "yes"]
