@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from torch import Tensor
 from tqdm import tqdm
 
@@ -285,7 +286,7 @@ class TrainingRun:
         def write() -> None:
             try:
                 self._write_adapter(self.best.parameters)
-            except (OSError, UserError) as error:
+            except (OSError, SafetensorError, UserError) as error:
                 log.warning("BEST ADAPTER NOT WRITTEN: %s. Training goes on and writes it at the end", error)
 
         on_main_process(self.accelerator, write)

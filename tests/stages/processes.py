@@ -1,0 +1,114 @@
+"""Trains in real processes, one per rank, that can be killed or signalled on the way.
+
+A parent imports torch and DeepSpeed once and forks every rank of every launch: a launch costs a second, not ten.
+"""
+
+import gc
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tests.backbone.worlds import REPOSITORY, _free_port
+
+
+def run_script(function: str, folder: Path, timeout_seconds: int) -> Any:
+    """Calls `module:function`(folder) in a fresh process, which may `launch`; gives what it returned."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DS_ACCELERATOR": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    child = subprocess.Popen(
+        [sys.executable, "-m", "tests.stages.processes", function, str(folder)],
+        cwd=REPOSITORY,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = child.communicate(timeout=timeout_seconds)
+    except subprocess.TimeoutExpired:
+        os.killpg(child.pid, signal.SIGKILL)
+        output, _ = child.communicate()
+        raise AssertionError(f"no end after {timeout_seconds} s:\n{output[-6000:]}") from None
+    assert child.returncode == 0, output[-6000:]
+    return json.loads((folder / "result.json").read_text())
+
+
+def launch(
+    arguments: Sequence[str], log: Path, *, world: int = 1, fault: str | None = None, timeout_seconds: int = 120
+) -> list[int]:
+    """Runs the command line on `world` forked ranks; exit statuses by rank, negative for a signal.
+
+    `fault` is one of the functions in tests/stages/faults.py with an argument, such as "kill_after_step:3"; rank 0
+    calls it before it starts. The ranks' output goes to `log`.
+    """
+    port = _free_port()
+    ranks = []
+    for rank in range(world):
+        pid = os.fork()
+        if pid == 0:
+            _be_rank(rank, world, port, list(arguments), log, fault)
+        ranks.append(pid)
+    return [_status(pid, timeout_seconds) for pid in ranks]
+
+
+def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, fault: str | None) -> None:
+    status = 70
+    try:
+        with log.open("ab") as file:
+            os.dup2(file.fileno(), 1)
+            os.dup2(file.fileno(), 2)
+        os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+        if fault is not None and rank == 0:
+            name, _, argument = fault.partition(":")
+            getattr(importlib.import_module("tests.stages.faults"), name)(argument)
+        from pipeline.cli import main
+
+        status = main(arguments)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _status(pid: int, timeout_seconds: int) -> int:
+    """Waits for one rank; one that does not end is killed, so that nothing hangs."""
+    previous = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(pid, signal.SIGKILL))
+    signal.alarm(timeout_seconds)
+    try:
+        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _main(function: str, folder: Path) -> None:
+    module, _, name = function.partition(":")
+    import deepspeed
+
+    import pipeline.cli
+    import pipeline.stages.run  # noqa: F401 (imported once, here, for all the forked ranks)
+
+    # Else it compiles a C++ all-reduce at the first start on a CPU, for nothing.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
+    result = getattr(importlib.import_module(module), name)(folder)
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1], Path(sys.argv[2]))
