@@ -1,5 +1,6 @@
 """The run directory: where everything one run reads and writes lies, and how it is written whole or not at all."""
 
+import errno
 import hashlib
 import json
 import os
@@ -75,10 +76,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}): free space or choose another place"
-        ) from error
+    except Exception as error:
+        if fault := _write_fault(error):
+            raise UserError(f"cannot write '{path}' ({fault}): free space or choose another place") from error
+        raise
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -106,10 +107,10 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             os.replace(path, aside)
         os.replace(temporary, path)
         _sync_folder(path.parent)
-    except OSError as error:
-        raise UserError(
-            f"cannot write '{path}' ({error.strerror or error}): free space or choose another place"
-        ) from error
+    except Exception as error:
+        if fault := _write_fault(error):
+            raise UserError(f"cannot write '{path}' ({fault}): free space or choose another place") from error
+        raise
     finally:
         _put_back(path)
         if temporary is not None:
@@ -143,6 +144,18 @@ def _sync_tree(folder: Path) -> None:
         elif file.is_file():
             with open(file, "rb") as handle:
                 os.fsync(handle.fileno())
+
+
+def _write_fault(error: BaseException | None) -> str | None:
+    """Why writing failed, if an error tells that: safetensors and Arrow wrap a full disk in errors of their own."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    full = os.strerror(errno.ENOSPC)
+    while error is not None:
+        if full in str(error):
+            return full
+        error = error.__context__
+    return None
 
 
 def write_text(path: Path, text: str) -> None:

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from pipeline.errors import UserError
 from pipeline.rundir import (
@@ -188,7 +191,7 @@ def small_disk() -> Iterator[Path]:
         if os.geteuid() != 0 or os.system(f"mount -t tmpfs -o size=64k tmpfs {folder} 2>/dev/null"):
             pytest.skip("a small tmpfs can be mounted by root only")
         yield Path(folder)
-        os.system(f"umount {folder}")
+        os.system(f"umount -l {folder}")  # Arrow may still have a file of it mapped
 
 
 def test_a_full_disk_leaves_the_old_artefacts(small_disk: Path) -> None:
@@ -199,6 +202,11 @@ def test_a_full_disk_leaves_the_old_artefacts(small_disk: Path) -> None:
         write_text(small_disk / "file", "x" * 100_000)
     with pytest.raises(UserError, match=r"No space left on device"), atomic_dir(small_disk / "folder") as temporary:
         (temporary / "one").write_text("x" * 100_000)
+    with pytest.raises(UserError, match=r"No space left on device"), atomic_dir(small_disk / "folder") as temporary:
+        save_file({"x": torch.zeros(100_000)}, temporary / "one")
+    rows = Dataset.from_dict({"x": list(range(100_000))})
+    with pytest.raises(UserError, match=r"No space left on device"), atomic_dir(small_disk / "folder") as temporary:
+        rows.map(lambda row: row, cache_file_name=str(temporary / "cache.arrow"))
     assert (small_disk / "file").read_text() == "old" and content(small_disk / "folder") == {"old"}
     assert sorted(os.listdir(small_disk)) == ["file", "folder"]
 
