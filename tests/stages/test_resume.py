@@ -68,7 +68,14 @@ def script(folder: Path) -> Result:
         run("refused", "train.resume=never"),
         run("refused", "train.resume=nowhere"),
         run("refused", "train.batch_size=4"),
-        run("refused", "train.batch_size=4", "train.gradient_accumulation=1", "train.eval_every=4"),
+        run(
+            "refused",
+            "train.batch_size=4",
+            "train.gradient_accumulation=1",
+            "train.eval_every=4",
+            f"train.resume={folder}/refused/checkpoints/step-000006",
+        ),
+        run("refused", "train.learning_rate=0.02"),
     ]
     return result
 
@@ -152,10 +159,19 @@ def assert_close_runs(run: Path, undisturbed: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name(result: Result, folder: Path) -> None:
-    assert result["refused"] == [[2], [2], [2], [2], [0]]
+    assert result["refused"] == [[2], [2], [2], [2], [0], [0]]
     log = (folder / "refused.log").read_text()
     assert "train.learning_rate was '0.01', now '0.02': set that back, or remove" in log
     assert "holds checkpoints and train.resume is never: remove that folder" in log
     assert "'nowhere' is no checkpoint directory" in log
     assert "train.batch_size was '2', now '4': set that back" in log
+    assert "goes on after step 6, from" in log, "as train.resume said, though step 8 is newer"
     assert "goes on with train.batch_size was '2', now '4'; train.eval_every was '3', now '4'; train.gradient" in log
+
+
+def test_a_finished_run_with_another_config_is_trained_afresh(result: Result, folder: Path) -> None:
+    log = (folder / "refused.log").read_text()
+    assert "train.learning_rate was '0.01', now '0.02'" in log and "is stale (" in log
+    assert lines(folder / "refused")[0]["step"] == 1 and lines(folder / "refused")[-2]["step"] == 8
+    assert lines(folder / "refused")[0]["learning_rate"] == 0.02
+    assert len(lines(folder / "refused")) == len(lines(folder / "alone"))
