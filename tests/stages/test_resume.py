@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,12 @@ def script(folder: Path) -> Result:
         arguments = [command, "--config", str(folder / "config.yaml"), f"run.dir={folder / name}", *overrides]
         return launch(arguments, folder / f"{name}.log", **how)
 
-    result: Result = {
-        "prepared": [run("prepared", command=command) for command in ("preprocess", "encode-labels")],
+    prepared = [run("prepared", command=command) for command in ("preprocess", "encode-labels")]
+    return {"prepared": prepared} | interrupted(folder, run) | to_two_ranks(folder, run) | refused(folder, run)
+
+
+def interrupted(folder: Path, run: Callable[..., list[int]]) -> Result:
+    return {
         "alone": run("alone"),
         "pair": run("pair", world=2),
         "killed": [
@@ -53,17 +58,23 @@ def script(folder: Path) -> Result:
         "moved": [
             run("moved", world=2, fault="kill_after_step:5"),
             run("moved"),
-            run("back", "train.keep_checkpoints=3", fault="full_disk:4"),
         ],
     }
+
+
+def to_two_ranks(folder: Path, run: Callable[..., list[int]]) -> Result:
+    alone = run("back", "train.keep_checkpoints=3", fault="full_disk:4")
     shutil.rmtree(folder / "back" / "adapter-final")
     shutil.rmtree(folder / "back" / "checkpoints" / "step-000008")
     (folder / "back" / "checkpoints" / "step-000006" / "exp_avg.safetensors").write_bytes(b"short")
-    result["kept"] = sorted(os.listdir(folder / "back" / "checkpoints"))
-    result["back"] = run("back", world=2)
+    kept = sorted(os.listdir(folder / "back" / "checkpoints"))
+    return {"full disk": alone, "kept": kept, "back": run("back", world=2)}
+
+
+def refused(folder: Path, run: Callable[..., list[int]]) -> Result:
     shutil.copytree(folder / "alone", folder / "refused")
     (folder / "refused" / "adapter-final" / "summary.json").unlink()
-    result["refused"] = [
+    statuses = [
         run("refused", "train.learning_rate=0.02", "train.log_every=3"),
         run("refused", "train.resume=never"),
         run("refused", "train.resume=nowhere"),
@@ -77,7 +88,7 @@ def script(folder: Path) -> Result:
         ),
         run("refused", "train.learning_rate=0.02"),
     ]
-    return result
+    return {"refused": statuses}
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +152,7 @@ def test_from_two_ranks_to_one(result: Result, folder: Path) -> None:
 
 
 def test_from_one_rank_to_two_over_a_damaged_checkpoint_and_a_full_disk(result: Result, folder: Path) -> None:
-    assert result["moved"][2] == [0], "a full disk does not end the run"
+    assert result["full disk"] == [0], "a full disk does not end the run"
     assert result["kept"] == ["LATEST", "step-000002", "step-000006"] and result["back"] == [0, 0]
     log = (folder / "back.log").read_text()
     assert "CHECKPOINT OF STEP 4 NOT WRITTEN: cannot write" in log and "No space left on device" in log
