@@ -136,13 +136,16 @@ def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    config = _load(options)
-    from pipeline.stages.plan import plan
+    if _is_first_rank():
+        config = _load(options)
+        from pipeline.stages.plan import plan
 
-    plan(config)
+        plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
+    if not _is_first_rank():
+        return
     config = _load(options)
     from pipeline.stages.estimate import estimate
 
@@ -173,9 +176,13 @@ def _stage_function(name: str) -> Any:
     return getattr(module, name.replace("-", "_"))
 
 
+def _is_first_rank() -> bool:
+    return os.environ.get("RANK", "0") == "0"
+
+
 def _set_up_logging(debug: bool) -> None:
     """Plain lines on standard error; ranks other than 0 speak only of trouble."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = _is_first_rank()
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
     if not sys.stderr.isatty():

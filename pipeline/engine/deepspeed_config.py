@@ -79,6 +79,9 @@ def _check_zero(resolved: dict[str, Any], path: str) -> None:
     stage = zero.get("stage")
     if not isinstance(stage, int) or isinstance(stage, bool) or not 0 <= stage <= 3:
         raise UserError(f"{path}: zero_optimization.stage must be 0, 1, 2 or 3")
+    if stage == 0 and resolved["bf16"]["enabled"]:
+        # DeepSpeed 0.19.8 keeps no fp32 state there that could be saved.
+        raise UserError(f"{path}: zero_optimization.stage 0 needs backbone.dtype=float32; take another stage")
     if zero.get("zero_quantized_nontrainable_weights"):
         raise UserError(f"{path}: use backbone.quantization instead of zero_quantized_nontrainable_weights")
     autos = list(_autos(resolved))

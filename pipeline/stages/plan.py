@@ -9,11 +9,10 @@ from pipeline.config import RunConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.startup import world_size
-from pipeline.errors import UserError
+from pipeline.limits import check_candidates, check_positions
 from pipeline.methods import build_method, trainable_count
 from pipeline.stages.estimate import build_case, read_model_config, report
 from pipeline.stages.preprocess import preprocess
-from pipeline.stages.train import check_positions
 
 GPU = "h200"
 
@@ -29,6 +28,7 @@ def plan(config: RunConfig) -> None:
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
     case = build_case(config, read_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config, case.facts, prompt_tokens)
+    check_candidates(config, len(words))
     with torch.device("meta"):
         method = build_method(config.method, case.facts, prompt_tokens)
     counted = sum(parameter.numel() for parameter in method.parameters())
@@ -60,8 +60,6 @@ def _steps(config: RunConfig, train: dict[str, Any], prompt_tokens: int, ranks: 
     per_epoch = -(-train["rows"] // global_batch)
     total = settings.max_steps or settings.epochs * per_epoch
     labels = len(train["per_label"])
-    if settings.candidates is not None and settings.candidates > labels:
-        raise UserError(f"train.candidates is {settings.candidates}, but there are {labels} labels")
     pairs = 1 if settings.objective == "pairs" else settings.candidates or labels
     tokens = global_batch * pairs * (train["tokens"] / train["rows"] + prompt_tokens)
     return [

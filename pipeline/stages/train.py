@@ -14,7 +14,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.adapter import save_adapter
-from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
 from pipeline.data.splits import Split, load_split
@@ -29,6 +28,7 @@ from pipeline.engine.startup import on_main_process, start
 from pipeline.engine.training import Trainer
 from pipeline.errors import Preempted, UserError
 from pipeline.label_states import LabelStates
+from pipeline.limits import check_candidates, check_positions
 from pipeline.methods import build_method, trainable_count
 from pipeline.metrics import split_metrics
 from pipeline.rundir import differences, read_json, write_json
@@ -104,6 +104,7 @@ def build_trainer(
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)
+    check_candidates(config, len(labels.names))
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     method = build_method(config.method, backbone.facts, labels.prompt_tokens)
@@ -114,17 +115,6 @@ def build_trainer(
     )
     model = build_model(accelerator, config.backbone, backbone, method, labels)
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
-
-
-def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
-    """Raises UserError where injection and text together do not fit the backbone."""
-    if facts.max_positions is None or prompt_tokens + config.data.max_length <= facts.max_positions:
-        return
-    room = facts.max_positions - prompt_tokens
-    raise UserError(
-        f"{prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
-        f"{facts.max_positions} positions: set data.max_length to {room} or less"
-    )
 
 
 def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, str]:
