@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
 from pipeline.errors import Preempted, UserError
+from pipeline.launcher import rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -136,7 +137,7 @@ def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    if _is_first_rank():
+    if rank() == 0:
         config = _load(options)
         from pipeline.stages.plan import plan
 
@@ -144,7 +145,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    if not _is_first_rank():
+    if rank() != 0:
         return
     config = _load(options)
     from pipeline.stages.estimate import estimate
@@ -176,13 +177,9 @@ def _stage_function(name: str) -> Any:
     return getattr(module, name.replace("-", "_"))
 
 
-def _is_first_rank() -> bool:
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _set_up_logging(debug: bool) -> None:
     """Plain lines on standard error; ranks other than 0 speak only of trouble."""
-    first = _is_first_rank()
+    first = rank() == 0
     logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
     if not sys.stderr.isatty():
@@ -197,8 +194,8 @@ def _set_up_logging(debug: bool) -> None:
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         logging.getLogger("pipeline").exception("traceback:")
-    rank = f"rank {os.environ.get('RANK')}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    print(f"{rank}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    who = f"rank {rank()}: " if world_size() > 1 else ""
+    print(f"{who}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status
 
 

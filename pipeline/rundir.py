@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.launcher import rank
 
 
 class RunDir:
@@ -41,7 +42,7 @@ class RunDir:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
-            if os.environ.get("RANK", "0") == "0":
+            if rank() == 0:
                 for aside in self.path.glob(".*.old"):
                     _put_back(self.path / aside.name.removeprefix(".").removesuffix(".old"))
         except OSError as error:
@@ -52,7 +53,7 @@ class RunDir:
     def write_config(self, text: str) -> None:
         """Keeps the resolved config, untouched if it is the same; rank 0 writes it for all."""
         current = self.config_file.read_bytes() if self.config_file.is_file() else None
-        if os.environ.get("RANK", "0") == "0" and current != text.encode():
+        if rank() == 0 and current != text.encode():
             write_text(self.config_file, text)
 
 

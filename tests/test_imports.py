@@ -17,6 +17,7 @@ PIECES = {
     "errors",
     "settings",
     "yaml12",
+    "launcher",
     "rundir",
     "evaluation_config",
     "backbone.config",

@@ -18,6 +18,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.errors import UserError
+from pipeline.launcher import world_size
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -84,11 +85,6 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     if outcome[1] is not None:
         raise failure or UserError(str(outcome[1]))
     return outcome[0]  # type: ignore[return-value]
-
-
-def world_size() -> int:
-    """Number of processes the launcher has started; 1 without a launcher."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def _trackers(names: Sequence[str]) -> list[str]:

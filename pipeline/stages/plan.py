@@ -8,7 +8,7 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.engine.startup import world_size
+from pipeline.launcher import world_size
 from pipeline.limits import check_candidates, check_positions
 from pipeline.methods import build_method, trainable_count
 from pipeline.stages.estimate import build_case, read_model_config, report

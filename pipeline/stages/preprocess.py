@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import shutil
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -23,8 +22,8 @@ from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
 from pipeline.data.tokenising import balanced_subset, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from pipeline.engine.startup import on_main_process, start, world_size
 from pipeline.errors import UserError
+from pipeline.launcher import world_size
 from pipeline.rundir import atomic_dir, differences, read_json, write_json
 
 log = logging.getLogger(__name__)
@@ -46,13 +45,15 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     """
     if world_size() == 1:
         return _preprocess(config)
+    # Late: one process needs no DeepSpeed, which takes seconds to import.
+    from pipeline.engine.startup import on_main_process, start
+
     return on_main_process(start(config), lambda: _preprocess(config))
 
 
 def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
-    _clear_leftovers(run.data)
     tokenizer = load_tokenizer(config.backbone)
     _check_max_length(config.backbone, config.data.max_length)
     sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}
@@ -127,15 +128,6 @@ def _check_max_length(config: BackboneConfig, max_length: int) -> None:
         raise UserError(
             f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
         )
-
-
-def _clear_leftovers(data: Path) -> None:
-    """Removes what a killed preprocess left; puts the old data back if it died between the two renames."""
-    for leftover in data.parent.glob(f".{data.name}.*"):
-        if leftover.suffix == ".old" and not data.exists():
-            leftover.rename(data)
-        else:
-            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

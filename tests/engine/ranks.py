@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.engine.startup import on_main_process, start, world_size
+from pipeline.engine.startup import on_main_process, start
+from pipeline.launcher import world_size
 from pipeline.errors import UserError
 from tests.tiny_run import tiny_config
 

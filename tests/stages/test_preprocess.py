@@ -234,8 +234,7 @@ def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of)
     write(tmp_path / "train.tsv", ROWS)
     run, manifest = config_of().run_dir, preprocess(config_of())
     before = os.stat(run.manifest_file).st_ino
-    run.data.rename(run.path / ".data.x.old")
-    (run.path / ".data.x.tmp").mkdir()
+    run.data.rename(run.path / ".data.old")
     assert preprocess(config_of()) == manifest and os.stat(run.manifest_file).st_ino == before
     assert [path.name for path in run.path.iterdir()] == ["data"]
 
