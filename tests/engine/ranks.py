@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.engine.startup import on_main_process, start
-from pipeline.launcher import world_size
 from pipeline.errors import UserError
+from pipeline.launcher import world_size
 from tests.tiny_run import tiny_config
 
 
