@@ -18,6 +18,7 @@ from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.tokenising import token_columns
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.errors import UserError
 from pipeline.label_states import read_hypotheses
@@ -174,13 +175,5 @@ def encode_texts(
 def _tokens(
     tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int | None
 ) -> list[dict[str, Any]]:
-    encoded = tokenizer(
-        *columns,
-        padding=False,
-        truncation="longest_first" if max_length else False,
-        max_length=max_length,
-        return_attention_mask=False,
-        verbose=False,
-    )
-    names = ["input_ids"] + ["token_type_ids"] * (len(columns) == 2 and "token_type_ids" in encoded)
-    return [dict(zip(names, values, strict=True)) for values in zip(*(encoded[name] for name in names), strict=True)]
+    encoded = token_columns(tokenizer, columns, max_length)
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

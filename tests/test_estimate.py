@@ -22,6 +22,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.inventory import Workload, take_inventory
+from pipeline.backbone.model_config import load_model_config
 from pipeline.cli import main
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
@@ -35,7 +36,7 @@ from pipeline.estimate import (
     gathered_bytes,
     plans,
 )
-from pipeline.stages.estimate import build_case, estimate, read_model_config, report
+from pipeline.stages.estimate import build_case, estimate, report
 from tests.backbone.worlds import run_worlds
 from tests.estimate_zero import ZERO
 from tests.tiny import FAMILIES, save_tiny, tiny_model
@@ -170,7 +171,7 @@ def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 2}
     save_tiny(tmp_path / "llama", "llama_gqa", **sizes)
     config = BackboneConfig(name_or_path=str(tmp_path / "llama"), quantization="int8", dtype="float32")
-    taken = take_inventory(read_model_config(config), config, SMALL_WORKLOAD)
+    taken = take_inventory(load_model_config(config), config, SMALL_WORKLOAD)
     zero = ZeroSettings.of(ZERO)
     for world_size, ranks in run_worlds("tests.estimate_ranks:measure", [1, 2, 4], tmp_path, 150).items():
         for name, checkpointing in (("plain", False), ("checkpointing", True)):

@@ -16,12 +16,13 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import MODEL_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from pipeline.backbone.checkpoint import Checkpoint, fingerprint, first_line, open_checkpoint
+from pipeline.backbone.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.linear import QuantizedLinear, quantized_like
+from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.names import Source, match_names
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.ranks import gather_objects, on_every_rank
@@ -89,7 +90,7 @@ def _build(
     config: BackboneConfig, dtype: torch.dtype, checkpoint: Checkpoint
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
-    model_config = _model_config(config)
+    model_config = _unquantised_config(config)
     model_class = _model_class(model_config, config)
     model_config.dtype = dtype
     takes = inspect.signature(model_class.__init__).parameters
@@ -107,13 +108,8 @@ def _build(
     return model, match_names(model, checkpoint)
 
 
-def _model_config(config: BackboneConfig) -> PreTrainedConfig:
-    try:
-        model_config = AutoConfig.from_pretrained(
-            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{config.name_or_path}/config.json cannot be used: {first_line(error)}") from error
+def _unquantised_config(config: BackboneConfig) -> PreTrainedConfig:
+    model_config = load_model_config(config)
     if getattr(model_config, "quantization_config", None) is not None:
         raise UserError(
             f"{config.name_or_path} is quantised already; give the original weights, which backbone.quantization turns "
@@ -125,7 +121,7 @@ def _model_config(config: BackboneConfig) -> PreTrainedConfig:
 def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
     own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
     if own_code is not None and config.trust_remote_code:
-        found: Any = get_class_from_dynamic_module(own_code, config.name_or_path, revision=config.revision)
+        found: Any = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
     elif type(model_config) in MODEL_MAPPING:
         found = MODEL_MAPPING[type(model_config)]
     else:

@@ -1,7 +1,7 @@
 """Turns the checked rows of a split into tokens, in parallel, from Arrow to Arrow."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,10 @@ def balanced_subset(labels: NDArray[np.integer], limit: int, seed: int) -> NDArr
 def _encode(
     batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, indices: dict[str, int], max_length: int
 ) -> dict[str, list[Any]]:
-    encoded = _call(tokenizer, batch, range(len(batch["text"])), max_length=None)
+    texts = [batch[name] for name in ("text", "text_pair") if name in batch]
+    encoded = token_columns(tokenizer, texts, None)
     long = [index for index, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
-    cut = _call(tokenizer, batch, long, max_length) if long else {}
+    cut = token_columns(tokenizer, [[column[i] for i in long] for column in texts], max_length) if long else {}
     for name, rows in cut.items():
         for index, row in zip(long, rows, strict=True):
             encoded[name][index] = row
@@ -116,11 +117,13 @@ def _encode(
     }
 
 
-def _call(
-    tokenizer: PreTrainedTokenizerBase, batch: dict[str, list[Any]], chosen: range | list[int], max_length: int | None
+def token_columns(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None
 ) -> dict[str, list[list[int]]]:
-    """Tokens of the chosen texts. Padding and truncation are always said: a tokenizer.json may have its own."""
-    texts = [[batch[name][index] for index in chosen] for name in ("text", "text_pair") if name in batch]
+    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two.
+
+    Padding and truncation are always said: a tokenizer.json may have its own.
+    """
     encoded = tokenizer(
         *texts,
         padding=False,

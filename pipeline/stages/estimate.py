@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from transformers import AutoConfig, PreTrainedConfig
+from transformers import PreTrainedConfig
 
-from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.inventory import Workload, take_inventory
+from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
@@ -45,20 +45,9 @@ def estimate(
     `bandwidth`: interconnect in GB/s per GPU; `prompt_tokens`: P, the longest hypothesis. Only the backbone's
     config.json is read. Raises UserError for an unknown GPU or backbone.
     """
-    case = build_case(config, read_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
+    case = build_case(config, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
     print(report(config, case, gpu))
     return plans(case)
-
-
-def read_model_config(config: BackboneConfig) -> PreTrainedConfig:
-    """The backbone's config.json. Raises UserError where there is none."""
-    try:
-        return AutoConfig.from_pretrained(
-            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"backbone.name_or_path {config.name_or_path!r}: {reason}") from error
 
 
 def build_case(

@@ -5,13 +5,14 @@ from typing import Any
 
 import torch
 
+from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.launcher import world_size
 from pipeline.limits import check_candidates, check_positions
 from pipeline.methods import build_method, trainable_count
-from pipeline.stages.estimate import build_case, read_model_config, report
+from pipeline.stages.estimate import build_case, report
 from pipeline.stages.preprocess import preprocess
 
 GPU = "h200"
@@ -26,7 +27,7 @@ def plan(config: RunConfig) -> None:
     ranks = world_size()
     # Words that are now known: how many labels a text is judged against depends on them.
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
-    case = build_case(config, read_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
+    case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config, case.facts, prompt_tokens)
     check_candidates(config, len(words))
     with torch.device("meta"):

@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from transformers import AutoConfig, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
+from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
@@ -114,16 +115,7 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
 
 
 def _check_max_length(config: BackboneConfig, max_length: int) -> None:
-    try:
-        model_config = AutoConfig.from_pretrained(
-            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
-        )
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(
-            f"backbone.name_or_path {config.name_or_path!r}: no model config could be read: {reason}"
-        ) from error
-    allowed = facts_of(model_config).max_positions
+    allowed = facts_of(load_model_config(config)).max_positions
     if allowed is not None and max_length > allowed:
         raise UserError(
             f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
