@@ -187,8 +187,6 @@ def _set_up_logging(debug: bool) -> None:
     if not debug:
         # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
-        # bitsandbytes 0.50 asks for an optional package at every import, for a 4-bit kernel that is not used here.
-        logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 
 def _fail(message: str, status: int, debug: bool) -> int:

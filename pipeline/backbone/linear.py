@@ -6,16 +6,20 @@ would round floats. Forward keeps no state and no dequantised copy: backward rea
 which by then ZeRO-3 has gathered again (bitsandbytes' own layer keeps the whole matrix instead; its issues 1249, 1927).
 """
 
+import logging
 from typing import Any
 
 import torch
-from bitsandbytes import functional as bnb
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.config import Quantization
+
+# bitsandbytes 0.50 asks for an optional package when it is imported, for a 4-bit kernel that is not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+from bitsandbytes import functional as bnb  # noqa: E402
 
 
 class QuantizedLinear(nn.Module):
