@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
     parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
     parser.add_argument("--version", action="version", version=__version__)
+    # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
+    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
     commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_CommandParser)
     for name, description in STAGES.items():
         command = commands.add_parser(name, help=description, description=description)

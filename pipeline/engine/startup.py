@@ -33,6 +33,8 @@ def start(config: RunConfig) -> Accelerator:
     _pretend_launcher()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
+    # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
+    os.environ.pop("ACCELERATE_USE_CPU", None)
     resolved = resolve_deepspeed(config, world_size())
     _keep_deepspeed_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
