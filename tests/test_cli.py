@@ -191,3 +191,8 @@ def test_debug_shows_the_traceback(
         assert capsys.readouterr().err.startswith("rank ")
     finally:
         os.environ.pop("WORLD_SIZE") if before is None else os.environ.update(WORLD_SIZE=before)
+
+
+def test_the_deepspeed_launchers_rank_is_taken() -> None:
+    """It stands before the command, where the launcher puts it; LOCAL_RANK says the same."""
+    assert build_parser().parse_args(["--local_rank=1", "train", "--config", "c.yaml"]).command == "train"
