@@ -67,20 +67,28 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextmanager
-def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def _write_faults_told(path: Path) -> Iterator[None]:
+    """Turns a full or read-only disk, whichever library met it, into a UserError that names `path`."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
+        yield
     except Exception as error:
         if fault := _write_fault(error):
             raise UserError(f"cannot write '{path}' ({fault}): free space or choose another place") from error
         raise
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with _write_faults_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         with suppress(OSError):
             temporary.unlink()
@@ -96,22 +104,19 @@ def atomic_dir(path: Path) -> Iterator[Path]:
     aside = _aside(path)
     temporary: Path | None = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _put_back(path)
-        for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-        yield temporary
-        _sync_tree(temporary)
-        temporary.chmod(0o755)
-        if path.exists():
-            os.replace(path, aside)
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    except Exception as error:
-        if fault := _write_fault(error):
-            raise UserError(f"cannot write '{path}' ({fault}): free space or choose another place") from error
-        raise
+        with _write_faults_told(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _put_back(path)
+            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+            yield temporary
+            _sync_tree(temporary)
+            temporary.chmod(0o755)
+            if path.exists():
+                os.replace(path, aside)
+            os.replace(temporary, path)
+            _sync_folder(path.parent)
     finally:
         _put_back(path)
         if temporary is not None:

@@ -72,16 +72,13 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     # A group of its own: work on rank 0 may outlast the timeout of ordinary collectives.
     group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
     outcome: list[object] = [None, None]
+    failure: Exception | None = None
     if accelerator.is_main_process:
         try:
             outcome[0] = work()
         except Exception as error:
             outcome[1] = str(error) if isinstance(error, UserError) else f"rank 0 failed: {error!r}"
-            failure: Exception | None = error
-        else:
-            failure = None
-    else:
-        failure = None
+            failure = error
     torch.distributed.broadcast_object_list(outcome, src=0, group=group)
     torch.distributed.destroy_process_group(group)
     if outcome[1] is not None:
@@ -110,10 +107,7 @@ def _pretend_launcher() -> None:
 
 
 def _keep_deepspeed_quiet() -> None:
-    import deepspeed.ops
-    from deepspeed.utils import logger
-
-    logger.setLevel(logging.WARNING)
+    deepspeed.utils.logger.setLevel(logging.WARNING)
     # Else DeepSpeed compiles a C++ all-reduce at the first start on a CPU: 40 seconds, and a compiler, for nothing.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 

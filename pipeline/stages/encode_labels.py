@@ -3,7 +3,6 @@
 import logging
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
@@ -89,8 +88,7 @@ def _found(folder: Path, wanted: dict[str, str]) -> LabelStates | None:
 
 
 def _read(accelerator: Accelerator, backbone: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-    with torch.no_grad():
-        return read_hypotheses(backbone, input_ids.to(accelerator.device), mask.to(accelerator.device))
+    return read_hypotheses(backbone, input_ids.to(accelerator.device), mask.to(accelerator.device))
 
 
 def _write(states: LabelStates, folder: Path) -> None:
