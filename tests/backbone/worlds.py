@@ -18,17 +18,13 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def run_worlds(function: str, sizes: list[int], folder: Path, timeout_seconds: int) -> dict[int, list[Any]]:
-    """Calls `module:function`(folder) on every rank of a world of each size; world size -> what its ranks returned.
-
-    The results travel as JSON. A failed rank or a passed timeout fails the test with the ranks' output.
-    """
-    command = [sys.executable, "-m", "tests.backbone.worlds", function, str(folder), *map(str, sizes)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
+def run_module(module: str, arguments: list[str], timeout_seconds: int) -> None:
+    """Runs a test's worker module in a process group of its own; a failure or a passed timeout fails the test."""
+    quiet = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu", "TOKENIZERS_PARALLELISM": "false"}
     child = subprocess.Popen(
-        command,
+        [sys.executable, "-m", module, *arguments],
         cwd=REPOSITORY,
-        env=environment,
+        env=os.environ | quiet,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -41,6 +37,14 @@ def run_worlds(function: str, sizes: list[int], folder: Path, timeout_seconds: i
         output, _ = child.communicate()
         raise AssertionError(f"no end after {timeout_seconds} s:\n{output[-6000:]}") from None
     assert child.returncode == 0, output[-6000:]
+
+
+def run_worlds(function: str, sizes: list[int], folder: Path, timeout_seconds: int) -> dict[int, list[Any]]:
+    """Calls `module:function`(folder) on every rank of a world of each size; world size -> what its ranks returned.
+
+    The results travel as JSON. A failed rank or a passed timeout fails the test with the ranks' output.
+    """
+    run_module("tests.backbone.worlds", [function, str(folder), *map(str, sizes)], timeout_seconds)
     return {
         size: [json.loads((folder / f"result-{size}-{rank}.json").read_text()) for rank in range(size)]
         for size in sizes

@@ -8,40 +8,18 @@ import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.backbone.worlds import REPOSITORY, _free_port
+from tests.backbone.worlds import _free_port, run_module
 
 
 def run_script(function: str, folder: Path, timeout_seconds: int) -> Any:
     """Calls `module:function`(folder) in a fresh process, which may `launch`; gives what it returned."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "HF_HUB_OFFLINE": "1",
-        "DS_ACCELERATOR": "cpu",
-        "TOKENIZERS_PARALLELISM": "false",
-    }
-    child = subprocess.Popen(
-        [sys.executable, "-m", "tests.stages.processes", function, str(folder)],
-        cwd=REPOSITORY,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
-    try:
-        output, _ = child.communicate(timeout=timeout_seconds)
-    except subprocess.TimeoutExpired:
-        os.killpg(child.pid, signal.SIGKILL)
-        output, _ = child.communicate()
-        raise AssertionError(f"no end after {timeout_seconds} s:\n{output[-6000:]}") from None
-    assert child.returncode == 0, output[-6000:]
+    run_module("tests.stages.processes", [function, str(folder)], timeout_seconds)
     return json.loads((folder / "result.json").read_text())
 
 
