@@ -45,6 +45,8 @@ class RunDir:
             if rank() == 0:
                 for aside in self.path.glob(".*.old"):
                     _put_back(self.path / aside.name.removeprefix(".").removesuffix(".old"))
+                for leftover in self.path.glob(".*.tmp"):
+                    _remove(leftover)
         except OSError as error:
             raise UserError(
                 f"run.dir '{self.path}' cannot be written ({error.strerror or error}): choose another run.dir"
@@ -108,7 +110,7 @@ def atomic_dir(path: Path) -> Iterator[Path]:
             path.parent.mkdir(parents=True, exist_ok=True)
             _put_back(path)
             for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                _remove(leftover)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
             yield temporary
             _sync_tree(temporary)
@@ -140,6 +142,14 @@ def _put_back(path: Path) -> None:
     condemned = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
     os.replace(aside, condemned)
     shutil.rmtree(condemned, ignore_errors=True)
+
+
+def _remove(leftover: Path) -> None:
+    """Takes away what a killed process was writing, or removing."""
+    if leftover.is_dir():
+        shutil.rmtree(leftover, ignore_errors=True)
+    else:
+        leftover.unlink(missing_ok=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -244,3 +244,13 @@ def test_differences_are_readable() -> None:
         "weights was '0123456789ab…', now absent",
     ]
     assert differences(old, json.loads(json.dumps(old))) == []
+
+
+def test_create_takes_away_what_a_killed_process_left_half_written(tmp_path):
+    run = RunDir(tmp_path / "run")
+    run.create()
+    (run.path / ".data.x1y2.tmp" / "train").mkdir(parents=True)
+    (run.path / ".config.yaml.77.tmp").write_text("half")
+    write_text(run.data / "manifest.json", "whole")
+    run.create()
+    assert [path.name for path in run.path.iterdir()] == ["data"]
