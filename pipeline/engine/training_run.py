@@ -1,0 +1,180 @@
+"""The run loop of training: steps, figures, evaluations, checkpoints, early stopping, and how it all ends."""
+
+import logging
+import math
+import time
+from typing import Any, NoReturn
+
+import numpy as np
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.adapter import save_adapter
+from pipeline.config import RunConfig
+from pipeline.data.splits import Split, load_split
+from pipeline.engine.checkpoint import write_checkpoint
+from pipeline.engine.metrics_log import MetricsLog
+from pipeline.engine.preemption import Preemption
+from pipeline.engine.run_state import Best, RunState
+from pipeline.engine.startup import on_main_process
+from pipeline.engine.training import Trainer
+from pipeline.errors import Preempted, UserError
+from pipeline.label_states import LabelStates
+from pipeline.metrics import split_metrics
+from pipeline.rundir import write_json
+from pipeline.scoring import score
+
+log = logging.getLogger(__name__)
+
+SUMMARY = "summary.json"
+
+
+class TrainingRun:
+    """The loop around a trainer: figures, evaluations, checkpoints, early stopping. The same on every rank."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        labels: LabelStates,
+        fingerprint: dict[str, str],
+        state: RunState | None = None,
+    ) -> None:
+        self.trainer, self.config, self.labels, self.fingerprint = trainer, config, labels, fingerprint
+        self.accelerator = trainer.accelerator
+        self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+        self.step = state.step if state else 0
+        self.step_saved = self.step_logged = self.step
+        self.best = state.best if state else Best()
+        log_bytes = state.metrics_log_bytes if state else 0
+        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, log_bytes)
+        self.clock = time.perf_counter()
+        # None: off without a terminal, where metrics.jsonl tells the same.
+        hidden = None if self.accelerator.is_main_process else True
+        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
+
+    def to_end(self, preemption: Preemption) -> None:
+        """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
+        settings = self.config.train
+        while not self._is_over():
+            if preemption.requested(self.accelerator):
+                self._stop(preemption)
+            loss = self.trainer.step(self.step)
+            self.step += 1
+            if not math.isfinite(loss):
+                raise UserError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
+            self.bar.update()
+            if self._is_due(settings.log_every):
+                self._log_step(loss)
+            if self.validation is not None and self._is_due(settings.eval_every):
+                self._evaluate(self.validation)
+            if self._is_due(settings.save_every):
+                self._save()
+        self.bar.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
+        state = self.trainer.trained_state()
+        summary = {
+            "fingerprint": self.fingerprint,
+            "steps": self.step,
+            "best_step": self.best.step or self.step,
+            "validation": self.best.figures,
+        }
+
+        def write() -> None:
+            final = self.config.run_dir.adapter_final
+            self._write_adapter(self.best.parameters or state)
+            save_adapter(final, state, self.config, self.labels)
+            write_json(final / SUMMARY, summary)
+
+        on_main_process(self.accelerator, write)
+        self.metrics_log.close()
+        return summary
+
+    def _is_over(self) -> bool:
+        patience, since = self.config.train.early_stopping_patience, self.best.evaluations_since
+        if patience is not None and since >= patience:
+            log.info("train: %d evaluations without a better %s, stopped", since, self.config.train.best_metric)
+            return True
+        return self.step >= self.trainer.total_steps
+
+    def _stop(self, preemption: Preemption) -> NoReturn:
+        if self.step > self.step_saved:
+            self._save()
+        self.bar.close()
+        self.metrics_log.close()
+        signal = preemption.received or "a signal to another rank"
+        raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
+
+    def _save(self) -> None:
+        """Writes a checkpoint. Where the disk is full, that is a warning."""
+        state = RunState(
+            step=self.step,
+            optimizer=self.trainer.optimizer_state(),
+            best=self.best,
+            global_batch=self.trainer.global_batch,
+            metrics_log_bytes=self.metrics_log.synced_bytes(),
+            fingerprint=self.fingerprint,
+        )
+        folder, keep = self.config.run_dir.checkpoints, self.config.train.keep_checkpoints
+        on_main_process(self.accelerator, lambda: write_checkpoint(folder, state, keep))
+        self.step_saved = self.step
+
+    def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
+        metrics = {"validation": self.best.figures} if self.best.figures else None
+        save_adapter(self.config.run_dir.adapter, parameters, self.config, self.labels, metrics)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.trainer.total_steps
+
+    def _log_step(self, loss: float) -> None:
+        seconds = time.perf_counter() - self.clock
+        speed = (self.step - self.step_logged) * self.trainer.global_batch / seconds
+        figures = {
+            "loss": loss,
+            "learning_rate": self.trainer.learning_rate,
+            "gradient_norm": self.trainer.gradient_norm(),
+            "examples_per_second": speed,
+        }
+        self.metrics_log.write(self.step, figures)
+        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.step_logged, self.clock = self.step, time.perf_counter()
+
+    def _evaluate(self, validation: Split) -> None:
+        """Figures of the validation split; the adapter is saved at once if it is the best so far."""
+        started = time.perf_counter()
+        scores = score(
+            self.trainer.engine,
+            validation.rows,
+            len(self.labels.names),
+            self.config.evaluate.batch_size,
+            pad_token_id=self.trainer.pad_token_id,
+            device=self.accelerator.device,
+        )
+        majority = int(np.bincount(self.trainer.train.labels).argmax())
+        figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")
+        shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
+        self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
+        accuracy, log_loss = shown["accuracy"], shown["log_loss"]
+        log.info("train: step %d, validation accuracy %.4f, log-loss %.4f", self.step, accuracy, log_loss)
+        if len(np.unique(scores.argmax(axis=1))) == 1:
+            log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
+        self._keep_if_best(figures)
+        self.clock += time.perf_counter() - started
+
+    def _keep_if_best(self, figures: dict[str, Any]) -> None:
+        metric = self.config.train.best_metric
+        if not self.best.better(metric, figures):
+            self.best.evaluations_since += 1
+            return
+        self.best.replace(metric, self.step, figures, self.trainer.trained_state())
+
+        def write() -> None:
+            try:
+                self._write_adapter(self.best.parameters)
+            except (OSError, SafetensorError, UserError) as error:
+                log.warning("BEST ADAPTER NOT WRITTEN: %s. Training goes on and writes it at the end", error)
+
+        on_main_process(self.accelerator, write)
