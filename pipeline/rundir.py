@@ -21,6 +21,7 @@ class RunDir:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.config_file = self.path / "config.yaml"
+        self.preempted = self.path / "PREEMPTED"
         self.data = self.path / "data"
         self.manifest_file = self.data / "manifest.json"
         self.labels = self.path / "labels"
@@ -47,6 +48,7 @@ class RunDir:
                     _put_back(self.path / aside.name.removeprefix(".").removesuffix(".old"))
                 for leftover in self.path.glob(".*.tmp"):
                     _remove(leftover)
+                self.preempted.unlink(missing_ok=True)
         except OSError as error:
             raise UserError(
                 f"run.dir '{self.path}' cannot be written ({error.strerror or error}): choose another run.dir"

@@ -7,6 +7,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from accelerate import Accelerator
 
 
@@ -18,7 +19,7 @@ class Preemption:
 
     def __init__(self, signals: Sequence[str]) -> None:
         self.signals = [signal.Signals[name] for name in signals]
-        self.received: str | None = None
+        self.received: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "Preemption":
@@ -33,12 +34,13 @@ class Preemption:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def requested(self, accelerator: Accelerator) -> bool:
-        """Whether any rank was signalled. Every rank must call this at the same step, and all get the same answer."""
-        flag = torch.tensor(float(self.received is not None), device=accelerator.device)
-        return bool(accelerator.reduce(flag, "sum"))
+    def requested(self, accelerator: Accelerator) -> str | None:
+        """Name of a signal that any rank got. Every rank must call this at the same step; all get the same answer."""
+        number = torch.tensor(self.received or 0, device=accelerator.device)
+        dist.all_reduce(number, op=dist.ReduceOp.MAX)
+        return signal.Signals(int(number)).name if number else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number).name
+        self.received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)

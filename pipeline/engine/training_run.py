@@ -58,8 +58,8 @@ class TrainingRun:
         """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
         settings = self.config.train
         while not self._is_over():
-            if preemption.requested(self.accelerator):
-                self._stop(preemption)
+            if stopped_by := preemption.requested(self.accelerator):
+                self._stop(stopped_by)
             loss = self.trainer.step(self.step)
             self.step += 1
             if not math.isfinite(loss):
@@ -100,13 +100,20 @@ class TrainingRun:
             return True
         return self.step >= self.trainer.total_steps
 
-    def _stop(self, preemption: Preemption) -> NoReturn:
+    def _stop(self, signal: str) -> NoReturn:
         if self.step > self.step_saved:
             self._save()
         self.bar.close()
         self.metrics_log.close()
-        signal = preemption.received or "a signal to another rank"
+        on_main_process(self.accelerator, lambda: self._leave_sign(signal))
         raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
+
+    def _leave_sign(self, signal: str) -> None:
+        """For launchers that lose exit status 85."""
+        try:
+            write_json(self.config.run_dir.preempted, {"step": self.step, "signal": signal})
+        except UserError as error:
+            log.warning("train: %s", error)
 
     def _save(self) -> None:
         """Writes a checkpoint. Where the disk is full, that is a warning."""

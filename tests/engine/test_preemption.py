@@ -17,7 +17,7 @@ def test_a_signal_is_noted_and_handlers_are_put_back() -> None:
     with Preemption(["SIGTERM", "SIGUSR1"]) as preemption:
         assert preemption.received is None and signal.getsignal(signal.SIGINT) == before[1]
         os.kill(os.getpid(), signal.SIGUSR1)
-        assert preemption.received == "SIGUSR1"
+        assert preemption.received == signal.SIGUSR1
     assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)] == before
 
 
@@ -26,7 +26,7 @@ def test_a_second_interrupt_ends_the_process_at_once() -> None:
     if child == 0:
         with Preemption(["SIGINT"]) as preemption:
             os.kill(os.getpid(), signal.SIGINT)
-            if preemption.received != "SIGINT":
+            if preemption.received != signal.SIGINT:
                 os._exit(1)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)

@@ -53,6 +53,7 @@ def interrupted(folder: Path, run: Callable[..., list[int]]) -> Result:
         "one rank signalled": [
             run("signalled", world=2, fault="signal_at_step:SIGTERM,4"),
             sorted(os.listdir(folder / "signalled" / "checkpoints")),
+            json.loads((folder / "signalled" / "PREEMPTED").read_text()),
             run("signalled", world=2),
         ],
         "moved": [
@@ -135,8 +136,9 @@ def test_two_ranks_of_which_one_is_killed(result: Result, folder: Path) -> None:
 
 
 def test_a_signal_to_one_rank_stops_all_at_the_same_step(result: Result, folder: Path) -> None:
-    stopped, files, ended = result["one rank signalled"]
+    stopped, files, sign, ended = result["one rank signalled"]
     assert stopped == [85, 85] and ended == [0, 0]
+    assert sign == {"step": 5, "signal": "SIGTERM"} and not (folder / "signalled" / "PREEMPTED").exists()
     assert files == ["LATEST", "step-000004", "step-000005"], "saved at the step in which the signal came"
     assert (
         "SIGTERM: stopped after step 5; the same command goes on from there" in (folder / "signalled.log").read_text()
