@@ -74,6 +74,8 @@ def build_parser() -> argparse.ArgumentParser:
         if name == "estimate":
             _add_estimate_options(command)
     _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
+    description = "check this machine, or under a launcher all its hosts, before the first job"
+    _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
     return parser
 
 
@@ -97,6 +99,12 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+def _add_doctor_options(command: argparse.ArgumentParser) -> None:
+    # Not --run: torchrun would take that for an option of its own.
+    command.add_argument("run", nargs="?", metavar="DIR", help="run directory of the job: may all hosts write it?")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
@@ -170,7 +178,13 @@ def _predict(options: argparse.Namespace) -> None:
     )
 
 
-COMMANDS = {"run": _run, "estimate": _estimate, "predict": _predict}
+def _doctor(options: argparse.Namespace) -> None:
+    from pipeline.stages.doctor import doctor
+
+    doctor(options.run)
+
+
+COMMANDS = {"run": _run, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
 
 
 def _stage_function(name: str) -> Any:

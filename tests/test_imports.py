@@ -110,5 +110,5 @@ def test_package_and_help_do_not_wait_for_torch() -> None:
         "assert not {'torch', 'transformers', 'deepspeed', 'numpy', 'pydantic'} & set(sys.modules)"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
-    for command in ("run", "preprocess", "encode-labels", "train", "evaluate", "predict", "estimate"):
+    for command in ("run", "preprocess", "encode-labels", "train", "evaluate", "predict", "estimate", "doctor"):
         assert command in ended.stdout

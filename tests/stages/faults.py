@@ -48,6 +48,11 @@ def full_disk(step: str) -> None:
     checkpoint._write_files = failing
 
 
+def work_in(folder: str) -> None:
+    """A relative run directory then is another one than that of the other ranks."""
+    os.chdir(folder)
+
+
 def _at_step(step: int, number: signal.Signals) -> None:
     original = Trainer.step
 
