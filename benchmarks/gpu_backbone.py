@@ -152,7 +152,6 @@ def build_ours(
     from pipeline.engine.inference import exact_buffers, load_frozen
     from pipeline.engine.optimization import build_optimizer
     from pipeline.engine.startup import start
-    from pipeline.methods import build_method
     from pipeline.model import LTuningModel
 
     preset = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
@@ -169,7 +168,7 @@ def build_ours(
     accelerator = start(config)
     backbone = load_frozen(accelerator, config.backbone)
     layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
-    trained = build_method(config.method, backbone.facts, PROMPT_TOKENS)
+    trained = config.method.build(backbone.facts, PROMPT_TOKENS, LABELS)
     states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size)
     classifier = LTuningModel(backbone, trained, states, torch.ones(LABELS, PROMPT_TOKENS, dtype=torch.bool), "last")
     # DeepSpeed 0.19.8 neither casts nor moves a model that holds partitioned parameters.

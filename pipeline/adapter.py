@@ -25,7 +25,7 @@ from pipeline.config import RunConfig
 from pipeline.data.config import LabelsConfig
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
-from pipeline.methods import AnyMethodConfig, TuningMethod, build_method
+from pipeline.methods import AnyMethodConfig, TuningMethod
 from pipeline.model_card import model_card
 from pipeline.rundir import RunDir, atomic_dir, differences, write_json, write_text
 from pipeline.settings import Settings
@@ -84,7 +84,7 @@ class Adapter:
 
         UserError if its tensors do not fit.
         """
-        method = build_method(self.config.method, facts, self.labels.prompt_tokens)
+        method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
         expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in self.method_state.items()}
         if expected != found:
@@ -138,6 +138,7 @@ def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, 
         labels=list(zip(adapter.labels.names, adapter.labels.hypotheses, strict=True)),
         pair=config.data.text_pair is not None,
         max_length=config.data.max_length,
+        open_labels=config.method.open_labels,
         results=metrics,
     )
     write_text(Path(path) / CARD, text)

@@ -100,6 +100,7 @@ class LTuningClassifier:
             self.rows_per_forward,
             pad_token_id=pad_token_id(self.tokenizer),
             device=self.device,
+            one_pass=self.adapter.config.method.one_pass,
         )
         best = predictions(scores)
         probabilities = softmax(scores.astype(np.float64))
@@ -112,8 +113,12 @@ class LTuningClassifier:
         """The same classifier among other labels, which need not have been in training: their wording is enough.
 
         A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared.
-        Raises UserError for fewer than two labels, labels that read alike, and wordings too long for the adapter.
+        Raises UserError for methods that do not read the wording, fewer than two labels, labels that read alike, and
+        wordings too long for the adapter.
         """
+        if not self.adapter.config.method.open_labels:
+            method = self.adapter.config.method.name
+            raise UserError(f"{method} knows only the labels of its training: other labels need lt_prefix or lt_prompt")
         names = list(names)
         if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
             raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
@@ -131,7 +136,8 @@ class LTuningClassifier:
         """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
         facts, method = self.model.backbone.facts, self.adapter.config.method
         trained, found = self.adapter.labels.prompt_tokens, input_ids.shape[1]
-        bound = method.producer_parameters(facts, trained) != method.producer_parameters(facts, trained + 1)
+        count = len(self.adapter.labels.names)
+        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
         if found > trained and bound:
             raise UserError(
                 f"a label's wording has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "

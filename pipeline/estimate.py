@@ -241,6 +241,8 @@ def _gather_buffer_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
 
 def _injection_elements(case: Case) -> int:
     facts, workload = case.facts, case.workload
+    if workload.injects is None:
+        return 0
     if workload.injects == "prompt":
         return workload.rows * workload.prompt_tokens * facts.hidden_size
     return 2 * facts.layers * workload.rows * facts.kv_heads * workload.prompt_tokens * facts.head_dim

@@ -6,13 +6,17 @@ from pipeline.errors import UserError
 
 
 def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
-    """Raises UserError where injection and text together do not fit the backbone."""
-    if facts.max_positions is None or prompt_tokens + config.data.max_length <= facts.max_positions:
+    """Raises UserError where injection and text together do not fit the backbone. `prompt_tokens`: of the wordings."""
+    injected = config.method.injected_tokens(prompt_tokens)
+    if facts.max_positions is None or injected + config.data.max_length <= facts.max_positions:
         return
-    room = facts.max_positions - prompt_tokens
-    advice = f"set data.max_length to {room} or less" if room > 1 else "shorten labels.template or labels.texts"
+    room = facts.max_positions - injected
+    kind, shorter = "label", "shorten labels.template or labels.texts"
+    if config.method.one_pass:
+        kind, shorter = "injected", "lower method.tokens"
+    advice = f"set data.max_length to {room} or less" if room > 1 else shorter
     raise UserError(
-        f"{prompt_tokens} label tokens and data.max_length={config.data.max_length} exceed the backbone's "
+        f"{injected} {kind} tokens and data.max_length={config.data.max_length} exceed the backbone's "
         f"{facts.max_positions} positions: {advice}"
     )
 

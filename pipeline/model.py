@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection
 from pipeline.backbone.pooling import pool
 from pipeline.methods.base import TuningMethod
 
@@ -36,17 +37,13 @@ class LTuningModel(nn.Module):
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
         """
-        batch, count = candidates.shape
-        used, rows = candidates.flatten().unique(return_inverse=True)
-        states, mask = self.label_states[used], self.label_mask[used]
-        injection = self.method.inject(states, mask).select(rows)
-        if count > 1:
-            input_ids = input_ids.repeat_interleave(count, 0)
-            attention_mask = attention_mask.repeat_interleave(count, 0)
-            token_type_ids = None if token_type_ids is None else token_type_ids.repeat_interleave(count, 0)
-        hidden = self.backbone(input_ids, attention_mask, injection, token_type_ids)
-        pooled = pool(hidden, attention_mask, self.pooling)
-        return self.method.score(pooled, states[rows], mask[rows]).view(batch, count)
+
+        def read(injection: Injection | None, copies: int) -> Tensor:
+            ids, mask = input_ids.repeat_interleave(copies, 0), attention_mask.repeat_interleave(copies, 0)
+            types = None if token_type_ids is None else token_type_ids.repeat_interleave(copies, 0)
+            return pool(self.backbone(ids, mask, injection, types), mask, self.pooling)
+
+        return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
     def set_labels(self, states: Tensor, mask: Tensor) -> None:
         """Replaces the label set: states [K, P, H], mask [K, P] (open label sets)."""

@@ -15,8 +15,8 @@ _TEMPLATE = """\
 # L-Tuning adapter: {{ labels | length }} labels on {{ backbone | code }}
 
 This is the small trained part of a text classifier ({{ method | code }}, {{ parameters }} parameters).
-The frozen backbone {{ backbone | code }}{% if revision %} (revision {{ revision | code }}){% endif %} judges for each
-label whether its wording is true of the text; the best-scored label is the answer.
+The frozen backbone is {{ backbone | code }}{% if revision %} (revision {{ revision | code }}){% endif %}; \
+the best-scored label is the answer.
 
 ## Use
 
@@ -37,7 +37,9 @@ was in training ({{ backbone | code }}) and must be the same: its fingerprint is
 {% for name, hypothesis in labels -%}
 | {{ name | cell }} | {{ hypothesis | cell }} |
 {% endfor %}
+{% if open_labels -%}
 Other labels can be scored from their wording alone (`with_labels`, `--labels`), without training; expect less of them.
+{% endif -%}
 
 ## Results
 
@@ -69,9 +71,11 @@ def model_card(
     labels: Sequence[tuple[str, str]],
     pair: bool,
     max_length: int,
+    open_labels: bool,
     results: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Markdown with a hub-readable head. `labels`: (name, wording); `results`: split -> `metrics.split_metrics`."""
+    """Markdown with a hub-readable head. `labels`: (name, wording); `open_labels`: others can be scored too;
+    `results`: split -> `metrics.split_metrics`."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
     environment.filters.update(cell=_cell, code=_code, figure="{:.4f}".format)
     head = {"tags": ["text-classification", "l-tuning"], "pipeline_tag": "text-classification"}
@@ -87,6 +91,7 @@ def model_card(
         labels=labels,
         pair=pair,
         max_length=max_length,
+        open_labels=open_labels,
         results=results,
     )
 

@@ -26,20 +26,23 @@ def score(
     *,
     pad_token_id: int,
     device: torch.device,
+    one_pass: bool = False,
     description: str | None = None,
 ) -> NDArray[np.float32]:
     """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all ranks.
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
-    a time on each rank. Texts are batched by length, so that little is padding. The batches do not depend on the number
+    a time on each rank; where `one_pass` says that one reading of a text scores all labels, with B texts at a time.
+    Texts are batched by length, so that little is padding. The batches do not depend on the number
     of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
     `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    chunks = _label_chunks(label_count, rows_per_forward)
-    batches = _text_batches(_lengths(texts), max(1, rows_per_forward // len(chunks[0])))
+    chunks = [torch.arange(label_count)] if one_pass else _label_chunks(label_count, rows_per_forward)
+    rows_per_text = 1 if one_pass else len(chunks[0])
+    batches = _text_batches(_lengths(texts), max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(texts), label_count)
     steps = range(0, len(batches), world)
     with _evaluation(model), torch.no_grad():

@@ -11,7 +11,6 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig, parse_config
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
-from pipeline.methods import build_method
 from pipeline.metrics import split_metrics
 from pipeline.yaml12 import load_yaml
 
@@ -39,7 +38,7 @@ def some_config(**backbone: str) -> RunConfig:
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
-    method = build_method(some_config().method, FACTS, 5)
+    method = some_config().method.build(FACTS, 5, 3)
     save_adapter(tmp_path / "adapter", method.state_dict(), some_config(), LABELS)
     return tmp_path / "adapter"
 
@@ -53,7 +52,7 @@ def test_round_trip(folder: Path) -> None:
         "README.md",
     }
     torch.manual_seed(0)
-    original = build_method(some_config().method, FACTS, 5)
+    original = some_config().method.build(FACTS, 5, 3)
     adapter = load_adapter(folder)
     loaded = adapter.build_method(FACTS)
     for name, tensor in original.state_dict().items():

@@ -7,7 +7,6 @@ from torch import Tensor
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.data.batches import collate
-from pipeline.methods import build_method
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.model import LTuningModel
@@ -26,7 +25,7 @@ def model_of(method: str, family: str = "llama_gqa") -> LTuningModel:
     network = tiny_model(family).double()
     facts = facts_of(network.config)
     torch.manual_seed(3)
-    tuning = build_method(METHODS[method], facts, P).double()
+    tuning = METHODS[method].build(facts, P, K).double()
     for parameter in tuning.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
     mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()

@@ -10,7 +10,6 @@ from pipeline.adapter import save_adapter
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.config import RunConfig, parse_config
 from pipeline.label_states import LabelStates
-from pipeline.methods import build_method
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from tests.tiny import save_tiny, tiny_model
@@ -54,7 +53,8 @@ def tiny_config(folder: Path, *, pairs: bool = False, **sections: dict[str, Any]
         "method": {"name": "lt_prefix", "init_std": 0.5},
     }
     for name, section in sections.items():
-        values[name] = values.get(name, {}) | section
+        # Keys of one method mean nothing to another.
+        values[name] = section if "name" in section else values.get(name, {}) | section
     return parse_config(values)
 
 
@@ -65,7 +65,7 @@ def tiny_facts() -> BackboneFacts:
 def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.Tensor]:
     """Random parameters, all of which matter (the head would start at zero)."""
     torch.manual_seed(1)
-    method = build_method(config.method, tiny_facts(), labels.prompt_tokens)
+    method = config.method.build(tiny_facts(), labels.prompt_tokens, len(labels.names))
     return {name: tensor + 0.3 * torch.randn_like(tensor) for name, tensor in method.state_dict().items()}
 
 

@@ -26,3 +26,11 @@ class Injection(NamedTuple):
             prompt=None if self.prompt is None else self.prompt[rows],
             prefix=None if self.prefix is None else self.prefix[:, :, rows],
         )
+
+    def expand(self, rows: int) -> "Injection":
+        """The only row of B, `rows` times, without a copy."""
+        return Injection(
+            mask=self.mask.expand(rows, -1),
+            prompt=None if self.prompt is None else self.prompt.expand(rows, -1, -1),
+            prefix=None if self.prefix is None else self.prefix.expand(-1, -1, rows, -1, -1, -1),
+        )

@@ -64,7 +64,7 @@ class Workload:
     """T"""
     prompt_tokens: int
     """P"""
-    injects: Literal["prefix", "prompt"] = "prefix"
+    injects: Literal["prefix", "prompt"] | None = "prefix"
 
     @property
     def tokens(self) -> int:
@@ -116,21 +116,22 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
     )
 
 
-def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection]:
-    """Arguments of FrozenBackbone: input_ids [B, T], attention_mask [B, T] and a trained injection of B rows."""
+def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection | None]:
+    """FrozenBackbone's arguments: input_ids and attention_mask [B, T], and a trained injection of B rows or None."""
     rows, prompt_tokens = workload.rows, workload.prompt_tokens
     input_ids = torch.zeros(rows, workload.text_tokens, dtype=torch.long)
     mask = torch.ones(rows, prompt_tokens, dtype=torch.bool)
+    injection = None
     if workload.injects == "prompt":
         prompt = torch.empty(rows, prompt_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
         injection = Injection(mask=mask, prompt=prompt)
-    else:
+    elif workload.injects == "prefix":
         shape = (facts.layers, 2, rows, facts.kv_heads, prompt_tokens, facts.head_dim)
         injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
     return input_ids, torch.ones_like(input_ids), injection
 
 
-def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection]) -> int:
+def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None]) -> int:
     """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
     own = {tensor.untyped_storage()._cdata for tensor in [*backbone.parameters(), *backbone.buffers()]}
     # Holding each storage keeps its identity from being given to a later one.

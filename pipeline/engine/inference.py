@@ -2,10 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import deepspeed
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
@@ -14,7 +17,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.label_states import LabelStates
-from pipeline.methods.base import TuningMethod
+from pipeline.methods.base import TuningMethod, Vocabulary
 from pipeline.model import LTuningModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -43,6 +46,24 @@ def build_model(
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
     return LTuningModel(backbone, method.to(device, dtype), states, mask, pooling)
+
+
+def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The words that methods start from. Every rank must look up the same embeddings."""
+    return Vocabulary(
+        tokens=sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)),
+        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        embed=partial(_embed, backbone),
+    )
+
+
+def _embed(backbone: FrozenBackbone, token_ids: Tensor) -> Tensor:
+    """Input embeddings of tokens [N] -> [N, H] float32 on the CPU."""
+    embedding = backbone.model.get_input_embeddings()
+    weight = embedding.get_parameter("weight")
+    # The module is called, since some families scale what it holds.
+    with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")), torch.no_grad():
+        return embedding(token_ids.to(weight.device)).float().cpu()
 
 
 def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -> nn.Module:

@@ -22,12 +22,23 @@ from pipeline.engine.training import Trainer
 from pipeline.errors import Preempted, UserError
 from pipeline.label_states import LabelStates
 from pipeline.metrics import split_metrics
-from pipeline.rundir import write_json
+from pipeline.rundir import read_json, write_json
 from pipeline.scoring import score
 
 log = logging.getLogger(__name__)
 
 SUMMARY = "summary.json"
+
+
+def write_untrained(config: RunConfig, labels: LabelStates, fingerprint: dict[str, str]) -> dict[str, Any]:
+    """What `TrainingRun.finish` writes, for a method that takes no steps. One rank calls it."""
+    counts = read_json(config.run_dir.manifest_file)["splits"]["train"]["per_label"]
+    state = config.method.untrained_state([counts[name] for name in labels.names])
+    summary = {"fingerprint": fingerprint, "steps": 0, "best_step": 0, "validation": {}}
+    for path in (config.run_dir.adapter, config.run_dir.adapter_final):
+        save_adapter(path, state, config, labels)
+    write_json(config.run_dir.adapter_final / SUMMARY, summary)
+    return summary
 
 
 class TrainingRun:
@@ -159,6 +170,7 @@ class TrainingRun:
             self.config.evaluate.batch_size,
             pad_token_id=self.trainer.pad_token_id,
             device=self.accelerator.device,
+            one_pass=self.config.method.one_pass,
         )
         majority = int(np.bincount(self.trainer.train.labels).argmax())
         figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")

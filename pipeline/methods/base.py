@@ -1,50 +1,75 @@
-"""What every tuning method is: a producer of injections and a head that scores the backbone's answer.
+"""What every tuning method is: it asks the backbone about texts, as often as it needs to, and scores labels.
 
 A method is trained inside a ZeRO-3 engine, which shows a module's parameters only while that module's `forward`
 runs: so every parameter is read in the `forward` of the module that owns it, never from outside.
 """
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods.heads import HeadName
 from pipeline.settings import Settings
 
+Reader = Callable[[Injection | None, int], Tensor]
+"""(injection of B * n rows or None, n) -> pooled outputs [B * n, H] of B texts, each read n times in a row."""
 
-class MethodConfig(Settings):
-    """Keys that all tuning methods share. Each method's own class adds `name` and what steers it."""
 
-    head: HeadName = "label_aware"
-    """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
+@dataclass(frozen=True)
+class Vocabulary:
+    """The backbone's words, and what it reads for them."""
+
+    tokens: Sequence[int]
+    """Ids of all tokens that are no special ones."""
+    encode: Callable[[str], list[int]]
+    """A text's token ids, without special tokens."""
+    embed: Callable[[Tensor], Tensor]
+    """Token ids [N] -> input embeddings [N, H], float32."""
+
+
+class MethodConfig(Settings, ABC):
+    """What the rest of the program asks of every method. Each method's own class adds `name` and what steers it."""
+
+    is_trained: ClassVar[bool] = True
+    """False: nothing is learnt by gradient, so that training is over before it starts."""
+    one_pass: ClassVar[bool] = True
+    """One reading of a text scores all labels; False: one reading per label."""
+    open_labels: ClassVar[bool] = False
+    """Labels that were not in training can be scored from their wording alone."""
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = None
+    """What enters the backbone."""
 
     @abstractmethod
-    def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
-        """The trainable producer: (label states [K, P, H], mask [K, P]) -> Injection for K rows."""
+    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "TuningMethod":
+        """The method for a backbone of these sizes and K labels, worded in at most P tokens each."""
 
     @abstractmethod
-    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
-        """Trainable elements of the producer, by formula."""
+    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+        """Trainable elements, by formula."""
+
+    def injected_tokens(self, prompt_tokens: int) -> int:
+        """Positions that the injection takes, where label wordings have at most P = `prompt_tokens`."""
+        return 0
+
+    def untrained_state(self, label_counts: Sequence[int]) -> dict[str, Tensor]:
+        """The state of a method that is not trained, from the number of training texts of each label."""
+        assert not self.is_trained
+        return {}
 
 
-class TuningMethod(nn.Module):
-    """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
+class TuningMethod(nn.Module, ABC):
+    """All that stands between the frozen backbone and the scores."""
 
-    def __init__(self, producer: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.producer = producer
-        self.head = head
+    @abstractmethod
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """How true each candidate label is of its text.
 
-    def inject(self, states: Tensor, mask: Tensor) -> Injection:
-        """What enters the backbone for each label: states [K, P, H], mask [K, P] -> Injection of K rows."""
-        injection = self.producer(states, mask)
-        assert isinstance(injection, Injection)
-        return injection
+        candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
+        """
 
-    def score(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """How true each row's label is: pooled [B, H], its label's states [B, P, H] and mask [B, P] -> [B] float32."""
-        scores = self.head(pooled, states, mask)
-        assert isinstance(scores, Tensor)
-        return scores.float()
+    def initialise(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+        """Takes start values that only the backbone has. `names`: the labels. Draws from torch's global generator."""

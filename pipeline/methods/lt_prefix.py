@@ -1,6 +1,6 @@
 """LT-prefix: label states become keys and values of every attention layer (paper, Eq. 1, Alg. 1, App. A.5)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -8,11 +8,13 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods.base import MethodConfig
+from pipeline.methods.label_tuning import LabelTuningConfig
 
 
-class LTPrefixConfig(MethodConfig):
+class LTPrefixConfig(LabelTuningConfig):
     """Label-tuned prefixes."""
+
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
 
     name: Literal["lt_prefix"] = "lt_prefix"
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
@@ -33,7 +35,7 @@ class LTPrefixConfig(MethodConfig):
             raise ValueError("method.rank has a meaning only with method.pooling=tokens: drop it or change the pooling")
         return self
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
         return LTPrefix(self, facts, prompt_tokens)
 
     def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:

@@ -1,17 +1,19 @@
 """LT-prompt: label states become a soft prompt before the text (paper, Eq. 2, Alg. 2)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods.base import MethodConfig
+from pipeline.methods.label_tuning import LabelTuningConfig
 
 
-class LTPromptConfig(MethodConfig):
+class LTPromptConfig(LabelTuningConfig):
     """Label-tuned prompts."""
+
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["lt_prompt"] = "lt_prompt"
     bias: bool = False
@@ -21,7 +23,7 @@ class LTPromptConfig(MethodConfig):
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)
 
     def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:

@@ -12,10 +12,11 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
 from pipeline.errors import UserError
 from pipeline.estimate import GPUS, USABLE, Case, Plan, ZeroSettings, best_plan, plans
-from pipeline.methods import trainable_count
 
 ASSUMED_PROMPT_TOKENS = 16
 """Length of the longest hypothesis, where nobody has tokenised them yet."""
+ASSUMED_LABELS = 2
+"""K, where neither labels.names nor labels.texts tells it."""
 MOST_GPUS = 4096
 
 MEMORY_ROWS = {
@@ -64,17 +65,18 @@ def build_case(
     if world_size < 1 or (bandwidth is not None and bandwidth <= 0):
         raise UserError("--world-size and --bandwidth must be positive")
     facts = facts_of(hf_config)
+    prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
     workload = Workload(
-        rows=config.train.batch_size * _candidates(config),
+        rows=config.train.batch_size * rows_per_text(config),
         text_tokens=config.data.max_length,
-        prompt_tokens=prompt_tokens or ASSUMED_PROMPT_TOKENS,
-        injects="prefix" if config.method.name == "lt_prefix" else "prompt",
+        prompt_tokens=config.method.injected_tokens(prompt_tokens),
+        injects=config.method.injects,
     )
     return Case(
         facts=facts,
         inventory=take_inventory(hf_config, config.backbone, workload),
         workload=workload,
-        trainable=trainable_count(config.method, facts, workload.prompt_tokens),
+        trainable=config.method.trainable_count(facts, prompt_tokens, _label_count(config) or ASSUMED_LABELS),
         world_size=world_size,
         gpu=GPUS[gpu],
         zero=_zero_settings(config, world_size),
@@ -91,7 +93,7 @@ def report(config: RunConfig, case: Case, gpu: str) -> str:
         f" quantisation, {case.facts.layers} layers, width {case.facts.hidden_size}",
         f"{config.method.name}: {case.trainable:,} trainable parameters",
         f"{case.world_size} x {gpu}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
-        f" {workload.prompt_tokens} {workload.injects} tokens; {case.accumulation} passes per step",
+        f" {workload.prompt_tokens} {workload.injects or 'injected'} tokens; {case.accumulation} passes per step",
         "",
     ]
     rows = [["GB per rank", *(plan.backbone for plan in found)]]
@@ -126,14 +128,19 @@ def _as_keys(plan: Plan, config: RunConfig) -> str:
     return f"engine.deepspeed=ds_configs/zero{stage}_{kind}.json backbone.gradient_checkpointing={checkpointing}"
 
 
-def _candidates(config: RunConfig) -> int:
-    """Rows per text."""
-    if config.train.objective == "pairs":
+def rows_per_text(config: RunConfig) -> int:
+    """How often a training step reads a text. Raises UserError where that depends on labels nobody has named."""
+    if config.train.objective == "pairs" or config.method.one_pass:
         return 1
-    count = config.train.candidates or len(config.labels.names or config.labels.texts)
+    count = config.train.candidates or _label_count(config)
     if not count:
         raise UserError("objective candidates: set train.candidates or labels.names, or the rows per text are unknown")
     return count
+
+
+def _label_count(config: RunConfig) -> int:
+    """K as far as the config tells it, else 0."""
+    return len(config.labels.names or config.labels.texts)
 
 
 def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:

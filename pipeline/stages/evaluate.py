@@ -74,6 +74,7 @@ def _score_splits(
             config.evaluate.batch_size,
             pad_token_id=pad_token,
             device=accelerator.device,
+            one_pass=config.method.one_pass,
             description=f"evaluate {name}",
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")

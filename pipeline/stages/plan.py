@@ -11,8 +11,7 @@ from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.launcher import world_size
 from pipeline.limits import check_candidates, check_positions
-from pipeline.methods import build_method, trainable_count
-from pipeline.stages.estimate import build_case, report
+from pipeline.stages.estimate import build_case, report, rows_per_text
 from pipeline.stages.preprocess import preprocess
 
 GPU = "h200"
@@ -31,16 +30,16 @@ def plan(config: RunConfig) -> None:
     check_positions(config, case.facts, prompt_tokens)
     check_candidates(config, len(words))
     with torch.device("meta"):
-        method = build_method(config.method, case.facts, prompt_tokens)
+        method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())
-    formula = trainable_count(config.method, case.facts, prompt_tokens)
+    formula = config.method.trainable_count(case.facts, prompt_tokens, len(words))
     lines = [
         *(
             f"{split}: {found['rows']:,} rows, {found['tokens']:,} tokens"
             for split, found in manifest["splits"].items()
         ),
         f"labels: {len(words)}, at most {prompt_tokens} tokens each",
-        *_steps(config, manifest["splits"]["train"], prompt_tokens, ranks),
+        *_steps(config, manifest["splits"]["train"], config.method.injected_tokens(prompt_tokens), ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count",
         "",
         report(config, case, GPU),
@@ -55,15 +54,16 @@ def _checked_data(config: RunConfig) -> dict[str, Any]:
         return preprocess(config.model_copy(update={"run": run}))
 
 
-def _steps(config: RunConfig, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:
+def _steps(config: RunConfig, train: dict[str, Any], injected_tokens: int, ranks: int) -> list[str]:
     settings = config.train
     global_batch = settings.batch_size * settings.gradient_accumulation * ranks
     per_epoch = -(-train["rows"] // global_batch)
     total = settings.max_steps or settings.epochs * per_epoch
-    labels = len(train["per_label"])
-    pairs = 1 if settings.objective == "pairs" else settings.candidates or labels
-    tokens = global_batch * pairs * (train["tokens"] / train["rows"] + prompt_tokens)
+    if not config.method.is_trained:
+        return ["steps: none, the method is not trained"]
+    readings = rows_per_text(config)
+    tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     return [
         f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",
-        f"tokens per step: {tokens:,.0f} ({pairs} label(s) per text, {prompt_tokens} label tokens included)",
+        f"tokens per step: {tokens:,.0f} ({readings} reading(s) per text, {injected_tokens} injected tokens each)",
     ]

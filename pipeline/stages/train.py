@@ -12,16 +12,15 @@ from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
 from pipeline.engine.checkpoint import remove_checkpoints
-from pipeline.engine.inference import build_model, load_frozen
+from pipeline.engine.inference import build_model, load_frozen, vocabulary_of
 from pipeline.engine.preemption import Preemption
 from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config
 from pipeline.engine.run_state import RunState
 from pipeline.engine.startup import on_main_process, start
 from pipeline.engine.training import Trainer
-from pipeline.engine.training_run import SUMMARY, TrainingRun
+from pipeline.engine.training_run import SUMMARY, TrainingRun, write_untrained
 from pipeline.label_states import LabelStates
 from pipeline.limits import check_candidates, check_positions
-from pipeline.methods import build_method, trainable_count
 from pipeline.rundir import differences, read_json
 from pipeline.stages.encode_labels import current_label_states
 
@@ -45,6 +44,8 @@ def train(config: RunConfig) -> dict[str, Any]:
         summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
         if summary is not None:
             return summary
+        if not config.method.is_trained:
+            return on_main_process(accelerator, lambda: write_untrained(config, labels, fingerprint))
         state = state_to_resume(accelerator, config)
         if state is not None:
             config = resumed_config(config, state, fingerprint, accelerator.num_processes)
@@ -96,9 +97,11 @@ def build_trainer(
     check_candidates(config, len(labels.names))
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
-    method = build_method(config.method, backbone.facts, labels.prompt_tokens)
+    sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+    method = config.method.build(*sizes)
+    method.initialise(vocabulary_of(backbone, tokenizer), labels.names)
     count = sum(parameter.numel() for parameter in method.parameters())
-    assert count == trainable_count(config.method, backbone.facts, labels.prompt_tokens)
+    assert count == config.method.trainable_count(*sizes)
     log.info(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )

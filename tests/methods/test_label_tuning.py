@@ -1,4 +1,4 @@
-"""Tuning methods: sizes by the paper's formulas, values by its text, and where gradients go."""
+"""Label tuning: sizes by the paper's formulas, values by its text, and where gradients go."""
 
 import itertools
 import math
@@ -14,11 +14,13 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods import METHOD_NAMES, AnyMethodConfig, build_method, trainable_count
-from pipeline.methods.base import MethodConfig, TuningMethod
+from pipeline.methods import AnyMethodConfig
+from pipeline.methods.base import MethodConfig
 from pipeline.methods.heads import build_head
+from pipeline.methods.label_tuning import LabelTuning
 
 K, P = 3, 4
+LABEL_TUNING = ("lt_prefix", "lt_prompt")
 FACTS = BackboneFacts(
     family="llama",
     hidden_size=12,
@@ -37,9 +39,11 @@ def config_of(**keys: Any) -> MethodConfig:
     return config
 
 
-def method_of(facts: BackboneFacts = FACTS, **keys: Any) -> TuningMethod:
+def method_of(facts: BackboneFacts = FACTS, **keys: Any) -> LabelTuning:
     torch.manual_seed(0)
-    return build_method(config_of(**keys), facts, P).double().eval()
+    method = config_of(**keys).build(facts, P, K).double().eval()
+    assert isinstance(method, LabelTuning)
+    return method
 
 
 def states() -> Tensor:
@@ -53,13 +57,13 @@ def test_sizes_are_the_papers() -> None:
         full = replace(FACTS, hidden_size=hidden, layers=layers, heads=4, kv_heads=4, head_dim=hidden // 4)
         grouped = replace(full, kv_heads=2)
         prefix, prompt = config_of(name="lt_prefix", head="linear"), config_of(name="lt_prompt", head="linear")
-        assert trainable_count(prefix, full, tokens) == 2 * tokens**2 * layers * hidden + 3 * hidden
-        assert trainable_count(prefix, grouped, tokens) == 2 * tokens**2 * layers * (hidden // 2) + 3 * hidden
-        assert trainable_count(prompt, full, tokens) == hidden**2 + 2 * hidden
+        assert prefix.trainable_count(full, tokens, K) == 2 * tokens**2 * layers * hidden + 3 * hidden
+        assert prefix.trainable_count(grouped, tokens, K) == 2 * tokens**2 * layers * (hidden // 2) + 3 * hidden
+        assert prompt.trainable_count(full, tokens, K) == hidden**2 + 2 * hidden
 
 
 OPTIONS = st.fixed_dictionaries(
-    {"name": st.sampled_from(METHOD_NAMES), "head": st.sampled_from(["linear", "label_aware"]), "bias": st.booleans()}
+    {"name": st.sampled_from(LABEL_TUNING), "head": st.sampled_from(["linear", "label_aware"]), "bias": st.booleans()}
 )
 SIZES = st.builds(
     BackboneFacts,
@@ -85,12 +89,12 @@ def test_the_formula_is_the_count(
         options = options | {"pooling": pooling, "rank": rank if pooling == "tokens" else None}
     config = config_of(**options)
     with torch.device("meta"):
-        method = build_method(config, facts, tokens)
-    assert sum(parameter.numel() for parameter in method.parameters()) == trainable_count(config, facts, tokens)
+        method = config.build(facts, tokens, K)
+    assert sum(parameter.numel() for parameter in method.parameters()) == config.trainable_count(facts, tokens, K)
     assert all(parameter.requires_grad for parameter in method.parameters()) and not list(method.buffers())
 
 
-def prefix_by_hand(method: TuningMethod, pooling: str, label: int, states: Tensor) -> Tensor:
+def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor) -> Tensor:
     """One label's keys and values [L, 2, G, P, D], element by element, from the paper's text.
 
     A linear map H -> 1 without bias gives one number per hypothesis token (softmax normalises them over the
@@ -229,7 +233,7 @@ def test_scores_are_float32_in_a_bfloat16_method() -> None:
 
 def test_dropout_is_on_in_training_only() -> None:
     label = states()
-    for name in METHOD_NAMES:
+    for name in LABEL_TUNING:
         method = method_of(name=name, dropout=0.5)
         assert torch.equal(seen(method.inject(label, MASK)), seen(method.inject(label, MASK)))
         method.train()

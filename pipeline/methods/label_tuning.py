@@ -1,0 +1,66 @@
+"""L-Tuning: each label's wording becomes an injection, and the backbone judges the text once per label."""
+
+from abc import abstractmethod
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.methods.base import MethodConfig, Reader, TuningMethod
+from pipeline.methods.heads import HeadName, build_head, head_parameters
+
+
+class LabelTuningConfig(MethodConfig):
+    """Keys that the label-tuning methods share."""
+
+    one_pass: ClassVar[bool] = False
+    open_labels: ClassVar[bool] = True
+
+    head: HeadName = "label_aware"
+    """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
+
+    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LabelTuning":
+        return LabelTuning(self.build_producer(facts, prompt_tokens), build_head(self.head, facts.hidden_size))
+
+    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+        """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
+        return self.producer_parameters(facts, prompt_tokens) + head_parameters(self.head, facts.hidden_size)
+
+    def injected_tokens(self, prompt_tokens: int) -> int:
+        return prompt_tokens
+
+    @abstractmethod
+    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+        """The trainable producer: (label states [K, P, H], mask [K, P]) -> Injection for K rows."""
+
+    @abstractmethod
+    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+        """Trainable elements of the producer, by formula."""
+
+
+class LabelTuning(TuningMethod):
+    """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
+
+    def __init__(self, producer: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.producer = producer
+        self.head = head
+
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        used, rows = candidates.flatten().unique(return_inverse=True)
+        states, mask = states[used], mask[used]
+        pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])
+        return self.score(pooled, states[rows], mask[rows]).view_as(candidates)
+
+    def inject(self, states: Tensor, mask: Tensor) -> Injection:
+        """What enters the backbone for each label: states [K, P, H], mask [K, P] -> Injection of K rows."""
+        injection = self.producer(states, mask)
+        assert isinstance(injection, Injection)
+        return injection
+
+    def score(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """How true each row's label is: pooled [B, H], its label's states [B, P, H] and mask [B, P] -> [B] float32."""
+        scores = self.head(pooled, states, mask)
+        assert isinstance(scores, Tensor)
+        return scores.float()

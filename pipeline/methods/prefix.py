@@ -1,0 +1,73 @@
+"""Prefix tuning: the same trained keys and values before every text, in every layer (Li and Liang, arXiv 2101.00190).
+
+Without the MLP, and with the linear head that every method here has, this is P-tuning v2 (arXiv 2110.07602).
+"""
+
+from typing import ClassVar, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.injection import Injection
+from pipeline.methods.text_classifier import TextClassifierConfig
+
+
+class PrefixConfig(TextClassifierConfig):
+    """A prefix."""
+
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
+
+    name: Literal["prefix"] = "prefix"
+    tokens: int = Field(default=20, ge=1)
+    """Prefix tokens."""
+    reparametrisation: bool = False
+    """Keys and values come out of a two-layer MLP over embeddings, as in the paper; False: they are trained as such."""
+    bottleneck: int | None = Field(default=None, ge=1)
+    """Width of the MLP; null: that of one layer's keys."""
+    init_std: float = Field(default=0.02, ge=0)
+    """Standard deviation of the initial embeddings, or keys and values."""
+
+    @model_validator(mode="after")
+    def _bottleneck_needs_the_mlp(self) -> "PrefixConfig":
+        if self.bottleneck is not None and not self.reparametrisation:
+            raise ValueError("method.bottleneck has a meaning only with method.reparametrisation=true")
+        return self
+
+    def build_injector(self, facts: BackboneFacts) -> "Prefix":
+        return Prefix(self, facts)
+
+    def injector_parameters(self, facts: BackboneFacts) -> int:
+        width = facts.kv_heads * facts.head_dim
+        if not self.reparametrisation:
+            return self.tokens * 2 * facts.layers * width
+        inner = self.bottleneck or width
+        return self.tokens * width + inner * (width + 1) + 2 * facts.layers * width * (inner + 1)
+
+    def injected_tokens(self, prompt_tokens: int) -> int:
+        return self.tokens
+
+
+class Prefix(nn.Module):
+    """Keys and values of P tokens in L layers."""
+
+    def __init__(self, config: PrefixConfig, facts: BackboneFacts) -> None:
+        super().__init__()
+        self.facts = facts
+        width = facts.kv_heads * facts.head_dim
+        outputs = 2 * facts.layers * width
+        self.transform: nn.Module = nn.Identity()
+        if config.reparametrisation:
+            inner = config.bottleneck or width
+            self.transform = nn.Sequential(nn.Linear(width, inner), nn.Tanh(), nn.Linear(inner, outputs))
+        self.embedding = nn.Embedding(config.tokens, width if config.reparametrisation else outputs)
+        nn.init.normal_(self.embedding.weight, std=config.init_std)
+
+    def forward(self) -> Injection:
+        """-> Injection of one row with prefix [L, 2, 1, G, P, D]."""
+        places = torch.arange(self.embedding.num_embeddings, device=self.embedding.weight.device)
+        flat = self.transform(self.embedding(places))
+        shape = (1, len(places), self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
+        mask = torch.ones_like(places, dtype=torch.bool).unsqueeze(0)
+        return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
