@@ -1,0 +1,103 @@
+"""The launch scripts with their real launchers: the same adapter from each, and status 85 for a run told to stop."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.launch.runs import (
+    REPOSITORY,
+    adapter_files,
+    copy_of_run,
+    environment,
+    prepared_run,
+    start,
+    steps_logged,
+    wait_until,
+)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def script(name: str, *arguments: str) -> list[str]:
+    return ["bash", f"launch/{name}.sh", *arguments]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("launchers")
+    prepared_run(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def by_hand(folder: Path) -> dict[str, bytes]:
+    """Two plain `python -m pipeline`, told by hand that they are two ranks."""
+    arguments, port = copy_of_run(folder, "by-hand"), free_port()
+    ranks = [
+        start(
+            [sys.executable, "-m", "pipeline", "train", *arguments],
+            folder / "by-hand.log",
+            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
+            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]
+    assert [rank.wait(120) for rank in ranks] == [0, 0], (folder / "by-hand.log").read_text()
+    return adapter_files(folder / "by-hand")
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "accelerate"])
+def test_two_nodes_give_the_adapter_of_two_plain_processes(
+    launcher: str, folder: Path, by_hand: dict[str, bytes]
+) -> None:
+    arguments, log = copy_of_run(folder, launcher), folder / f"{launcher}.log"
+    shared = ["--nodes", "2", "--processes=1", f"--master=127.0.0.1:{free_port()}"]
+    nodes = [start(script(launcher, *shared, "--node-rank", str(rank), "train", *arguments), log) for rank in range(2)]
+    assert [node.wait(120) for node in nodes] == [0, 0], log.read_text()
+    assert adapter_files(folder / launcher) == by_hand
+
+
+def test_torchrun_told_to_stop_ends_with_85_and_goes_on(folder: Path, by_hand: dict[str, bytes]) -> None:
+    """Only the script gets the signal, as from a supervisor: it hands it on."""
+    arguments, log, slow = copy_of_run(folder, "torchrun"), folder / "torchrun.log", folder / "slow"
+    slow.touch()
+    command = script("torchrun", "--processes", "2", "train", *arguments)
+    stopped = start(command, log, **environment(slow_while=slow))
+    wait_until(lambda: steps_logged(folder / "torchrun") >= 2, "two steps")
+    os.kill(stopped.pid, signal.SIGTERM)
+    assert stopped.wait(60) == 85, log.read_text()
+    assert "the same command goes on from there" in log.read_text()
+    assert start(command, log).wait(120) == 0, log.read_text()
+    assert "goes on after step" in log.read_text()
+    assert adapter_files(folder / "torchrun") == by_hand
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--processes", "two", "train"], "error: --processes is 'two', which is no number"),
+        (["--nodes", "2", "train"], "error: --nodes 2 needs --master"),
+        (["--processes"], "error: --processes needs a value"),
+        (["--processes", "1"], "error: no stage given; see --help"),
+        (["--hostfile", "nowhere", "train"], "error: --hostfile: 'nowhere' cannot be read"),
+    ],
+)
+def test_wrong_options_are_refused(arguments: list[str], message: str) -> None:
+    ended = subprocess.run(script("torchrun", *arguments), cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 2 and ended.stderr.startswith(message)
+
+
+@pytest.mark.parametrize("launcher", ["torchrun", "deepspeed", "accelerate"])
+def test_help_is_the_comment_at_the_top(launcher: str) -> None:
+    ended = subprocess.run(script(launcher, "--help"), cwd=REPOSITORY, capture_output=True, text=True)
+    assert ended.returncode == 0 and launcher in ended.stdout.splitlines()[0]
+    assert "--node-rank R" in ended.stdout and "set -euo" not in ended.stdout
