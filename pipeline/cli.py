@@ -25,6 +25,8 @@ STAGES = {
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",
 }
 
+COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
+
 PREEMPTED = 85
 """Exit status that the launch scripts answer by queueing the job again."""
 
@@ -73,6 +75,7 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
         if name == "estimate":
             _add_estimate_options(command)
+    _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
     _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
@@ -83,6 +86,14 @@ def _add_estimate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
     command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
     command.add_argument("--bandwidth", type=float, metavar="GB/S", help="interconnect per GPU, in GB/s")
+
+
+def _add_compare_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", required=True, metavar="FILE", help="YAML file, see launch/recipes/compare/")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a key, e.g. seeds=[0]")
+    command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
+    command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
 def _add_predict_options(command: argparse.ArgumentParser) -> None:
@@ -125,14 +136,18 @@ class _CommandParser(argparse.ArgumentParser):
         return "\n".join(lines) + "\n"
 
 
-def _load(options: argparse.Namespace) -> "RunConfig":
+def _choose_device() -> None:
     import torch
-
-    from pipeline.config import load_config
 
     if not torch.cuda.is_available():
         # Said before DeepSpeed is imported, which else warns that it found no GPU.
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+def _load(options: argparse.Namespace) -> "RunConfig":
+    _choose_device()
+    from pipeline.config import load_config
+
     return load_config(options.config, options.overrides)
 
 
@@ -184,7 +199,21 @@ def _doctor(options: argparse.Namespace) -> None:
     doctor(options.run)
 
 
-COMMANDS = {"run": _run, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
+def _compare(options: argparse.Namespace) -> None:
+    _choose_device()
+    from pipeline.comparison import describe, load_comparison, parse_share
+
+    comparison = load_comparison(options.config, options.overrides)
+    share = parse_share(options.cells) if options.cells else None
+    if options.dry_run:
+        print(describe(comparison))
+        return
+    from pipeline.stages.compare import compare
+
+    compare(comparison, share)
+
+
+COMMANDS = {"run": _run, "compare": _compare, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
 
 
 def _stage_function(name: str) -> Any:

@@ -54,9 +54,9 @@ class RunConfig(Settings):
 
 def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads a YAML file and applies `key=value` overrides. Raises UserError that names every fault at once."""
-    values = _read_yaml(Path(file))
+    values = read_yaml(Path(file))
     for override in overrides:
-        _apply(values, override)
+        apply_override(values, override)
     return parse_config(values, source=str(file))
 
 
@@ -69,7 +69,8 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
         raise UserError(f"{source}: {faults}") from error
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The sections of a YAML file. Raises UserError where it cannot be read, or holds something else."""
     try:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
@@ -88,8 +89,8 @@ def _place(error: MarkedYAMLError) -> str:
     return f"{line}{str(error.problem).split(' with value')[0]}"
 
 
-def _apply(values: dict[str, Any], override: str) -> None:
-    """Sets `a.b=value` in a nested dict; the value is read as YAML."""
+def apply_override(values: dict[str, Any], override: str) -> None:
+    """Sets `a.b=value` in a nested dict; the value is read as YAML. Raises UserError where it is none."""
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"'{override}' is no override: write section.key=value")
@@ -97,6 +98,11 @@ def _apply(values: dict[str, Any], override: str) -> None:
         value = load_yaml(text)
     except YAMLError as error:
         raise UserError(f"the value of '{key}' is no YAML: {text}") from error
+    set_key(values, key, value)
+
+
+def set_key(values: dict[str, Any], key: str, value: Any) -> None:
+    """Sets `a.b` in a nested dict."""
     *sections, last = key.split(".")
     for section in sections:
         if not isinstance(values.get(section), dict):

@@ -32,6 +32,8 @@ class DataConfig(Settings):
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
     train_limit: int | None = Field(default=None, ge=1)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
+    validation_limit: int | None = Field(default=None, ge=1)
+    """Validate on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise a large split; null: one per core."""
 

@@ -155,6 +155,7 @@ class TrainingRun:
             "learning_rate": self.trainer.learning_rate,
             "gradient_norm": self.trainer.gradient_norm(),
             "examples_per_second": speed,
+            "seconds": seconds,
         }
         self.metrics_log.write(self.step, figures)
         self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")

@@ -94,7 +94,9 @@ def _build(
     for split, read_rows in splits.items():
         rows = read_rows.rows
         if split == "train" and config.data.train_limit:
-            rows = _limited(rows, indices[split], config.data.train_limit, config.run.seed)
+            rows = _limited(rows, indices[split], config.data.train_limit, "data.train_limit", config.run.seed)
+        if split == "validation" and config.data.validation_limit:
+            rows = _limited(rows, indices[split], config.data.validation_limit, "data.validation_limit", seed=0)
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
@@ -130,6 +132,7 @@ def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrain
         **{f"data.{split}": identity for split, identity in identities.items()},
         **{f"data.{key}": str(getattr(data, key)) for key in ("text", "text_pair", "label", "quoting", "max_length")},
         "data.train_limit": f"{data.train_limit} rows by seed {config.run.seed}" if data.train_limit else "None",
+        "data.validation_limit": str(data.validation_limit),
         "labels.names": json.dumps(config.labels.names, ensure_ascii=False),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
@@ -176,11 +179,11 @@ def _checked_labels(split: str, rows: CheckedSplit, names: list[str]) -> dict[st
     return indices
 
 
-def _limited(rows: Dataset, indices: dict[str, int], limit: int, seed: int) -> Dataset:
+def _limited(rows: Dataset, indices: dict[str, int], limit: int, key: str, seed: int) -> Dataset:
     if limit >= len(rows):
         return rows
     if limit < len(set(indices.values())):
-        raise UserError(f"data.train_limit is {limit}, less than one row for each of the {len(indices)} labels")
+        raise UserError(f"{key} is {limit}, less than one row for each of the {len(indices)} labels")
     positions = pc.index_in(rows.data.column("label"), pa.array(list(indices))).to_numpy()
     return rows.select(balanced_subset(np.array(list(indices.values()))[positions], limit, seed))
 

@@ -1,0 +1,130 @@
+"""The config of a comparison: methods x backbones x data sets x training sizes x seeds, and the cells it is made of."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, ValidationError
+
+from pipeline.config import RunConfig, apply_override, parse_config, read_yaml, set_key
+from pipeline.errors import UserError
+from pipeline.settings import Settings
+
+Part = dict[str, dict[str, Any]]
+"""Sections of a run config, e.g. {train: {max_steps: 100}}."""
+
+
+class ComparisonConfig(Settings):
+    """compare.yaml. A cell's run config is `base`, overlaid by its backbone's, data set's and method's sections."""
+
+    dir: str
+    """Where the results, and the runs they come from, are written."""
+    base: Part = {}
+    """What all runs share."""
+    backbones: dict[str, Part] = Field(min_length=1)
+    """Name -> sections, with backbone.name_or_path."""
+    datasets: dict[str, Part] = Field(min_length=1)
+    """Name -> sections: data, labels, and train.best_metric, which is the figure that counts."""
+    methods: dict[str, Part] = Field(min_length=1)
+    """Name -> sections; method.name is the name itself unless given."""
+    sizes: list[int | Literal["all"]] = Field(default=["all"], min_length=1)
+    """Training texts per label."""
+    seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
+    """Each setting that was chosen is run with all of them; the choice is made with the first."""
+    grid: dict[str, list[Any]] = {}
+    """section.key -> values: every trained method is tuned over all combinations, on validation."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is tuned once, and then run with every seed."""
+
+    dataset: str
+    backbone: str
+    method: str
+    size: int | str
+    """Training texts per label, or all."""
+
+    @property
+    def path(self) -> Path:
+        """Where its runs lie below the comparison's directory."""
+        return Path("runs", self.dataset, self.backbone, self.method, str(self.size))
+
+
+def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """Reads compare.yaml and applies `key=value`. Raises UserError for every fault, those of all cells included."""
+    values = read_yaml(Path(file))
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        comparison = ComparisonConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}" for fault in error.errors())
+        raise UserError(f"{file}: {faults}") from error
+    for group in groups(comparison):
+        for setting in settings(comparison):
+            _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))
+    return comparison
+
+
+def groups(comparison: ComparisonConfig) -> list[Group]:
+    """All there are, in an order that keeps a data set's together."""
+    axes = (comparison.datasets, comparison.backbones, comparison.methods, comparison.sizes)
+    return [Group(*names) for names in itertools.product(*axes)]
+
+
+def settings(comparison: ComparisonConfig) -> list[dict[str, Any]]:
+    """All points of the grid; one empty point where there is no grid."""
+    return [dict(zip(comparison.grid, values, strict=True)) for values in itertools.product(*comparison.grid.values())]
+
+
+def cell_config(
+    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, label_count: int | None = None
+) -> RunConfig:
+    """The run config of one cell. `label_count`: K, which the number of training texts follows from where it is set."""
+    parts = [comparison.base, comparison.backbones[group.backbone], comparison.datasets[group.dataset]]
+    values: Part = {"method": {"name": group.method}}
+    for part in (*parts, comparison.methods[group.method]):
+        for section, keys in part.items():
+            values[section] = values.get(section, {}) | keys
+    for key, value in setting.items():
+        set_key(values, key, value)
+    name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
+    folder = Path(comparison.dir, group.path, name, f"seed-{seed}")
+    values["run"] = {"dir": str(folder), "seed": seed}
+    if group.size != "all" and label_count is not None:
+        values.setdefault("data", {})["train_limit"] = int(group.size) * label_count
+    return parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+
+
+def _check(group: Group, config: RunConfig) -> None:
+    where = f"cell {group.dataset}/{group.backbone}/{group.method}"
+    if config.train.best_metric == "log_loss":
+        raise UserError(
+            f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
+        )
+    if config.data.validation is None or config.data.test is None:
+        raise UserError(f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed")
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`I/N` as numbers. Raises UserError where it is no share."""
+    first, slash, count = text.partition("/")
+    if not (slash and first.isdecimal() and count.isdecimal() and int(first) < int(count)):
+        raise UserError(f"--cells {text!r}: write I/N with I from 0 to N - 1, such as 0/4")
+    return int(first), int(count)
+
+
+def describe(comparison: ComparisonConfig) -> str:
+    """What will be run: the groups, and how many runs they are made of."""
+    points = len(settings(comparison))
+    lines = []
+    runs = 0
+    for group in groups(comparison):
+        config = cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0])
+        count = len(comparison.seeds) + points - 1 if config.method.is_trained else 1
+        runs += count
+        lines.append(f"{group.path}: {count} runs, {config.method.name}")
+    return "\n".join([*lines, f"{len(lines)} groups, {runs} runs"])

@@ -1,0 +1,172 @@
+"""What a comparison's rows say together: tidy files for programs, tables with intervals for people.
+
+results.parquet, results.csv    one row per (data set, backbone, method, size, seed)
+summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside the best baseline
+tables.md                       the same for reading, a table per data set, backbone and size
+"""
+
+import json
+from collections.abc import Iterable
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.rundir import RunDir, atomic_file, write_text
+from pipeline.statistics import Difference, compare_predictions
+from pipeline.training_curve import steps_to_share, value_within
+
+Row = dict[str, Any]
+OURS = ("lt_prefix", "lt_prompt")
+"""Methods that are compared with the best of the others."""
+PLACE = ("dataset", "backbone", "size")
+
+
+def write_tables(folder: Path, rows: list[Row]) -> None:
+    """Writes all files into the comparison's directory and prints tables.md."""
+    _write(folder / "results", [_tidy(row) for row in rows])
+    summary = [line for place in _by(rows, PLACE) for line in summarise(folder, place)]
+    _write(folder / "summary", summary)
+    text = "\n\n".join(_table(place) for place in _by(summary, PLACE)) + "\n"
+    write_text(folder / "tables.md", text)
+    print(text)
+
+
+def summarise(folder: Path, rows: list[Row]) -> list[Row]:
+    """One line per method of one (data set, backbone, size), best mean first."""
+    methods = {part[0]["method"]: part for part in _by(rows, ["method"])}
+    baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
+    # Chosen on validation, so that the choice does not favour it on the test texts.
+    best = max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
+    seconds = [_mean(part, "seconds") for part in methods.values() if part[0]["steps"]]
+    equal = min(seconds, default=0.0)
+    lines = []
+    for part in methods.values():
+        other = None if best is None or part is methods[best] else methods[best]
+        lines.append(_line(folder, part, other, equal) | {"best_baseline": best})
+    return sorted(lines, key=lambda line: -line["mean"])
+
+
+def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_seconds: float) -> Row:
+    """Mean over seeds, spread, cost, and the difference to the baseline."""
+    metric, first = rows[0]["metric"], rows[0]
+    values = [row["test"][metric] for row in rows]
+    within = [value for row in rows if (value := value_within(row["curve"], equal_seconds * 1.001)) is not None]
+    steps = [count for row in rows if (count := steps_to_share(row["curve"])) is not None]
+    difference = None if baseline is None else _difference(folder, rows, baseline)
+    return {
+        **{key: first[key] for key in ("dataset", "backbone", "size", "method", "metric")},
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "seeds": len(values),
+        "difference": None if difference is None else difference.mean,
+        "low": None if difference is None else difference.low,
+        "high": None if difference is None else difference.high,
+        "mcnemar_p": None if difference is None else difference.mcnemar_p,
+        "verdict": None if difference is None else difference.verdict,
+        "validation": _mean(rows, "validation"),
+        "equal_seconds": equal_seconds,
+        "validation_at_equal_seconds": float(np.mean(within)) if within else None,
+        "seconds": _mean(rows, "seconds"),
+        "steps": first["steps"],
+        "steps_to_95_percent": float(np.mean(steps)) if steps else None,
+        "parameters": first["parameters"],
+        "setting": json.dumps(first["setting"]),
+    }
+
+
+def _difference(folder: Path, rows: list[Row], baseline: list[Row]) -> Difference:
+    truth, first = _predictions(folder, rows)
+    other_truth, second = _predictions(folder, baseline)
+    assert np.array_equal(truth, other_truth), "all cells of a data set have the same test texts"
+    labels, indices = np.unique(np.concatenate([truth, first.ravel(), second.ravel()]), return_inverse=True)
+    parts = np.split(indices, [truth.size, truth.size + first.size])
+    shapes = (truth.shape, first.shape, second.shape)
+    truth, first, second = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return compare_predictions(truth, first, second, len(labels), rows[0]["metric"])
+
+
+def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
+    """Labels [N] and predictions [S, N] of the test texts, as words, in the order of the source."""
+    truth, predicted = np.empty(0), []
+    for row in rows:
+        columns = ["split", "row", "label", "prediction"]
+        table = pq.read_table(RunDir(folder / row["run"]).predictions_file, columns=columns)
+        table = table.filter(pc.equal(table["split"], "test")).sort_by("row")
+        truth = np.asarray(table["label"].to_pylist())
+        predicted.append(table["prediction"].to_pylist())
+    return truth, np.asarray(predicted)
+
+
+def _tidy(row: Row) -> Row:
+    """Nested figures as columns; what varies in form as JSON."""
+    plain = {key: value for key, value in row.items() if key not in ("test", "fingerprint")}
+    test = {f"test_{key}": value for key, value in row["test"].items()}
+    nested = {key: json.dumps(plain[key]) for key in ("setting", "grid", "curve") if key in plain}
+    return plain | test | {"grid": "[]"} | nested
+
+
+def _write(path: Path, lines: list[Row]) -> None:
+    table = pa.Table.from_pylist(lines)
+    with atomic_file(path.with_suffix(".parquet")) as file:
+        pq.write_table(table, file)
+    with atomic_file(path.with_suffix(".csv")) as file:
+        pyarrow.csv.write_csv(table, file)
+
+
+def _table(lines: list[Row]) -> str:
+    """Markdown."""
+    first = lines[0]
+    columns = ["method", first["metric"], "difference to the best baseline", "verdict", "McNemar p"]
+    columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
+    body = [
+        [
+            f"**{line['method']}**" if line["method"] == line["best_baseline"] else line["method"],
+            f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else ""),
+            _interval(line),
+            line["verdict"] or "",
+            _number(line["mcnemar_p"], ".3f"),
+            _number(line["validation"], ".4f"),
+            _number(line["validation_at_equal_seconds"], ".4f"),
+            _number(line["steps_to_95_percent"], ".0f"),
+            _number(line["seconds"], ".0f"),
+            f"{line['parameters']:,}",
+        ]
+        for line in lines
+    ]
+    size = "all training texts" if first["size"] == "all" else f"{first['size']} training texts per label"
+    title = f"### {first['dataset']}, {first['backbone']}, {size}, up to {max(line['seeds'] for line in lines)} seeds"
+    rules = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in (columns, rules, *body))])
+
+
+def _interval(line: Row) -> str:
+    if line["difference"] is None:
+        return "(best baseline on validation)" if line["method"] == line["best_baseline"] else ""
+    return f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _mean(rows: list[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def _key(row: Row, keys: Iterable[str]) -> tuple[str, ...]:
+    return tuple(row[key] for key in keys)
+
+
+def _by(rows: list[Row], keys: Iterable[str]) -> list[list[Row]]:
+    """Rows with equal keys together, in the order in which the keys first occur."""
+    keys = list(keys)
+    places = {_key(row, keys): place for place, row in reversed(list(enumerate(rows)))}
+    ordered = sorted(rows, key=lambda row: places[_key(row, keys)])
+    return [list(part) for _, part in groupby(ordered, key=lambda row: _key(row, keys))]

@@ -1,0 +1,193 @@
+"""Methods x backbones x data sets x training sizes x seeds: each tuned alike, run, and compared with statistics."""
+
+import gc
+import json
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from filelock import FileLock
+
+from pipeline.adapter import load_adapter
+from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings
+from pipeline.comparison_tables import write_tables
+from pipeline.config import RunConfig
+from pipeline.engine.startup import on_main_process, start
+from pipeline.errors import UserError
+from pipeline.launcher import rank
+from pipeline.rundir import read_json, sha256_of, write_json
+from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.train import train
+from pipeline.training_curve import read_curve
+
+log = logging.getLogger(__name__)
+
+CELL_FILE = "cell.json"
+CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.evaluate", "engine.training_run")
+"""Loggers that tell of every run what one line per run tells here."""
+
+
+def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) -> None:
+    """Runs what is not done yet; then writes the tables and prints them.
+
+    `share` (i, n): run only every n-th group of cells from the i-th, and no tables: the processes of an array job take
+    one share each, and the same command without a share ends the comparison. Raises UserError where a cell cannot run.
+    """
+    # DeepSpeed collects garbage at every start: seconds, with all that is imported here.
+    gc.freeze()
+    first, step = share or (0, 1)
+    rows: list[dict[str, Any]] = []
+    chosen = groups(comparison)[first::step]
+    with _stages_speak_of_trouble_alone():
+        for number, group in enumerate(chosen, start=1):
+            log.info("compare: %d of %d: %s", number, len(chosen), group.path)
+            rows += run_group(comparison, group)
+    if share is None and rank() == 0:
+        write_tables(Path(comparison.dir), rows)
+
+
+def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]]:
+    """Tunes on validation with the first seed, then runs the best setting with every seed; one row per seed."""
+    points = settings(comparison)
+    method = cell_config(comparison, group, points[0], comparison.seeds[0]).method
+    if not method.is_trained:
+        return [run_cell(comparison, group, {}, comparison.seeds[0])]
+    tried: list[dict[str, Any]] = []
+    for point in points if len(points) > 1 else []:
+        try:
+            tried.append(run_cell(comparison, group, point, comparison.seeds[0], test=False))
+        except UserError as error:
+            log.warning("compare: %s with %s is left out: %s", group.path, json.dumps(point), error)
+    if len(points) > 1 and not tried:
+        raise UserError(f"compare: no setting of the grid could be trained for {group.path}")
+    best = max(tried, key=lambda row: row["validation"])["setting"] if tried else points[0]
+    grid = [{"setting": row["setting"], "validation": row["validation"]} for row in tried]
+    return [run_cell(comparison, group, best, seed) | {"grid": grid} for seed in comparison.seeds]
+
+
+def run_cell(
+    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, *, test: bool = True
+) -> dict[str, Any]:
+    """One row of the results; from cell.json where it is current. Without `test` the test split is not looked at."""
+    config = cell_config(comparison, group, setting, seed)
+    accelerator = start(config)
+    config = share_data(accelerator, comparison, group, setting, seed)
+    data = read_json(config.run_dir.manifest_file)["fingerprint"]
+    fingerprint = sha256_of(config.to_yaml(), *(f"{key}={value}" for key, value in data.items()))
+    found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, test))
+    if found is not None:
+        return found
+    row = {
+        "dataset": group.dataset,
+        "backbone": group.backbone,
+        "method": group.method,
+        "method_name": config.method.name,
+        "size": str(group.size),
+        "seed": seed,
+        "setting": setting,
+        "metric": config.train.best_metric,
+        "run": str(config.run_dir.path.relative_to(comparison.dir)),
+        "fingerprint": fingerprint,
+        **_figures(config, test),
+    }
+    on_main_process(accelerator, lambda: write_json(config.run_dir.path / CELL_FILE, row))
+    figure = row["validation"] if row["test"] is None else row["test"][row["metric"]]
+    on = "validation" if row["test"] is None else "test"
+    log.info("compare: %s: %s %.4f on %s, %.0f s", row["run"], row["metric"], figure, on, row["seconds"])
+    return row
+
+
+def share_data(
+    accelerator: Accelerator, comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int
+) -> RunConfig:
+    """Data and label states that cells have in common are made once, and linked into the cell's run directory.
+
+    Gives the cell's config with its number of training texts, for which the labels have to be known.
+    """
+    shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
+
+    def prepare(config: RunConfig, name: str) -> RunConfig:
+        run = config.run.model_copy(update={"dir": str(shared / name)})
+        return config.model_copy(update={"run": run})
+
+    shared.mkdir(parents=True, exist_ok=True)
+    # Other ranks of this process group must be let in, other processes not.
+    with FileLock(shared / ".lock") if accelerator.is_main_process else nullcontext():
+        whole = prepare(cell_config(comparison, group, setting, seed), "all")
+        count = len(preprocess(whole)["labels"])
+        config = cell_config(comparison, group, setting, seed, count)
+        # The texts of a smaller size are drawn by the seed.
+        common = whole if group.size == "all" else prepare(config, f"{group.size}-seed-{seed}")
+        if common is not whole:
+            preprocess(common)
+        encode_labels(common)
+    on_main_process(accelerator, lambda: _link(common, config))
+    return config
+
+
+def _link(common: RunConfig, config: RunConfig) -> None:
+    config.run_dir.create()
+    config.run_dir.write_config(config.to_yaml())
+    pairs = ((common.run_dir.data, config.run_dir.data), (common.run_dir.labels, config.run_dir.labels))
+    for target, link in pairs:
+        if not link.is_symlink():
+            link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _found(file: Path, fingerprint: str, test: bool) -> dict[str, Any] | None:
+    """The row of a cell that was run with this config on these data."""
+    if not file.is_file():
+        return None
+    row: dict[str, Any] = read_json(file)
+    return row if row["fingerprint"] == fingerprint and (row["test"] is not None or not test) else None
+
+
+def _figures(config: RunConfig, test: bool) -> dict[str, Any]:
+    """Trains and evaluates; what came out of it."""
+    summary = train(config)
+    metric = config.train.best_metric
+    splits = ["test"] if config.method.is_trained else ["validation", "test"]
+    figures: dict[str, Any] = {}
+    if test:
+        evaluated = config.evaluate.model_copy(update={"splits": splits})
+        figures = evaluate(config.model_copy(update={"evaluate": evaluated}))
+    validation = summary["validation"] or figures.get("validation", {})
+    curve = read_curve(config.run_dir.metrics_log, metric)
+    return {
+        "validation": validation.get(metric),
+        "test": {key: figures["test"][key] for key in ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")}
+        if test
+        else None,
+        "steps": summary["steps"],
+        "best_step": summary["best_step"],
+        "seconds": curve[-1]["seconds"] if curve else 0.0,
+        "parameters": _parameters(config),
+        "curve": curve,
+    }
+
+
+def _parameters(config: RunConfig) -> int:
+    """Trained elements, as the adapter holds them."""
+    if not config.method.is_trained:
+        return 0
+    return sum(tensor.numel() for tensor in load_adapter(config.run_dir.adapter).method_state.values())
+
+
+@contextmanager
+def _stages_speak_of_trouble_alone() -> Iterator[None]:
+    if log.isEnabledFor(logging.DEBUG):
+        yield
+        return
+    loggers = [logging.getLogger(f"pipeline.{name}") for name in CHATTY]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.setLevel(logging.NOTSET)

@@ -1,0 +1,111 @@
+"""Is one classifier better than another? Paired comparisons on the same test texts, over several seeds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+Metric = Literal["accuracy", "macro_f1", "mcc"]
+Predictions = NDArray[np.integer]
+"""[S, N]: predicted label indices of S seeds on N texts."""
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How much better the first of two classifiers is, with a 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+    mcnemar_p: float
+    """Two-sided exact McNemar test on the predictions of all seeds together."""
+
+    @property
+    def verdict(self) -> Literal["better", "worse", "not told apart"]:
+        """better or worse only where the interval excludes zero."""
+        if self.low > 0:
+            return "better"
+        return "worse" if self.high < 0 else "not told apart"
+
+
+def compare_predictions(
+    truth: NDArray[np.integer],
+    first: Predictions,
+    second: Predictions,
+    label_count: int,
+    metric: Metric,
+    seed: int = 0,
+) -> Difference:
+    """Paired bootstrap of metric(first) - metric(second), each the mean over its seeds.
+
+    Every resample draws texts, the same for both, and for each classifier seeds, so that the interval covers the
+    choice of the test texts and the randomness of training. With one seed the latter is left out.
+
+    Args:
+        truth: [N]. first, second: [S, N] and [S', N].
+    """
+    generator = np.random.default_rng(seed)
+    differences = np.empty(RESAMPLES)
+    for index in range(RESAMPLES):
+        weights = np.bincount(generator.integers(0, len(truth), len(truth)), minlength=len(truth))
+        sides = [
+            np.mean([_figure(truth, part[row], label_count, metric, weights) for row in _drawn(generator, len(part))])
+            for part in (first, second)
+        ]
+        differences[index] = sides[0] - sides[1]
+    ones = np.ones(len(truth), dtype=np.int64)
+    means = [np.mean([_figure(truth, row, label_count, metric, ones) for row in part]) for part in (first, second)]
+    low, high = np.quantile(differences, (0.025, 0.975))
+    return Difference(float(means[0] - means[1]), float(low), float(high), mcnemar(truth, first, second))
+
+
+def mcnemar(truth: NDArray[np.integer], first: Predictions, second: Predictions) -> float:
+    """Exact two-sided p-value of McNemar's test: are texts that only one of two gets right split evenly?
+
+    Seeds are paired in order, as many as both have, and their texts pooled. Texts of several seeds are not independent,
+    so the value is too small rather than too large.
+    """
+    pairs = min(len(first), len(second))
+    right, other = first[:pairs] == truth, second[:pairs] == truth
+    only_first, only_second = int((right & ~other).sum()), int((~right & other).sum())
+    if only_first + only_second == 0:
+        return 1.0
+    return float(binomtest(only_first, only_first + only_second).pvalue)
+
+
+def _drawn(generator: np.random.Generator, count: int) -> NDArray[np.int64]:
+    return generator.integers(0, count, count)
+
+
+def _figure(
+    truth: NDArray[np.integer], prediction: NDArray, label_count: int, metric: Metric, weights: NDArray
+) -> float:
+    """The metric where each text counts as often as its weight says."""
+    cells = np.bincount(truth * label_count + prediction, weights=weights, minlength=label_count**2)
+    return _FIGURES[metric](cells.reshape(label_count, label_count))
+
+
+def _accuracy(confusion: NDArray) -> float:
+    """[K, K] counts, rows truth, columns prediction."""
+    return float(np.trace(confusion) / confusion.sum())
+
+
+def _macro_f1(confusion: NDArray) -> float:
+    """Over the labels that occur in the truth or the predictions, as in scikit-learn."""
+    seen = confusion.sum(0) + confusion.sum(1)
+    occurring = seen > 0
+    return float((2 * np.diag(confusion)[occurring] / seen[occurring]).mean())
+
+
+def _mcc(confusion: NDArray) -> float:
+    """Matthews correlation for K labels (Gorodkin 2004); 0 where truth or prediction has one class only."""
+    predicted, true, total = confusion.sum(0), confusion.sum(1), confusion.sum()
+    spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
+    return float((np.trace(confusion) * total - (predicted * true).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+_FIGURES: dict[Metric, Callable[[NDArray], float]] = {"accuracy": _accuracy, "macro_f1": _macro_f1, "mcc": _mcc}

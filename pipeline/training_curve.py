@@ -1,0 +1,37 @@
+"""The validation curve of a run, read from logs/metrics.jsonl: where it was after how many steps and seconds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+Curve = list[dict[str, float]]
+"""One {step, seconds, value} per evaluation; seconds of training steps alone, without the evaluations."""
+
+
+def read_curve(file: Path, metric: str) -> Curve:
+    """The figure `metric` of every evaluation; empty where nothing was evaluated."""
+    curve: Curve = []
+    seconds = 0.0
+    lines: list[dict[str, Any]] = []
+    if file.is_file():
+        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        seconds += line.get("seconds", 0.0)
+        if f"validation/{metric}" in line:
+            curve.append({"step": line["step"], "seconds": seconds, "value": line[f"validation/{metric}"]})
+    return curve
+
+
+def steps_to_share(curve: Curve, share: float = 0.95) -> int | None:
+    """The first evaluated step with at least this share of the last evaluation's figure (paper, Figure 2)."""
+    if not curve:
+        return None
+    wanted = share * curve[-1]["value"]
+    return int(next(point["step"] for point in curve if point["value"] >= wanted))
+
+
+def value_within(curve: Curve, seconds: float) -> float | None:
+    """The best figure that was reached in this time."""
+    reached: Sequence[float] = [point["value"] for point in curve if point["seconds"] <= seconds]
+    return max(reached, default=None)

@@ -1,0 +1,151 @@
+"""A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from pipeline.cli import main
+from pipeline.comparison import describe, groups, load_comparison
+from tests.tiny_run import tiny_config
+
+RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes" / "compare"
+
+
+def write_comparison(folder: Path, **changes: Any) -> Path:
+    config = tiny_config(folder)
+    values: dict[str, Any] = {
+        "dir": str(folder / "comparison"),
+        "seeds": [0, 1],
+        "grid": {"train.learning_rate": [0.003, 0.03]},
+        "base": {
+            "train": {"objective": "candidates", "max_steps": 4, "batch_size": 4, "eval_every": 2, "log_every": 1},
+            "logging": {"trackers": ["jsonl"]},
+        },
+        "backbones": {"tiny": {"backbone": {"name_or_path": config.backbone.name_or_path, "dtype": "float32"}}},
+        "datasets": {"news": {"data": config.data.model_dump(include={"train", "validation", "test", "max_length"})}},
+        "methods": {"lt_prompt": {}, "probe": {"method": {"name": "linear_probe"}}, "majority": {}},
+    }
+    file = folder / "compare.yaml"
+    file.write_text(yaml.safe_dump(values | changes, sort_keys=False))
+    return file
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    file = write_comparison(folder)
+    # As an array job of two would, and then the rest.
+    assert main(["compare", "--config", str(file), "--cells", "1/2"]) == 0
+    assert not (folder / "comparison" / "results.csv").exists()
+    assert main(["compare", "--config", str(file)]) == 0
+    return folder
+
+
+def rows_of(folder: Path, name: str = "results") -> list[dict[str, Any]]:
+    return pq.read_table(folder / "comparison" / f"{name}.parquet").to_pylist()
+
+
+def test_every_cell_has_a_row(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert [(row["method"], row["seed"]) for row in rows] == [
+        ("lt_prompt", 0),
+        ("lt_prompt", 1),
+        ("probe", 0),
+        ("probe", 1),
+        ("majority", 0),
+    ]
+    with (finished / "comparison" / "results.csv").open() as file:
+        assert [row["method"] for row in csv.DictReader(file)] == [row["method"] for row in rows]
+    for row in rows:
+        metrics = json.loads((finished / "comparison" / row["run"] / "evaluation" / "metrics.json").read_text())
+        assert row["test_accuracy"] == metrics["test"]["accuracy"] and row["test_n"] == 9
+        assert (row["seconds"] > 0) == (row["steps"] == 4) == (row["method"] != "majority")
+
+
+def test_settings_are_chosen_on_validation_with_the_first_seed(finished: Path) -> None:
+    for row in rows_of(finished):
+        grid = json.loads(row["grid"])
+        if row["method"] == "majority":
+            assert grid == []
+            continue
+        assert [point["setting"] for point in grid] == [{"train.learning_rate": rate} for rate in (0.003, 0.03)]
+        best = max(grid, key=lambda point: point["validation"])
+        assert json.loads(row["setting"]) == best["setting"]
+        losers = [point for point in grid if point is not best]
+        for point in losers:
+            run = finished / "comparison" / Path(row["run"]).parents[1]
+            folder = run / f"learning_rate={point['setting']['train.learning_rate']}" / "seed-0"
+            assert (folder / "adapter").is_dir() and not (folder / "evaluation").exists(), "test is for the chosen"
+
+
+def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
+    lines = {line["method"]: line for line in rows_of(finished, "summary")}
+    rows = rows_of(finished)
+    best = lines["lt_prompt"]["best_baseline"]
+    assert best in ("probe", "majority") and lines[best]["difference"] is None
+    for name, line in lines.items():
+        values = [row["test_accuracy"] for row in rows if row["method"] == name]
+        assert line["mean"] == pytest.approx(sum(values) / len(values)) and line["seeds"] == len(values)
+        if name != best:
+            assert line["difference"] == pytest.approx(line["mean"] - lines[best]["mean"])
+            assert line["low"] <= line["difference"] <= line["high"] and 0 < line["mcnemar_p"] <= 1
+            assert (line["verdict"] == "better") == (line["low"] > 0)
+    table = (finished / "comparison" / "tables.md").read_text()
+    assert "### news, tiny, all training texts" in table and f"**{best}**" in table
+
+
+def test_data_are_shared_and_a_second_run_trains_nothing(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs = sorted((finished / "comparison" / "runs").rglob("seed-*"))
+    assert len(runs) == 7 and len({(run / "data").resolve() for run in runs}) == 1
+    times = {path: path.stat().st_mtime_ns for path in (finished / "comparison" / "runs").rglob("cell.json")}
+    with caplog.at_level("INFO", "pipeline"):
+        assert main(["compare", "--config", str(finished / "compare.yaml")]) == 0
+    assert {path: path.stat().st_mtime_ns for path in times} == times and len(times) == 7
+    assert "trainable parameters" not in caplog.text
+
+
+def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
+    changes = {"sizes": [2], "grid": {}, "methods": {"probe": {"method": {"name": "linear_probe"}}}}
+    assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
+    for seed in (0, 1):
+        run = tmp_path / "comparison" / "runs" / "news" / "tiny" / "probe" / "2" / "only" / f"seed-{seed}"
+        manifest = json.loads((run / "data" / "manifest.json").read_text())
+        assert manifest["splits"]["train"]["rows"] == 6 and manifest["splits"]["test"]["rows"] == 9
+    assert {row["size"] for row in rows_of(tmp_path)} == {"2"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "words"),
+    [
+        ({"methods": {"lt_prefx": {}}}, [], "cell news/tiny/lt_prefx: 'method.name' must be one of"),
+        ({"grid": {"train.learning_rat": [1]}}, [], "did you mean 'train.learning_rate'?"),
+        ({"base": {"train": {"best_metric": "log_loss"}}}, [], "train.best_metric must be accuracy"),
+        ({"base": {"data": {"validation": None}}, "datasets": {"x": {"data": {"train": "t"}}}}, [], "data.validation"),
+        ({}, ["--cells", "2/2"], "write I/N"),
+        ({"methds": {}}, [], "'methds'"),
+    ],
+)
+def test_faults_are_told_before_anything_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], options: list[str], words: str
+) -> None:
+    file = write_comparison(tmp_path, **changes)
+    assert main(["compare", "--config", str(file), *options]) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "comparison").exists()
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.rglob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_valid(recipe: Path) -> None:
+    comparison = load_comparison(recipe)
+    assert describe(comparison).count("runs/") == len(groups(comparison))
+
+
+def test_dry_run_lists_the_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["compare", "--config", str(write_comparison(tmp_path)), "--dry-run", "seeds=[0,1,2]"]) == 0
+    printed = capsys.readouterr().out
+    assert "runs/news/tiny/lt_prompt/all: 4 runs, lt_prompt" in printed and "3 groups, 9 runs" in printed
