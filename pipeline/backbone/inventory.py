@@ -9,8 +9,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from transformers import AutoModel, PreTrainedConfig
+from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
@@ -18,6 +19,7 @@ from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.linear import QuantizedLinear, quantized_like
+from pipeline.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,8 @@ def take_inventory(hf_config: PreTrainedConfig, config: BackboneConfig, workload
     """Builds and runs the backbone on fake tensors. Raises UserError for unsupported models."""
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    with FakeTensorMode():
+    # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
+    with FakeTensorMode(allow_non_fake_inputs=True):
         model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
         if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
             model.pooler = None
@@ -144,5 +147,11 @@ def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injecti
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        backbone(*inputs)
+        try:
+            backbone(*inputs)
+        except DataDependentOutputException as error:
+            raise UserError(
+                f"transformers {version} computes part of this backbone from values: its activations "
+                "can only be estimated with transformers 5.23 or newer"
+            ) from error
     return sum(storage.nbytes() for storage in kept.values())

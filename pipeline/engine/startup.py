@@ -59,7 +59,8 @@ def leave() -> None:
     """Ends the process group in good order. A later `start` in this process joins a new one."""
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
-        # All three keep their state for the life of the process.
+        # These keep their state for the life of the process (DeepSpeed's world group before 0.19.8).
+        deepspeed.utils.groups._WORLD_GROUP = None
         deepspeed.comm.comm.cdb = None
         AcceleratorState._reset_state(reset_partial_state=True)
         unset_hf_deepspeed_config()
