@@ -4,6 +4,7 @@ adapter.safetensors         trained tensors of the tuning method, by parameter n
 adapter_config.json         AdapterConfig
 label_states.safetensors    label states [K, P, H] and mask;  labels.json: names, hypotheses, fingerprint
 README.md                   model card
+calibration.json            temperature of the probabilities, once evaluate has fitted it
 """
 
 import hashlib
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.calibration import FILE as CALIBRATION
 from pipeline.config import RunConfig
 from pipeline.data.config import LabelsConfig
 from pipeline.errors import UserError
@@ -164,7 +166,7 @@ def adapter_fingerprint(path: Path) -> str:
     """Hash of everything in an adapter directory that scores depend on."""
     digest = hashlib.sha256()
     for file in sorted(Path(path).iterdir()):
-        if file.name != CARD:
+        if file.name not in (CARD, CALIBRATION):
             digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
     return digest.hexdigest()
 

@@ -1,13 +1,12 @@
 """The Python API: a trained adapter on its backbone, ready to classify texts."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.utils.extmath import softmax
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
@@ -16,6 +15,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.calibration import load_calibration, tempered_softmax
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenising import token_columns
@@ -38,7 +38,7 @@ class Prediction:
     scores: dict[str, float]
     """Score of every label; larger is more likely, without a fixed scale."""
     probabilities: dict[str, float]
-    """Softmax over the scores."""
+    """Softmax over the scores, divided by the classifier's temperature."""
     truncated: bool
     """The text was longer than the adapter's `data.max_length`; its end was not read."""
 
@@ -60,18 +60,28 @@ class LTuningClassifier:
     """In the order of the scores."""
     rows_per_forward: int = 64
     """(text, label) pairs per forward pass."""
+    temperature: float = 1.0
+    """What scores are divided by to become probabilities: fitted on validation texts, or 1."""
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, device: str | torch.device | None = None, *, backbone: str | None = None
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        backbone: str | None = None,
+        calibrated: bool = False,
     ) -> "LTuningClassifier":
         """Loads an adapter directory, or a run directory's, and its backbone whole onto one device.
 
         `device`: cuda where there is one, else cpu. `backbone`: where the backbone lies now, if it was moved.
-        Raises UserError for a damaged adapter, and for a backbone that is not the one it was made for.
+        `calibrated`: probabilities with the temperature that evaluate fitted on the validation split.
+        Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        adapter = load_adapter(adapter_folder(path))
+        folder = adapter_folder(path)
+        adapter = load_adapter(folder)
+        temperature = load_calibration(folder).temperature if calibrated else 1.0
         config = adapter.config.backbone
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
@@ -82,7 +92,8 @@ class LTuningClassifier:
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
         model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling)
-        return cls(adapter, model.to(target).eval(), tokenizer, target, list(adapter.labels.names))
+        names = list(adapter.labels.names)
+        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
 
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
         """One prediction per text, or per pair of texts if the adapter was trained on pairs.
@@ -103,7 +114,7 @@ class LTuningClassifier:
             one_pass=self.adapter.config.method.one_pass,
         )
         best = predictions(scores)
-        probabilities = softmax(scores.astype(np.float64))
+        probabilities = tempered_softmax(scores, self.temperature)
         return [
             Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
             for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
@@ -112,7 +123,8 @@ class LTuningClassifier:
     def with_labels(self, names: Sequence[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
         """The same classifier among other labels, which need not have been in training: their wording is enough.
 
-        A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared.
+        A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared;
+        the temperature stays that of the training labels.
         Raises UserError for methods that do not read the wording, fewer than two labels, labels that read alike, and
         wordings too long for the adapter.
         """
@@ -130,7 +142,7 @@ class LTuningClassifier:
         states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
         old = self.model
         model = LTuningModel(old.backbone, old.method, states.to(self.device), mask.to(self.device), old.pooling)
-        return LTuningClassifier(self.adapter, model.eval(), self.tokenizer, self.device, names, self.rows_per_forward)
+        return replace(self, model=model.eval(), labels=names)
 
     def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""

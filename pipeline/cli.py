@@ -108,6 +108,9 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone"
     )
+    command.add_argument(
+        "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
+    )
     command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
@@ -190,6 +193,7 @@ def _predict(options: argparse.Namespace) -> None:
         format=options.format,
         device=options.device,
         backbone=options.backbone,
+        calibrated=options.calibrated,
     )
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
+from pipeline.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
@@ -27,6 +28,8 @@ from pipeline.scoring import score
 log = logging.getLogger(__name__)
 
 FINGERPRINT_FILE = "fingerprint.json"
+FIGURES = "with temperature scaling"
+"""What metrics.json holds; older evaluations are made again."""
 
 
 def evaluate(config: RunConfig) -> dict[str, Any]:
@@ -51,6 +54,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
         accelerator.free_memory()
         on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
+    on_main_process(accelerator, lambda: _keep_temperature(run_dir, metrics))
     for name, figures in metrics.items():
         log.info("evaluate: %s", summary_line(name, figures))
         for note in figures["notes"]:
@@ -64,7 +68,7 @@ def _score_splits(
     """The figures by split, and each split's predictions."""
     model = _load_model(accelerator, config, adapter)
     pad_token, names = pad_token_id(load_tokenizer(config.backbone)), adapter.labels.names
-    metrics, tables = {}, []
+    metrics, tables, scored = {}, [], {}
     for name in splits:
         split = load_split(config.run_dir.data / name)
         scores = score(
@@ -78,7 +82,12 @@ def _score_splits(
             description=f"evaluate {name}",
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
+        scored[name] = (scores, split.labels)
         tables.append(_prediction_table(name, config.run_dir.data / name, names, split.labels, scores))
+    if "validation" in scored:
+        calibration = fit_temperature(*scored["validation"])
+        for name, (scores, truth) in scored.items():
+            metrics[name]["calibrated"] = calibrated_figures(scores, truth, calibration)
     return metrics, tables
 
 
@@ -98,6 +107,7 @@ def evaluation_fingerprint(run_dir: RunDir, manifest: dict[str, Any], splits: li
         "adapter": adapter_fingerprint(run_dir.adapter),
         "data": sha256_of(*(f"{key}={value}" for key, value in sorted(data.items()))),
         "evaluate.splits": ", ".join(splits),
+        "figures": FIGURES,
     }
 
 
@@ -124,6 +134,12 @@ def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
     if changed:
         log.info("evaluate: %s is stale (%s), made again", run_dir.evaluation, "; ".join(changed))
     return not changed
+
+
+def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
+    if calibrated := metrics.get("validation", {}).get("calibrated"):
+        calibration = Calibration(temperature=calibrated["temperature"], texts=metrics["validation"]["n"])
+        keep_calibration(run_dir.adapter, calibration)
 
 
 def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -> nn.Module:

@@ -26,16 +26,18 @@ def predict(
     format: Format | None = None,
     device: str | None = None,
     backbone: str | None = None,
+    calibrated: bool = False,
 ) -> int:
     """Writes a JSON object per text: text, [text_pair], [truncated], label, scores, probabilities; returns how many.
 
     `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
     input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
     is ready. `labels`: score these by their wording, in place of those of training. `backbone`: where it is, if moved.
+    `calibrated`: probabilities with the temperature fitted on the validation split.
     Raises UserError naming the line of a text that cannot be read.
     """
     check_input(input, format)
-    classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone)
+    classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone, calibrated=calibrated)
     if labels:
         classifier = classifier.with_labels(labels)
     data = classifier.adapter.config.data
