@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from pipeline.errors import UserError
+from pipeline.launcher import local_copy
 from pipeline.settings import Settings
 
 PACKAGE_SCHEME = "package:"
@@ -39,7 +40,7 @@ class BackboneConfig(Settings):
     def location(self) -> str:
         """What transformers is to load: a hub id or a folder. Raises UserError where a package is not installed."""
         if not self.name_or_path.startswith(PACKAGE_SCHEME):
-            return self.name_or_path
+            return local_copy(self.name_or_path)
         package, _, folder = self.name_or_path.removeprefix(PACKAGE_SCHEME).partition("/")
         spec = find_spec(package)
         if spec is None or not spec.submodule_search_locations:

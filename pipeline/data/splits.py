@@ -9,6 +9,7 @@ from datasets import Dataset, load_from_disk
 from numpy.typing import NDArray
 
 from pipeline.errors import UserError
+from pipeline.launcher import local_copy
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Split:
 def load_split(folder: Path) -> Split:
     """Reads data/<split>/. Raises UserError where preprocess has not written it."""
     try:
-        rows = load_from_disk(str(folder))
+        rows = load_from_disk(local_copy(str(folder)))
     except FileNotFoundError as error:
         raise UserError(f"'{folder}' does not exist: run preprocess first") from error
     assert isinstance(rows, Dataset)
