@@ -79,12 +79,13 @@ launch() {
     # A shell makes what it starts in the background deaf to Ctrl-C, and takes its standard input.
     (trap - INT && exec "$@") <&0 &
     child=$!
-    trap 'kill -TERM "$child" 2>/dev/null' TERM
+    # Slurm signals every process of a step itself, and torchrun takes a second SIGTERM badly.
+    if [ -n "${SLURM_STEP_ID:-}" ]; then trap : TERM; else trap 'kill -TERM "$child" 2>/dev/null' TERM; fi
     trap : INT
     while kill -0 "$child" 2>/dev/null; do wait "$child" || :; done # a signal ends `wait` early
     wait "$child" && exit 0
     status=$?
-    if was_preempted "$(run_dir "${command[@]}")"; then status=$PREEMPTED; fi
+    if was_preempted "${LTUNE_RUN_DIR:-$(run_dir "${command[@]}")}"; then status=$PREEMPTED; fi
     exit "$status"
 }
 
@@ -95,15 +96,21 @@ was_preempted() {
 
 # The run directory that a stage with these arguments writes to; empty for commands without a config.
 run_dir() {
+    config_value run.dir "$@"
+}
+
+# The value of a config key for a stage with these arguments. A wrong config is told as the stage would.
+config_value() {
     python - "$@" <<'PY'
 import sys
+from operator import attrgetter
 from pipeline.cli import build_parser
 from pipeline.config import load_config
 from pipeline.errors import UserError
 
-options = build_parser().parse_args(sys.argv[1:])
+options = build_parser().parse_args(sys.argv[2:])
 try:
-    print(load_config(options.config, options.overrides).run.dir if "config" in options else "")
+    print(attrgetter(sys.argv[1])(load_config(options.config, options.overrides)) if "config" in options else "")
 except UserError as error:
     sys.exit(f"error: {error}")
 PY

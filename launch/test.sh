@@ -7,4 +7,5 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" "$@"
+# loadgroup: the tests on one Slurm cluster stay in one process.
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadgroup "$@"

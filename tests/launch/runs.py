@@ -28,7 +28,8 @@ def prepared_run(folder: Path, **train: Any) -> RunConfig:
         logging={"trackers": ["jsonl"]},
         engine={"threads": 1},
     )
-    (folder / "config.yaml").write_text(config.to_yaml())
+    # As a user would write it: only what differs from the defaults. (JSON is YAML.)
+    (folder / "config.yaml").write_text(json.dumps(config.model_dump(mode="json", exclude_unset=True)))
     preprocess(config)
     encode_labels(config)
     return config
@@ -57,7 +58,7 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
         )
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], object], what: str, timeout_seconds: float = 400) -> None:
     """Returns when `condition` holds; fails after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
@@ -73,6 +74,6 @@ def steps_logged(run: Path) -> int:
 
 
 def adapter_files(run: Path) -> dict[str, bytes]:
-    """What training leaves, byte for byte."""
-    folders = (run / "adapter", run / "adapter-final")
-    return {f"{file.parent.name}/{file.name}": file.read_bytes() for folder in folders for file in folder.iterdir()}
+    """What training leaves, byte for byte, but for the model card, to which evaluate adds its figures."""
+    files = [file for folder in (run / "adapter", run / "adapter-final") for file in folder.iterdir()]
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files if file.name != "README.md"}

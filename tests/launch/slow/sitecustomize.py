@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
-SECONDS = 0.4
+SECONDS = 1.0
 MODULE = "pipeline.engine.training"
 
 
