@@ -34,6 +34,7 @@ from pipeline.settings import Settings
 
 FORMAT_VERSION = 1
 TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
+SUMMARY = "summary.json"
 
 
 class TextSettings(Settings):
@@ -118,15 +119,21 @@ def save_adapter(
     config: RunConfig,
     labels: LabelStates,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    summary: Mapping[str, Any] | None = None,
 ) -> None:
-    """Writes the directory whole or not at all. `metrics`: split -> `split_metrics`, for the model card."""
+    """Writes the directory whole or not at all. `metrics`: split -> `split_metrics`, for the model card.
+
+    `summary`, of the run that ends with this adapter, is kept in it as summary.json.
+    """
     adapter_config = AdapterConfig.of_run(config)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
-    with atomic_dir(Path(path)) as folder:
+    with atomic_dir(Path(path), sums=True) as folder:
         save_file(state, folder / TENSORS, metadata={"format": "pt"})
         write_json(folder / CONFIG, adapter_config.model_dump(mode="json"))
         labels.save(folder)
         write_card(folder, Adapter(adapter_config, state, labels), metrics or {})
+        if summary is not None:
+            write_json(folder / SUMMARY, summary)
 
 
 def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, Any]]) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from pipeline.errors import UserError
+from pipeline.integrity import check_sums
 from pipeline.rundir import read_json, write_json
 from pipeline.settings import Settings
 
@@ -61,6 +62,7 @@ class LabelStates:
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
         if made_from != words.fingerprint or not fits:
             raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
+        check_sums(folder)
         return cls(words.names, words.hypotheses, states, mask.bool(), words.fingerprint)
 
 

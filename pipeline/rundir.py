@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.errors import UserError
+from pipeline.integrity import write_sums
 from pipeline.launcher import rank
 
 
@@ -60,6 +61,14 @@ class RunDir:
         if rank() == 0 and current != text.encode():
             write_text(self.config_file, text)
 
+    def remove_training(self) -> None:
+        """Takes away what `train` left, so that it starts afresh. One rank calls it.
+
+        In this order: where this is killed in between, there is either the finished run or nothing to go on from.
+        """
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
+        shutil.rmtree(self.adapter_final, ignore_errors=True)
+
 
 def _sync_folder(path: Path) -> None:
     """Makes a rename inside `path` survive a power cut."""
@@ -99,8 +108,10 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def atomic_dir(path: Path) -> Iterator[Path]:
+def atomic_dir(path: Path, *, sums: bool = False) -> Iterator[Path]:
     """Yields a temporary sibling folder that takes the place of `path` when the block ends without an error.
+
+    `sums` adds SHA256SUMS of all that is in it.
 
     An older folder is moved aside to `.NAME.old` first and removed last. A process killed between the two renames
     leaves it there whole: `RunDir.create`, or the next writer of `path`, puts it back. One process writes a path.
@@ -115,6 +126,8 @@ def atomic_dir(path: Path) -> Iterator[Path]:
                 _remove(leftover)
             temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
             yield temporary
+            if sums:
+                write_sums(temporary)
             _sync_tree(temporary)
             temporary.chmod(0o755)
             if path.exists():

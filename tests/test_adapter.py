@@ -45,6 +45,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_round_trip(folder: Path) -> None:
     assert {file.name for file in folder.iterdir()} == {
+        "SHA256SUMS",
         "adapter.safetensors",
         "adapter_config.json",
         "label_states.safetensors",

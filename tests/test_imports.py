@@ -19,6 +19,7 @@ PIECES = {
     "yaml12",
     "launcher",
     "rundir",
+    "integrity",
     "evaluation_config",
     "backbone.config",
     "data.config",

@@ -92,5 +92,5 @@ def _read(accelerator: Accelerator, backbone: nn.Module, input_ids: Tensor, mask
 
 
 def _write(states: LabelStates, folder: Path) -> None:
-    with atomic_dir(folder) as temporary:
+    with atomic_dir(folder, sums=True) as temporary:
         states.save(temporary)

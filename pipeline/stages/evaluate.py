@@ -21,6 +21,7 @@ from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fing
 from pipeline.engine.inference import build_model, load_frozen, prepare_inference
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
+from pipeline.integrity import check_sums
 from pipeline.metrics import predictions, split_metrics
 from pipeline.rundir import RunDir, atomic_dir, differences, read_json, sha256_of, write_json
 from pipeline.scoring import score
@@ -40,6 +41,7 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     """
     accelerator = start(config)
     run_dir = config.run_dir
+    on_main_process(accelerator, lambda: check_sums(run_dir.data))
     manifest = read_json(run_dir.manifest_file)
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
@@ -130,6 +132,11 @@ def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
     file = run_dir.evaluation / FINGERPRINT_FILE
     if not file.is_file():
         return False
+    try:
+        check_sums(run_dir.evaluation)
+    except UserError as error:
+        log.warning("evaluate: made again, since %s", error)
+        return False
     changed = differences(read_json(file), wanted)
     if changed:
         log.info("evaluate: %s is stale (%s), made again", run_dir.evaluation, "; ".join(changed))
@@ -165,7 +172,7 @@ def _write(
     run_dir: RunDir, adapter: Adapter, metrics: dict[str, Any], tables: list[pa.Table], fingerprint: dict[str, str]
 ) -> None:
     """Replaces evaluation/ whole or not at all, then brings the figures into the model card."""
-    with atomic_dir(run_dir.evaluation) as folder:
+    with atomic_dir(run_dir.evaluation, sums=True) as folder:
         write_json(folder / run_dir.metrics_file.name, metrics)
         pq.write_table(pa.concat_tables(tables), folder / run_dir.predictions_file.name)
         write_json(folder / FINGERPRINT_FILE, fingerprint)

@@ -65,7 +65,12 @@ def test_manifest_and_rows(tmp_path, config_of):
     rows = load_from_disk(str(config.run_dir.data / "train"))
     assert rows["label"][:] == [1, 0, 1, 0] and rows["length"][:] == lengths and rows["row"][:] == [1, 2, 3, 4]
     assert rows["text"][:] == [text for text, _ in ROWS]
-    assert sorted(path.name for path in config.run_dir.data.iterdir()) == ["manifest.json", "test", "train"]
+    assert sorted(path.name for path in config.run_dir.data.iterdir()) == [
+        "SHA256SUMS",
+        "manifest.json",
+        "test",
+        "train",
+    ]
     assert [path.name for path in config.run_dir.path.iterdir()] == ["data"]
 
 
@@ -84,7 +89,7 @@ def test_current_is_left_alone_and_stale_says_what_changed(tmp_path, config_of, 
         assert "is stale (data.train was" in caplog.text
         shutil.rmtree(config_of().run_dir.data / "train")
         assert preprocess(config_of(max_length=32))["splits"]["train"]["rows"] == 5
-        assert "a split is missing" in caplog.text
+        assert "is not what was written (SHA256SUMS)" in caplog.text
 
 
 def test_train_limit_depends_on_the_seed_and_keeps_shares(tmp_path, config_of):
