@@ -6,11 +6,12 @@ import os
 import sys
 import textwrap
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline import __version__
-from pipeline.errors import Preempted, UserError
+from pipeline.errors import PREEMPTED, RANK_LOST, Preempted, UserError
 from pipeline.launcher import rank, world_size
 
 if TYPE_CHECKING:
@@ -27,14 +28,11 @@ STAGES = {
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
 
-PREEMPTED = 85
-"""Exit status that the launch scripts answer by queueing the job again."""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted.
 
-    85 asks to be started again: a signal ended training after a checkpoint.
+    85 asks to be started again: a signal ended training after a checkpoint. 86: another rank was lost.
     """
     options = build_parser().parse_args(arguments)
     _set_up_logging(options.debug)
@@ -71,6 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
         command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+        if name in ("run", "train"):
+            command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
         if name == "estimate":
@@ -156,9 +156,39 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
-    config.run_dir.create()
-    config.run_dir.write_config(config.to_yaml())
-    _stage_function(options.command)(config)
+    with _own_run_dir(config):
+        if getattr(options, "overwrite", False):
+            _on_rank_0(config, config.run_dir.remove_training)
+        _stage_function(options.command)(config)
+
+
+@contextmanager
+def _own_run_dir(config: "RunConfig") -> Iterator[None]:
+    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
+    from pipeline.run_lock import RunLock
+
+    lock = RunLock(config.run_dir.path)
+
+    def take() -> None:
+        lock.acquire()
+        config.run_dir.create()
+        config.run_dir.write_config(config.to_yaml())
+
+    _on_rank_0(config, take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _on_rank_0(config: "RunConfig", work: Callable[[], None]) -> None:
+    if world_size() == 1:
+        work()
+    else:
+        # Late: one process needs no DeepSpeed for this, which takes seconds to import.
+        from pipeline.engine.startup import on_main_process, start
+
+        on_main_process(start(config), work)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -241,6 +271,9 @@ def _set_up_logging(debug: bool) -> None:
 def _fail(message: str, status: int, debug: bool) -> int:
     if debug:
         logging.getLogger("pipeline").exception("traceback:")
+    if startup := sys.modules.get("pipeline.engine.startup"):
+        lost = startup.explain_failure(message, known=status != 1)
+        message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
     print(f"{who}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
     return status

@@ -1,4 +1,9 @@
-"""The exceptions a user may see."""
+"""The exceptions a user may see, and exit statuses that launchers may ask for."""
+
+PREEMPTED = 85
+"""A signal ended training after a checkpoint: queue the job again."""
+RANK_LOST = 86
+"""Another rank of the run was killed, hung or failed."""
 
 
 class UserError(Exception):

@@ -38,6 +38,8 @@ class TrainConfig(Settings):
     """Steps between two checkpoints."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept."""
+    on_write_error: Literal["warn", "stop"] = "warn"
+    """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better validation score; null: never."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
@@ -57,6 +59,8 @@ class EngineConfig(Settings):
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads per process; null leaves PyTorch's choice."""
+    heartbeat_seconds: int = Field(default=120, ge=2)
+    """A rank that gives no sign of life for this long (killed, stopped, host gone) ends the run on all others."""
     timeout_seconds: int = Field(default=1800, ge=10)
     """A collective operation that waits longer than this ends the run with an error."""
 

@@ -23,7 +23,7 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         if checkpoints(folder):
             raise UserError(
                 f"'{folder}' holds checkpoints and train.resume is never: "
-                "remove that folder to train afresh, or set train.resume=auto"
+                "give --overwrite to train afresh, or set train.resume=auto"
             )
         return None
     if config.train.resume == "auto":
@@ -42,10 +42,8 @@ def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, st
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
     harmful = _phrases(state, fingerprint, changed - allowed)
     if harmful:
-        folder = config.run_dir.checkpoints
         raise UserError(
-            f"checkpoint of step {state.step}: {'; '.join(harmful)}: "
-            f"set that back, or remove '{folder}' to train afresh"
+            f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
     if changed:
         log.info("train: goes on with %s", "; ".join(_phrases(state, fingerprint, changed)))

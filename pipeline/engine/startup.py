@@ -17,11 +17,13 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
+from pipeline.engine.heartbeat import Heartbeat
 from pipeline.errors import UserError
 from pipeline.launcher import world_size
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
+_heartbeat: Heartbeat | None = None  # lives as long as the process group
 
 
 def start(config: RunConfig) -> Accelerator:
@@ -52,11 +54,31 @@ def start(config: RunConfig) -> Accelerator:
         project_dir=str(config.run_dir.logs),
     )
     _make_deterministic(config.run.seed)
+    global _heartbeat
+    if accelerator.num_processes > 1 and _heartbeat is None:
+        _heartbeat = Heartbeat(config.engine.heartbeat_seconds)
     return accelerator
+
+
+def explain_failure(message: str, *, known: bool) -> str | None:
+    """Which other rank was lost, if that is why this one fails; else tells the others how this one failed.
+
+    `known`: the message names the cause already.
+    """
+    if _heartbeat is None:
+        return None
+    lost = None if known else _heartbeat.find_lost()
+    if lost is None:
+        _heartbeat.failed(message)
+    return lost
 
 
 def leave() -> None:
     """Ends the process group in good order. A later `start` in this process joins a new one."""
+    global _heartbeat
+    if _heartbeat is not None:
+        _heartbeat.stop()
+        _heartbeat = None
     if torch.distributed.is_initialized():
         deepspeed.comm.destroy_process_group()
         # These keep their state for the life of the process (DeepSpeed's world group before 0.19.8).
