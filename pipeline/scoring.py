@@ -1,6 +1,6 @@
 """Scores of every label for every text: the one place that loops over labels."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -28,6 +28,7 @@ def score(
     device: torch.device,
     one_pass: bool = False,
     description: str | None = None,
+    before_batch: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all ranks.
 
@@ -36,7 +37,8 @@ def score(
     a time on each rank; where `one_pass` says that one reading of a text scores all labels, with B texts at a time.
     Texts are batched by length, so that little is padding. The batches do not depend on the number
     of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
-    `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none.
+    `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none. `before_batch` is
+    called before each forward of all ranks, and may raise to end the scoring.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -48,6 +50,8 @@ def score(
     with _evaluation(model), torch.no_grad():
         hidden = True if description is None or rank > 0 else None  # None: unless on a terminal
         for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
+            if before_batch is not None:
+                before_batch()
             mine = first + rank
             # A rank without a batch of its own repeats the last one, and drops the result.
             rows = batches[min(mine, len(batches) - 1)]

@@ -14,13 +14,13 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipeline.engine.optimizer_state import MOMENTS, OptimizerState
-from pipeline.engine.run_state import Best, RunState
+from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.errors import UserError
 from pipeline.rundir import atomic_dir, write_text
 
 log = logging.getLogger(__name__)
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 STATE, LATEST = "state.json", "LATEST"
 PARAMETERS, BEST = "parameters.safetensors", "best.safetensors"
 
@@ -29,23 +29,16 @@ class DamagedCheckpointError(UserError):
     """A checkpoint that is not what was written: cut off, altered, or incomplete."""
 
 
-def write_checkpoint(folder: Path, state: RunState, keep: int) -> bool:
+def write_checkpoint(folder: Path, state: RunState, keep: int) -> None:
     """Writes step-NNNNNN/ and then LATEST; afterwards only the `keep` newest checkpoints stay. One rank calls it.
 
-    A full or read-only disk is a warning and no error, and leaves the older checkpoints as they are; gives False then.
+    Raises UserError for a full or read-only disk; the older checkpoints are as they were then.
     """
     name = f"step-{state.step:06d}"
-    try:
-        with atomic_dir(folder / name) as temporary:
-            _write_files(temporary, state)
-        write_text(folder / LATEST, name + "\n")
-    except (OSError, UserError) as error:
-        log.warning(
-            "CHECKPOINT OF STEP %d NOT WRITTEN: %s. Training goes on; older checkpoints stay", state.step, error
-        )
-        return False
+    with atomic_dir(folder / name) as temporary:
+        _write_files(temporary, state)
+    write_text(folder / LATEST, name + "\n")
     _prune(folder, state.step, keep)
-    return True
 
 
 def read_checkpoint(path: Path) -> RunState:
@@ -59,7 +52,8 @@ def read_checkpoint(path: Path) -> RunState:
         optimizer=OptimizerState(tensors[PARAMETERS], moments, header["optimizer_step"]),
         best=Best(**best, parameters=tensors[BEST]) if best else Best(),
         global_batch=header["global_batch"],
-        metrics_log_bytes=header["metrics_log_bytes"],
+        metrics_log=LogPosition(**header["metrics_log"]),
+        evaluation_due=header["evaluation_due"],
         fingerprint=header["fingerprint"],
     )
 
@@ -89,11 +83,6 @@ def checkpoints(folder: Path) -> list[Path]:
     return [steps[step] for step in sorted(steps, reverse=True) if latest is None or step <= latest]
 
 
-def remove_checkpoints(folder: Path) -> None:
-    """Removes everything that `write_checkpoint` made."""
-    shutil.rmtree(folder, ignore_errors=True)
-
-
 def _write_files(folder: Path, state: RunState) -> None:
     tensors = {PARAMETERS: state.optimizer.parameters}
     tensors |= {f"{key}.safetensors": state.optimizer.moments[key] for key in MOMENTS}
@@ -111,7 +100,8 @@ def _write_files(folder: Path, state: RunState) -> None:
         "step": state.step,
         "optimizer_step": state.optimizer.step,
         "global_batch": state.global_batch,
-        "metrics_log_bytes": state.metrics_log_bytes,
+        "metrics_log": asdict(state.metrics_log),
+        "evaluation_due": state.evaluation_due,
         "best": best if state.best.parameters else None,
         "fingerprint": state.fingerprint,
         "files": digests,

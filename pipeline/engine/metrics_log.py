@@ -3,10 +3,12 @@
 import json
 import logging
 import os
+from hashlib import sha256
 from typing import Any
 
 from accelerate import Accelerator
 
+from pipeline.engine.run_state import LogPosition
 from pipeline.rundir import RunDir
 
 log = logging.getLogger(__name__)
@@ -15,18 +17,13 @@ log = logging.getLogger(__name__)
 class MetricsLog:
     """Writes each logged step to logs/metrics.jsonl and to the trackers; does nothing on ranks other than 0."""
 
-    def __init__(self, accelerator: Accelerator, run_dir: RunDir, step: int = 0, size_bytes: int = 0) -> None:
-        """Goes on after `step`, at which the file had `size_bytes`: what a killed run wrote later is cut off."""
+    def __init__(self, accelerator: Accelerator, run_dir: RunDir, step: int, position: LogPosition) -> None:
+        """Goes on after `step`, at which the file ended at `position`: what a killed run wrote later is cut off."""
         self.accelerator, self.path = accelerator, run_dir.metrics_log
-        self.size_bytes = 0
+        self.size_bytes, self._digest = 0, sha256()
         self._pending = b""
         if accelerator.is_main_process:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.touch()
-            self.size_bytes = min(size_bytes, self.path.stat().st_size)
-            os.truncate(self.path, self.size_bytes)
-            if self.size_bytes < size_bytes:
-                log.warning("train: '%s' is shorter than it was at step %d; lines are missing", self.path, step)
+            self._cut_off(step, position)
         accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
     def write(self, step: int, values: dict[str, Any]) -> None:
@@ -36,12 +33,24 @@ class MetricsLog:
             self._append()
         self.accelerator.log(values, step=step)
 
-    def synced_bytes(self) -> int:
-        """Length of the file, which is on the disk after this; 0 on ranks other than 0."""
-        if self.accelerator.is_main_process:
-            with self.path.open("rb") as file:
-                os.fsync(file.fileno())
-        return self.size_bytes
+    def position(self) -> LogPosition:
+        """Where the file ends; at its beginning on ranks other than 0."""
+        return LogPosition(self.size_bytes, self._digest.hexdigest())
+
+    def sync(self) -> None:
+        """Makes what is written so far survive a power cut. Rank 0 calls it, in any thread."""
+        with self.path.open("rb") as file:
+            os.fsync(file.fileno())
+
+    def _cut_off(self, step: int, position: LogPosition) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a+b") as file:
+            file.seek(0)
+            kept = file.read(position.size_bytes)
+            file.truncate(len(kept))
+        self.size_bytes, self._digest = len(kept), sha256(kept)
+        if self.position() != position:
+            log.warning("train: '%s' is not what it was at step %d: lines are lost or altered", self.path, step)
 
     def _append(self) -> None:
         """Writes the waiting lines; where the disk is full, they wait for the next time."""
@@ -54,6 +63,7 @@ class MetricsLog:
             log.warning("train: '%s' cannot be written (%s); its lines wait in memory", self.path, error.strerror)
         else:
             self.size_bytes += len(self._pending)
+            self._digest.update(self._pending)
             self._pending = b""
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from torch import Tensor
@@ -31,6 +32,15 @@ class Best:
 
 
 @dataclass(frozen=True)
+class LogPosition:
+    """A place in logs/metrics.jsonl, and what stands before it."""
+
+    size_bytes: int = 0
+    sha256: str = sha256().hexdigest()
+    """Of all bytes before the place."""
+
+
+@dataclass(frozen=True)
 class RunState:
     """All that training needs to go on from a step as if it had never stopped; the same on every rank.
 
@@ -44,8 +54,10 @@ class RunState:
     best: Best
     global_batch: int
     """Texts per optimizer step, over all ranks."""
-    metrics_log_bytes: int
-    """Length of logs/metrics.jsonl at this step."""
+    metrics_log: LogPosition
+    """End of logs/metrics.jsonl at this step."""
+    evaluation_due: bool
+    """Whether an evaluation at this step was interrupted and comes first."""
     fingerprint: dict[str, str]
     """What the run depends on, part by part."""
 

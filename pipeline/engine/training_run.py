@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from dataclasses import replace
 from typing import Any, NoReturn
 
 import numpy as np
@@ -12,11 +13,11 @@ from tqdm import tqdm
 
 from pipeline.adapter import save_adapter
 from pipeline.config import RunConfig
-from pipeline.data.splits import Split, load_split
-from pipeline.engine.checkpoint import write_checkpoint
+from pipeline.data.splits import load_split
+from pipeline.engine.checkpoint_writer import CheckpointWriter
 from pipeline.engine.metrics_log import MetricsLog
 from pipeline.engine.preemption import Preemption
-from pipeline.engine.run_state import Best, RunState
+from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.engine.startup import on_main_process
 from pipeline.engine.training import Trainer
 from pipeline.errors import Preempted, UserError
@@ -27,17 +28,14 @@ from pipeline.scoring import score
 
 log = logging.getLogger(__name__)
 
-SUMMARY = "summary.json"
-
 
 def write_untrained(config: RunConfig, labels: LabelStates, fingerprint: dict[str, str]) -> dict[str, Any]:
     """What `TrainingRun.finish` writes, for a method that takes no steps. One rank calls it."""
     counts = read_json(config.run_dir.manifest_file)["splits"]["train"]["per_label"]
     state = config.method.untrained_state([counts[name] for name in labels.names])
     summary = {"fingerprint": fingerprint, "steps": 0, "best_step": 0, "validation": {}}
-    for path in (config.run_dir.adapter, config.run_dir.adapter_final):
-        save_adapter(path, state, config, labels)
-    write_json(config.run_dir.adapter_final / SUMMARY, summary)
+    save_adapter(config.run_dir.adapter, state, config, labels)
+    save_adapter(config.run_dir.adapter_final, state, config, labels, summary=summary)
     return summary
 
 
@@ -58,8 +56,11 @@ class TrainingRun:
         self.step = state.step if state else 0
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()
-        log_bytes = state.metrics_log_bytes if state else 0
-        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, log_bytes)
+        self.evaluation_due = state is not None and state.evaluation_due
+        position = state.metrics_log if state else LogPosition()
+        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, position)
+        stop, keep = config.train.on_write_error == "stop", config.train.keep_checkpoints
+        self.writer = CheckpointWriter(config.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()
         # None: off without a terminal, where metrics.jsonl tells the same.
         hidden = None if self.accelerator.is_main_process else True
@@ -68,9 +69,10 @@ class TrainingRun:
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
         settings = self.config.train
+        if self.evaluation_due:
+            self._evaluate(preemption)
         while not self._is_over():
-            if stopped_by := preemption.requested(self.accelerator):
-                self._stop(stopped_by)
+            self._heed(preemption)
             loss = self.trainer.step(self.step)
             self.step += 1
             if not math.isfinite(loss):
@@ -79,7 +81,7 @@ class TrainingRun:
             if self._is_due(settings.log_every):
                 self._log_step(loss)
             if self.validation is not None and self._is_due(settings.eval_every):
-                self._evaluate(self.validation)
+                self._evaluate(preemption)
             if self._is_due(settings.save_every):
                 self._save()
         self.bar.close()
@@ -95,10 +97,10 @@ class TrainingRun:
         }
 
         def write() -> None:
+            self.writer.wait()
             final = self.config.run_dir.adapter_final
             self._write_adapter(self.best.parameters or state)
-            save_adapter(final, state, self.config, self.labels)
-            write_json(final / SUMMARY, summary)
+            save_adapter(final, state, self.config, self.labels, summary=summary)
 
         on_main_process(self.accelerator, write)
         self.metrics_log.close()
@@ -111,9 +113,15 @@ class TrainingRun:
             return True
         return self.step >= self.trainer.total_steps
 
+    def _heed(self, preemption: Preemption) -> None:
+        """Every rank must call this at the same point of the loop."""
+        if signal := preemption.requested(self.accelerator):
+            self._stop(signal)
+
     def _stop(self, signal: str) -> NoReturn:
         if self.step > self.step_saved:
             self._save()
+        on_main_process(self.accelerator, self.writer.wait)
         self.bar.close()
         self.metrics_log.close()
         on_main_process(self.accelerator, lambda: self._leave_sign(signal))
@@ -127,17 +135,17 @@ class TrainingRun:
             log.warning("train: %s", error)
 
     def _save(self) -> None:
-        """Writes a checkpoint. Where the disk is full, that is a warning."""
+        """Lets a checkpoint be written. Raises UserError on every rank where the one before could not, by option."""
         state = RunState(
             step=self.step,
             optimizer=self.trainer.optimizer_state(),
-            best=self.best,
+            best=replace(self.best),
             global_batch=self.trainer.global_batch,
-            metrics_log_bytes=self.metrics_log.synced_bytes(),
+            metrics_log=self.metrics_log.position(),
+            evaluation_due=self.evaluation_due,
             fingerprint=self.fingerprint,
         )
-        folder, keep = self.config.run_dir.checkpoints, self.config.train.keep_checkpoints
-        on_main_process(self.accelerator, lambda: write_checkpoint(folder, state, keep))
+        on_main_process(self.accelerator, lambda: self.writer.submit(state, self.metrics_log.sync))
         self.step_saved = self.step
 
     def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
@@ -161,9 +169,14 @@ class TrainingRun:
         self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
         self.step_logged, self.clock = self.step, time.perf_counter()
 
-    def _evaluate(self, validation: Split) -> None:
-        """Figures of the validation split; the adapter is saved at once if it is the best so far."""
-        started = time.perf_counter()
+    def _evaluate(self, preemption: Preemption) -> None:
+        """Figures of the validation split; the adapter is saved at once if it is the best so far.
+
+        A signal interrupts it between two batches; the resumed run begins it anew.
+        """
+        started, validation = time.perf_counter(), self.validation
+        assert validation is not None
+        self.evaluation_due = True
         scores = score(
             self.trainer.engine,
             validation.rows,
@@ -172,7 +185,9 @@ class TrainingRun:
             pad_token_id=self.trainer.pad_token_id,
             device=self.accelerator.device,
             one_pass=self.config.method.one_pass,
+            before_batch=lambda: self._heed(preemption),
         )
+        self.evaluation_due = False
         majority = int(np.bincount(self.trainer.train.labels).argmax())
         figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")
         shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}

@@ -1,24 +1,25 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
-import shutil
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
+from pipeline.adapter import SUMMARY
 from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
-from pipeline.engine.checkpoint import remove_checkpoints
 from pipeline.engine.inference import build_model, load_frozen, vocabulary_of
 from pipeline.engine.preemption import Preemption
 from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config
 from pipeline.engine.run_state import RunState
 from pipeline.engine.startup import on_main_process, start
 from pipeline.engine.training import Trainer
-from pipeline.engine.training_run import SUMMARY, TrainingRun, write_untrained
+from pipeline.engine.training_run import TrainingRun, write_untrained
+from pipeline.errors import UserError
+from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
 from pipeline.limits import check_candidates, check_positions
 from pipeline.rundir import differences, read_json
@@ -26,7 +27,7 @@ from pipeline.stages.encode_labels import current_label_states
 
 log = logging.getLogger(__name__)
 
-WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "resume", "preemption_signals"}
+WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error", "resume", "preemption_signals"}
 """Keys of `train` on which the adapter does not depend."""
 
 
@@ -39,6 +40,7 @@ def train(config: RunConfig) -> dict[str, Any]:
     """
     accelerator = start(config)
     with Preemption(config.train.preemption_signals) as preemption:
+        on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
         labels = current_label_states(config)
         fingerprint = training_fingerprint(config, labels)
         summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
@@ -52,8 +54,9 @@ def train(config: RunConfig) -> dict[str, Any]:
             accelerator = start(config)
         trainer = build_trainer(accelerator, config, labels, state)
         run = TrainingRun(trainer, config, labels, fingerprint, state)
-        run.to_end(preemption)
-        summary = run.finish()
+        with run.writer:
+            run.to_end(preemption)
+            summary = run.finish()
     accelerator.free_memory()
     return summary
 
@@ -63,6 +66,12 @@ def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str
     final = config.run_dir.adapter_final
     if not ((final / SUMMARY).is_file() and config.run_dir.adapter.is_dir()):
         return None
+    try:
+        check_sums(final)
+        check_sums(config.run_dir.adapter)
+    except UserError as error:
+        log.warning("train: %s; written again from the last checkpoint", error)
+        return None
     summary: dict[str, Any] = read_json(final / SUMMARY)
     changed = differences(summary["fingerprint"], fingerprint)
     if not changed:
@@ -70,9 +79,7 @@ def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str
         return summary
     if config.train.resume == "auto":
         log.info("train: %s is stale (%s), trained again", config.run_dir.adapter, "; ".join(changed))
-        # In this order: a run killed in between finds either the finished run or nothing.
-        remove_checkpoints(config.run_dir.checkpoints)
-        shutil.rmtree(final)
+        config.run_dir.remove_training()
     return None
 
 

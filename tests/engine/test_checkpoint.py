@@ -17,7 +17,7 @@ from pipeline.engine.checkpoint import (
     write_checkpoint,
 )
 from pipeline.engine.optimizer_state import MOMENTS, OptimizerState
-from pipeline.engine.run_state import Best, RunState
+from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.errors import UserError
 
 FILES = [STATE, "parameters.safetensors", "exp_avg.safetensors", "exp_avg_sq.safetensors", BEST]
@@ -35,7 +35,8 @@ def state_of(step: int, **changes: Any) -> RunState:
         "optimizer": OptimizerState(tensors(), {key: tensors() for key in MOMENTS}, step),
         "best": best,
         "global_batch": 32,
-        "metrics_log_bytes": 1234,
+        "metrics_log": LogPosition(1234, "ab12"),
+        "evaluation_due": step % 2 == 0,
         "fingerprint": {"train.learning_rate": "0.01", "label states: labels": "größe"},
     }
     return RunState(**values | changes)
@@ -47,7 +48,7 @@ def assert_equal(first: RunState, second: RunState) -> None:
 
     for ours, theirs in zip(tensors(first), tensors(second), strict=True):
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
-    plain = ("step", "global_batch", "metrics_log_bytes", "fingerprint")
+    plain = ("step", "global_batch", "metrics_log", "evaluation_due", "fingerprint")
     assert [getattr(first, name) for name in plain] == [getattr(second, name) for name in plain]
     assert (first.best.value, first.best.step, first.best.evaluations_since, first.best.figures) == (
         second.best.value,
@@ -60,7 +61,7 @@ def assert_equal(first: RunState, second: RunState) -> None:
 
 def test_round_trip(tmp_path: Path) -> None:
     state = state_of(200)
-    assert write_checkpoint(tmp_path, state, keep=2)
+    write_checkpoint(tmp_path, state, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-000200"]
     assert (tmp_path / "LATEST").read_text() == "step-000200\n"
     assert_equal(read_checkpoint(tmp_path / "step-000200"), state)
@@ -92,10 +93,10 @@ def test_every_damage_to_every_file_is_found(tmp_path: Path, name: str, caplog: 
 
 def test_a_newer_format_is_refused_and_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_checkpoint(tmp_path, state_of(10), keep=3)
-    monkeypatch.setattr("pipeline.engine.checkpoint.FORMAT_VERSION", 2)
+    monkeypatch.setattr("pipeline.engine.checkpoint.FORMAT_VERSION", 3)
     write_checkpoint(tmp_path, state_of(20), keep=3)
     monkeypatch.undo()
-    with pytest.raises(UserError, match="format version 2"):
+    with pytest.raises(UserError, match="format version 3"):
         newest_checkpoint(tmp_path)
 
 
@@ -123,13 +124,13 @@ def test_latest_decides_between_two_pasts(tmp_path: Path) -> None:
     assert newest_checkpoint(tmp_path / "nothing") is None
 
 
-def test_a_place_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_place_that_cannot_be_written_leaves_the_older_checkpoints(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "run", state_of(10), keep=1)
     before = {file.name: file.read_bytes() for file in (tmp_path / "run" / "step-000010").iterdir()}
     # A file where the directory should go: works as root too, whom no permission stops.
     (tmp_path / "run" / "step-000020").write_text("in the way")
-    assert not write_checkpoint(tmp_path / "run" / "step-000020", state_of(20), keep=1)
-    assert "CHECKPOINT OF STEP 20 NOT WRITTEN" in caplog.text and "Training goes on" in caplog.text
+    with pytest.raises(UserError, match="cannot write"):
+        write_checkpoint(tmp_path / "run" / "step-000020", state_of(20), keep=1)
     assert {file.name: file.read_bytes() for file in (tmp_path / "run" / "step-000010").iterdir()} == before
     assert newest_checkpoint(tmp_path / "run") == tmp_path / "run" / "step-000010"
 
@@ -137,4 +138,4 @@ def test_a_place_that_cannot_be_written_is_a_warning(tmp_path: Path, caplog: pyt
 def test_the_state_file_is_plain_json(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, state_of(7), keep=1)
     header = json.loads((tmp_path / "step-000007" / STATE).read_text())
-    assert header["version"] == 1 and header["step"] == 7 and set(header["files"]) == set(FILES) - {STATE}
+    assert header["version"] == 2 and header["step"] == 7 and set(header["files"]) == set(FILES) - {STATE}
