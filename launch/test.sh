@@ -2,10 +2,15 @@
 # The whole test suite, on a CPU, in the environment of quickstart.sh. Arguments go to pytest:
 #
 #   bash launch/test.sh tests/data -k labels
+#   bash launch/test.sh --faults                the long fault campaign (half an hour) and its figures
 set -euo pipefail
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
+if [ "${1:-}" = --faults ]; then
+    shift
+    exec python -m pytest tests/faults -m faults "$@"
+fi
 # loadgroup: the tests on one Slurm cluster stay in one process.
 exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadgroup "$@"

@@ -1,11 +1,74 @@
-"""Faults that a forked rank carries into its own training."""
+"""Faults that a forked rank carries into its own work."""
 
+import importlib
 import os
 import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import pipeline.engine.checkpoint as checkpoint
 from pipeline.engine.training import Trainer
+
+PHASES = {
+    "preprocess": "pipeline.stages.preprocess:_build",
+    "preprocessed": "pipeline.stages.preprocess:write_json",
+    "encode labels": "pipeline.stages.encode_labels:_read",
+    "label states": "pipeline.stages.encode_labels:_write",
+    "load": "pipeline.engine.inference:load_backbone",
+    "step": "pipeline.engine.training:Trainer.step",
+    "save": "pipeline.engine.training_run:TrainingRun._save",
+    "background write": "pipeline.engine.checkpoint:_write_files",
+    "latest": "pipeline.engine.checkpoint:write_text",
+    "prune": "pipeline.engine.checkpoint:_prune",
+    "evaluation": "pipeline.scoring:_score_batch",
+    "best adapter": "pipeline.engine.training_run:TrainingRun._keep_if_best",
+    "end": "pipeline.engine.training_run:TrainingRun.finish",
+    "evaluate": "pipeline.stages.evaluate:_score_splits",
+    "metrics": "pipeline.stages.evaluate:_write",
+}
+"""Where a run can be struck: the function that is called there."""
+
+
+def strike(argument: str) -> None:
+    """`SIGKILL,evaluation,2,15`: the signal comes 15 ms after the second call of the phase's function begins.
+
+    The kernel sends it (a timer whose signal nobody handles), wherever the process is then.
+    """
+    name, phase, call, milliseconds = argument.split(",")
+    owner, attribute = _place(PHASES[phase])
+    original, calls = getattr(owner, attribute), iter(range(1, 1_000_000))
+
+    def struck(*args: Any, **keywords: Any) -> Any:
+        if next(calls) == int(call):
+            _note_time()
+            _send_later(signal.Signals[name], int(milliseconds) / 1000)
+        return original(*args, **keywords)
+
+    setattr(owner, attribute, struck)
+
+
+def _send_later(number: signal.Signals, seconds: float) -> None:
+    if number == signal.SIGKILL and seconds > 0:
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # SIGALRM ends a process as abruptly
+        return
+    time.sleep(seconds)
+    os.kill(os.getpid(), number)
+
+
+def _note_time() -> None:
+    """For those who measure how long the run takes to end after a fault; FAULT_TIME names the file."""
+    if file := os.environ.get("FAULT_TIME"):
+        Path(file).write_text(str(time.time()))
+
+
+def _place(name: str) -> tuple[Any, str]:
+    module, _, path = name.partition(":")
+    *owners, attribute = path.split(".")
+    found: Any = importlib.import_module(module)
+    for owner in owners:
+        found = getattr(found, owner)
+    return found, attribute
 
 
 def kill_after_step(steps: str) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,21 +25,28 @@ def run_script(function: str, folder: Path, timeout_seconds: int) -> Any:
 
 
 def launch(
-    arguments: Sequence[str], log: Path, *, world: int = 1, fault: str | None = None, timeout_seconds: int = 120
+    arguments: Sequence[str],
+    log: Path,
+    *,
+    world: int = 1,
+    fault: str | None = None,
+    faulty: Sequence[int] = (0,),
+    timeout_seconds: int = 120,
 ) -> list[int]:
     """Runs the command line on `world` forked ranks; exit statuses by rank, negative for a signal.
 
-    `fault` is one of the functions in tests/stages/faults.py with an argument, such as "kill_after_step:3"; rank 0
-    calls it before it starts. The ranks' output goes to `log`.
+    `fault` is one of the functions in tests/stages/faults.py with an argument, such as "kill_after_step:3"; the
+    `faulty` ranks call it before they start. The ranks' output goes to `log`. What does not end, and ranks stopped by
+    SIGSTOP once the others have ended, are killed, so that nothing hangs.
     """
     port = _free_port()
     ranks = []
     for rank in range(world):
         pid = os.fork()
         if pid == 0:
-            _be_rank(rank, world, port, list(arguments), log, fault)
+            _be_rank(rank, world, port, list(arguments), log, fault if rank in faulty else None)
         ranks.append(pid)
-    return [_status(pid, timeout_seconds) for pid in ranks]
+    return _statuses(ranks, time.monotonic() + timeout_seconds)
 
 
 def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, fault: str | None) -> None:
@@ -49,7 +57,7 @@ def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, 
             os.dup2(file.fileno(), 2)
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world), LOCAL_WORLD_SIZE=str(world))
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-        if fault is not None and rank == 0:
+        if fault is not None:
             name, _, argument = fault.partition(":")
             getattr(importlib.import_module("tests.stages.faults"), name)(argument)
         from pipeline.cli import main
@@ -63,15 +71,22 @@ def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, 
         os._exit(status)
 
 
-def _status(pid: int, timeout_seconds: int) -> int:
-    """Waits for one rank; one that does not end is killed, so that nothing hangs."""
-    previous = signal.signal(signal.SIGALRM, lambda number, frame: os.kill(pid, signal.SIGKILL))
-    signal.alarm(timeout_seconds)
-    try:
-        return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+def _statuses(ranks: list[int], deadline: float) -> list[int]:
+    ended: dict[int, int] = {}
+    stopped: set[int] = set()
+    while len(ended) < len(ranks):
+        for pid in set(ranks) - ended.keys():
+            found, status = os.waitpid(pid, os.WNOHANG | os.WUNTRACED)
+            if found and os.WIFSTOPPED(status):
+                stopped.add(pid)
+            elif found:
+                ended[pid] = os.waitstatus_to_exitcode(status)
+        waiting = set(ranks) - ended.keys()
+        if waiting <= stopped or time.monotonic() > deadline:
+            for pid in waiting:
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.02)
+    return [ended[pid] for pid in ranks]
 
 
 def _main(function: str, folder: Path) -> None:
