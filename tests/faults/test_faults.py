@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults import damage, kills, trouble
+from tests.faults import damage, elastic, kills, trouble
 from tests.faults.runs import Workshop
 from tests.stages.processes import run_script
 
@@ -31,14 +31,19 @@ def few(folder: Path) -> Result:
     workshop.copy("undisturbed-fp32-1", "prepared")
     remove_training(folder / "prepared")
     found["second process"] = trouble.second_process(workshop)
-    picked = [each for each in damage.damages(1) if each.file.split("/")[-1] in PICKED]
+    picked = [each for each in damage.damages(1) if each.file in PICKED]
     found["damages"] = [damage.outcome(workshop, each, "undisturbed-fp32-1") for each in picked]
     kills.reference(workshop, "fp32", 2)
     found["struck"] = [trouble.strike_one(workshop, "SIGSTOP", "evaluation", 1, 1)]
     return found | {"seconds": workshop.seconds}
 
 
-PICKED = {"exp_avg.safetensors", "adapter_config.json", "data-00000-of-00001.arrow", "metrics.jsonl"}
+PICKED = {
+    "checkpoints/step-000008/exp_avg.safetensors",
+    "adapter/adapter_config.json",
+    "data/train/data-00000-of-00001.arrow",
+    "logs/metrics.jsonl",
+}
 
 
 def remove_training(run: Path) -> None:
@@ -109,6 +114,12 @@ def all_troubles(folder: Path) -> Result:
     }
 
 
+def all_moves(folder: Path) -> Result:
+    workshop = Workshop(folder)
+    moved = [elastic.moved(workshop, world) for world in (1, 3, 4)]
+    return {"moved": moved, "refused": elastic.refused(workshop), "seconds": workshop.seconds}
+
+
 @pytest.fixture
 def figures(request: pytest.FixtureRequest, capsys: pytest.CaptureFixture) -> Callable[[Result], None]:
     """Shows what docs/reliability.md tells."""
@@ -151,3 +162,12 @@ def test_stopped_ranks_signals_and_disks(tmp_path: Path, figures: Callable[[Resu
     assert "skipped" in read_only or (read_only["status"] == [2] and "cannot be written" in read_only["said"])
     for each in found["signals"]:
         assert set(each["statuses"]) == {85} and not each["differing"], each
+
+
+@pytest.mark.faults
+def test_other_numbers_of_ranks(tmp_path: Path) -> None:
+    found = run_script("tests.faults.test_faults:all_moves", tmp_path, timeout_seconds=3600)
+    for each in found["moved"]:
+        assert each["last"] == [0, 0] and each["shared"] and each["close"] and each["resumed"] == 2, each
+    assert found["refused"]["statuses"] == [2, 2, 2]
+    assert "cannot be shared by 3 ranks alike" in found["refused"]["said"]
