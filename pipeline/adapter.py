@@ -28,6 +28,7 @@ from pipeline.data.config import LabelsConfig
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod
+from pipeline.model import INSIDE
 from pipeline.model_card import model_card
 from pipeline.rundir import RunDir, atomic_dir, differences, write_json, write_text
 from pipeline.settings import Settings
@@ -88,8 +89,10 @@ class Adapter:
         UserError if its tensors do not fit.
         """
         method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
+        # What belongs into the backbone is there once the model is built: `LTuningModel.load_inside`.
+        state = {name: tensor for name, tensor in self.method_state.items() if not name.startswith(f"{INSIDE}.")}
         expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
-        found = {name: tuple(tensor.shape) for name, tensor in self.method_state.items()}
+        found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if expected != found:
             wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
             name = wrong[0]
@@ -98,7 +101,7 @@ class Adapter:
                 f"'{self.config.backbone.name_or_path}', first '{name}': shape {found.get(name, 'absent')}, "
                 f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on"
             )
-        method.load_state_dict(self.method_state)
+        method.load_state_dict(state)
         return method.to(getattr(torch, self.config.backbone.dtype))
 
     def check_backbone(self, weights: Mapping[str, str], tokenizer: str) -> None:

@@ -92,6 +92,7 @@ class LTuningClassifier:
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
         model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling)
+        model.load_inside(adapter.method_state)
         names = list(adapter.labels.names)
         return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
 

@@ -1,12 +1,19 @@
 """The classifier: a frozen backbone, a tuning method and the label states it judges texts against."""
 
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+
 from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.pooling import pool
+from pipeline.errors import UserError
 from pipeline.methods.base import TuningMethod
+
+INSIDE = "backbone"
+"""Trained parameters of the backbone have names that start with this and a dot."""
 
 
 class LTuningModel(nn.Module):
@@ -20,6 +27,7 @@ class LTuningModel(nn.Module):
     ) -> None:
         """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean."""
         super().__init__()
+        method.attach(backbone.model)
         self.backbone = backbone
         self.method = method
         self.pooling = pooling
@@ -52,4 +60,22 @@ class LTuningModel(nn.Module):
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name. Optimizer, saving, loading and counting all ask here."""
-        return dict(self.method.named_parameters())
+        return dict(self.method.named_parameters()) | self.inside()
+
+    def inside(self) -> dict[str, nn.Parameter]:
+        """Those of them that are part of the backbone (LoRA's, or all of it)."""
+        named = self.backbone.named_parameters(prefix=INSIDE)
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def load_inside(
+        self, state: Mapping[str, Tensor], whole: Callable[[nn.Parameter], AbstractContextManager] = nullcontext
+    ) -> None:
+        """Copies the values of `inside()` out of a trained state. `whole` makes a parameter whole for the time.
+
+        Raises UserError where the state is of another backbone.
+        """
+        for name, parameter in self.inside().items():
+            with whole(parameter):
+                if name not in state or state[name].shape != parameter.shape:
+                    raise UserError(f"the trained state has no '{name}' of shape {list(parameter.shape)}: train again")
+                parameter.data.copy_(state[name])

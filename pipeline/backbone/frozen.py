@@ -18,7 +18,7 @@ WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
 
 
 class FrozenBackbone(nn.Module):
-    """A base model whose parameters take no gradient and whose dropout stays off, so that forward is a pure function.
+    """A base model whose parameters take no gradient, unless a method is attached to it, and whose dropout stays off.
 
     A text's states depend neither on its padding, on either side, nor on holes in its injection's mask. No weight is
     read outside its module's forward, so the parameters may be partitioned by ZeRO-3.
@@ -32,7 +32,7 @@ class FrozenBackbone(nn.Module):
         self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
         self._first_position = model.config.pad_token_id + 1 if facts.family == "roberta" else 0
         if gradient_checkpointing:
-            _checkpoint_layers(model)
+            checkpoint_layers(model)
         self.train(self.training)
 
     def train(self, mode: bool = True) -> Self:
@@ -112,7 +112,7 @@ def _take(sequence: Tensor, places: Tensor) -> Tensor:
     return sequence.gather(1, places)
 
 
-def _checkpoint_layers(model: PreTrainedModel) -> None:
+def checkpoint_layers(model: PreTrainedModel) -> None:
     """Makes every transformer layer forget its activations and recompute them in backward.
 
     transformers' own switch works in training mode only and drops `past_key_values`, and with it the prefix, from each

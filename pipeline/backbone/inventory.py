@@ -4,6 +4,7 @@ The model is built, and run once, on fake tensors: they have shapes and types bu
 seconds and no memory, and every family is counted by its own code instead of by a formula of ours.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,7 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
-from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.linear import QuantizedLinear, quantized_like
 from pipeline.errors import UserError
@@ -47,6 +48,9 @@ class Inventory:
     checkpointed_activation_bytes: int
     """Layer inputs, and one layer's activations while it is recomputed."""
 
+    trained_elements: int = 0
+    """Of parameters that a method trains inside the backbone; they are not among `weights`."""
+
     @property
     def elements(self) -> int:
         return sum(weight.elements for weight in self.weights)
@@ -74,19 +78,31 @@ class Workload:
         return self.rows * (self.text_tokens + (self.prompt_tokens if self.injects == "prompt" else 0))
 
 
-def take_inventory(hf_config: PreTrainedConfig, config: BackboneConfig, workload: Workload) -> Inventory:
-    """Builds and runs the backbone on fake tensors. Raises UserError for unsupported models."""
+def take_inventory(
+    hf_config: PreTrainedConfig,
+    config: BackboneConfig,
+    workload: Workload,
+    attach: Callable[[nn.Module], None] | None = None,
+) -> Inventory:
+    """Builds and runs the backbone on fake tensors, with what `attach` puts into it.
+
+    Raises UserError for unsupported models.
+    """
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with torch.device("meta"):
         model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
         if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
             model.pooler = None
         backbone = FrozenBackbone(model, facts)
+        if attach is not None:
+            attach(model)
+    # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model)
         saved = _saved_bytes(backbone, _inputs(facts, workload, dtype))
-        checkpointed = FrozenBackbone(model, facts, gradient_checkpointing=True)
-        boundaries = _saved_bytes(checkpointed, _inputs(facts, workload, dtype))
+        checkpoint_layers(model)
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype))
         # Only now: autograd keeps as little of the quantised layers as of frozen linear ones.
         if config.quantization != "none":
             _quantise(model, config)
@@ -97,25 +113,47 @@ def take_inventory(hf_config: PreTrainedConfig, config: BackboneConfig, workload
         compute_item_bytes=dtype.itemsize,
         activation_bytes=saved,
         checkpointed_activation_bytes=boundaries + saved // facts.layers,
+        trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Gives every tensor on meta a fake one on the CPU in its place, a tied one once."""
+    made: dict[Tensor, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if tensor not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[tensor]
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, name, fake(parameter))
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, fake(buffer))
 
 
 def _quantise(model: nn.Module, config: BackboneConfig) -> None:
     """Puts the loader's layers in the place of the linear ones."""
     for name, module in list(model.named_modules()):
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            continue
         layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
         if layer is not None:
             model.set_submodule(name, layer)
 
 
 def _weights(model: nn.Module) -> tuple[Weight, ...]:
-    """Every parameter, a tied one once."""
+    """Every frozen parameter, a tied one once."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
     quantised = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
     return tuple(
         Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantised)
         for parameter in model.parameters()
+        if not parameter.requires_grad
     )
 
 

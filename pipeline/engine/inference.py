@@ -1,7 +1,7 @@
 """Backbones and models ready to run: sharded by ZeRO-3 or whole on each rank, as the DeepSpeed config says."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import deepspeed
@@ -18,7 +18,7 @@ from pipeline.backbone.pooling import resolve_pooling
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.label_states import LabelStates
 from pipeline.methods.base import TuningMethod, Vocabulary
-from pipeline.model import LTuningModel
+from pipeline.model import INSIDE, LTuningModel
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -45,7 +45,22 @@ def build_model(
     device, dtype = accelerator.device, DTYPES[config.dtype]
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
-    return LTuningModel(backbone, method.to(device, dtype), states, mask, pooling)
+    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling)
+    for parameter in model.inside().values():
+        if not hasattr(parameter, "ds_id"):
+            parameter.data = parameter.data.to(device, dtype)
+    return model
+
+
+def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
+    """Copies a trained state into a model that no engine holds yet. Every rank must call this."""
+    model.method.load_state_dict({name: value for name, value in state.items() if not name.startswith(f"{INSIDE}.")})
+    model.load_inside(state, _whole)
+
+
+def _whole(parameter: nn.Parameter) -> AbstractContextManager:
+    """Inside, a partitioned parameter can be written to as a whole; rank 0's values count."""
+    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
 
 
 def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:

@@ -17,7 +17,7 @@ from pipeline.data.batches import (
     sampled_candidates,
 )
 from pipeline.data.splits import Split
-from pipeline.engine.inference import exact_buffers
+from pipeline.engine.inference import exact_buffers, load_trained
 from pipeline.engine.optimization import build_optimizer, learning_rate
 from pipeline.engine.optimizer_state import OptimizerState, gather_parameters, gather_state, restore_state
 from pipeline.model import LTuningModel
@@ -45,7 +45,7 @@ class Trainer:
         self._epoch, self._batches = -1, list[Ints]()
         if state is not None:
             # Before the engine is built: it makes its copies in the compute dtype from these.
-            model.method.load_state_dict(state.parameters)
+            load_trained(model, state.parameters)
         optimizer = build_optimizer(model.trainable().values(), settings)
         _check_optimizer(optimizer, model)
         with exact_buffers(model):

@@ -5,7 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from pipeline.methods.base import MethodConfig, TuningMethod
+from pipeline.methods.full import FullConfig
 from pipeline.methods.linear_probe import LinearProbeConfig
+from pipeline.methods.lora import LoRAConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.majority import MajorityConfig
@@ -20,11 +22,24 @@ AnyMethodConfig = Annotated[
     | PrefixConfig
     | PromptConfig
     | PTuningConfig
+    | LoRAConfig
+    | FullConfig
     | LinearProbeConfig
     | ZeroShotConfig
     | MajorityConfig,
     Field(discriminator="name"),
 ]
-METHOD_NAMES = ("lt_prefix", "lt_prompt", "prefix", "prompt", "p_tuning", "linear_probe", "zero_shot", "majority")
+METHOD_NAMES = (
+    "lt_prefix",
+    "lt_prompt",
+    "prefix",
+    "prompt",
+    "p_tuning",
+    "lora",
+    "full",
+    "linear_probe",
+    "zero_shot",
+    "majority",
+)
 
 __all__ = ["METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]

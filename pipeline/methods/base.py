@@ -49,7 +49,7 @@ class MethodConfig(Settings, ABC):
 
     @abstractmethod
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
-        """Trainable elements, by formula."""
+        """Trainable elements outside the backbone, by formula."""
 
     def injected_tokens(self, prompt_tokens: int) -> int:
         """Positions that the injection takes, where label wordings have at most P = `prompt_tokens`."""
@@ -70,6 +70,9 @@ class TuningMethod(nn.Module, ABC):
 
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts trainable parameters into the backbone, or makes its own trainable, if the method works inside it."""
 
     def initialise(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
         """Takes start values that only the backbone has. `names`: the labels. Draws from torch's global generator."""

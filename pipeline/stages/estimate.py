@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import torch
 from transformers import PreTrainedConfig
 
 from pipeline.backbone.facts import facts_of
@@ -72,11 +73,15 @@ def build_case(
         prompt_tokens=config.method.injected_tokens(prompt_tokens),
         injects=config.method.injects,
     )
+    sizes = (facts, prompt_tokens, _label_count(config) or ASSUMED_LABELS)
+    with torch.device("meta"):
+        method = config.method.build(*sizes)
+    inventory = take_inventory(hf_config, config.backbone, workload, method.attach)
     return Case(
         facts=facts,
-        inventory=take_inventory(hf_config, config.backbone, workload),
+        inventory=inventory,
         workload=workload,
-        trainable=config.method.trainable_count(facts, prompt_tokens, _label_count(config) or ASSUMED_LABELS),
+        trainable=config.method.trainable_count(*sizes) + inventory.trained_elements,
         world_size=world_size,
         gpu=GPUS[gpu],
         zero=_zero_settings(config, world_size),

@@ -18,7 +18,7 @@ from pipeline.calibration import Calibration, calibrated_figures, fit_temperatur
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.engine.inference import build_model, load_frozen, prepare_inference
+from pipeline.engine.inference import build_model, load_frozen, load_trained, prepare_inference
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums
@@ -153,6 +153,7 @@ def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -
     backbone = load_frozen(accelerator, config.backbone)
     method = adapter.build_method(backbone.facts)
     model = build_model(accelerator, config.backbone, backbone, method, adapter.labels)
+    load_trained(model, adapter.method_state)
     return prepare_inference(accelerator, model, config.backbone.dtype)
 
 

@@ -33,6 +33,8 @@ def plan(config: RunConfig) -> None:
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())
     formula = config.method.trainable_count(case.facts, prompt_tokens, len(words))
+    elements = case.inventory.trained_elements
+    inside = f", {elements:,} in the backbone" if elements else ""
     lines = [
         *(
             f"{split}: {found['rows']:,} rows, {found['tokens']:,} tokens"
@@ -40,7 +42,7 @@ def plan(config: RunConfig) -> None:
         ),
         f"labels: {len(words)}, at most {prompt_tokens} tokens each",
         *_steps(config, manifest["splits"]["train"], config.method.injected_tokens(prompt_tokens), ranks),
-        f"trainable parameters: {formula:,} by formula, {counted:,} by count",
+        f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
         report(config, case, GPU),
     ]

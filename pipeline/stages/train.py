@@ -107,12 +107,13 @@ def build_trainer(
     sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
     method = config.method.build(*sizes)
     method.initialise(vocabulary_of(backbone, tokenizer), labels.names)
-    count = sum(parameter.numel() for parameter in method.parameters())
-    assert count == config.method.trainable_count(*sizes)
+    assert sum(parameter.numel() for parameter in method.parameters()) == config.method.trainable_count(*sizes)
+    model = build_model(accelerator, config.backbone, backbone, method, labels)
+    # ZeRO-3's count of elements, where it has taken them out of the parameter already.
+    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.trainable().values())
     log.info(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
-    model = build_model(accelerator, config.backbone, backbone, method, labels)
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
 
 

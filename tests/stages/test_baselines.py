@@ -2,8 +2,10 @@
 
 import gc
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from pipeline import LTuningClassifier
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.stages.run import run
+from tests.stages.processes import launch, run_script
 from tests.tiny_run import tiny_config
 
 SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "log_every": 1}
@@ -22,6 +25,8 @@ METHODS = {
     "prompt": {"tokens": 4, "init": "labels"},
     "prefix": {"tokens": 4, "reparametrisation": True},
     "p_tuning": {"tokens": 4, "encoder": "lstm", "encoder_width": 6},
+    "lora": {"rank": 2},
+    "full": {},
     "zero_shot": {},
     "majority": {},
 }
@@ -62,6 +67,72 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     else:
         with pytest.raises(UserError, match=f"{name} knows only the labels of its training"):
             classifier.with_labels(["sea", "air"])
+
+
+@pytest.mark.parametrize("name", ["lora", "full"])
+def test_what_is_trained_in_the_backbone_resumes_bit_for_bit(folder: Path, name: str) -> None:
+    """From the second of four steps, ZeRO-3's partitions of the backbone's own weights included."""
+    adapters = []
+    for run_name in ("whole", "resumed"):
+        config = tiny_config(
+            folder,
+            run={"dir": str(folder / f"{name}-{run_name}")},
+            method={"name": name} | METHODS[name],
+            train=SHORT | {"save_every": 2},
+            logging={"trackers": ["jsonl"]},
+        )
+        run(config)
+        if run_name == "resumed":
+            shutil.rmtree(config.run_dir.adapter_final)
+            shutil.rmtree(config.run_dir.checkpoints / "step-000004")
+            (config.run_dir.checkpoints / "LATEST").write_text("step-000002\n")
+            run(config)
+        adapters.append(load_file(config.run_dir.adapter_final / "adapter.safetensors"))
+    whole, resumed = adapters
+    assert whole.keys() == resumed.keys() and any(key.startswith("backbone.") for key in whole)
+    for key, tensor in whole.items():
+        assert torch.equal(tensor, resumed[key]), key
+
+
+def script(folder: Path) -> dict[str, Any]:
+    """LoRA on sharded 8-bit weights and full fine-tuning, on one rank and on two with the same global batch."""
+    statuses: dict[str, Any] = {}
+    for name, options in (("lora", ["backbone.quantization=int8", "method.rank=2"]), ("full", [])):
+        config = tiny_config(
+            folder,
+            method={"name": name},
+            train=SHORT | {"objective": "candidates", "batch_size": 2, "gradient_accumulation": 2},
+            logging={"trackers": ["jsonl"]},
+            engine={"threads": 1},
+        )
+        (folder / f"{name}.yaml").write_text(config.to_yaml())
+        for world in (1, 2):
+            shares = [] if world == 1 else ["train.gradient_accumulation=1"]
+            arguments = ["run", "--config", str(folder / f"{name}.yaml"), f"run.dir={folder / name}-{world}"]
+            log = folder / f"{name}-{world}.log"
+            statuses[f"{name}-{world}"] = launch([*arguments, *options, *shares], log, world=world)
+    return statuses
+
+
+def test_two_ranks_train_inside_the_backbone_as_one(tmp_path: Path) -> None:
+    statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
+    assert all(status == 0 for ended in statuses.values() for status in ended), statuses
+    for name in ("lora", "full"):
+        logs = [(tmp_path / f"{name}-{world}" / "logs" / "metrics.jsonl").read_text() for world in (1, 2)]
+        losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
+        np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+        one, two = (load_file(tmp_path / f"{name}-{world}" / "adapter" / "adapter.safetensors") for world in (1, 2))
+        assert any(key.startswith("backbone.") for key in one)
+        for key, tensor in one.items():
+            torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
+
+
+def test_full_fine_tuning_of_8_bit_weights_is_refused(folder: Path) -> None:
+    config = tiny_config(
+        folder, run={"dir": str(folder / "full-int8")}, method={"name": "full"}, backbone={"quantization": "int8"}
+    )
+    with pytest.raises(UserError, match=r"set backbone\.quantization=none"):
+        run(config)
 
 
 def test_pairs_train_a_classifier_too(folder: Path) -> None:

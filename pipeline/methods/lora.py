@@ -1,0 +1,54 @@
+"""LoRA: trained low-rank matrices beside the backbone's frozen ones, through PEFT (Hu et al., arXiv 2106.09685)."""
+
+from typing import Literal
+
+from pydantic import Field
+from torch import nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.linear import QuantizedLinear
+from pipeline.errors import UserError
+from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
+
+
+class LoRAConfig(TextClassifierConfig):
+    """Low-rank adaptation."""
+
+    name: Literal["lora"] = "lora"
+    rank: int = Field(default=8, ge=1)
+    """Rank of each pair of matrices."""
+    alpha: int = Field(default=16, ge=1)
+    """Their product is scaled by alpha / rank."""
+    targets: list[str] | None = None
+    """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""
+
+    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LoRA":
+        return LoRA(self, facts, label_count)
+
+    def build_injector(self, facts: BackboneFacts) -> None:
+        return None
+
+    def injector_parameters(self, facts: BackboneFacts) -> int:
+        return 0
+
+
+class LoRA(TextClassifier):
+    """A linear head; the low-rank matrices live in the backbone."""
+
+    def __init__(self, config: LoRAConfig, facts: BackboneFacts, label_count: int) -> None:
+        super().__init__(None, facts.hidden_size, label_count)
+        self.config = config
+
+    def attach(self, model: nn.Module) -> None:
+        """Puts PEFT's layers around the linear ones. UserError where the model has none of the targets."""
+        import peft  # takes seconds, and only this method needs it
+        from peft.tuners.lora.layer import Linear
+
+        config = peft.LoraConfig(
+            r=self.config.rank, lora_alpha=self.config.alpha, target_modules=self.config.targets, lora_dropout=0.0
+        )
+        config._register_custom_module({QuantizedLinear: Linear})
+        try:
+            peft.inject_adapter_in_model(config, model)
+        except ValueError as error:
+            raise UserError(f"method.targets: {error}") from error

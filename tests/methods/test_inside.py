@@ -1,0 +1,117 @@
+"""Methods that train inside the backbone: LoRA as PEFT has it, also on 8-bit weights, and full fine-tuning."""
+
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.inventory import Workload, take_inventory
+from pipeline.backbone.linear import QuantizedLinear
+from pipeline.backbone.loading import load_backbone
+from pipeline.data.batches import collate
+from pipeline.errors import UserError
+from pipeline.methods.full import FullConfig
+from pipeline.methods.lora import LoRAConfig
+from pipeline.model import LTuningModel
+from tests.tiny import FAMILIES, PAD_ID, save_tiny, tiny_model
+
+K, RANK = 3, 2
+ALL = torch.arange(K)
+
+
+@pytest.fixture
+def texts() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [{"input_ids": torch.randint(4, 300, (length,), generator=generator).tolist()} for length in (5, 9, 2)]
+    return collate(rows, PAD_ID)
+
+
+def model_on(network: nn.Module, config: LoRAConfig | FullConfig) -> LTuningModel:
+    facts = facts_of(network.config)
+    torch.manual_seed(0)
+    states, mask = torch.zeros(K, 1, facts.hidden_size), torch.ones(K, 1, dtype=torch.bool)
+    pooling = "last" if facts.is_decoder else "mean"
+    model = LTuningModel(FrozenBackbone(network, facts), config.build(facts, 1, K), states, mask, pooling)
+    for name, parameter in model.inside().items():
+        if "lora_" in name:  # the second matrix would start at zero
+            parameter.data.normal_(std=0.3)
+    return model
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_lora_trains_two_matrices_beside_each_target(family: str, texts: dict[str, Tensor]) -> None:
+    before = {name: value.clone() for name, value in tiny_model(family).state_dict().items()}
+    model = model_on(tiny_model(family), LoRAConfig(rank=RANK))
+    targets = [module for module in model.backbone.modules() if isinstance(module, peft.tuners.lora.LoraLayer)]
+    expected = sum(RANK * (module.in_features + module.out_features) for module in targets)
+    assert targets and sum(parameter.numel() for parameter in model.inside().values()) == expected
+    model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
+    for name, parameter in model.trainable().items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    frozen = {name.replace("base_layer.", ""): value for name, value in model.backbone.model.state_dict().items()}
+    assert all(torch.equal(frozen[name], value) for name, value in before.items())
+    taken = take_inventory(
+        tiny_model(family).config,
+        BackboneConfig(name_or_path="none", dtype="float32"),
+        Workload(rows=2, text_tokens=8, prompt_tokens=0, injects=None),
+        model.method.attach,
+    )
+    assert taken.trained_elements == expected and taken.activation_bytes > 0
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "bert"])
+def test_lora_equals_peft_on_the_same_weights(family: str, texts: dict[str, Tensor]) -> None:
+    model = model_on(tiny_model(family), LoRAConfig(rank=RANK)).double()
+    config = peft.LoraConfig(task_type="FEATURE_EXTRACTION", r=RANK, lora_alpha=16)
+    theirs = peft.get_peft_model(tiny_model(family), config).double().eval()
+    own = {name.replace("backbone.model.", "base_model.model."): value for name, value in model.inside().items()}
+    missing = theirs.load_state_dict(own, strict=False)
+    assert not missing.unexpected_keys and not any("lora_" in name for name in missing.missing_keys)
+    found = model.backbone(texts["input_ids"], texts["attention_mask"])
+    expected = theirs(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).last_hidden_state
+    real = texts["attention_mask"].bool()
+    torch.testing.assert_close(found[real], expected[real], rtol=1e-10, atol=1e-10)
+
+
+def test_lora_on_8_bit_weights(tmp_path: Path, texts: dict[str, Tensor]) -> None:
+    save_tiny(tmp_path, "llama_gqa")
+    config = BackboneConfig(name_or_path=str(tmp_path), quantization="int8", dtype="float32")
+    network = load_backbone(config, zero_config=None, device=torch.device("cpu"))
+    model = model_on(network, LoRAConfig(rank=RANK))
+    layer = network.layers[1].self_attn.q_proj
+    assert isinstance(layer.base_layer, QuantizedLinear)
+    x = torch.randn(4, 16)
+    first, second = layer.lora_A["default"].weight, layer.lora_B["default"].weight
+    torch.testing.assert_close(layer(x), layer.base_layer(x) + 16 / RANK * x @ first.T @ second.T)
+    codes = layer.base_layer.weight.clone()
+    model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
+    for name, parameter in model.trainable().items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+    assert torch.equal(layer.base_layer.weight, codes)
+
+
+def test_targets_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UserError, match=r"method\.targets: .*nothing"):
+        model_on(tiny_model("bert"), LoRAConfig(targets=["nothing"]))
+
+
+def test_full_fine_tuning_trains_every_weight(texts: dict[str, Tensor]) -> None:
+    model = model_on(tiny_model("llama_gqa"), FullConfig())
+    assert len(model.inside()) == len(list(model.backbone.parameters()))
+    model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
+    for name, parameter in model.trainable().items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_a_trained_state_of_another_backbone_is_refused() -> None:
+    model = model_on(tiny_model("bert"), LoRAConfig(rank=RANK))
+    state = dict(model.inside())
+    model.load_inside(state)
+    state.popitem()
+    with pytest.raises(UserError, match="train again"):
+        model.load_inside(state)
