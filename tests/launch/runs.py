@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from pipeline.config import RunConfig
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
@@ -58,6 +60,17 @@ def start(command: list[str], log: Path, **variables: str) -> subprocess.Popen[b
         )
 
 
+def statuses(*processes: subprocess.Popen[bytes], timeout_seconds: float = 400) -> list[int]:
+    """How commands end. One that does not end in time fails the test, and is killed with all it has started."""
+    try:
+        return [process.wait(timeout_seconds) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                for each in (*psutil.Process(process.pid).children(recursive=True), process):
+                    each.kill()
+
+
 def wait_until(condition: Callable[[], object], what: str, timeout_seconds: float = 400) -> None:
     """Returns when `condition` holds; fails after the timeout."""
     deadline = time.monotonic() + timeout_seconds
@@ -74,6 +87,7 @@ def steps_logged(run: Path) -> int:
 
 
 def adapter_files(run: Path) -> dict[str, bytes]:
-    """What training leaves, byte for byte, but for the model card, to which evaluate adds its figures."""
+    """What training leaves, byte for byte, but for the model card, to which evaluate adds its figures, and the sums."""
     files = [file for folder in (run / "adapter", run / "adapter-final") for file in folder.iterdir()]
-    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files if file.name != "README.md"}
+    later = ("README.md", "SHA256SUMS")
+    return {f"{file.parent.name}/{file.name}": file.read_bytes() for file in files if file.name not in later}

@@ -16,6 +16,7 @@ from tests.launch.runs import (
     environment,
     prepared_run,
     start,
+    statuses,
     steps_logged,
     wait_until,
 )
@@ -51,7 +52,7 @@ def by_hand(folder: Path) -> dict[str, bytes]:
         )
         for rank in range(2)
     ]
-    assert [rank.wait(120) for rank in ranks] == [0, 0], (folder / "by-hand.log").read_text()
+    assert statuses(*ranks) == [0, 0], (folder / "by-hand.log").read_text()
     return adapter_files(folder / "by-hand")
 
 
@@ -62,7 +63,7 @@ def test_two_nodes_give_the_adapter_of_two_plain_processes(
     arguments, log = copy_of_run(folder, launcher), folder / f"{launcher}.log"
     shared = ["--nodes", "2", "--processes=1", f"--master=127.0.0.1:{free_port()}"]
     nodes = [start(script(launcher, *shared, "--node-rank", str(rank), "train", *arguments), log) for rank in range(2)]
-    assert [node.wait(120) for node in nodes] == [0, 0], log.read_text()
+    assert statuses(*nodes) == [0, 0], log.read_text()
     assert adapter_files(folder / launcher) == by_hand
 
 
@@ -74,9 +75,9 @@ def test_torchrun_told_to_stop_ends_with_85_and_goes_on(folder: Path, by_hand: d
     stopped = start(command, log, **environment(slow_while=slow))
     wait_until(lambda: steps_logged(folder / "torchrun") >= 2, "two steps")
     os.kill(stopped.pid, signal.SIGTERM)
-    assert stopped.wait(60) == 85, log.read_text()
+    assert statuses(stopped) == [85], log.read_text()
     assert "the same command goes on from there" in log.read_text()
-    assert start(command, log).wait(120) == 0, log.read_text()
+    assert statuses(start(command, log)) == [0], log.read_text()
     assert "goes on after step" in log.read_text()
     assert adapter_files(folder / "torchrun") == by_hand
 
