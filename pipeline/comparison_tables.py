@@ -2,7 +2,7 @@
 
 results.parquet, results.csv    one row per (data set, backbone, method, size, seed)
 summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside the best baseline
-tables.md                       the same for reading, a table per data set, backbone and size
+tables.md                       the same for reading: all means side by side, then each data set with its intervals
 """
 
 import json
@@ -33,7 +33,8 @@ def write_tables(folder: Path, rows: list[Row]) -> None:
     _write(folder / "results", [_tidy(row) for row in rows])
     summary = [line for place in _by(rows, PLACE) for line in summarise(folder, place)]
     _write(folder / "summary", summary)
-    text = "\n\n".join(_table(place) for place in _by(summary, PLACE)) + "\n"
+    tables = [*(_overview(part) for part in _by(summary, ["size"])), *(_table(place) for place in _by(summary, PLACE))]
+    text = "\n\n".join(tables) + "\n"
     write_text(folder / "tables.md", text)
     print(text)
 
@@ -120,15 +121,42 @@ def _write(path: Path, lines: list[Row]) -> None:
         pyarrow.csv.write_csv(table, file)
 
 
+def _overview(lines: list[Row]) -> str:
+    """All means and spreads of one size: a row per backbone and method, a column per data set (paper, Table 1)."""
+    datasets = list(dict.fromkeys(line["dataset"] for line in lines))
+    metrics = {line["dataset"]: line["metric"] for line in lines}
+    body = []
+    for part in _by(lines, ["backbone", "method"]):
+        cells = {line["dataset"]: _mean_and_spread(line) for line in part}
+        body.append([part[0]["backbone"], part[0]["method"], *(cells.get(dataset, "") for dataset in datasets)])
+    header = ["backbone", "method", *(f"{dataset} ({metrics[dataset]})" for dataset in datasets)]
+    rules = ["---", "---", *["---:"] * len(datasets)]
+    note = "↑ better, ↓ worse than the best baseline of its backbone and data set: the interval excludes zero."
+    return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
+
+
+def _mean_and_spread(line: Row) -> str:
+    mark = {"better": " ↑", "worse": " ↓"}.get(line["verdict"] or "", "")
+    return f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else "") + mark
+
+
+def _size(line: Row) -> str:
+    return "all training texts" if line["size"] == "all" else f"{line['size']} training texts per label"
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
 def _table(lines: list[Row]) -> str:
-    """Markdown."""
+    """One data set, backbone and size, with intervals and costs."""
     first = lines[0]
     columns = ["method", first["metric"], "difference to the best baseline", "verdict", "McNemar p"]
     columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
     body = [
         [
             f"**{line['method']}**" if line["method"] == line["best_baseline"] else line["method"],
-            f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else ""),
+            _mean_and_spread(line),
             _interval(line),
             line["verdict"] or "",
             _number(line["mcnemar_p"], ".3f"),
@@ -140,10 +168,10 @@ def _table(lines: list[Row]) -> str:
         ]
         for line in lines
     ]
-    size = "all training texts" if first["size"] == "all" else f"{first['size']} training texts per label"
-    title = f"### {first['dataset']}, {first['backbone']}, {size}, up to {max(line['seeds'] for line in lines)} seeds"
+    seeds = max(line["seeds"] for line in lines)
+    title = f"### {first['dataset']}, {first['backbone']}, {_size(first)}, up to {seeds} seeds"
     rules = ["---", *["---:"] * (len(columns) - 1)]
-    return "\n".join([title, "", *("| " + " | ".join(cells) + " |" for cells in (columns, rules, *body))])
+    return "\n".join([title, "", *_markdown([columns, rules, *body])])
 
 
 def _interval(line: Row) -> str:
