@@ -95,6 +95,7 @@ class Heartbeat:
                 self._end()
             if now > self._end_at:
                 self._end()
+        self._socket.close()
 
     def _receive(self) -> tuple[bytes, int]:
         """Kind and sender of the next datagram; nothing where none comes for half an interval."""

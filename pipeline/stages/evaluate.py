@@ -172,9 +172,9 @@ def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray
 def _write(
     run_dir: RunDir, adapter: Adapter, metrics: dict[str, Any], tables: list[pa.Table], fingerprint: dict[str, str]
 ) -> None:
-    """Replaces evaluation/ whole or not at all, then brings the figures into the model card."""
+    """Brings the figures into the model card, then replaces evaluation/ whole or not at all."""
+    write_card(run_dir.adapter, adapter, metrics)  # first: what stops in between is made again
     with atomic_dir(run_dir.evaluation, sums=True) as folder:
         write_json(folder / run_dir.metrics_file.name, metrics)
         pq.write_table(pa.concat_tables(tables), folder / run_dir.predictions_file.name)
         write_json(folder / FINGERPRINT_FILE, fingerprint)
-    write_card(run_dir.adapter, adapter, metrics)

@@ -1,6 +1,7 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+import shutil
 from typing import Any
 
 import torch
@@ -71,6 +72,7 @@ def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str
         check_sums(config.run_dir.adapter)
     except UserError as error:
         log.warning("train: %s; written again from the last checkpoint", error)
+        shutil.rmtree(config.run_dir.evaluation, ignore_errors=True)  # it brings the figures into the model card
         return None
     summary: dict[str, Any] = read_json(final / SUMMARY)
     changed = differences(summary["fingerprint"], fingerprint)
