@@ -47,6 +47,7 @@ class MetricsLog:
         with self.path.open("a+b") as file:
             file.seek(0)
             kept = file.read(position.size_bytes)
+            kept = kept[: kept.rfind(b"\n") + 1]  # whole lines, if the file was damaged
             file.truncate(len(kept))
         self.size_bytes, self._digest = len(kept), sha256(kept)
         if self.position() != position:

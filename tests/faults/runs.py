@@ -83,8 +83,13 @@ def results(run: Path) -> dict[str, Any]:
     found = {name: content for name, content in found.items() if not name.endswith("state.json")}
     log = run / "logs" / "metrics.jsonl"
     if log.is_file():
-        lines = [json.loads(line) for line in log.read_text().splitlines()]
-        clock = {"examples_per_second", "seconds"}
-        found["metrics.jsonl"] = [{key: line[key] for key in line.keys() - clock} for line in lines]
+        found["metrics.jsonl"] = [_without_clock(line) for line in log.read_bytes().splitlines()]
     leftovers = [name for name in os.listdir(run) if name.startswith(".") and name != ".lock"]
     return found | {"leftovers": leftovers}
+
+
+def _without_clock(line: bytes) -> Any:
+    try:
+        return {key: value for key, value in json.loads(line).items() if key not in ("examples_per_second", "seconds")}
+    except (ValueError, AttributeError):
+        return repr(line)  # damaged

@@ -79,7 +79,8 @@ def many_kills(folder: Path) -> Result:
     chains = []
     for seed in seeds:
         chains.append(kills.survive(workshop, kills.chain(seed)))
-        print(json.dumps(chains[-1]), flush=True)
+        with (folder / "chains.jsonl").open("a") as file:
+            file.write(json.dumps(chains[-1]) + "\n")
     return {"chains": chains, "seconds": workshop.seconds}
 
 

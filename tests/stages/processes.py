@@ -9,6 +9,7 @@ import json
 import os
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Sequence
@@ -60,8 +61,12 @@ def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, 
         if fault is not None:
             name, _, argument = fault.partition(":")
             getattr(importlib.import_module("tests.stages.faults"), name)(argument)
+        from tqdm import tqdm
+
         from pipeline.cli import main
 
+        # By default all forked ranks share one lock, which a killed one would keep.
+        tqdm.set_lock(threading.RLock())
         status = main(arguments)
     except BaseException:
         traceback.print_exc()
