@@ -28,6 +28,8 @@ STAGES = {
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
 
+REPORT = "write what a run came to, with its pictures, to one HTML page"
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted.
@@ -78,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
     _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
     description = "check this machine, or under a launcher all its hosts, before the first job"
+    _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
     return parser
 
@@ -113,6 +116,12 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+def _add_report_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--run", required=True, metavar="DIR", help="run directory that has been evaluated")
+    command.add_argument("--output", metavar="FILE", help="HTML file (default: report.html in the directory)")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
@@ -227,6 +236,12 @@ def _predict(options: argparse.Namespace) -> None:
     )
 
 
+def _report(options: argparse.Namespace) -> None:
+    from pipeline.stages.report import report
+
+    report(options.run, options.output)
+
+
 def _doctor(options: argparse.Namespace) -> None:
     from pipeline.stages.doctor import doctor
 
@@ -247,7 +262,14 @@ def _compare(options: argparse.Namespace) -> None:
     compare(comparison, share)
 
 
-COMMANDS = {"run": _run, "compare": _compare, "estimate": _estimate, "predict": _predict, "doctor": _doctor}
+COMMANDS = {
+    "run": _run,
+    "compare": _compare,
+    "estimate": _estimate,
+    "predict": _predict,
+    "report": _report,
+    "doctor": _doctor,
+}
 
 
 def _stage_function(name: str) -> Any:

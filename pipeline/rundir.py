@@ -34,6 +34,7 @@ class RunDir:
         self.predictions_file = self.evaluation / "predictions.parquet"
         self.logs = self.path / "logs"
         self.metrics_log = self.logs / "metrics.jsonl"
+        self.cost_file = self.logs / "cost.json"
 
     def create(self) -> None:
         """Makes the directory, and ends what a killed process left half done in it; rank 0 does that for all.

@@ -82,6 +82,20 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     return CheckedSplit(where, Dataset.from_file(str(arrow_file)), checker.labels, table.label_names, hashes)
 
 
+def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:
+    """The text, or the two, of the rows with these numbers (from 1). Raises UserError where the source is gone."""
+    file = split_file(source, split)
+    table = _open_hub(source, config.label) if file is None else open_file(file, config.quoting, config.label)
+    columns = [config.text] + ([config.text_pair] if config.text_pair else [])
+    found: dict[int, list[str]] = {}
+    for row in table.rows:
+        if row.number in numbers:
+            found[row.number] = [str(row.values.get(column, "")) for column in columns]
+            if len(found) == len(numbers):
+                break
+    return found
+
+
 def overlap(first: CheckedSplit, second: CheckedSplit) -> list[int]:
     """Positions in `second.rows` of texts (pairs) also in `first`, compared by letters, digits and underscores only."""
     return np.flatnonzero(np.isin(second.text_hashes, first.text_hashes)).tolist()

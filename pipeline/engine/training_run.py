@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.engine.checkpoint_writer import CheckpointWriter
 from pipeline.engine.metrics_log import MetricsLog
+from pipeline.engine.peak_memory import peak_memory
 from pipeline.engine.preemption import Preemption
 from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.engine.startup import on_main_process
@@ -100,6 +101,7 @@ class TrainingRun:
             self.writer.wait()
             final = self.config.run_dir.adapter_final
             self._write_adapter(self.best.parameters or state)
+            write_json(self.config.run_dir.cost_file, {**peak_memory(), "ranks": self.accelerator.num_processes})
             save_adapter(final, state, self.config, self.labels, summary=summary)
 
         on_main_process(self.accelerator, write)

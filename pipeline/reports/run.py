@@ -1,0 +1,156 @@
+"""Reads a run directory into what the report's template shows."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pipeline.adapter import Adapter, load_adapter
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.model_config import load_model_config
+from pipeline.config import RunConfig, load_config
+from pipeline.data.sources import texts_of_rows
+from pipeline.errors import UserError
+from pipeline.methods.heads import LabelAwareHead
+from pipeline.methods.label_tuning import LabelTuning
+from pipeline.reports import figures
+from pipeline.reports.figures import Rows, ScoredSplit
+from pipeline.rundir import RunDir, read_json
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run."""
+
+    config: RunConfig
+    adapter: Adapter
+    manifest: dict[str, Any]
+    metrics: dict[str, Any]
+    """Figures of the shown split."""
+    split: ScoredSplit
+    """The test split, or what was evaluated last."""
+    log: Rows
+
+    @property
+    def temperature(self) -> float | None:
+        calibrated = self.metrics.get("calibrated")
+        return None if calibrated is None else float(calibrated["temperature"])
+
+    @property
+    def training(self) -> Rows:
+        return [line for line in self.log if "loss" in line]
+
+    @property
+    def validation(self) -> Rows:
+        """Figures of the validation split by step, without the prefix of their names."""
+        lines = [line for line in self.log if "validation/accuracy" in line]
+        return [{name.removeprefix("validation/"): value for name, value in line.items()} for line in lines]
+
+
+def load_run(path: Path) -> Run:
+    """Raises UserError where the run is not evaluated yet."""
+    run_dir = RunDir(path)
+    if not run_dir.config_file.is_file():
+        raise UserError(f"'{path}' is no run directory (config.yaml is missing)")
+    metrics = read_json(run_dir.metrics_file)
+    name = "test" if "test" in metrics else list(metrics)[-1]
+    lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
+    return Run(
+        load_config(run_dir.config_file),
+        load_adapter(run_dir.adapter),
+        read_json(run_dir.manifest_file),
+        metrics[name],
+        _scored(run_dir, name, metrics[name]["labels"]),
+        [json.loads(line) for line in lines],
+    )
+
+
+def _scored(run_dir: RunDir, name: str, labels: list[str]) -> ScoredSplit:
+    table = pq.read_table(run_dir.predictions_file)
+    table = table.filter(pc.equal(table["split"], name))
+    scores = np.stack([table[f"score/{label}"].to_numpy() for label in labels], axis=1)
+    index = {label: number for number, label in enumerate(labels)}
+    truth = np.array([index[label] for label in table["label"].to_pylist()])
+    return ScoredSplit(name, labels, scores, truth, table["row"].to_numpy())
+
+
+def mistakes(run: Run) -> tuple[Rows, str]:
+    """The most confident mistakes with their texts; and why there are no texts, where the source is gone."""
+    rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
+    source = getattr(run.config.data, run.split.name)
+    try:
+        texts = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
+    except (UserError, OSError) as error:
+        return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
+    return [row | {"texts": texts.get(row["row"], [])} for row in rows], ""
+
+
+def label_points(run: Run) -> tuple[Rows, str]:
+    """Labels in two dimensions before and after tuning, and what "after" is; or no points, and why not."""
+    states, mask = run.adapter.labels.states, run.adapter.labels.mask
+    try:
+        facts = facts_of(load_model_config(run.adapter.config.backbone))
+    except UserError:
+        return [], "The backbone is not where it was in training, so the tuned labels cannot be computed."
+    method = run.adapter.build_method(facts).float()
+    if not isinstance(method, LabelTuning) or len(run.split.labels) < 3:
+        return [], "Shown for methods that read the labels' wording, and three labels or more."
+    before = _mean(states.float(), mask)
+    with torch.no_grad():
+        after, what = _tuned(method, states.float(), mask.bool(), before)
+    return figures.label_map(run.split.labels, _array(before), _array(after)), what
+
+
+def _tuned(method: LabelTuning, states: Tensor, mask: Tensor, before: Tensor) -> tuple[Tensor, str]:
+    """[K, P, H] -> one vector per label [K, H'], and in words what it is."""
+    if isinstance(method.head, LabelAwareHead):
+        return method.head.label_map(before), "what the head compares texts with"
+    injection = method.inject(states, mask)
+    if injection.prompt is not None:
+        return _mean(injection.prompt, injection.mask), "the mean of the label's prompt"
+    assert injection.prefix is not None
+    return injection.prefix.movedim(2, 0).flatten(1), "all keys and values of the label's prefix"
+
+
+def _mean(states: Tensor, mask: Tensor) -> Tensor:
+    weights = mask.to(states.dtype).unsqueeze(-1)
+    return (states * weights).sum(1) / weights.sum(1)
+
+
+def _array(tensor: Tensor) -> NDArray:
+    array: NDArray = tensor.numpy()
+    return array
+
+
+def cost(run: Run, run_dir: RunDir) -> list[tuple[str, str]]:
+    """What the run took."""
+    parameters = sum(tensor.numel() for tensor in run.adapter.method_state.values())
+    size = sum(file.stat().st_size for file in run_dir.adapter.iterdir())
+    rows = [("trained parameters", f"{parameters:,}"), ("adapter on disk", f"{size / 1e6:.2f} MB")]
+    if run.training:
+        rows.append(("steps", f"{run.log[-1]['step']:,}"))
+        seconds = sum(line.get("seconds", 0.0) for line in run.training)
+        if seconds:
+            rows.append(("training time", _duration(seconds)))
+        speeds = [line["examples_per_second"] for line in run.training]
+        rows.append(("texts per second, median", f"{np.median(speeds):.1f}"))
+    if run_dir.cost_file.is_file():
+        peak = read_json(run_dir.cost_file)
+        rows.append((f"peak {peak['memory']} memory of rank 0", f"{peak['peak_memory_bytes'] / 2**30:.2f} GiB"))
+        rows.append(("ranks", str(peak["ranks"])))
+    return rows
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"

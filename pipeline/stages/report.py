@@ -1,0 +1,78 @@
+"""Writes report.html: everything a run came to, on one page that needs no network."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from pipeline.reports import charts, figures
+from pipeline.reports.page import render
+from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
+from pipeline.rundir import RunDir, write_text
+
+log = logging.getLogger(__name__)
+
+SECTIONS = [
+    ("curves", "Learning curves"),
+    ("matrix", "Confusion matrix"),
+    ("classes", "Labels"),
+    ("reliability", "Reliability"),
+    ("scores", "Scores"),
+    ("mistakes", "Mistakes"),
+    ("labels", "Label map"),
+    ("cost", "Cost"),
+    ("settings", "Settings"),
+]
+"""Their anchors in the page, and how the navigation calls them."""
+
+
+def report(run: str, output: str | None = None) -> Path:
+    """Writes the page to `output`, or report.html in the run directory; gives its path.
+
+    Raises UserError where the run has not been evaluated, or a file of it is damaged.
+    """
+    run_dir = RunDir(run)
+    loaded = load_run(run_dir.path)
+    path = Path(output) if output else run_dir.path / "report.html"
+    write_text(path, render("run.html.j2", title=run_dir.path.resolve().name, **page_values(loaded, run_dir)))
+    log.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    return path
+
+
+def page_values(run: Run, run_dir: RunDir) -> dict[str, Any]:
+    """What the template shows: figures, tables, and a specification for each picture."""
+    config, split = run.config, run.split
+    cells = figures.confusion(split)
+    wrong, no_texts = mistakes(run)
+    points, tuned = label_points(run)
+    classes = [{"label": name, **values} for name, values in run.metrics["per_class"].items()]
+    before = figures.reliability(split, 1.0)
+    after = figures.reliability(split, run.temperature) if run.temperature else None
+    pictures = {
+        "matrix": charts.confusion_matrix(cells, split.labels),
+        "classes": charts.class_scores(classes),
+        "reliability": charts.reliability_diagram(before, after),
+        "scores": charts.score_histogram(figures.score_distributions(split)),
+    }
+    if run.training:
+        pictures["curves"] = charts.learning_curves(run.training, run.validation)
+    if points:
+        pictures["labels"] = charts.label_map(points)
+    sections = SECTIONS if run.training else SECTIONS[1:]
+    return {
+        "sections": sections,
+        "pictures": pictures,
+        "split": split.name,
+        "metrics": run.metrics,
+        "config": config.model_dump(mode="json"),
+        "yaml": config.to_yaml(),
+        "counts": {name: part["rows"] for name, part in run.manifest["splits"].items()},
+        "validation": run.validation,
+        "confused": figures.most_confused(cells),
+        "classes": classes,
+        "reliability": [("as trained", before), *([("with temperature", after)] if after else [])],
+        "mistakes": wrong,
+        "no_texts": no_texts,
+        "hypotheses": dict(zip(run.adapter.labels.names, run.adapter.labels.hypotheses, strict=True)),
+        "tuned": tuned,
+        "cost": cost(run, run_dir),
+    }
