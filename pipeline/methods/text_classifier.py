@@ -3,6 +3,7 @@
 from abc import abstractmethod
 
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
@@ -27,17 +28,24 @@ class TextClassifierConfig(MethodConfig):
         """Trainable elements of the injector, by formula."""
 
 
+class ScoreHead(nn.Linear):
+    """A linear layer that multiplies in float32: bfloat16 scores would often be equal."""
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[B, H] -> [B, K] float32."""
+        return functional.linear(pooled.float(), self.weight.float(), self.bias.float())
+
+
 class TextClassifier(TuningMethod):
     """`injector` makes what every text is read with, `head` turns the backbone's output into K scores."""
 
     def __init__(self, injector: nn.Module | None, hidden_size: int, label_count: int) -> None:
         super().__init__()
         self.injector = injector
-        self.head = nn.Linear(hidden_size, label_count)
+        self.head = ScoreHead(hidden_size, label_count)
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        scores = self.head(read(self.inject(len(candidates)), 1))
-        return scores.float().gather(1, candidates)
+        return self.head(read(self.inject(len(candidates)), 1)).gather(1, candidates)
 
     def inject(self, rows: int) -> Injection | None:
         """The same injection for every text, in `rows` rows."""
