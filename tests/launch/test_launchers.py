@@ -2,9 +2,7 @@
 
 import os
 import signal
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ from tests.launch.runs import (
     adapter_files,
     copy_of_run,
     environment,
-    prepared_run,
+    free_port,
     start,
     statuses,
     steps_logged,
@@ -22,38 +20,8 @@ from tests.launch.runs import (
 )
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
 def script(name: str, *arguments: str) -> list[str]:
     return ["bash", f"launch/{name}.sh", *arguments]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("launchers")
-    prepared_run(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def by_hand(folder: Path) -> dict[str, bytes]:
-    """Two plain `python -m pipeline`, told by hand that they are two ranks."""
-    arguments, port = copy_of_run(folder, "by-hand"), free_port()
-    ranks = [
-        start(
-            [sys.executable, "-m", "pipeline", "train", *arguments],
-            folder / "by-hand.log",
-            **{"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"},
-            **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        )
-        for rank in range(2)
-    ]
-    assert statuses(*ranks) == [0, 0], (folder / "by-hand.log").read_text()
-    return adapter_files(folder / "by-hand")
 
 
 @pytest.mark.parametrize("launcher", ["deepspeed", "accelerate"])
