@@ -4,31 +4,17 @@ import argparse
 import logging
 import os
 import sys
-import textwrap
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from pipeline import __version__
+from pipeline.command_line import build_parser
 from pipeline.errors import PREEMPTED, RANK_LOST, Preempted, UserError
 from pipeline.launcher import rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-
-STAGES = {
-    "run": "all stages in order: preprocess, encode-labels, train, evaluate",
-    "preprocess": "read, check and tokenise the texts",
-    "encode-labels": "let the frozen backbone read each label's hypothesis once",
-    "train": "train the tuning method",
-    "evaluate": "score every label for every text of the evaluated splits",
-    "estimate": "memory, time and communication from the config alone, for any number of GPUs",
-}
-
-COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
-
-REPORT = "write what a run came to, with its pictures, to one HTML page"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,96 +42,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
     _leave_group()
     return 0
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
-    parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
-    parser.add_argument("--version", action="version", version=__version__)
-    # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
-    parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_CommandParser)
-    for name, description in STAGES.items():
-        command = commands.add_parser(name, help=description, description=description)
-        command.show_config_keys = True
-        command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
-        command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-        if name in ("run", "train"):
-            command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
-        if name == "run":
-            command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
-        if name == "estimate":
-            _add_estimate_options(command)
-    _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
-    _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
-    description = "check this machine, or under a launcher all its hosts, before the first job"
-    _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
-    _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
-    return parser
-
-
-def _add_estimate_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
-    command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
-    command.add_argument("--bandwidth", type=float, metavar="GB/S", help="interconnect per GPU, in GB/s")
-
-
-def _add_compare_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", required=True, metavar="FILE", help="YAML file, see launch/recipes/compare/")
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a key, e.g. seeds=[0]")
-    command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
-    command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-
-
-def _add_predict_options(command: argparse.ArgumentParser) -> None:
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
-    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
-    command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
-    command.add_argument("--format", choices=["txt", "csv", "tsv", "jsonl"], help="of the input, where no suffix tells")
-    command.add_argument(
-        "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
-    )
-    command.add_argument(
-        "--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone"
-    )
-    command.add_argument(
-        "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
-    )
-    command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-
-
-def _add_report_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--run", required=True, metavar="DIR", help="run directory that has been evaluated")
-    command.add_argument("--output", metavar="FILE", help="HTML file (default: report.html in the directory)")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-
-
-def _add_doctor_options(command: argparse.ArgumentParser) -> None:
-    # Not --run: torchrun would take that for an option of its own.
-    command.add_argument("run", nargs="?", metavar="DIR", help="run directory of the job: may all hosts write it?")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-
-
-class _CommandParser(argparse.ArgumentParser):
-    """A parser whose help can end with every config key, its default and what it does."""
-
-    show_config_keys = False
-
-    def format_help(self) -> str:
-        if not self.show_config_keys:
-            return super().format_help()
-        from pipeline.config import config_keys
-
-        lines = [super().format_help(), "config keys (section.key=value):"]
-        for key, default, text in config_keys():
-            lines.append(f"  {key}={default}")
-            lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
-        return "\n".join(lines) + "\n"
 
 
 def _choose_device() -> None:

@@ -52,11 +52,10 @@ def score(
         for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
             if before_batch is not None:
                 before_batch()
-            mine = first + rank
             # A rank without a batch of its own repeats the last one, and drops the result.
-            rows = batches[min(mine, len(batches) - 1)]
+            rows = batches[min(first + rank, len(batches) - 1)]
             result = _score_batch(model, [texts[int(row)] for row in rows], chunks, pad_token_id, device)
-            if mine < len(batches):
+            if first + rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
     return _sum_over_ranks(scores, device).numpy()
 
