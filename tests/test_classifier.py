@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from datasets import Dataset
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline import LTuningClassifier
 from pipeline.classifier import encode_texts
@@ -120,7 +119,6 @@ def test_pairs_and_prompts(tmp_path: Path) -> None:
 
 
 def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
-    unset_hf_deepspeed_config()
     moved = save_tiny(tmp_path / "same", "llama_gqa")
     LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(moved))
     other = save_tiny(tmp_path / "other", "llama_gqa", intermediate_size=48)

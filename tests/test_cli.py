@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig, T5Config
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from pipeline.cli import STAGES, build_parser, main
+from pipeline.cli import main
+from pipeline.command_line import STAGES, build_parser
 from pipeline.config import config_keys
 from tests.tiny import save_tiny
 from tests.tiny_run import tiny_config

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 SPECIAL_TOKENS = ["<s>", "<pad>", "</s>", "<unk>"]  # ids 0..3, as RoBERTa and OPT number them
 PAD_ID = 1
@@ -82,6 +83,8 @@ def tiny_model(family: str, **overrides: Any) -> PreTrainedModel:
 
     `overrides` are config keys, e.g. `num_hidden_layers=3`.
     """
+    # An earlier `start` with ZeRO-3 in this process would make transformers partition the new model.
+    unset_hf_deepspeed_config()
     model_type, keys = FAMILIES[family]
     config = AutoConfig.for_model(model_type, **_COMMON | keys | overrides)
     with torch.random.fork_rng():

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
 from pipeline.data.tokenizer import load_tokenizer
@@ -35,7 +34,6 @@ def test_states_are_the_backbones(config: RunConfig) -> None:
     states = LabelStates.load(config.run_dir.labels)
     assert states.names == ["business", "science", "sport"]
     assert states.hypotheses == [f"This text is about {name}." for name in states.names]
-    unset_hf_deepspeed_config()  # else transformers would partition the new model
     network, tokenizer = tiny_model("llama_gqa"), load_tokenizer(config.backbone)
     for row, hypothesis in enumerate(states.hypotheses):
         with torch.no_grad():

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
@@ -43,7 +42,6 @@ def write_task(folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    unset_hf_deepspeed_config()
     folder = tmp_path_factory.mktemp("train")
     write_task(folder)
     for family in ("llama_gqa", "bert"):
