@@ -12,5 +12,5 @@ if [ "${1:-}" = --faults ]; then
     shift
     exec python -m pytest tests/faults -m faults "$@"
 fi
-# loadgroup: the tests on one Slurm cluster stay in one process.
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadgroup "$@"
+# loadfile: what the tests of one file share, such as a Slurm cluster, is made once.
+exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"

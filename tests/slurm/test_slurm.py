@@ -24,12 +24,9 @@ from tests.launch.runs import (
 )
 from tests.slurm.cluster import Cluster, missing_programs
 
-pytestmark = [
-    pytest.mark.skipif(
-        bool(missing_programs()), reason=f"no {', '.join(missing_programs())}: apt-get install slurm-wlm munge"
-    ),
-    pytest.mark.xdist_group("slurm"),
-]
+pytestmark = pytest.mark.skipif(
+    bool(missing_programs()), reason=f"no {', '.join(missing_programs())}: apt-get install slurm-wlm munge"
+)
 NODES = 8
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SITE = """
