@@ -17,9 +17,14 @@ from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.config import Quantization
 
-# bitsandbytes 0.50 asks for an optional package when it is imported, for a 4-bit kernel that is not used here.
-logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-from bitsandbytes import functional as bnb  # noqa: E402
+
+def _bitsandbytes() -> Any:
+    """Its functions; imported when first used, since that takes seconds and only 8-bit weights need it."""
+    # bitsandbytes 0.50 asks for an optional package when it is imported, for a 4-bit kernel that is not used here.
+    logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
+    from bitsandbytes import functional
+
+    return functional
 
 
 class QuantizedLinear(nn.Module):
@@ -43,7 +48,7 @@ class QuantizedLinear(nn.Module):
     def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
         """Row-wise absmax quantisation of LLM.int8(): [R, in] float -> int8 [R, in] and scales [R] as int32 bits."""
         # The library's CPU routine writes to its argument and divides by zero for rows of zeros.
-        codes, scales, _ = bnb.int8_vectorwise_quant(rows.to(torch.float16, copy=True))
+        codes, scales, _ = _bitsandbytes().int8_vectorwise_quant(rows.to(torch.float16, copy=True))
         codes[scales == 0] = 0
         return codes, scales.contiguous().view(torch.int32)
 
@@ -83,7 +88,7 @@ class Int8Linear(QuantizedLinear):
         bias = None if self.bias is None else self.bias.data.to(rows.dtype)
         # Copied also where `rows` are float16 already: the CPU routine blanks outliers in place for a moment.
         halves = rows.detach().to(torch.float16, copy=True)
-        codes, row_scales, outliers = bnb.int8_vectorwise_quant(halves, threshold=self.threshold)
+        codes, row_scales, outliers = _bitsandbytes().int8_vectorwise_quant(halves, threshold=self.threshold)
         weight, scales = self.weight.data, self.scales
         if self.threshold == 0:
             return torch.ops.bitsandbytes.int8_scaled_mm.default(
