@@ -12,5 +12,11 @@ if [ "${1:-}" = --faults ]; then
     shift
     exec python -m pytest tests/faults -m faults "$@"
 fi
-# loadfile: what the tests of one file share, such as a Slurm cluster, is made once.
-exec python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile --no-loadscope-reorder "$@"
+if [ "$#" -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+# loadfile: what the tests of one file share is made once. The rest start launchers, clusters and ranks of their own, which
+# keep all cores busy: one test at a time.
+alone=(tests/faults tests/launch tests/slurm)
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
+python -m pytest "${alone[@]}"
