@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.adapter import save_adapter
 from pipeline.backbone.facts import BackboneFacts, facts_of
@@ -32,6 +33,8 @@ TEXTS = {
 
 def tiny_config(folder: Path, *, pairs: bool = False, **sections: dict[str, Any]) -> RunConfig:
     """Writes a tiny Llama and three splits to `folder`, and gives the config of a run on them."""
+    # A stage started before in this process has announced ZeRO-3, and transformers would partition new models.
+    unset_hf_deepspeed_config()
     if not (folder / "backbone").is_dir():
         save_tiny(folder / "backbone", "llama_gqa")
     for split, count in (("train", 4), ("validation", 2), ("test", 3)):

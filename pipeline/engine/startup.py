@@ -2,7 +2,6 @@
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -19,7 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.heartbeat import Heartbeat
 from pipeline.errors import UserError
-from pipeline.launcher import world_size
+from pipeline.launcher import free_port, world_size
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -121,11 +120,13 @@ def _pretend_launcher() -> None:
     """Without a launcher: the environment that torchrun would set for one process, on a free port."""
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     os.environ.update(
-        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+        RANK="0",
+        LOCAL_RANK="0",
+        WORLD_SIZE="1",
+        LOCAL_WORLD_SIZE="1",
+        MASTER_ADDR="127.0.0.1",
+        MASTER_PORT=str(free_port()),
     )
 
 

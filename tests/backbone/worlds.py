@@ -8,12 +8,13 @@ import importlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import traceback
 from pathlib import Path
 from typing import Any
+
+from pipeline.launcher import free_port
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -61,7 +62,7 @@ def _main(function: str, folder: Path, sizes: list[int]) -> int:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
     for size in sizes:
-        port = _free_port()
+        port = free_port()
         ranks = []
         for rank in range(size):
             pid = os.fork()
@@ -88,12 +89,6 @@ def _main(function: str, folder: Path, sizes: list[int]) -> int:
         if any(statuses):
             return 1
     return 0
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

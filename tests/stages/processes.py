@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tests.backbone.worlds import _free_port, run_module
+from pipeline.launcher import free_port
+from tests.backbone.worlds import run_module
 
 
 def run_script(function: str, folder: Path, timeout_seconds: int) -> Any:
@@ -40,7 +41,7 @@ def launch(
     `faulty` ranks call it before they start. The ranks' output goes to `log`. What does not end, and ranks stopped by
     SIGSTOP once the others have ended, are killed, so that nothing hangs.
     """
-    port = _free_port()
+    port = free_port()
     ranks = []
     for rank in range(world):
         pid = os.fork()

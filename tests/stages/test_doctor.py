@@ -9,8 +9,9 @@ import pytest
 
 from pipeline.doctor import hardware, network, ranks, software
 from pipeline.doctor.check import Check, run_checks
+from pipeline.launcher import free_port
 from pipeline.stages.doctor import merged, table
-from tests.backbone.worlds import REPOSITORY, _free_port
+from tests.backbone.worlds import REPOSITORY
 from tests.stages.processes import launch, run_script
 
 
@@ -99,7 +100,7 @@ def test_disks_and_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert check.state == "failure" and check.advice == "choose another run.dir"
     monkeypatch.setenv("HF_HOME", str(tmp_path))
     monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{_free_port()}")
+    monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free_port()}")
     [check] = network.hub()
     assert check.state == "warning" and "export HF_HUB_OFFLINE=1" in check.advice and str(tmp_path) in check.advice
 
