@@ -19,4 +19,9 @@ fi
 # keep all cores busy: one test at a time.
 alone=(tests/faults tests/launch tests/slurm)
 python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
-python -m pytest "${alone[@]}"
+# They wait for real clocks, time limits and other processes, so that a machine busy with something else can fail them:
+# what failed is tried once more, and said.
+python -m pytest "${alone[@]}" || {
+    echo "WARNING: TESTS FAILED; TRYING THESE ONCE MORE" >&2
+    python -m pytest --last-failed "${alone[@]}"
+}

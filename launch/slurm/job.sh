@@ -47,8 +47,11 @@ stage_in() {
     for folder in "${folders[@]}"; do
         if [ -d "$folder" ]; then # else preprocess has not run yet, or the backbone comes from the hub
             folder="$(realpath "$folder")"
-            each_node mkdir -p "$LTUNE_LOCAL$folder"
-            each_node cp -rT "$folder" "$LTUNE_LOCAL$folder"
+            # Copied beside and renamed: whole or not at all, also where nodes turn out to share the disk.
+            # shellcheck disable=SC2016 # the nodes' shells expand it
+            each_node bash -c 'mkdir -p "$(dirname "$2")" && cp -rT "$1" "$2.$SLURM_PROCID" &&
+                { mv -T "$2.$SLURM_PROCID" "$2" 2>/dev/null || rm -r "$2.$SLURM_PROCID"; }' \
+                stage-in "$folder" "$LTUNE_LOCAL$folder"
             echo "copied $folder to $LTUNE_LOCAL on each node"
         fi
     done
