@@ -2,14 +2,13 @@
 
 import importlib.util
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.launch.runs import LAUNCHER
+from tests.launch.runs import environment
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_backbone.py"
 NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason="peft is not installed")
@@ -19,9 +18,7 @@ NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason
 def test_measures_a_case(case: str, tmp_path: Path) -> None:
     sizes = ["--rows", "2", "--text-tokens", "16", "--steps", "1", "--folder", str(tmp_path)]
     command = [sys.executable, str(SCRIPT), "--tiny", "--device", "cpu", "--json", "--cases", case, *sizes]
-    # A stage run before in this process has left what a launcher would have set.
-    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHER} | {"OMP_NUM_THREADS": "1"}
-    found = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     row = json.loads(found.stdout)
     assert "failed" not in row, found.stderr[-3000:]

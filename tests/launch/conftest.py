@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.launch.runs import adapter_files, copy_of_run, free_port, prepared_run, start, statuses
+from pipeline.launcher import free_port
+from tests.launch.runs import adapter_files, copy_of_run, prepared_run, start, statuses
 
 
 @pytest.fixture(scope="session")

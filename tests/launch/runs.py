@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -20,12 +19,6 @@ from tests.tiny_run import tiny_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 SLOW = Path(__file__).parent / "slow"
 LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def prepared_run(folder: Path, **train: Any) -> RunConfig:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.launcher import free_port
 from tests.launch.runs import (
     REPOSITORY,
     adapter_files,
     copy_of_run,
     environment,
-    free_port,
     start,
     statuses,
     steps_logged,

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,12 +18,12 @@ from pipeline.engine.startup import start
 from pipeline.engine.training import Trainer
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.stages.train import build_trainer
+from tests.launch.runs import environment
 from tests.tiny import save_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = {"apple": "red fruit", "bicycle": "two wheels", "cloud": "high up"}
 ADAPTER = "adapter/adapter.safetensors"
-LAUNCHER = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 def write_task(folder: Path) -> None:
@@ -74,12 +73,6 @@ def hashes(folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
-def clean_environment() -> dict[str, str]:
-    """Without what engines started in this process have left in it."""
-    kept = {name: value for name, value in os.environ.items() if name not in LAUNCHER and "ACCELERATE" not in name}
-    return kept | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-
-
 @pytest.fixture(scope="module")
 def alone(folder: Path) -> Path:
     """The run that others are compared with, learnt through the real command line."""
@@ -87,7 +80,7 @@ def alone(folder: Path) -> Path:
     options += ["evaluate.splits=[test]", "train.objective=candidates"]
     before = hashes(folder / "llama_gqa")
     command = [sys.executable, "-m", "pipeline", *arguments(folder, "alone", *options)]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True)
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert hashes(folder / "llama_gqa") == before, "the backbone is frozen"
     (folder / "alone" / "stderr.txt").write_text(ended.stderr)
@@ -183,9 +176,7 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None
         port = probe.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pipeline"]
     command = [sys.executable, *launcher, *arguments(folder, "two-ranks", "train.batch_size=4")]
-    ended = subprocess.run(
-        command, cwd=REPOSITORY, env=clean_environment(), capture_output=True, text=True, timeout=300
-    )
+    ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     np.testing.assert_allclose(log_of(folder / "two-ranks"), log_of(folder / "one-rank"), rtol=1e-4)
     one, two = (load_file(folder / run / ADAPTER) for run in ("one-rank", "two-ranks"))
