@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from pipeline.accelerator import announce_device
 from pipeline.command_line import build_parser
 from pipeline.errors import PREEMPTED, RANK_LOST, Preempted, UserError
 from pipeline.launcher import rank, world_size
@@ -44,16 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _choose_device() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        # Said before DeepSpeed is imported, which else warns that it found no GPU.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-
-
 def _load(options: argparse.Namespace) -> "RunConfig":
-    _choose_device()
+    announce_device()
     from pipeline.config import load_config
 
     return load_config(options.config, options.overrides)
@@ -145,7 +138,7 @@ def _doctor(options: argparse.Namespace) -> None:
 
 
 def _compare(options: argparse.Namespace) -> None:
-    _choose_device()
+    announce_device()
     from pipeline.comparison import describe, load_comparison, parse_share
 
     comparison = load_comparison(options.config, options.overrides)

@@ -1,6 +1,5 @@
 """Checks the machine as one would before the first job: alone, or under a launcher on all its hosts."""
 
-import os
 import shutil
 import sys
 import textwrap
@@ -8,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
+from pipeline.accelerator import announce_device
 from pipeline.doctor import hardware, network, ranks, software
 from pipeline.doctor.check import Check, run_checks
 from pipeline.errors import UserError
@@ -26,7 +26,7 @@ def doctor(run: str | None = None) -> list[Check]:
     results = run_checks([software.python, software.packages, hardware.torch_and_driver])
     torch_works = "torch" in sys.modules  # the check has imported it, if that can be done
     if torch_works:
-        _expect_no_gpu()
+        announce_device()
         results += run_checks([software.deepspeed, software.bitsandbytes])
     results += run_checks([software.launchers, hardware.memory, partial(hardware.disks, folder)])
     results += run_checks([network.hub, network.host_name, network.port])
@@ -39,14 +39,6 @@ def doctor(run: str | None = None) -> list[Check]:
     if failed:
         raise UserError(f"{len(failed)} check(s) failed: {', '.join(failed)}; what to do stands beside each")
     return results
-
-
-def _expect_no_gpu() -> None:
-    import torch
-
-    if not torch.cuda.is_available():
-        # Else DeepSpeed warns that it found none.
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def _with_other_ranks(results: list[Check], folder: Path | None) -> list[Check]:
