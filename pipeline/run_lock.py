@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import UserError
+from pipeline.rundir import cannot_be_written
 
 log = logging.getLogger(__name__)
 
@@ -35,9 +36,7 @@ class RunLock:
             self.folder.mkdir(parents=True, exist_ok=True)
             file = (self.folder / LOCK).open("a+", encoding="utf-8")
         except OSError as error:
-            raise UserError(
-                f"run.dir '{self.folder}' cannot be written ({error.strerror or error}): choose another run.dir"
-            ) from error
+            raise cannot_be_written(self.folder, error) from error
         try:
             _lock(file)
         except (BlockingIOError, PermissionError) as error:

@@ -52,9 +52,7 @@ class RunDir:
                     _remove(leftover)
                 self.preempted.unlink(missing_ok=True)
         except OSError as error:
-            raise UserError(
-                f"run.dir '{self.path}' cannot be written ({error.strerror or error}): choose another run.dir"
-            ) from error
+            raise cannot_be_written(self.path, error) from error
 
     def write_config(self, text: str) -> None:
         """Keeps the resolved config, untouched if it is the same; rank 0 writes it for all."""
@@ -69,6 +67,11 @@ class RunDir:
         """
         shutil.rmtree(self.checkpoints, ignore_errors=True)
         shutil.rmtree(self.adapter_final, ignore_errors=True)
+
+
+def cannot_be_written(run_dir: Path, error: OSError) -> UserError:
+    """What is told of a run directory that cannot be written."""
+    return UserError(f"run.dir '{run_dir}' cannot be written ({error.strerror or error}): choose another run.dir")
 
 
 def _sync_folder(path: Path) -> None:
