@@ -28,7 +28,7 @@ from pipeline.data.config import LabelsConfig
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod
-from pipeline.model import INSIDE
+from pipeline.model import without_inside
 from pipeline.model_card import model_card
 from pipeline.rundir import RunDir, atomic_dir, differences, write_json, write_text
 from pipeline.settings import Settings
@@ -90,7 +90,7 @@ class Adapter:
         """
         method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
         # What belongs into the backbone is there once the model is built: `LTuningModel.load_inside`.
-        state = {name: tensor for name, tensor in self.method_state.items() if not name.startswith(f"{INSIDE}.")}
+        state = without_inside(self.method_state)
         expected = {name: tuple(tensor.shape) for name, tensor in method.state_dict().items()}
         found = {name: tuple(tensor.shape) for name, tensor in state.items()}
         if expected != found:

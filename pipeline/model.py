@@ -16,6 +16,11 @@ INSIDE = "backbone"
 """Trained parameters of the backbone have names that start with this and a dot."""
 
 
+def without_inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tuning method's part of a trained state."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(f"{INSIDE}.")}
+
+
 class LTuningModel(nn.Module):
     """Scores (text, label) candidates."""
 

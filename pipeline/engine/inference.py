@@ -18,7 +18,7 @@ from pipeline.backbone.pooling import resolve_pooling
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.label_states import LabelStates
 from pipeline.methods.base import TuningMethod, Vocabulary
-from pipeline.model import INSIDE, LTuningModel
+from pipeline.model import LTuningModel, without_inside
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -54,7 +54,12 @@ def build_model(
 
 def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
     """Copies a trained state into a model that no engine holds yet. Every rank must call this."""
-    model.method.load_state_dict({name: value for name, value in state.items() if not name.startswith(f"{INSIDE}.")})
+    model.method.load_state_dict(without_inside(state))
+    load_inside(model, state)
+
+
+def load_inside(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
+    """The backbone's part of that alone, sharded or not."""
     model.load_inside(state, _whole)
 
 
