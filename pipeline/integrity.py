@@ -1,10 +1,13 @@
 """Checksums beside the files of an artefact: `sha256sum --check SHA256SUMS` verifies them by hand."""
 
 import hashlib
+import logging
 from itertools import repeat
 from pathlib import Path
 
 from pipeline.errors import UserError
+
+log = logging.getLogger(__name__)
 
 SUMS = "SHA256SUMS"
 UNCHECKED = {SUMS, "README.md"}
@@ -30,6 +33,16 @@ def check_sums(folder: Path) -> None:
             f"'{folder / damaged[0]}' is not what was written ({SUMS}): copy it again, or remove '{folder}' and run "
             "its stage again"
         )
+
+
+def is_whole(folder: Path, stage: str) -> bool:
+    """Whether `check_sums` finds nothing; else a warning that the stage makes the artefact again."""
+    try:
+        check_sums(folder)
+    except UserError as error:
+        log.warning("%s: made again, since %s", stage, error)
+        return False
+    return True
 
 
 def _end(lines: list[str]) -> str:

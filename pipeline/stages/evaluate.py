@@ -18,10 +18,10 @@ from pipeline.calibration import Calibration, calibrated_figures, fit_temperatur
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.engine.inference import build_model, load_frozen, load_trained, prepare_inference
+from pipeline.engine.inference import build_model, load_frozen, load_inside, prepare_inference
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
-from pipeline.integrity import check_sums
+from pipeline.integrity import check_sums, is_whole
 from pipeline.metrics import predictions, split_metrics
 from pipeline.rundir import RunDir, atomic_dir, differences, read_json, sha256_of, write_json
 from pipeline.scoring import score
@@ -130,12 +130,7 @@ def summary_line(split: str, figures: dict[str, Any]) -> str:
 
 def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
     file = run_dir.evaluation / FINGERPRINT_FILE
-    if not file.is_file():
-        return False
-    try:
-        check_sums(run_dir.evaluation)
-    except UserError as error:
-        log.warning("evaluate: made again, since %s", error)
+    if not (file.is_file() and is_whole(run_dir.evaluation, "evaluate")):
         return False
     changed = differences(read_json(file), wanted)
     if changed:
@@ -153,7 +148,7 @@ def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -
     backbone = load_frozen(accelerator, config.backbone)
     method = adapter.build_method(backbone.facts)
     model = build_model(accelerator, config.backbone, backbone, method, adapter.labels)
-    load_trained(model, adapter.method_state)
+    load_inside(model, adapter.method_state)
     return prepare_inference(accelerator, model, config.backbone.dtype)
 
 

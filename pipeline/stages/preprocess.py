@@ -24,7 +24,7 @@ from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, so
 from pipeline.data.tokenising import balanced_subset, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError
-from pipeline.integrity import check_sums
+from pipeline.integrity import is_whole
 from pipeline.launcher import world_size
 from pipeline.rundir import atomic_dir, differences, read_json, write_json
 
@@ -60,7 +60,7 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
     _check_max_length(config.backbone, config.data.max_length)
     sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}
     wanted = _fingerprint(config, sources, tokenizer)
-    if run.manifest_file.is_file() and _is_whole(run.data):
+    if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
         manifest = read_json(run.manifest_file)
         changed = differences(manifest["fingerprint"], wanted)
         if not changed:
@@ -76,15 +76,6 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
         write_json(folder / run.manifest_file.name, manifest)
     _report(manifest)
     return manifest
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        check_sums(folder)
-    except UserError as error:
-        log.warning("preprocess: made again, since %s", error)
-        return False
-    return True
 
 
 def _build(
