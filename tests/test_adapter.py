@@ -90,9 +90,7 @@ def test_model_card_tells_results_beside_the_baseline_and_escapes_labels(folder:
 
 def test_a_backbone_of_other_sizes_is_refused_by_name(folder: Path) -> None:
     adapter = load_adapter(folder)
-    with pytest.raises(
-        UserError, match=r"do not fit lt_prefix on 'somebody/some-model', first 'head.label_map.weight'"
-    ):
+    with pytest.raises(UserError, match=r"do not fit lt_prefix on 'somebody/some-model', first 'head.logits.weight'"):
         adapter.build_method(BackboneFacts("llama", 32, 2, 4, 2, 8, 128, True))
 
 

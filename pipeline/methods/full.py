@@ -16,7 +16,7 @@ class FullConfig(TextClassifierConfig):
     name: Literal["full"] = "full"
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "FullTuning":
-        return FullTuning(None, facts.hidden_size, label_count)
+        return FullTuning(None, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> None:
         return None

@@ -1,12 +1,45 @@
-"""Heads: the backbone's pooled output (and the label it judged) to one score."""
+"""Heads: the backbone's pooled output (and the label it judged) to scores, in float32.
+
+bfloat16 has three digits: scores that it multiplies are often equal.
+"""
 
 import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 HeadName = Literal["linear", "label_aware"]
+
+
+class ScoreLayer(nn.Linear):
+    """A linear layer that multiplies in float32, whatever the dtype of its input and its weights."""
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., H] -> [..., outputs] float32 (float64 stays)."""
+        bias = None if self.bias is None else _precise(self.bias)
+        return functional.linear(_precise(inputs), _precise(self.weight), bias)
+
+
+class LabelSimilarity(nn.Module):
+    """A scaled cosine between the backbone's output and a linear map, at first the identity, of the label states.
+
+    It starts training from the backbone's own idea of which label is near the text.
+    """
+
+    def __init__(self, hidden_size: int, initial_scale: float = 10.0) -> None:
+        super().__init__()
+        self.label_map = ScoreLayer(hidden_size, hidden_size, bias=False)
+        self.log_scale = nn.Parameter(torch.tensor([math.log(initial_scale)]))
+        nn.init.eye_(self.label_map.weight)
+
+    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """pooled [N, H] or [B, 1, H], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
+        weights = mask.to(states.dtype).unsqueeze(-1)
+        labels = self.label_map((states * weights).sum(1) / weights.sum(1))
+        cosine = functional.cosine_similarity(_precise(pooled), labels, dim=-1)
+        return _precise(self.log_scale).exp() * cosine
 
 
 class LinearHead(nn.Module):
@@ -17,7 +50,7 @@ class LinearHead(nn.Module):
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.logits = nn.Linear(hidden_size, 2, bias=False)
+        self.logits = ScoreLayer(hidden_size, 2, bias=False)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """pooled [B, H], states [B, P, H], mask [B, P] -> scores [B]. The label's states are not used."""
@@ -25,28 +58,37 @@ class LinearHead(nn.Module):
         return true - false
 
 
-class LabelAwareHead(nn.Module):
-    """The linear head, started at zero, plus a scaled cosine between the output and the mapped label states.
+class LabelAwareHead(LinearHead):
+    """The paper's head, started at zero, plus the similarity of text and label.
 
     With the linear head alone the first scores are a product of two small unknowns (head times the injection's
-    effect), a slow saddle; the cosine starts training from the backbone's own idea of which label is near the text.
+    effect), a slow saddle.
     """
 
-    def __init__(self, hidden_size: int, initial_scale: float = 10.0) -> None:
-        super().__init__()
-        self.logits = nn.Linear(hidden_size, 2, bias=False)
-        self.label_map = nn.Linear(hidden_size, hidden_size, bias=False)
-        self.log_scale = nn.Parameter(torch.tensor([math.log(initial_scale)]))
+    def __init__(self, hidden_size: int) -> None:
+        super().__init__(hidden_size)
+        self.similarity = LabelSimilarity(hidden_size)
         nn.init.zeros_(self.logits.weight)
-        nn.init.eye_(self.label_map.weight)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """pooled [B, H], states [B, P, H], mask [B, P] -> scores [B]."""
-        true, false = self.logits(pooled).unbind(-1)
-        weights = mask.to(states.dtype).unsqueeze(-1)
-        label = self.label_map((states * weights).sum(1) / weights.sum(1))
-        cosine = nn.functional.cosine_similarity(pooled.float(), label.float(), dim=-1)
-        return (true - false).float() + self.log_scale.float().exp() * cosine
+        return super().forward(pooled, states, mask) + self.similarity(pooled, states, mask)
+
+
+class ClassHead(nn.Module):
+    """The usual head of a text classifier: K logits from H; label_aware adds the similarity of text and labels."""
+
+    def __init__(self, name: HeadName, hidden_size: int, label_count: int) -> None:
+        super().__init__()
+        self.logits = ScoreLayer(hidden_size, label_count)
+        self.similarity = LabelSimilarity(hidden_size) if name == "label_aware" else None
+        if self.similarity is not None:
+            nn.init.zeros_(self.logits.weight)
+
+    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K]."""
+        scores: Tensor = self.logits(pooled)
+        return scores if self.similarity is None else scores + self.similarity(pooled.unsqueeze(1), states, mask)
 
 
 def build_head(name: HeadName, hidden_size: int) -> nn.Module:
@@ -56,4 +98,13 @@ def build_head(name: HeadName, hidden_size: int) -> nn.Module:
 
 def head_parameters(name: HeadName, hidden_size: int) -> int:
     """Trainable elements of a head, by formula."""
-    return 2 * hidden_size + (hidden_size**2 + 1 if name == "label_aware" else 0)
+    return 2 * hidden_size + similarity_parameters(name, hidden_size)
+
+
+def similarity_parameters(name: HeadName, hidden_size: int) -> int:
+    """What a label-aware head has beside its logits."""
+    return hidden_size**2 + 1 if name == "label_aware" else 0
+
+
+def _precise(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -8,6 +8,7 @@ from torch import nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.linear import QuantizedLinear
 from pipeline.errors import UserError
+from pipeline.methods.heads import ClassHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
@@ -23,7 +24,7 @@ class LoRAConfig(TextClassifierConfig):
     """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LoRA":
-        return LoRA(self, facts, label_count)
+        return LoRA(self, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> None:
         return None
@@ -35,8 +36,8 @@ class LoRAConfig(TextClassifierConfig):
 class LoRA(TextClassifier):
     """A linear head; the low-rank matrices live in the backbone."""
 
-    def __init__(self, config: LoRAConfig, facts: BackboneFacts, label_count: int) -> None:
-        super().__init__(None, facts.hidden_size, label_count)
+    def __init__(self, config: LoRAConfig, head: ClassHead) -> None:
+        super().__init__(None, head)
         self.config = config
 
     def attach(self, model: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.base import Vocabulary
+from pipeline.methods.heads import ClassHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
@@ -33,7 +34,7 @@ class PromptConfig(TextClassifierConfig):
         return self
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "PromptTuning":
-        return PromptTuning(self, facts, label_count)
+        return PromptTuning(self, facts, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> "Prompt":
         return Prompt(self.tokens, facts.hidden_size)
@@ -62,8 +63,8 @@ class Prompt(nn.Module):
 class PromptTuning(TextClassifier):
     """A prompt that starts from embeddings of words."""
 
-    def __init__(self, config: PromptConfig, facts: BackboneFacts, label_count: int) -> None:
-        super().__init__(config.build_injector(facts), facts.hidden_size, label_count)
+    def __init__(self, config: PromptConfig, facts: BackboneFacts, head: ClassHead) -> None:
+        super().__init__(config.build_injector(facts), head)
         self.config = config
 
     def initialise(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:

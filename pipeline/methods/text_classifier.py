@@ -3,21 +3,29 @@
 from abc import abstractmethod
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.base import MethodConfig, Reader, TuningMethod
+from pipeline.methods.heads import ClassHead, HeadName, similarity_parameters
 
 
 class TextClassifierConfig(MethodConfig):
-    """Methods that know a label by its index alone."""
+    """Methods that know a label by its index alone, or nearly so."""
+
+    head: HeadName = "linear"
+    """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "TextClassifier":
-        return TextClassifier(self.build_injector(facts), facts.hidden_size, label_count)
+        return TextClassifier(self.build_injector(facts), self.build_head(facts, label_count))
+
+    def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead:
+        """The layer behind the backbone, for K labels."""
+        return ClassHead(self.head, facts.hidden_size, label_count)
 
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
-        return self.injector_parameters(facts) + label_count * (facts.hidden_size + 1)
+        hidden = facts.hidden_size
+        return self.injector_parameters(facts) + label_count * (hidden + 1) + similarity_parameters(self.head, hidden)
 
     @abstractmethod
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:
@@ -28,24 +36,17 @@ class TextClassifierConfig(MethodConfig):
         """Trainable elements of the injector, by formula."""
 
 
-class ScoreHead(nn.Linear):
-    """A linear layer that multiplies in float32: bfloat16 scores would often be equal."""
-
-    def forward(self, pooled: Tensor) -> Tensor:
-        """[B, H] -> [B, K] float32."""
-        return functional.linear(pooled.float(), self.weight.float(), self.bias.float())
-
-
 class TextClassifier(TuningMethod):
     """`injector` makes what every text is read with, `head` turns the backbone's output into K scores."""
 
-    def __init__(self, injector: nn.Module | None, hidden_size: int, label_count: int) -> None:
+    def __init__(self, injector: nn.Module | None, head: ClassHead) -> None:
         super().__init__()
         self.injector = injector
-        self.head = ScoreHead(hidden_size, label_count)
+        self.head = head
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        return self.head(read(self.inject(len(candidates)), 1)).gather(1, candidates)
+        scores: Tensor = self.head(read(self.inject(len(candidates)), 1), states, mask)
+        return scores.gather(1, candidates).float()
 
     def inject(self, rows: int) -> Injection | None:
         """The same injection for every text, in `rows` rows."""

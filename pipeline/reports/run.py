@@ -111,7 +111,7 @@ def label_points(run: Run) -> tuple[Rows, str]:
 def _tuned(method: LabelTuning, states: Tensor, mask: Tensor, before: Tensor) -> tuple[Tensor, str]:
     """[K, P, H] -> one vector per label [K, H'], and in words what it is."""
     if isinstance(method.head, LabelAwareHead):
-        return method.head.label_map(before), "what the head compares texts with"
+        return method.head.similarity.label_map(before), "what the head compares texts with"
     injection = method.inject(states, mask)
     if injection.prompt is not None:
         return _mean(injection.prompt, injection.mask), "the mean of the label's prompt"

@@ -24,6 +24,7 @@ from tests.tiny import PAD_ID, tiny_model, tiny_tokenizer
 K, P, H = 5, 3, 16
 CLASSIFIERS: list[dict[str, Any]] = [
     {"name": "linear_probe"},
+    {"name": "linear_probe", "head": "label_aware"},
     {"name": "prompt", "tokens": 4},
     {"name": "prefix", "tokens": 4},
     {"name": "prefix", "tokens": 4, "reparametrisation": True},
@@ -225,3 +226,17 @@ def test_a_prompt_starts_from_words(init: str) -> None:
 def test_options_that_contradict_are_refused(keys: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         config_of(**keys)
+
+
+def test_label_aware_classes_start_as_the_zero_shot_classifier(texts: dict[str, Tensor]) -> None:
+    """And gradients reach what would move them from there."""
+    model, zero_shot = model_of("bert", name="linear_probe", head="label_aware"), model_of("bert", name="zero_shot")
+    method = config_of(name="linear_probe", head="label_aware").build(model.backbone.facts, P, K).double()
+    torch.nn.init.zeros_(method.head.logits.bias)
+    model.method = method
+    zero_shot.set_labels(model.label_states, model.label_mask)
+    candidates = torch.arange(K).expand(3, -1)
+    scores = model(**texts, candidates=candidates)
+    torch.testing.assert_close(scores, zero_shot(**texts, candidates=candidates), rtol=1e-5, atol=1e-5)
+    scores.square().sum().backward()
+    assert all(parameter.grad is not None and parameter.grad.abs().sum() > 0 for parameter in method.parameters())

@@ -212,9 +212,9 @@ def test_label_aware_head_by_definition() -> None:
     label = torch.stack([states()[k, : int(MASK[k].sum())].mean(0) for k in range(K)])
 
     def by_hand() -> Tensor:
-        mapped = label @ head.label_map.weight.T
+        mapped = label @ head.similarity.label_map.weight.T
         cosine = (pooled * mapped).sum(1) / (pooled.norm(dim=1) * mapped.norm(dim=1))
-        return pooled @ (head.logits.weight[0] - head.logits.weight[1]) + head.log_scale.exp() * cosine
+        return pooled @ (head.logits.weight[0] - head.logits.weight[1]) + head.similarity.log_scale.exp() * cosine
 
     # It starts as the scaled cosine of the untouched states: the zero-shot classifier.
     start = 10 * nn.functional.cosine_similarity(pooled, label)
