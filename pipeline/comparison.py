@@ -29,8 +29,12 @@ class ComparisonConfig(Settings):
     """Name -> sections: data, labels, and train.best_metric, which is the figure that counts."""
     methods: dict[str, Part] = Field(min_length=1)
     """Name -> sections; method.name is the name itself unless given."""
+    reference: str | None = None
+    """The method that all others are compared with; null: the baseline that is best on validation."""
     sizes: list[int | Literal["all"]] = Field(default=["all"], min_length=1)
     """Training texts per label."""
+    split: Literal["test", "validation"] = "test"
+    """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
     seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
     """Each setting that was chosen is run with all of them; the choice is made with the first."""
     grid: dict[str, list[Any]] = {}
@@ -63,6 +67,10 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
     except ValidationError as error:
         faults = "; ".join(f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}" for fault in error.errors())
         raise UserError(f"{file}: {faults}") from error
+    if comparison.reference not in (None, *comparison.methods):
+        raise UserError(
+            f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
+        )
     for group in groups(comparison):
         for setting in settings(comparison):
             _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))

@@ -1,7 +1,7 @@
 """What a comparison's rows say together: tidy files for programs, tables with intervals for people.
 
 results.parquet, results.csv    one row per (data set, backbone, method, size, seed)
-summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside the best baseline
+summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside what it is compared with
 tables.md                       the same for reading: all means side by side, then each data set with its intervals
 """
 
@@ -28,10 +28,13 @@ OURS = ("lt_prefix", "lt_prompt")
 PLACE = ("dataset", "backbone", "size")
 
 
-def write_tables(folder: Path, rows: list[Row]) -> None:
-    """Writes all files into the comparison's directory and prints tables.md."""
+def write_tables(folder: Path, rows: list[Row], reference: str | None = None) -> None:
+    """Writes all files into the comparison's directory and prints tables.md.
+
+    All methods are compared with `reference`, or with the best baseline.
+    """
     _write(folder / "results", [_tidy(row) for row in rows])
-    summary = [line for place in _by(rows, PLACE) for line in summarise(folder, place)]
+    summary = [line for place in _by(rows, PLACE) for line in summarise(folder, place, reference)]
     _write(folder / "summary", summary)
     tables = [*(_overview(part) for part in _by(summary, ["size"])), *(_table(place) for place in _by(summary, PLACE))]
     text = "\n\n".join(tables) + "\n"
@@ -39,12 +42,12 @@ def write_tables(folder: Path, rows: list[Row]) -> None:
     print(text)
 
 
-def summarise(folder: Path, rows: list[Row]) -> list[Row]:
+def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
     """One line per method of one (data set, backbone, size), best mean first."""
     methods = {part[0]["method"]: part for part in _by(rows, ["method"])}
     baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
     # Chosen on validation, so that the choice does not favour it on the test texts.
-    best = max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
+    best = reference or max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
     seconds = [_mean(part, "seconds") for part in methods.values() if part[0]["steps"]]
     equal = min(seconds, default=0.0)
     lines = []
@@ -57,7 +60,7 @@ def summarise(folder: Path, rows: list[Row]) -> list[Row]:
 def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_seconds: float) -> Row:
     """Mean over seeds, spread, cost, and the difference to the baseline."""
     metric, first = rows[0]["metric"], rows[0]
-    values = [row["test"][metric] for row in rows]
+    values = [row["figures"][metric] for row in rows]
     within = [value for row in rows if (value := value_within(row["curve"], equal_seconds * 1.001)) is not None]
     steps = [count for row in rows if (count := steps_to_share(row["curve"])) is not None]
     difference = None if baseline is None else _difference(folder, rows, baseline)
@@ -94,12 +97,12 @@ def _difference(folder: Path, rows: list[Row], baseline: list[Row]) -> Differenc
 
 
 def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
-    """Labels [N] and predictions [S, N] of the test texts, as words, in the order of the source."""
+    """Labels [N] and predictions [S, N] of the texts compared on, as words, in the order of the source."""
     truth, predicted = np.empty(0), []
     for row in rows:
         columns = ["split", "row", "label", "prediction"]
         table = pq.read_table(RunDir(folder / row["run"]).predictions_file, columns=columns)
-        table = table.filter(pc.equal(table["split"], "test")).sort_by("row")
+        table = table.filter(pc.equal(table["split"], row["split"])).sort_by("row")
         truth = np.asarray(table["label"].to_pylist())
         predicted.append(table["prediction"].to_pylist())
     return truth, np.asarray(predicted)
@@ -107,10 +110,10 @@ def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
 
 def _tidy(row: Row) -> Row:
     """Nested figures as columns; what varies in form as JSON."""
-    plain = {key: value for key, value in row.items() if key not in ("test", "fingerprint")}
-    test = {f"test_{key}": value for key, value in row["test"].items()}
+    plain = {key: value for key, value in row.items() if key not in ("figures", "fingerprint")}
+    figures = {f"{row['split']}_{key}": value for key, value in row["figures"].items()}
     nested = {key: json.dumps(plain[key]) for key in ("setting", "grid", "curve") if key in plain}
-    return plain | test | {"grid": "[]"} | nested
+    return plain | figures | {"grid": "[]"} | nested
 
 
 def _write(path: Path, lines: list[Row]) -> None:
@@ -131,7 +134,7 @@ def _overview(lines: list[Row]) -> str:
         body.append([part[0]["backbone"], part[0]["method"], *(cells.get(dataset, "") for dataset in datasets)])
     header = ["backbone", "method", *(f"{dataset} ({metrics[dataset]})" for dataset in datasets)]
     rules = ["---", "---", *["---:"] * len(datasets)]
-    note = "↑ better, ↓ worse than the best baseline of its backbone and data set: the interval excludes zero."
+    note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
     return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
 
 
@@ -151,7 +154,7 @@ def _markdown(rows: list[list[str]]) -> list[str]:
 def _table(lines: list[Row]) -> str:
     """One data set, backbone and size, with intervals and costs."""
     first = lines[0]
-    columns = ["method", first["metric"], "difference to the best baseline", "verdict", "McNemar p"]
+    columns = ["method", first["metric"], f"difference to {first['best_baseline']}", "verdict", "McNemar p"]
     columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
     body = [
         [
@@ -176,7 +179,7 @@ def _table(lines: list[Row]) -> str:
 
 def _interval(line: Row) -> str:
     if line["difference"] is None:
-        return "(best baseline on validation)" if line["method"] == line["best_baseline"] else ""
+        return ""
     return f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]"
 
 

@@ -28,6 +28,7 @@ from pipeline.training_curve import read_curve
 log = logging.getLogger(__name__)
 
 CELL_FILE = "cell.json"
+FIGURES = ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")
 CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.evaluate", "engine.training_run")
 """Loggers that tell of every run what one line per run tells here."""
 
@@ -48,7 +49,7 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) 
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
             rows += run_group(comparison, group)
     if share is None and rank() == 0:
-        write_tables(Path(comparison.dir), rows)
+        write_tables(Path(comparison.dir), rows, comparison.reference)
 
 
 def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]]:
@@ -60,7 +61,7 @@ def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]
     tried: list[dict[str, Any]] = []
     for point in points if len(points) > 1 else []:
         try:
-            tried.append(run_cell(comparison, group, point, comparison.seeds[0], test=False))
+            tried.append(run_cell(comparison, group, point, comparison.seeds[0], judge=False))
         except UserError as error:
             log.warning("compare: %s with %s is left out: %s", group.path, json.dumps(point), error)
     if len(points) > 1 and not tried:
@@ -71,15 +72,15 @@ def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]
 
 
 def run_cell(
-    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, *, test: bool = True
+    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, *, judge: bool = True
 ) -> dict[str, Any]:
-    """One row of the results; from cell.json where it is current. Without `test` the test split is not looked at."""
+    """One row of the results; from cell.json where it is current. Without `judge` it is trained and not evaluated."""
     config = cell_config(comparison, group, setting, seed)
     accelerator = start(config)
     config = share_data(accelerator, comparison, group, setting, seed)
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    fingerprint = sha256_of(config.to_yaml(), *(f"{key}={value}" for key, value in data.items()))
-    found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, test))
+    fingerprint = sha256_of(config.to_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
+    found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
     if found is not None:
         return found
     row = {
@@ -91,13 +92,14 @@ def run_cell(
         "seed": seed,
         "setting": setting,
         "metric": config.train.best_metric,
+        "split": comparison.split,
         "run": str(config.run_dir.path.relative_to(comparison.dir)),
         "fingerprint": fingerprint,
-        **_figures(config, test),
+        **_figures(config, comparison.split if judge else None),
     }
     on_main_process(accelerator, lambda: write_json(config.run_dir.path / CELL_FILE, row))
-    figure = row["validation"] if row["test"] is None else row["test"][row["metric"]]
-    on = "validation" if row["test"] is None else "test"
+    figure = row["figures"][row["metric"]] if judge else row["validation"]
+    on = comparison.split if judge else "validation"
     log.info("compare: %s: %s %.4f on %s, %.0f s", row["run"], row["metric"], figure, on, row["seconds"])
     return row
 
@@ -139,30 +141,28 @@ def _link(common: RunConfig, config: RunConfig) -> None:
             link.symlink_to(target.resolve(), target_is_directory=True)
 
 
-def _found(file: Path, fingerprint: str, test: bool) -> dict[str, Any] | None:
+def _found(file: Path, fingerprint: str, judge: bool) -> dict[str, Any] | None:
     """The row of a cell that was run with this config on these data."""
     if not file.is_file():
         return None
     row: dict[str, Any] = read_json(file)
-    return row if row["fingerprint"] == fingerprint and (row["test"] is not None or not test) else None
+    return row if row["fingerprint"] == fingerprint and (row["figures"] is not None or not judge) else None
 
 
-def _figures(config: RunConfig, test: bool) -> dict[str, Any]:
-    """Trains and evaluates; what came out of it."""
+def _figures(config: RunConfig, split: str | None) -> dict[str, Any]:
+    """Trains, and evaluates on `split`; what came out of it."""
     summary = train(config)
     metric = config.train.best_metric
-    splits = ["test"] if config.method.is_trained else ["validation", "test"]
-    figures: dict[str, Any] = {}
-    if test:
-        evaluated = config.evaluate.model_copy(update={"splits": splits})
+    judged, validation = None, summary["validation"]
+    if split is not None:
+        splits = {split} if config.method.is_trained else {"validation", split}
+        evaluated = config.evaluate.model_copy(update={"splits": sorted(splits)})
         figures = evaluate(config.model_copy(update={"evaluate": evaluated}))
-    validation = summary["validation"] or figures.get("validation", {})
+        judged, validation = figures[split], validation or figures["validation"]
     curve = read_curve(config.run_dir.metrics_log, metric)
     return {
         "validation": validation.get(metric),
-        "test": {key: figures["test"][key] for key in ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")}
-        if test
-        else None,
+        "figures": judged and {key: judged[key] for key in FIGURES},
         "steps": summary["steps"],
         "best_step": summary["best_step"],
         "seconds": curve[-1]["seconds"] if curve else 0.0,
