@@ -114,7 +114,9 @@ def share_data(
     shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
 
     def prepare(config: RunConfig, name: str) -> RunConfig:
-        run = config.run.model_copy(update={"dir": str(shared / name)})
+        # A method may have words or a pooling of its own.
+        source = sha256_of(*(part.model_dump_json() for part in (config.backbone, config.data, config.labels)))
+        run = config.run.model_copy(update={"dir": str(shared / f"{name}-{source[:8]}")})
         return config.model_copy(update={"run": run})
 
     shared.mkdir(parents=True, exist_ok=True)

@@ -123,12 +123,15 @@ def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
 
 def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> None:
     methods = {name: {"method": {"name": "lt_prompt", "head": name}} for name in ("label_aware", "linear")}
+    methods["linear"]["labels"] = {"template": "{label}"}
     changes = {"grid": {}, "methods": methods, "split": "validation", "reference": "label_aware"}
     assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
     for row in rows_of(tmp_path):
         metrics = json.loads((tmp_path / "comparison" / row["run"] / "evaluation" / "metrics.json").read_text())
         assert list(metrics) == ["validation"], "test is not looked at"
         assert row["validation_accuracy"] == metrics["validation"]["accuracy"] == row["validation"]
+        labels = json.loads((tmp_path / "comparison" / row["run"] / "labels" / "labels.json").read_text())
+        assert (labels["hypotheses"] == labels["names"]) == (row["method"] == "linear"), "words of its own"
     lines = {line["method"]: line for line in rows_of(tmp_path, "summary")}
     assert lines["label_aware"]["difference"] is None and lines["linear"]["difference"] is not None
     assert "difference to label_aware" in (tmp_path / "comparison" / "tables.md").read_text()
