@@ -4,6 +4,9 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 
+MAX_CANDIDATES = 8
+"""Of a text that is read once per label, unless train.candidates says otherwise."""
+
 
 def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
     """Raises UserError where injection and text together do not fit the backbone. `prompt_tokens`: of the wordings."""
@@ -21,8 +24,9 @@ def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int)
     )
 
 
-def check_candidates(config: RunConfig, label_count: int) -> None:
-    """Raises UserError where a text is to be judged against more labels than there are."""
+def candidate_count(config: RunConfig, label_count: int) -> int:
+    """C of K = `label_count` labels: against how many a text is judged in a step with objective candidates."""
     wanted = config.train.candidates
-    if config.train.objective == "candidates" and wanted is not None and wanted > label_count:
-        raise UserError(f"train.candidates is {wanted}, but there are {label_count} labels: lower it, or leave it out")
+    if wanted is None:
+        wanted = "all" if config.method.one_pass else MAX_CANDIDATES
+    return label_count if wanted == "all" else min(wanted, label_count)

@@ -77,7 +77,6 @@ def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> N
         (["data.max_length=200"], "set data.max_length=128"),
         (["labels.names=[sport, business]"], "'science'"),
         (["data.label=lable"], "'lable'"),
-        (["train.objective=candidates", "train.candidates=7", "--dry-run"], "train.candidates is 7"),
     ],
 )
 def test_bad_input_is_one_line(

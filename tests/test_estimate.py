@@ -253,7 +253,9 @@ def test_candidates_are_rows() -> None:
     four = build_case(run_config(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
     assert four.workload.rows == 4 * pairs.workload.rows
     with pytest.raises(UserError, match=r"labels\.names"):
-        build_case(run_config(train={"objective": "candidates"}), tiny, 1, "h200")
+        build_case(run_config(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
+    unknown = build_case(run_config(train={"objective": "candidates"}), tiny, 1, "h200")
+    assert unknown.workload.rows == 8 * pairs.workload.rows
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:

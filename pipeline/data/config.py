@@ -34,6 +34,8 @@ class DataConfig(Settings):
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
     validation_limit: int | None = Field(default=None, ge=1)
     """Validate on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
+    test_limit: int | None = Field(default=None, ge=1)
+    """Test on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise a large split; null: one per core."""
 

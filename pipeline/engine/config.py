@@ -1,6 +1,6 @@
 """Config keys of training, of the DeepSpeed engine and of logging."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -12,8 +12,9 @@ class TrainConfig(Settings):
 
     objective: Literal["pairs", "candidates"] = "pairs"
     """pairs: binary cross-entropy on half true, half wrong labels; candidates: softmax cross-entropy over labels."""
-    candidates: int | None = Field(default=None, ge=2)
-    """Labels per text with objective candidates: the true one and sampled wrong ones; null takes all labels."""
+    candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
+    """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all where one reading
+    of a text scores all labels, otherwise 8."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; null: as many as `epochs` need."""
     epochs: int = Field(default=3, ge=1)

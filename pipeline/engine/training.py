@@ -9,7 +9,6 @@ from torch.nn import functional
 from pipeline.config import RunConfig
 from pipeline.data.batches import (
     Ints,
-    all_candidates,
     collate,
     epoch_batches,
     pair_candidates,
@@ -20,6 +19,7 @@ from pipeline.data.splits import Split
 from pipeline.engine.inference import exact_buffers, load_trained
 from pipeline.engine.optimization import build_optimizer, learning_rate
 from pipeline.engine.optimizer_state import OptimizerState, gather_parameters, gather_state, restore_state
+from pipeline.limits import candidate_count
 from pipeline.model import LTuningModel
 
 
@@ -79,12 +79,11 @@ class Trainer:
 
     def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
         """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""
-        labels, seed, settings = self.train.labels[rows], self.config.run.seed, self.config.train
-        if settings.objective == "pairs":
+        labels, seed = self.train.labels[rows], self.config.run.seed
+        if self.config.train.objective == "pairs":
             return pair_candidates(rows, labels, seed, epoch, self.label_count)
-        if settings.candidates is None:
-            return all_candidates(labels, self.label_count)
-        return sampled_candidates(rows, labels, seed, epoch, self.label_count, settings.candidates)
+        count = candidate_count(self.config, self.label_count)
+        return sampled_candidates(rows, labels, seed, epoch, self.label_count, count)
 
     def _seed_dropout(self, step: int, position: int) -> None:
         """Dropout is drawn anew from (seed, step, position in the global batch): a resumed run draws the same."""

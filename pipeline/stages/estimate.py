@@ -1,5 +1,6 @@
 """Memory, time and communication of a run on any number of GPUs, from its config alone."""
 
+import sys
 from dataclasses import replace
 
 import torch
@@ -13,6 +14,7 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
 from pipeline.errors import UserError
 from pipeline.estimate import GPUS, USABLE, Case, Plan, ZeroSettings, best_plan, plans
+from pipeline.limits import candidate_count
 
 ASSUMED_PROMPT_TOKENS = 16
 """Length of the longest hypothesis, where nobody has tokenised them yet."""
@@ -137,10 +139,10 @@ def rows_per_text(config: RunConfig) -> int:
     """How often a training step reads a text. Raises UserError where that depends on labels nobody has named."""
     if config.train.objective == "pairs" or config.method.one_pass:
         return 1
-    count = config.train.candidates or _label_count(config)
-    if not count:
-        raise UserError("objective candidates: set train.candidates or labels.names, or the rows per text are unknown")
-    return count
+    labels = _label_count(config)
+    if not labels and config.train.candidates == "all":
+        raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
+    return candidate_count(config, labels or sys.maxsize)
 
 
 def _label_count(config: RunConfig) -> int:

@@ -10,7 +10,7 @@ from pipeline.config import RunConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.launcher import world_size
-from pipeline.limits import check_candidates, check_positions
+from pipeline.limits import check_positions
 from pipeline.stages.estimate import build_case, report, rows_per_text
 from pipeline.stages.preprocess import preprocess
 
@@ -28,7 +28,6 @@ def plan(config: RunConfig) -> None:
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
     case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config, case.facts, prompt_tokens)
-    check_candidates(config, len(words))
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())

@@ -94,10 +94,9 @@ def _build(
     tokenised = {}
     for split, read_rows in splits.items():
         rows = read_rows.rows
-        if split == "train" and config.data.train_limit:
-            rows = _limited(rows, indices[split], config.data.train_limit, "data.train_limit", config.run.seed)
-        if split == "validation" and config.data.validation_limit:
-            rows = _limited(rows, indices[split], config.data.validation_limit, "data.validation_limit", seed=0)
+        if limit := getattr(config.data, f"{split}_limit"):
+            seed = config.run.seed if split == "train" else 0
+            rows = _limited(rows, indices[split], limit, f"data.{split}_limit", seed)
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
@@ -133,7 +132,7 @@ def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrain
         **{f"data.{split}": identity for split, identity in identities.items()},
         **{f"data.{key}": str(getattr(data, key)) for key in ("text", "text_pair", "label", "quoting", "max_length")},
         "data.train_limit": f"{data.train_limit} rows by seed {config.run.seed}" if data.train_limit else "None",
-        "data.validation_limit": str(data.validation_limit),
+        **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
         "labels.names": json.dumps(config.labels.names, ensure_ascii=False),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }

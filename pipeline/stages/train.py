@@ -22,7 +22,7 @@ from pipeline.engine.training_run import TrainingRun, write_untrained
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
-from pipeline.limits import check_candidates, check_positions
+from pipeline.limits import check_positions
 from pipeline.rundir import differences, read_json
 from pipeline.stages.encode_labels import current_label_states
 
@@ -103,7 +103,6 @@ def build_trainer(
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)
-    check_candidates(config, len(labels.names))
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))

@@ -92,6 +92,18 @@ def test_current_is_left_alone_and_stale_says_what_changed(tmp_path, config_of, 
         assert "is not what was written (SHA256SUMS)" in caplog.text
 
 
+def test_test_limit_draws_the_same_rows_for_every_seed(tmp_path, config_of):
+    write(tmp_path / "train.tsv", [(f"text {n}", "ab"[n % 2]) for n in range(4)])
+    write(tmp_path / "test.tsv", [(f"other {n}", "ab"[n % 4 == 0]) for n in range(40)])
+    kept = []
+    for seed in (0, 1):
+        run = {"seed": seed, "dir": str(tmp_path / f"run-{seed}")}
+        config = config_of(run=run, test=str(tmp_path / "test.tsv"), test_limit=8)
+        assert preprocess(config)["splits"]["test"]["per_label"] == {"a": 6, "b": 2}
+        kept.append(load_from_disk(str(config.run_dir.data / "test"))["row"][:])
+    assert kept[0] == kept[1]
+
+
 def test_train_limit_depends_on_the_seed_and_keeps_shares(tmp_path, config_of):
     write(tmp_path / "train.tsv", [(f"text {n}", "ab"[n % 4 == 0]) for n in range(40)])
 
