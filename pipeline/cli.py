@@ -126,9 +126,14 @@ def _predict(options: argparse.Namespace) -> None:
 
 
 def _report(options: argparse.Namespace) -> None:
-    from pipeline.stages.report import report
+    if options.compare:
+        from pipeline.stages.report_comparison import report_comparison
 
-    report(options.run, options.output)
+        report_comparison(options.compare, options.output)
+    else:
+        from pipeline.stages.report import report
+
+        report(options.run, options.output, texts=not options.no_texts)
 
 
 def _doctor(options: argparse.Namespace) -> None:

@@ -16,7 +16,7 @@ STAGES = {
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
 
-REPORT = "write what a run came to, with its pictures, to one HTML page"
+REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -81,8 +81,15 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
 
 
 def _add_report_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--run", required=True, metavar="DIR", help="run directory that has been evaluated")
-    command.add_argument("--output", metavar="FILE", help="HTML file (default: report.html in the directory)")
+    source = command.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", metavar="DIR", help="run directory that has been evaluated")
+    source.add_argument(
+        "--compare", nargs="+", metavar="DIR", help="directory that `compare` has written; several are shown together"
+    )
+    command.add_argument(
+        "--output", metavar="FILE", help="HTML file (default: report.html in the directory; for several it is needed)"
+    )
+    command.add_argument("--no-texts", action="store_true", help="leave out the texts of a run's mistakes")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 

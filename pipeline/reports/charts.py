@@ -25,14 +25,14 @@ def learning_curves(training: Rows, validation: Rows) -> Spec:
             _curve(validation, "log_loss", "log-loss", SECOND),
         ]
     stacked = alt.vconcat(*charts, spacing=18).resolve_scale(x="shared")
-    return _finished(stacked, "Training loss, and validation figures, by step")
+    return finished(stacked, "Training loss, and validation figures, by step")
 
 
 def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | alt.FacetChart:
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=8, grid=False))
     y = alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
     nearest = alt.selection_point(name=f"nearest_{field}", nearest=True, on="pointerover", fields=["step"], empty=False)
-    base = alt.Chart(_data(rows)).encode(x=x, y=y)
+    base = alt.Chart(inline(rows)).encode(x=x, y=y)
     dots = base.mark_point(filled=True, size=45, color=colour, opacity=1 if len(rows) < 25 else 0.35)
     shown = dots.encode(
         size=alt.condition(nearest, alt.value(110), alt.value(30 if len(rows) < 25 else 8)),
@@ -51,7 +51,7 @@ def confusion_matrix(cells: Rows, labels: Sequence[str]) -> Spec:
     y = alt.Y("true:N", sort=list(labels), title="true", axis=alt.Axis(labelLimit=150, ticks=False, domain=False))
     shown = [alt.Tooltip(f"{name}:N") for name in ("true", "predicted")]
     shown += [alt.Tooltip("count:Q"), alt.Tooltip("share:Q", format=".1%")]
-    base = alt.Chart(_data(cells)).encode(x=x, y=y, tooltip=shown)
+    base = alt.Chart(inline(cells)).encode(x=x, y=y, tooltip=shown)
     # Opacity instead of a colour scale: it works on light and dark paper.
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
     layers = [base.mark_rect(color=FIRST, stroke=PAPER, strokeWidth=1).encode(opacity=shade)]
@@ -59,7 +59,7 @@ def confusion_matrix(cells: Rows, labels: Sequence[str]) -> Spec:
         ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
         counts = base.transform_filter("datum.count > 0").mark_text(fontSize=11)
         layers.append(counts.encode(text="count:Q", color=ink))
-    return _finished(alt.layer(*layers).properties(width=side, height=side), "Confusion matrix")
+    return finished(alt.layer(*layers).properties(width=side, height=side), "Confusion matrix")
 
 
 def class_scores(classes: Rows) -> Spec:
@@ -70,7 +70,7 @@ def class_scores(classes: Rows) -> Spec:
         *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("precision", "recall", "f1")),
     ]
     y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False))
-    base = alt.Chart(_data(classes)).encode(y=y, tooltip=[*shown, alt.Tooltip("support:Q")])
+    base = alt.Chart(inline(classes)).encode(y=y, tooltip=[*shown, alt.Tooltip("support:Q")])
     axis = alt.Axis(tickCount=5, grid=False)
     bars = base.mark_bar(color=FIRST, opacity=0.35, height={"band": 0.6})
     layers = [bars.encode(x=alt.X("f1:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis))]
@@ -81,7 +81,7 @@ def class_scores(classes: Rows) -> Spec:
         shape=_two_shapes("figure", ["precision", "recall"]),
     )
     height = max(90, 24 * len(labels)) if len(labels) <= MANY_LABELS else 15 * len(labels)
-    return _finished(alt.layer(*layers, marks).properties(width=WIDTH - 150, height=height), "Scores of each label")
+    return finished(alt.layer(*layers, marks).properties(width=WIDTH - 150, height=height), "Scores of each label")
 
 
 def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
@@ -89,8 +89,8 @@ def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
     series = {"as trained": before} | ({"with temperature": after} if after else {})
     rows = [row | {"probabilities": name} for name, part in series.items() for row in part]
     unit = alt.Scale(domain=[0, 1])
-    diagonal = alt.Chart(_data([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(color=FAINT, strokeDash=[4, 4])
-    base = alt.Chart(_data(rows)).encode(
+    diagonal = alt.Chart(inline([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(color=FAINT, strokeDash=[4, 4])
+    base = alt.Chart(inline(rows)).encode(
         x=alt.X("confidence:Q", title="confidence", scale=unit, axis=alt.Axis(format="%", tickCount=5, grid=False)),
         y=alt.Y("accuracy:Q", title="accuracy", scale=unit, axis=alt.Axis(format="%", tickCount=5)),
         color=_two_colours("probabilities", list(series)),
@@ -104,12 +104,12 @@ def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
     size = alt.Size("texts:Q", scale=alt.Scale(range=[25, 260]), legend=None)
     layers = [diagonal.encode(x="x:Q", y="y:Q"), base.mark_line(strokeWidth=1.5)]
     layers.append(base.mark_point(filled=True, opacity=0.9).encode(size=size))
-    return _finished(alt.layer(*layers).properties(width=400, height=400), "Accuracy against confidence")
+    return finished(alt.layer(*layers).properties(width=400, height=400), "Accuracy against confidence")
 
 
 def score_histogram(bars: Rows) -> Spec:
     """The true label's scores over the best wrong label's: the less they overlap, the fewer mistakes."""
-    chart = alt.Chart(_data(bars)).mark_bar(opacity=0.55, binSpacing=0)
+    chart = alt.Chart(inline(bars)).mark_bar(opacity=0.55, binSpacing=0)
     encoded = chart.encode(
         x=alt.X("low:Q", bin="binned", title="score"),
         x2="high:Q",
@@ -122,7 +122,7 @@ def score_histogram(bars: Rows) -> Spec:
             alt.Tooltip("texts:Q"),
         ],
     )
-    return _finished(encoded.properties(width=WIDTH, height=220), "Scores of true and wrong labels")
+    return finished(encoded.properties(width=WIDTH, height=220), "Scores of true and wrong labels")
 
 
 def label_map(points: Rows) -> Spec:
@@ -133,7 +133,7 @@ def label_map(points: Rows) -> Spec:
     across = reach * width / height
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-across, across]))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-reach, reach]))
-    base = alt.Chart(_data(points)).encode(x=x, y=y, tooltip=[alt.Tooltip("label:N"), alt.Tooltip("when:N")])
+    base = alt.Chart(inline(points)).encode(x=x, y=y, tooltip=[alt.Tooltip("label:N"), alt.Tooltip("when:N")])
     lines = base.mark_line(color=FAINT, strokeWidth=1).encode(detail="label:N")
     dots = base.mark_point(size=70, opacity=1, strokeWidth=1.8, filled=True).encode(
         color=_two_colours("when", ["before", "after"]),
@@ -142,7 +142,7 @@ def label_map(points: Rows) -> Spec:
     after = base.transform_filter("datum.when == 'after'")
     small = len(points) > 2 * MANY_LABELS
     names = after.mark_text(dy=-12, fontSize=9 if small else 12, color=INK, limit=180).encode(text="label:N")
-    return _finished(alt.layer(lines, dots, names).properties(width=width, height=height), "Labels in two dimensions")
+    return finished(alt.layer(lines, dots, names).properties(width=width, height=height), "Labels in two dimensions")
 
 
 def _two_colours(field: str, names: Sequence[str]) -> alt.Color:
@@ -159,11 +159,11 @@ def _legend() -> alt.Legend:
     return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=16)
 
 
-def _data(rows: Rows) -> alt.InlineData:
+def inline(rows: Rows) -> alt.InlineData:
     return alt.InlineData(values=rows)
 
 
-def _finished(chart: alt.TopLevelMixin, description: str) -> Spec:
+def finished(chart: alt.TopLevelMixin, description: str) -> Spec:
     """The specification, with the page's typography. `description` is read to those who cannot see the picture."""
     text = {"labelColor": FAINT, "titleColor": FAINT, "labelFontSize": 11, "titleFontSize": 12}
     configured = chart.configure(

@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import logging
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,17 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from pipeline.rundir import write_text
+
 HERE = Path(__file__).parent
+
+log = logging.getLogger(__name__)
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Renders a page into its file, and says where it is."""
+    write_text(path, render(template, **values))
+    log.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
 
 
 def render(template: str, **values: Any) -> str:

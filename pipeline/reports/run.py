@@ -81,15 +81,17 @@ def _scored(run_dir: RunDir, name: str, labels: list[str]) -> ScoredSplit:
     return ScoredSplit(name, labels, scores, truth, table["row"].to_numpy())
 
 
-def mistakes(run: Run) -> tuple[Rows, str]:
-    """The most confident mistakes with their texts; and why there are no texts, where the source is gone."""
+def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
+    """The most confident mistakes with their texts; and why there are none, where they are not wanted or gone."""
     rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
+    if not texts:
+        return [row | {"texts": []} for row in rows], "The page was made without the texts."
     source = getattr(run.config.data, run.split.name)
     try:
-        texts = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
+        found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
     except (UserError, OSError) as error:
         return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
-    return [row | {"texts": texts.get(row["row"], [])} for row in rows], ""
+    return [row | {"texts": found.get(row["row"], [])} for row in rows], ""
 
 
 def label_points(run: Run) -> tuple[Rows, str]:

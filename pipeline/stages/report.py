@@ -1,15 +1,12 @@
 """Writes report.html: everything a run came to, on one page that needs no network."""
 
-import logging
 from pathlib import Path
 from typing import Any
 
 from pipeline.reports import charts, figures
-from pipeline.reports.page import render
+from pipeline.reports.page import write_page
 from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
-from pipeline.rundir import RunDir, write_text
-
-log = logging.getLogger(__name__)
+from pipeline.rundir import RunDir
 
 SECTIONS = [
     ("curves", "Learning curves"),
@@ -25,24 +22,24 @@ SECTIONS = [
 """Their anchors in the page, and how the navigation calls them."""
 
 
-def report(run: str, output: str | None = None) -> Path:
-    """Writes the page to `output`, or report.html in the run directory; gives its path.
+def report(run: str, output: str | None = None, *, texts: bool = True) -> Path:
+    """Writes the page of a run to `output`, or report.html in the run directory; gives its path.
 
-    Raises UserError where the run has not been evaluated, or a file of it is damaged.
+    `texts`: show those of the mistakes. Raises UserError where the run has not been evaluated, or a file of it is
+    damaged.
     """
     run_dir = RunDir(run)
-    loaded = load_run(run_dir.path)
+    values = page_values(load_run(run_dir.path), run_dir, texts=texts)
     path = Path(output) if output else run_dir.path / "report.html"
-    write_text(path, render("run.html.j2", title=run_dir.path.resolve().name, **page_values(loaded, run_dir)))
-    log.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
     return path
 
 
-def page_values(run: Run, run_dir: RunDir) -> dict[str, Any]:
+def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
     """What the template shows: figures, tables, and a specification for each picture."""
     config, split = run.config, run.split
     cells = figures.confusion(split)
-    wrong, no_texts = mistakes(run)
+    wrong, no_texts = mistakes(run, texts=texts)
     points, tuned = label_points(run)
     classes = [{"label": name, **values} for name, values in run.metrics["per_class"].items()]
     before = figures.reliability(split, 1.0)

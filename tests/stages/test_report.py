@@ -1,23 +1,20 @@
 """The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page
 
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.stages.report import SECTIONS, report
 from pipeline.stages.run import run
+from tests.stages.browser import MOST_BYTES, needs_browser, open_page, paper_and_ink, start_browser, take_screenshots
 from tests.tiny_run import tiny_config
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium (apt-get install chromium)")
-MOST_BYTES = 3_000_000
 LABEL = "</script><script>window.harmed=1</script>"
 TEXTS = [
     "<img src=x onerror='window.harmed=1'>",
@@ -48,24 +45,16 @@ def page_file(config: RunConfig) -> Path:
     return config.run_dir.path / "report.html"
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with start_browser() as browser:
+        yield browser
+
+
 @pytest.fixture
-def page(page_file: Path, request: pytest.FixtureRequest) -> Iterator[Page]:
-    """The page, drawn; it fails the test for a message on the console and for a request."""
-    trouble: list[str] = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page(
-            viewport={"width": 1000, "height": 900}, color_scheme=getattr(request, "param", "light")
-        )
-        page.set_default_timeout(120_000)
-        page.on("console", lambda message: trouble.append(message.text))
-        page.on("pageerror", lambda error: trouble.append(str(error)))
-        page.on("request", lambda asked: trouble.append(asked.url) if asked.url != page_file.as_uri() else None)
-        page.goto(page_file.as_uri())
-        page.wait_for_function("[...document.querySelectorAll('figure')].every((figure) => figure.dataset.drawn)")
+def page(browser: Browser, page_file: Path) -> Iterator[Page]:
+    with open_page(browser, page_file) as page:
         yield page
-        browser.close()
-    assert trouble == []
 
 
 def test_it_is_small_and_refers_to_nothing_outside(page_file: Path) -> None:
@@ -76,21 +65,16 @@ def test_it_is_small_and_refers_to_nothing_outside(page_file: Path) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("page", ["light", "dark"], indirect=True)
-def test_every_picture_is_drawn_in_both_schemes(page: Page, tmp_path: Path) -> None:
-    """Screenshots of the sections go to REPORT_SCREENSHOTS, if that is set."""
-    figures = page.locator("figure")
-    assert figures.count() == 6
-    for index in range(6):
-        assert figures.nth(index).locator("svg [role='graphics-symbol']").count() >= 2
-    paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
-    ink = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
-    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
-    light_of = {colour: sum(map(int, colour.removeprefix("rgb(").rstrip(")").split(","))) for colour in (paper, ink)}
-    assert (light_of[ink] > light_of[paper]) == dark, "the pictures take the colours of the page"
-    folder = Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path))
-    for name, _ in SECTIONS:
-        page.locator(f"#{name}").screenshot(path=folder / f"{'dark' if dark else 'light'}-{name}.png")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_picture_is_drawn_in_both_schemes(browser: Browser, page_file: Path, scheme: str, tmp_path: Path) -> None:
+    with open_page(browser, page_file, scheme) as page:
+        figures = page.locator("figure")
+        assert figures.count() == 6
+        for index in range(6):
+            assert figures.nth(index).locator("svg [role='graphics-symbol']").count() >= 2
+        paper, ink = paper_and_ink(page)
+        assert (ink > paper) == (scheme == "dark"), "the pictures take the colours of the page"
+        take_screenshots(page, f"run-{scheme}", tmp_path)
 
 
 @needs_browser
@@ -128,6 +112,13 @@ def test_a_page_without_texts_says_why(config: RunConfig, tmp_path: Path) -> Non
     finally:
         source.with_suffix(".away").rename(source)
     assert "the texts cannot be read any more" in text and "<blockquote" not in text
+
+
+def test_texts_are_left_out_when_they_are_not_wanted(config: RunConfig, tmp_path: Path) -> None:
+    file = tmp_path / "page.html"
+    assert main(["report", "--run", config.run.dir, "--no-texts", "--output", str(file)]) == 0
+    text = file.read_text()
+    assert "<blockquote" not in text and "made without the texts" in text and "javascript:window" not in text
 
 
 def test_runs_that_cannot_be_reported(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

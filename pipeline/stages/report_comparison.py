@@ -1,0 +1,22 @@
+"""Writes report.html of a comparison: tables, and pictures of differences, convergence and cost."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline.errors import UserError
+from pipeline.reports.comparison import load_comparison
+from pipeline.reports.comparison_page import page_values
+from pipeline.reports.page import write_page
+
+
+def report_comparison(folders: Sequence[str], output: str | None = None) -> Path:
+    """Writes the page of one comparison's directory, or of several together, for which `output` is needed.
+
+    It holds figures alone, no texts. Raises UserError where a directory holds no finished comparison.
+    """
+    if not output and len(folders) > 1:
+        raise UserError("several directories are shown on one page: say where to write it, with --output FILE")
+    comparison = load_comparison([Path(folder) for folder in folders])
+    path = Path(output) if output else Path(folders[0]) / "report.html"
+    write_page(path, "comparison.html.j2", **page_values(comparison))
+    return path

@@ -1,0 +1,98 @@
+"""The numbers behind a comparison's pictures, and which runs they come from."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.reports import comparison_figures as figures
+from pipeline.reports.comparison import Method, Place, load_comparison
+from pipeline.reports.comparison_page import page_values
+from pipeline.reports.page import render
+from pipeline.reports.palette import COLOURS, style_of
+from tests.reports.compared import invent
+
+
+@pytest.fixture(autouse=True)
+def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.statistics.RESAMPLES", 20)
+
+
+def line(method: str, **values: Any) -> dict[str, Any]:
+    own = {"dataset": "d", "backbone": "b", "size": "all", "method": method, "best_baseline": "prompt"}
+    return own | {"mcnemar_p": 0.5, "verdict": "better"} | values
+
+
+def test_methods_come_in_the_order_of_the_page(tmp_path: Path) -> None:
+    methods = ("majority", "prompt", "zero_shot", "lt_prompt", "prefix")
+    comparison = load_comparison([invent(tmp_path, ["sst2"], methods=methods)])
+    expected = ["lt_prompt", "prompt", "prefix", "zero_shot", "majority"]
+    assert [method.name for method in comparison.methods] == expected
+    assert [line["method"] for line in comparison.places[0].lines] == expected
+    assert [method.is_trained for method in comparison.methods] == [True, True, True, False, False]
+
+
+def test_what_two_directories_hold_counts_once(tmp_path: Path) -> None:
+    first = invent(tmp_path / "sst2", ["sst2"], methods=("lt_prefix", "prompt"))
+    second = invent(tmp_path / "sizes", ["sst2"], methods=("lt_prefix", "majority"), sizes=("16", "all"))
+    comparison = load_comparison([first, second])
+    assert [(place.size, len(place.lines)) for place in comparison.places] == [("all", 2), ("16", 2)]
+    assert comparison.notes == ["sst2, minilm: shown from sst2, left out from sizes"]
+    assert comparison.sizes == ["all", "16"] and comparison.largest() == [comparison.places[0]]
+    series = figures.by_size(comparison)
+    assert [row["size"] for row in series["sst2", "minilm"] if row["method"] == "lt_prefix"] == ["16", "all"]
+
+
+def test_an_ablation_on_validation_and_one_without_baselines_can_be_shown(tmp_path: Path) -> None:
+    invented = invent(tmp_path, ["sst2"], methods=("lt_prefix", "lt_prompt"), split="validation", seeds=1)
+    values = page_values(load_comparison([invented]))
+    assert ("judged on", "60 validation texts") in values["facts"]
+    assert "differences" not in [anchor for anchor, _ in values["sections"]] and values["verdicts"] == []
+    assert "sst2" in render("comparison.html.j2", **values)
+
+
+def test_a_mean_curve_holds_the_steps_of_all_seeds() -> None:
+    curves = [[(10, 1.0, 0.5), (20, 2.0, 0.6)], [(10, 3.0, 0.7)], [(10, 2.0, 0.6), (20, 9.0, 0.1)]]
+    runs = [
+        {
+            "method": "m",
+            "curve": json.dumps([dict(zip(("step", "seconds", "value"), point, strict=True)) for point in one]),
+        }
+        for one in curves
+    ]
+    assert figures.mean_curves(Place([], [*runs, {"method": "majority", "curve": "[]"}])) == [
+        {"method": "m", "step": 10, "seconds": 2.0, "value": pytest.approx(0.6), "sd": pytest.approx(0.1), "seeds": 3}
+    ]
+
+
+def test_differences_are_cut_where_l_tuning_would_not_be_seen_any_more() -> None:
+    lines = [
+        line("lt_prefix", difference=0.02, low=-0.01, high=0.05),
+        line("p_tuning", difference=-0.2, low=-0.3, high=-0.1),
+        line("prompt", difference=None, low=None, high=None),
+        line("majority", difference=-0.5, low=-0.6, high=-0.4),
+    ]
+    methods = [Method(one["method"], one["method"] == "lt_prefix", one["method"] != "majority", False) for one in lines]
+    mine, cut = figures.differences(Place(lines, []), methods)
+    assert (mine["from"], mine["to"], mine["inside"]) == (-0.01, 0.05, True) and not mine["cut_low"]
+    assert (cut["from"], cut["to"]) == (pytest.approx(-0.15), -0.1)
+    assert cut["cut_low"] and not cut["cut_high"] and not cut["inside"]
+
+
+def test_the_grid_keeps_its_columns_where_a_setting_failed(tmp_path: Path) -> None:
+    place = load_comparison([invent(tmp_path, ["sst2"], methods=("lt_prefix", "prompt"))]).places[0]
+    for run in place.runs:
+        if run["method"] == "lt_prefix":
+            run["grid"] = json.dumps(json.loads(run["grid"])[1:])
+    table = figures.tried(place)
+    assert table["points"] == ["learning_rate 0.03", "learning_rate 0.003"]
+    assert [row["validation"].count(None) for row in table["rows"]] == [1, 0]
+    assert table["rows"][0]["chosen"] == "learning_rate 0.003"
+
+
+def test_no_two_methods_look_alike_and_l_tunings_colours_are_its_own() -> None:
+    methods = [Method(f"m{number}", number < 2, True, False) for number in range(3 * COLOURS)]
+    styles = list(style_of(methods).values())
+    assert len({(style.colour, style.shape) for style in styles}) == len(styles)
+    assert not {style.colour for style in styles[:2]} & {style.colour for style in styles[2:]}

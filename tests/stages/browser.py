@@ -1,0 +1,53 @@
+"""A real headless browser that fails the test for a message on the console and for anything a page loads."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, sync_playwright
+
+PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium (apt-get install chromium)")
+MOST_BYTES = 3_000_000
+
+
+@contextmanager
+def start_browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=PROGRAM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@contextmanager
+def open_page(browser: Browser, file: Path, scheme: str = "light", width: int = 1000) -> Iterator[Page]:
+    """The page with all its pictures drawn."""
+    trouble: list[str] = []
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    page.set_default_timeout(120_000)
+    page.on("console", lambda message: trouble.append(message.text))
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("request", lambda asked: trouble.append(asked.url) if asked.url != file.as_uri() else None)
+    page.goto(file.as_uri())
+    page.wait_for_function("[...document.querySelectorAll('figure')].every((figure) => figure.dataset.drawn)")
+    yield page
+    page.close()
+    assert trouble == []
+
+
+def take_screenshots(page: Page, name: str, otherwise: Path) -> None:
+    """One per section, into the folder that REPORT_SCREENSHOTS names."""
+    folder = Path(os.environ.get("REPORT_SCREENSHOTS", otherwise))
+    for section in page.locator("main > section").all():
+        section.screenshot(path=folder / f"{name}-{section.get_attribute('id')}.png")
+
+
+def paper_and_ink(page: Page) -> tuple[int, int]:
+    """How light the page is, and the writing in its pictures."""
+    paper = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
+    ink = page.evaluate("getComputedStyle(document.querySelector('svg text')).fill")
+    first, second = (sum(map(int, colour.removeprefix("rgb(").rstrip(")").split(","))) for colour in (paper, ink))
+    return first, second
