@@ -9,7 +9,7 @@ calibration.json            temperature of the probabilities, once evaluate has 
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +19,14 @@ from pydantic import Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.calibration import FILE as CALIBRATION
 from pipeline.config import RunConfig
 from pipeline.data.config import LabelsConfig
+from pipeline.data.labels import continuations
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod
@@ -103,6 +105,18 @@ class Adapter:
             )
         method.load_state_dict(state)
         return method.to(getattr(torch, self.config.backbone.dtype))
+
+    def wordings(
+        self, tokenizer: PreTrainedTokenizerBase, facts: BackboneFacts, hypotheses: Sequence[str]
+    ) -> Tensor | None:
+        """Tokens [K, Q] of labels worded like this, for `LTuningModel`, where the method reads them.
+
+        UserError where text and wording do not fit the backbone's positions.
+        """
+        if not (self.config.method.reads_wordings and facts.is_decoder):
+            return None
+        room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
+        return continuations(tokenizer, hypotheses, room)
 
     def check_backbone(self, weights: Mapping[str, str], tokenizer: str) -> None:
         """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""

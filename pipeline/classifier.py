@@ -87,11 +87,13 @@ class LTuningClassifier:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
         tokenizer = load_tokenizer(config)
         adapter.check_backbone(weights_fingerprint(config), tokenizer_fingerprint(tokenizer))
-        base = load_backbone(config, zero_config=None, device=target)
+        reads = adapter.config.method.reads_wordings
+        base = load_backbone(config, zero_config=None, device=target, output_layer=reads)
         frozen = FrozenBackbone(base, facts_of(base.config))
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
-        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling)
+        wordings = adapter.wordings(tokenizer, frozen.facts, adapter.labels.hypotheses)
+        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling, wordings)
         model.load_inside(adapter.method_state)
         names = list(adapter.labels.names)
         return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
@@ -142,8 +144,9 @@ class LTuningClassifier:
         input_ids, mask = self._fit_prompt(input_ids, mask)
         states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
         old = self.model
-        model = LTuningModel(old.backbone, old.method, states.to(self.device), mask.to(self.device), old.pooling)
-        return replace(self, model=model.eval(), labels=names)
+        wordings = self.adapter.wordings(self.tokenizer, old.backbone.facts, words)
+        model = LTuningModel(old.backbone, old.method, states, mask, old.pooling, wordings)
+        return replace(self, model=model.to(self.device).eval(), labels=names)
 
     def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""

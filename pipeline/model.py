@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -26,11 +27,21 @@ class LTuningModel(nn.Module):
 
     label_states: Tensor
     label_mask: Tensor
+    wordings: Tensor | None
 
     def __init__(
-        self, backbone: FrozenBackbone, method: TuningMethod, label_states: Tensor, label_mask: Tensor, pooling: Pooling
+        self,
+        backbone: FrozenBackbone,
+        method: TuningMethod,
+        label_states: Tensor,
+        label_mask: Tensor,
+        pooling: Pooling,
+        wordings: Tensor | None = None,
     ) -> None:
-        """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean."""
+        """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean.
+
+        wordings [K, Q]: tokens of the labels behind a text, for methods that read them (`continuations`).
+        """
         super().__init__()
         method.attach(backbone.model)
         self.backbone = backbone
@@ -38,6 +49,7 @@ class LTuningModel(nn.Module):
         self.pooling = pooling
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask.bool(), persistent=False)
+        self.register_buffer("wordings", wordings, persistent=False)
 
     def forward(
         self,
@@ -50,12 +62,7 @@ class LTuningModel(nn.Module):
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
         """
-
-        def read(injection: Injection | None, copies: int) -> Tensor:
-            ids, mask = input_ids.repeat_interleave(copies, 0), attention_mask.repeat_interleave(copies, 0)
-            types = None if token_type_ids is None else token_type_ids.repeat_interleave(copies, 0)
-            return pool(self.backbone(ids, mask, injection, types), mask, self.pooling)
-
+        read = _Reader(self, input_ids, attention_mask, token_type_ids)
         return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
     def set_labels(self, states: Tensor, mask: Tensor) -> None:
@@ -84,3 +91,22 @@ class LTuningModel(nn.Module):
                 if name not in state or state[name].shape != parameter.shape:
                     raise UserError(f"the trained state has no '{name}' of shape {list(parameter.shape)}: train again")
                 parameter.data.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a method's `scores` may ask about the texts of one batch; see `pipeline.methods.base.Reader`."""
+
+    model: LTuningModel
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+
+    def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
+        types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
+        return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
+
+    def likelihood(self, labels: Tensor, /) -> Tensor:
+        assert self.model.wordings is not None, "the model was built without the labels' wordings"
+        return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.wordings[labels])

@@ -34,7 +34,7 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
-    a time on each rank; where `one_pass` says that one reading of a text scores all labels, with B texts at a time.
+    a time on each rank; where `one_pass` says that all labels of a text are scored in one go, with B texts at a time.
     Texts are batched by length, so that little is padding. The batches do not depend on the number
     of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
     `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none. `before_batch` is

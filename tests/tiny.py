@@ -64,7 +64,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", _LLAMA),
     "qwen3": ("qwen3", _GEMMA),
     "gemma": ("gemma", _GEMMA),
-    "gemma2": ("gemma2", _GEMMA | {"query_pre_attn_scalar": 8}),
+    "gemma2": ("gemma2", _GEMMA | {"query_pre_attn_scalar": 8, "final_logit_softcapping": 2.0}),
     "gemma3": ("gemma3_text", _GEMMA | {"query_pre_attn_scalar": 8}),
     "falcon": ("falcon", _FALCON | {"multi_query": True, "parallel_attn": True, "bias": False, "alibi": False}),
     "falcon_40b": ("falcon", _FALCON | {"new_decoder_architecture": True, "num_kv_heads": 2, "bias": False}),
@@ -78,10 +78,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def tiny_model(family: str, **overrides: Any) -> PreTrainedModel:
+def tiny_model(family: str, task: Any = AutoModel, **overrides: Any) -> PreTrainedModel:
     """The base model (no head) of a FAMILIES entry with fixed random weights, in float32 and eval mode.
 
-    `overrides` are config keys, e.g. `num_hidden_layers=3`.
+    `task` is another auto class, e.g. AutoModelForCausalLM; `overrides` are config keys, e.g. `num_hidden_layers=3`.
     """
     # An earlier `start` with ZeRO-3 in this process would make transformers partition the new model.
     unset_hf_deepspeed_config()
@@ -89,7 +89,7 @@ def tiny_model(family: str, **overrides: Any) -> PreTrainedModel:
     config = AutoConfig.for_model(model_type, **_COMMON | keys | overrides)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = AutoModel.from_config(config)
+        model = task.from_config(config)
         for parameter in model.parameters():  # biases start at 0 and norms at 1: make each of them matter
             if parameter.ndim == 1:
                 parameter.data += 0.1 * torch.randn_like(parameter)
@@ -123,8 +123,8 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def save_tiny(path: Path, family: str, **overrides: Any) -> Path:
-    """Writes config, safetensors weights and tokenizer to the folder `path`, for AutoModel and AutoTokenizer."""
-    tiny_model(family, **overrides).save_pretrained(path)
+def save_tiny(path: Path, family: str, task: Any = AutoModel, **overrides: Any) -> Path:
+    """Writes config, safetensors weights and tokenizer to the folder `path`, for `task` and AutoTokenizer."""
+    tiny_model(family, task, **overrides).save_pretrained(path)
     tiny_tokenizer().save_pretrained(path)
     return path

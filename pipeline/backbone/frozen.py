@@ -5,13 +5,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone import deberta
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import Injection
+from pipeline.backbone.injection import NO_TOKEN, Injection
+from pipeline.backbone.pooling import pool
 from pipeline.backbone.prefix_cache import PrefixCache
 
 WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
@@ -25,8 +27,10 @@ class FrozenBackbone(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, facts: BackboneFacts, *, gradient_checkpointing: bool = False):
+        """`model`: a base model, or a language model, of which `likelihood` needs the output layer."""
         super().__init__()
-        self.model = model.requires_grad_(False)
+        self.output = model.requires_grad_(False).get_output_embeddings()
+        self.model: Any = model.base_model
         self.facts = facts
         self._deberta = deberta.DebertaPrefix(model) if facts.family in deberta.FAMILIES else None
         self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
@@ -66,6 +70,27 @@ class FrozenBackbone(nn.Module):
         tokens = {name: _take(value, order) for name, value in tokens.items()}
         hidden = self._run(tokens, mask.gather(1, order), injection)
         return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
+
+    def likelihood(self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor) -> Tensor:
+        """Mean log-probability per token of what is read right behind each text, [B] float32.
+
+        `input_ids` and `attention_mask` are those of the texts, [B, T]; `continuation` [B, Q] is padded with NO_TOKEN.
+        """
+        assert self.output is not None, "the backbone was loaded without its output layer"
+        exists = continuation != NO_TOKEN
+        tokens = torch.cat([input_ids, continuation.where(exists, 0)], dim=1)
+        hidden = self(tokens, torch.cat([attention_mask.bool(), exists], dim=1))
+        text, behind = hidden.tensor_split([input_ids.shape[1]], dim=1)
+        # What predicts each token is the state of the one before it.
+        before = torch.cat([pool(text, attention_mask, "last").unsqueeze(1), behind[:, :-1]], dim=1)
+        logits: Tensor = self.output(before).float()
+        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
+        if cap is not None:
+            logits = cap * torch.tanh(logits / cap)
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1), continuation.flatten(), ignore_index=NO_TOKEN, reduction="none"
+        )
+        return -losses.view_as(continuation).sum(dim=1) / exists.sum(dim=1)
 
     def _behind_prompt(
         self, tokens: dict[str, Tensor], mask: Tensor, prompt: Tensor, prompt_mask: Tensor

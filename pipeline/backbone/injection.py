@@ -4,6 +4,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+NO_TOKEN = -100
+"""Fills up the shorter rows of continuations: tokens that are read behind a text."""
+
 
 class Injection(NamedTuple):
     """Prompt embeddings or per-layer prefix keys and values, one row per candidate (or per label, before `select`).

@@ -16,11 +16,12 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
 from pipeline.backbone.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import DECODERS
 from pipeline.backbone.linear import QuantizedLinear, quantized_like
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.names import Source, match_names
@@ -33,10 +34,11 @@ _BAR: dict[str, Any] = {"desc": "loading backbone", "unit": "B", "unit_scale": T
 
 
 def load_backbone(
-    config: BackboneConfig, *, zero_config: dict[str, Any] | None, device: torch.device
+    config: BackboneConfig, *, zero_config: dict[str, Any] | None, device: torch.device, output_layer: bool = False
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
+    With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
     rank reads its own share; with None every rank holds everything. Collective where a process group exists.
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
@@ -44,7 +46,7 @@ def load_backbone(
     """
     checkpoint, _ = _open_alike(config)
     dtype = getattr(torch, config.dtype)
-    model, sources = on_every_rank(lambda: _build(config, dtype, checkpoint))
+    model, sources = on_every_rank(lambda: _build(config, dtype, checkpoint, output_layer))
     quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
@@ -87,11 +89,11 @@ def _open_alike(config: BackboneConfig) -> tuple[Checkpoint, dict[str, str]]:
 
 
 def _build(
-    config: BackboneConfig, dtype: torch.dtype, checkpoint: Checkpoint
+    config: BackboneConfig, dtype: torch.dtype, checkpoint: Checkpoint, output_layer: bool
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
     model_config = _unquantised_config(config)
-    model_class = _model_class(model_config, config)
+    model_class = _model_class(model_config, config, output_layer)
     model_config.dtype = dtype
     takes = inspect.signature(model_class.__init__).parameters
     options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
@@ -118,12 +120,15 @@ def _unquantised_config(config: BackboneConfig) -> PreTrainedConfig:
     return model_config
 
 
-def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type[PreTrainedModel]:
-    own_code = getattr(model_config, "auto_map", {}).get("AutoModel")
+def _model_class(model_config: PreTrainedConfig, config: BackboneConfig, output_layer: bool) -> type[PreTrainedModel]:
+    task, classes = "AutoModel", MODEL_MAPPING
+    if output_layer and model_config.model_type in DECODERS:
+        task, classes = "AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING
+    own_code = getattr(model_config, "auto_map", {}).get(task)
     if own_code is not None and config.trust_remote_code:
         found: Any = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
-    elif type(model_config) in MODEL_MAPPING:
-        found = MODEL_MAPPING[type(model_config)]
+    elif type(model_config) in classes:
+        found = classes[type(model_config)]
     else:
         raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
     model_class = found[0] if isinstance(found, tuple) else found
@@ -132,9 +137,11 @@ def _model_class(model_config: PreTrainedConfig, config: BackboneConfig) -> type
 
 
 def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
-    """Puts an unfilled quantised layer in the place of every linear one; name -> layer."""
+    """Puts an unfilled quantised layer in the place of every linear one but the output layer; name -> layer."""
     layers = {}
     for name, module in list(model.named_modules()):
+        if module is model.get_output_embeddings():
+            continue
         layer = quantized_like(module, config.quantization, config.int8_threshold, dtype)
         if layer is not None:
             model.set_submodule(name, layer)

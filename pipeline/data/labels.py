@@ -5,12 +5,16 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.backbone.injection import NO_TOKEN
 from pipeline.data.config import LabelsConfig
 from pipeline.data.sources import nearest
 from pipeline.errors import UserError
 
+ANCHOR = "a"
+"""A word that no tokenizer joins with the next one."""
 _INDEX = re.compile(r"0|[1-9][0-9]*")
 
 
@@ -77,6 +81,27 @@ def encode_hypotheses(
         input_ids[index, : len(row)] = torch.tensor(row)
     lengths = torch.tensor([len(row) for row in rows])
     return input_ids, torch.arange(longest) < lengths[:, None]
+
+
+def continuations(tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int | None) -> Tensor:
+    """The tokens that each hypothesis becomes where it goes on a text behind a space: [K, Q], padded with NO_TOKEN.
+
+    Cut from a longer text, since tokenizers write the first word of a text in other ways.
+
+    Raises:
+        UserError: a hypothesis of more than `max_length` tokens.
+    """
+    texts = [ANCHOR, *(f"{ANCHOR} {text}" for text in hypotheses)]
+    before, *joined = tokenizer(texts, add_special_tokens=False, padding=False, verbose=False)["input_ids"]
+    assert all(row[: len(before)] == before for row in joined), f"the tokenizer joins {ANCHOR!r} with what follows"
+    rows = [row[len(before) :] for row in joined]
+    for text, row in zip(hypotheses, rows, strict=True):
+        if max_length is not None and len(row) > max_length:
+            raise UserError(
+                f"the hypothesis {text!r} has {len(row)} tokens, but behind a text of data.max_length tokens the "
+                f"backbone has only {max(0, max_length)} positions left: set a smaller data.max_length"
+            )
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=NO_TOKEN)
 
 
 def _refuse_twins(forms: Mapping[str, str | tuple[int, ...]], complaint: str) -> None:

@@ -23,11 +23,14 @@ from pipeline.model import LTuningModel, without_inside
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_frozen(accelerator: Accelerator, config: BackboneConfig) -> FrozenBackbone:
-    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3."""
+def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_layer: bool = False) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3.
+
+    `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
+    """
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
-    model = load_backbone(config, zero_config=zero_config, device=accelerator.device)
+    model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 
@@ -37,6 +40,7 @@ def build_model(
     backbone: FrozenBackbone,
     method: TuningMethod,
     labels: LabelStates,
+    wordings: Tensor | None = None,
 ) -> LTuningModel:
     """Backbone, method and label states as one model, on the device and in the compute dtype.
 
@@ -45,7 +49,8 @@ def build_model(
     device, dtype = accelerator.device, DTYPES[config.dtype]
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
-    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling)
+    wordings = None if wordings is None else wordings.to(device)
+    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, wordings)
     for parameter in model.inside().values():
         if not hasattr(parameter, "ds_id"):
             parameter.data = parameter.data.to(device, dtype)

@@ -7,7 +7,7 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -15,8 +15,18 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.settings import Settings
 
-Reader = Callable[[Injection | None, int], Tensor]
-"""(injection of B * n rows or None, n) -> pooled outputs [B * n, H] of B texts, each read n times in a row."""
+
+class Reader(Protocol):
+    """The backbone before a batch of B texts."""
+
+    def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        """Pooled outputs [B * n, H] of the texts, each read n = `copies` times in a row; `injection` has B * n rows."""
+
+    def likelihood(self, labels: Tensor, /) -> Tensor:
+        """Mean log-probability per token of a label's wording right behind each text: labels [B] -> [B] float32.
+
+        For methods that `reads_wordings` alone, on decoders.
+        """
 
 
 @dataclass(frozen=True)
@@ -37,9 +47,11 @@ class MethodConfig(Settings, ABC):
     is_trained: ClassVar[bool] = True
     """False: nothing is learnt by gradient, so that training is over before it starts."""
     one_pass: ClassVar[bool] = True
-    """One reading of a text scores all labels; False: one reading per label."""
+    """All labels of a text are scored in one go; False: the text is read once per label, in a row of its own."""
     open_labels: ClassVar[bool] = False
     """Labels that were not in training can be scored from their wording alone."""
+    reads_wordings: ClassVar[bool] = False
+    """Decoders are asked how likely the labels' wordings are, for which their output layer is loaded."""
     injects: ClassVar[Literal["prompt", "prefix"] | None] = None
     """What enters the backbone."""
 

@@ -1,7 +1,8 @@
-"""No training: the label whose wording is nearest to the text, by the frozen backbone's own states."""
+"""No training: the frozen backbone's own idea of which label's wording goes with the text."""
 
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -13,21 +14,33 @@ SCALE = 10.0
 
 
 class ZeroShotConfig(MethodConfig):
-    """Similarity of text and label states."""
+    """Decoders: how likely the label's wording is behind the text. Encoders: similarity of text and label states."""
 
     is_trained: ClassVar[bool] = False
     open_labels: ClassVar[bool] = True
+    reads_wordings: ClassVar[bool] = True
 
     name: Literal["zero_shot"] = "zero_shot"
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "ZeroShot":
-        return ZeroShot()
+    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> TuningMethod:
+        return WordingLikelihood() if facts.is_decoder else StateSimilarity()
 
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
         return 0
 
 
-class ZeroShot(TuningMethod):
+class WordingLikelihood(TuningMethod):
+    """Mean log-probability per token of the label's wording, read right behind the text.
+
+    Per token, so that long wordings are not punished (GPT-3, arXiv 2005.14165, Sec. 2.4).
+    """
+
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        # A label at a time: B rows in the backbone, however many labels there are.
+        return torch.stack([read.likelihood(labels) for labels in candidates.unbind(1)], dim=1)
+
+
+class StateSimilarity(TuningMethod):
     """Scaled cosine between the text's pooled state and the mean of each label's states."""
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from datasets import load_from_disk
 from numpy.typing import NDArray
 from torch import nn
+from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
@@ -68,8 +69,9 @@ def _score_splits(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
-    model = _load_model(accelerator, config, adapter)
-    pad_token, names = pad_token_id(load_tokenizer(config.backbone)), adapter.labels.names
+    tokenizer = load_tokenizer(config.backbone)
+    model = _load_model(accelerator, config, adapter, tokenizer)
+    pad_token, names = pad_token_id(tokenizer), adapter.labels.names
     metrics, tables, scored = {}, [], {}
     for name in splits:
         split = load_split(config.run_dir.data / name)
@@ -144,10 +146,13 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
         keep_calibration(run_dir.adapter, calibration)
 
 
-def _load_model(accelerator: Accelerator, config: RunConfig, adapter: Adapter) -> nn.Module:
-    backbone = load_frozen(accelerator, config.backbone)
+def _load_model(
+    accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
+) -> nn.Module:
+    backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
     method = adapter.build_method(backbone.facts)
-    model = build_model(accelerator, config.backbone, backbone, method, adapter.labels)
+    wordings = adapter.wordings(tokenizer, backbone.facts, adapter.labels.hypotheses)
+    model = build_model(accelerator, config.backbone, backbone, method, adapter.labels, wordings)
     load_inside(model, adapter.method_state)
     return prepare_inference(accelerator, model, config.backbone.dtype)
 

@@ -8,16 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 from pipeline import LTuningClassifier
 from pipeline.cli import main
 from pipeline.errors import UserError
 from pipeline.stages.run import run
 from tests.stages.processes import launch, run_script
-from tests.tiny_run import tiny_config
+from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.tiny_run import TEXTS, tiny_config
 
 SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "log_every": 1}
 METHODS = {
@@ -36,13 +39,15 @@ OPEN = ("zero_shot",)
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
-    yield tmp_path_factory.mktemp("baselines")
+    folder = tmp_path_factory.mktemp("baselines")
+    save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM)
+    yield folder
     gc.unfreeze()
 
 
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
-    before = (folder / "backbone" / "model.safetensors").read_bytes() if (folder / "backbone").is_dir() else None
+    before = (folder / "backbone" / "model.safetensors").read_bytes()
     config = tiny_config(
         folder,
         run={"dir": str(folder / name)},
@@ -53,7 +58,7 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     figures = run(config)["test"]
     state = load_file(config.run_dir.adapter / "adapter.safetensors")
     assert {tensor.dtype for tensor in state.values()} <= {torch.float32}
-    assert before is None or before == (folder / "backbone" / "model.safetensors").read_bytes()
+    assert before == (folder / "backbone" / "model.safetensors").read_bytes()
     if config.method.is_trained:
         lines = [json.loads(line) for line in config.run_dir.metrics_log.read_text().splitlines()]
         losses = [line["loss"] for line in lines if "loss" in line]
@@ -67,6 +72,39 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     else:
         with pytest.raises(UserError, match=f"{name} knows only the labels of its training"):
             classifier.with_labels(["sea", "air"])
+
+
+def test_zero_shot_asks_the_language_model(folder: Path) -> None:
+    """Scores by evaluate and predict are what transformers' own model gives, one text and one label at a time."""
+    config = tiny_config(folder, run={"dir": str(folder / "words")}, method={"name": "zero_shot"})
+    run(config)
+    model = tiny_model("llama_gqa", AutoModelForCausalLM).double()
+    tokenizer = tiny_tokenizer()
+
+    def likelihood(text: str, hypothesis: str) -> float:
+        behind = tokenizer(f" {hypothesis}", add_special_tokens=False)["input_ids"]
+        ids = torch.tensor([tokenizer(text)["input_ids"] + behind])
+        logs = model(ids).logits[0, -len(behind) - 1 : -1].log_softmax(-1)
+        return logs.gather(1, ids[0, -len(behind) :, None]).mean().item()
+
+    template = config.labels.template
+    scored = pd.read_parquet(config.run_dir.predictions_file).query("split == 'test'")
+    texts = pd.read_csv(folder / "test.tsv", sep="\t")["text"]
+    for label in TEXTS:
+        expected = [likelihood(text, template.format(label=label)) for text in texts]
+        np.testing.assert_allclose(scored[f"score/{label}"], expected, rtol=1e-5)
+    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    found = classifier.with_labels(["sea", "long walks"], {"sea": "It swims."}).predict(["a goal"])[0].scores
+    words = {"sea": "It swims.", "long walks": template.format(label="long walks")}
+    assert found == pytest.approx({name: likelihood("a goal", text) for name, text in words.items()}, rel=1e-5)
+
+
+def test_wordings_that_do_not_fit_behind_a_text_are_refused(folder: Path) -> None:
+    config = tiny_config(
+        folder, run={"dir": str(folder / "full-text")}, method={"name": "zero_shot"}, data={"max_length": 125}
+    )
+    with pytest.raises(UserError, match=r"only 3 positions left: set a smaller data\.max_length"):
+        run(config)
 
 
 @pytest.mark.parametrize("name", ["lora", "full"])
@@ -95,9 +133,11 @@ def test_what_is_trained_in_the_backbone_resumes_bit_for_bit(folder: Path, name:
 
 
 def script(folder: Path) -> dict[str, Any]:
-    """LoRA on sharded 8-bit weights and full fine-tuning, on one rank and on two with the same global batch."""
+    """LoRA and zero-shot on sharded 8-bit weights, and full fine-tuning, on one rank and on two, same global batch."""
     statuses: dict[str, Any] = {}
-    for name, options in (("lora", ["backbone.quantization=int8", "method.rank=2"]), ("full", [])):
+    save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM, tie_word_embeddings=True)
+    int8 = "backbone.quantization=int8"
+    for name, options in (("lora", [int8, "method.rank=2"]), ("full", []), ("zero_shot", [int8])):
         config = tiny_config(
             folder,
             method={"name": name},
@@ -114,7 +154,7 @@ def script(folder: Path) -> dict[str, Any]:
     return statuses
 
 
-def test_two_ranks_train_inside_the_backbone_as_one(tmp_path: Path) -> None:
+def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
     assert all(status == 0 for ended in statuses.values() for status in ended), statuses
     for name in ("lora", "full"):
@@ -125,6 +165,8 @@ def test_two_ranks_train_inside_the_backbone_as_one(tmp_path: Path) -> None:
         assert any(key.startswith("backbone.") for key in one)
         for key, tensor in one.items():
             torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
+    one, two = (tmp_path / f"zero_shot-{world}" / "evaluation" / "predictions.parquet" for world in (1, 2))
+    pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(two), rtol=1e-5)
 
 
 def test_full_fine_tuning_of_8_bit_weights_is_refused(folder: Path) -> None:
