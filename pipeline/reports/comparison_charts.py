@@ -156,7 +156,7 @@ def _axis() -> alt.Axis:
 
 
 def _names() -> alt.Axis:
-    return alt.Axis(labelLimit=120, ticks=False, domain=False, labelPadding=6)
+    return alt.Axis(labelLimit=140, ticks=False, domain=False, labelPadding=6)
 
 
 def _panel(chart: Any, width: int, height: int, description: str) -> Spec:

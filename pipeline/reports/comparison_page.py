@@ -39,13 +39,14 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         )
         for place in comparison.places
     ]
+    references = {place.reference for place in comparison.places}
     return {
         "sections": [(anchor, name) for anchor, name in SECTIONS if panels.get(anchor, True)],
         "title": _title(comparison),
         "panels": panels,
         "styles": styles,
         "comparison": comparison,
-        "references": list(dict.fromkeys(place.reference for place in comparison.places)),
+        "reference": references.pop() if len(references) == 1 else "the best baseline",
         "verdicts": figures.verdicts(comparison),
         "tables": [figures.overview(comparison, size) for size in comparison.sizes],
         "places": places,
@@ -63,7 +64,8 @@ def _panels(comparison: Comparison, styles: charts.Styles) -> dict[str, list[Pan
         if place.reference and (rows := figures.differences(place, comparison.methods)):
             spec = charts.differences(rows, place.reference, styles, name, width)
             found["differences"].append({"name": name, "note": f"to {place.reference}", "spec": spec})
-        if rows := figures.mean_curves(place):
+        rows = figures.mean_curves(place)
+        if len({row["step"] for row in rows}) > 1:
             for key, by in (("curves", "step"), ("curves_2", "seconds")):
                 found[key].append(_panel(name, place, charts.convergence(rows, styles, by, name, width)))
         if len(rows := figures.costs(place)) > 1:
