@@ -65,11 +65,6 @@ class LTuningModel(nn.Module):
         read = _Reader(self, input_ids, attention_mask, token_type_ids)
         return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
-    def set_labels(self, states: Tensor, mask: Tensor) -> None:
-        """Replaces the label set: states [K, P, H], mask [K, P] (open label sets)."""
-        self.label_states = states.to(self.label_states)
-        self.label_mask = mask.to(self.label_mask)
-
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name. Optimizer, saving, loading and counting all ask here."""
         return dict(self.method.named_parameters()) | self.inside()

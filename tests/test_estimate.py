@@ -118,6 +118,7 @@ def run_config(**changes: Any) -> RunConfig:
         "backbone": {"name_or_path": "none", "quantization": "int8"},
         "data": {"train": "train.csv"},
         "method": {"name": "lt_prefix", "head": "linear"},
+        "train": {"objective": "pairs"},
         "engine": {"deepspeed": "ds_configs/zero3_int8.json"},
     }
     for section, keys in changes.items():

@@ -63,17 +63,6 @@ def test_candidates_together_equal_one_by_one(method: str, family: str, texts: d
     assert_same(model(**texts, candidates=candidates), scores.gather(1, candidates))
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_label_set_can_be_replaced(method: str, texts: dict[str, Tensor]) -> None:
-    model = model_of(method)
-    before = model(**texts, candidates=ALL.expand(3, K))
-    turned = torch.tensor([2, 0, 1])
-    model.set_labels(model.label_states[turned].float(), model.label_mask[turned].long())
-    assert model.label_states.dtype == torch.float64 and model.label_mask.dtype == torch.bool
-    after = model(**texts, candidates=torch.arange(3).expand(3, 3))
-    torch.testing.assert_close(after, before[:, turned], rtol=1e-4, atol=1e-4)
-
-
 def test_only_the_method_is_trained_and_kept(texts: dict[str, Tensor]) -> None:
     model = model_of("prefix").train()
     model(**texts, candidates=ALL.expand(3, K)).sum().backward()

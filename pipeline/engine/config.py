@@ -10,8 +10,8 @@ from pipeline.settings import Settings
 class TrainConfig(Settings):
     """The optimisation."""
 
-    objective: Literal["pairs", "candidates"] = "pairs"
-    """pairs: binary cross-entropy on half true, half wrong labels; candidates: softmax cross-entropy over labels."""
+    objective: Literal["candidates", "pairs"] = "candidates"
+    """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong."""
     candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
     """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all where one reading
     of a text scores all labels, otherwise 8."""

@@ -237,7 +237,7 @@ def test_label_aware_classes_start_as_the_zero_shot_classifier(texts: dict[str, 
     method = config_of(name="linear_probe", head="label_aware").build(model.backbone.facts, P, K).double()
     torch.nn.init.zeros_(method.head.logits.bias)
     model.method = method
-    zero_shot.set_labels(model.label_states, model.label_mask)
+    zero_shot.label_states, zero_shot.label_mask = model.label_states, model.label_mask
     candidates = torch.arange(K).expand(3, -1)
     scores = model(**texts, candidates=candidates)
     torch.testing.assert_close(scores, zero_shot(**texts, candidates=candidates), rtol=1e-5, atol=1e-5)
