@@ -59,6 +59,7 @@ class LTPrefix(nn.Module):
             self.expand = nn.Linear(config.rank or hidden, width, bias=config.bias)
         else:
             self.token_score = nn.Linear(hidden, 1, bias=False)
+            nn.init.uniform_(self.token_score.weight, -1, 1)
             self.expand = nn.Linear(prompt_tokens, prompt_tokens * width, bias=config.bias)
         nn.init.normal_(self.expand.weight, std=config.init_std)
         if self.expand.bias is not None:
@@ -78,8 +79,13 @@ class LTPrefix(nn.Module):
         return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
 
     def _token_scores(self, states: Tensor, mask: Tensor) -> Tensor:
-        """states [K, P, H] -> one score per token [K, P], zero where the mask is False."""
-        scores = self.token_score(states).squeeze(-1)
+        """states [K, P, H] -> one score per token [K, P], zero where the mask is False.
+
+        The weight is stored times sqrt(H). Adam moves every element by about the learning rate, and so the score of
+        H of them by H times as much: at rates that suit prefixes, training would collapse in some seeds
+        (docs/results.md; equalised learning rate: Karras et al., arXiv 1710.10196, Sec. 4.1).
+        """
+        scores = self.token_score(states * self.facts.hidden_size**-0.5).squeeze(-1)
         if self.config.pooling == "softmax":
             return scores.masked_fill(~mask, float("-inf")).softmax(-1)
         return scores.masked_fill(~mask, 0.0)

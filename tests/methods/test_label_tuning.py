@@ -105,7 +105,10 @@ def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor
     real = int(MASK[label].sum())
     result = torch.zeros(FACTS.layers, 2, FACTS.kv_heads, P, FACTS.head_dim, dtype=torch.float64)
     scores = (
-        [sum(weights["token_score.weight"][0] * states[label, token]) for token in range(real)]
+        [
+            sum(weights["token_score.weight"][0] * states[label, token]) / math.sqrt(FACTS.hidden_size)
+            for token in range(real)
+        ]
         if (pooling != "tokens")
         else []
     )
