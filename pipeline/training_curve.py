@@ -24,8 +24,11 @@ def read_curve(file: Path, metric: str) -> Curve:
 
 
 def steps_to_share(curve: Curve, share: float = 0.95) -> int | None:
-    """The first evaluated step with at least this share of the last evaluation's figure (paper, Figure 2)."""
-    if not curve:
+    """The first evaluated step with at least this share of the last evaluation's figure (paper, Figure 2).
+
+    None where nothing was reached: a Matthews correlation may end at 0 or below.
+    """
+    if not curve or curve[-1]["value"] <= 0:
         return None
     wanted = share * curve[-1]["value"]
     return int(next(point["step"] for point in curve if point["value"] >= wanted))

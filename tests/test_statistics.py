@@ -83,4 +83,5 @@ def test_curves() -> None:
     values = [(2, 1.0, 0.5), (4, 2.0, 0.79), (6, 3.0, 0.7), (8, 4.0, 0.8)]
     curve = [{"step": step, "seconds": seconds, "value": value} for step, seconds, value in values]
     assert steps_to_share(curve) == 4 and steps_to_share(curve, 1.0) == 8 and steps_to_share([]) is None
+    assert steps_to_share([{"step": 2, "seconds": 1.0, "value": -0.1}]) is None
     assert value_within(curve, 3.5) == 0.79 and value_within(curve, 0.5) is None
