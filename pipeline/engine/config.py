@@ -1,8 +1,8 @@
 """Config keys of training, of the DeepSpeed engine and of logging."""
 
-from typing import Annotated, Literal
+from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from pipeline.settings import Settings
 
@@ -12,7 +12,7 @@ class TrainConfig(Settings):
 
     objective: Literal["candidates", "pairs"] = "candidates"
     """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong."""
-    candidates: Annotated[int, Field(ge=2)] | Literal["all"] | None = None
+    candidates: int | Literal["all"] | None = None
     """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all where one reading
     of a text scores all labels, otherwise 8."""
     max_steps: int | None = Field(default=None, ge=1)
@@ -51,6 +51,13 @@ class TrainConfig(Settings):
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines in logs/metrics.jsonl."""
+
+    @field_validator("candidates", mode="before")
+    @classmethod
+    def _number_or_all(cls, value: Any) -> Any:
+        if value in (None, "all") or (type(value) is int and value >= 2):
+            return value
+        raise ValueError("must be all, or a number from 2")
 
 
 class EngineConfig(Settings):

@@ -178,8 +178,8 @@ def test_full_fine_tuning_of_8_bit_weights_is_refused(folder: Path) -> None:
 
 
 def test_pairs_train_a_classifier_too(folder: Path) -> None:
-    config = tiny_config(folder, run={"dir": str(folder / "pairs")}, method={"name": "prefix"}, train=SHORT)
-    assert config.train.objective == "pairs"
+    train = SHORT | {"objective": "pairs"}
+    config = tiny_config(folder, run={"dir": str(folder / "pairs")}, method={"name": "prefix"}, train=train)
     assert run(config)["test"]["n"] == 9
 
 
