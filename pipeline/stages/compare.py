@@ -18,6 +18,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.launcher import rank
+from pipeline.run_lock import RunLock
 from pipeline.rundir import read_json, sha256_of, write_json
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
@@ -47,7 +48,8 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) 
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
-            rows += run_group(comparison, group)
+            with _own_group(comparison, group):
+                rows += run_group(comparison, group)
     if share is None and rank() == 0:
         write_tables(Path(comparison.dir), rows, comparison.reference)
 
@@ -178,6 +180,21 @@ def _parameters(config: RunConfig) -> int:
     if not config.method.is_trained:
         return 0
     return sum(tensor.numel() for tensor in load_adapter(config.run_dir.adapter).method_state.values())
+
+
+@contextmanager
+def _own_group(comparison: ComparisonConfig, group: Group) -> Iterator[None]:
+    """A group's runs are one process group's alone: shares that overlap would write into one another's.
+
+    Raises UserError where another process is at them.
+    """
+    accelerator = start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))
+    lock = RunLock(Path(comparison.dir, group.path))
+    on_main_process(accelerator, lock.acquire)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

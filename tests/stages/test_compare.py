@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
+from pipeline import run_lock
 from pipeline.cli import main
 from pipeline.comparison import describe, groups, load_comparison
+from tests.test_run_lock import owner_of
 from tests.tiny_run import tiny_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
@@ -119,6 +123,19 @@ def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
         manifest = json.loads((run / "data" / "manifest.json").read_text())
         assert manifest["splits"]["train"]["rows"] == 6 and manifest["splits"]["test"]["rows"] == 9
     assert {row["size"] for row in rows_of(tmp_path)} == {"2"}
+
+
+def test_a_group_that_another_process_is_at_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
+    owner = owner_of(tmp_path / "comparison" / "runs" / "news" / "tiny" / "lt_prompt" / "all")
+    try:
+        assert main(["compare", "--config", str(write_comparison(tmp_path))]) == 2
+    finally:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
+    assert f"lt_prompt/all' is in use by process {owner} on " in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> None:
