@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.backbone.pooling import pool
+
 HeadName = Literal["linear", "label_aware"]
 
 
@@ -36,8 +38,7 @@ class LabelSimilarity(nn.Module):
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """pooled [N, H] or [B, 1, H], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
-        weights = mask.to(states.dtype).unsqueeze(-1)
-        labels = self.label_map((states * weights).sum(1) / weights.sum(1))
+        labels = self.label_map(pool(states, mask, "mean"))
         cosine = functional.cosine_similarity(_precise(pooled), labels, dim=-1)
         return _precise(self.log_scale).exp() * cosine
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.pooling import pool
 from pipeline.methods.base import MethodConfig, Reader, TuningMethod
 
 SCALE = 10.0
@@ -44,7 +45,6 @@ class StateSimilarity(TuningMethod):
     """Scaled cosine between the text's pooled state and the mean of each label's states."""
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        weights = mask.unsqueeze(-1).float()
-        labels = (states.float() * weights).sum(1) / weights.sum(1)
+        labels = pool(states.float(), mask, "mean")
         texts = functional.normalize(read(None, 1).float(), dim=-1)
         return (SCALE * texts @ functional.normalize(labels, dim=-1).T).gather(1, candidates)

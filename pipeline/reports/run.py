@@ -15,6 +15,7 @@ from torch import Tensor
 from pipeline.adapter import Adapter, load_adapter
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
+from pipeline.backbone.pooling import pool
 from pipeline.config import RunConfig, load_config
 from pipeline.data.sources import texts_of_rows
 from pipeline.errors import UserError
@@ -104,7 +105,7 @@ def label_points(run: Run) -> tuple[Rows, str]:
     method = run.adapter.build_method(facts).float()
     if not isinstance(method, LabelTuning) or len(run.split.labels) < 3:
         return [], "Shown for methods that read the labels' wording, and three labels or more."
-    before = _mean(states.float(), mask)
+    before = pool(states.float(), mask, "mean")
     with torch.no_grad():
         after, what = _tuned(method, states.float(), mask.bool(), before)
     return figures.label_map(run.split.labels, _array(before), _array(after)), what
@@ -116,14 +117,9 @@ def _tuned(method: LabelTuning, states: Tensor, mask: Tensor, before: Tensor) ->
         return method.head.similarity.label_map(before), "what the head compares texts with"
     injection = method.inject(states, mask)
     if injection.prompt is not None:
-        return _mean(injection.prompt, injection.mask), "the mean of the label's prompt"
+        return pool(injection.prompt, injection.mask, "mean"), "the mean of the label's prompt"
     assert injection.prefix is not None
     return injection.prefix.movedim(2, 0).flatten(1), "all keys and values of the label's prefix"
-
-
-def _mean(states: Tensor, mask: Tensor) -> Tensor:
-    weights = mask.to(states.dtype).unsqueeze(-1)
-    return (states * weights).sum(1) / weights.sum(1)
 
 
 def _array(tensor: Tensor) -> NDArray:
