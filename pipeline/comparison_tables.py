@@ -34,9 +34,10 @@ def write_tables(folder: Path, rows: list[Row], reference: str | None = None) ->
     All methods are compared with `reference`, or with the best baseline.
     """
     _write(folder / "results", [_tidy(row) for row in rows])
-    summary = [line for place in _by(rows, PLACE) for line in summarise(folder, place, reference)]
+    summary = [line for place in rows_by(rows, PLACE) for line in summarise(folder, place, reference)]
     _write(folder / "summary", summary)
-    tables = [*(_overview(part) for part in _by(summary, ["size"])), *(_table(place) for place in _by(summary, PLACE))]
+    tables = [_overview(part) for part in rows_by(summary, ["size"])]
+    tables += [_table(place) for place in rows_by(summary, PLACE)]
     text = "\n\n".join(tables) + "\n"
     write_text(folder / "tables.md", text)
     print(text)
@@ -44,7 +45,7 @@ def write_tables(folder: Path, rows: list[Row], reference: str | None = None) ->
 
 def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
     """One line per method of one (data set, backbone, size), best mean first."""
-    methods = {part[0]["method"]: part for part in _by(rows, ["method"])}
+    methods = {part[0]["method"]: part for part in rows_by(rows, ["method"])}
     baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
     # Chosen on validation, so that the choice does not favour it on the test texts.
     best = reference or max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
@@ -129,7 +130,7 @@ def _overview(lines: list[Row]) -> str:
     datasets = list(dict.fromkeys(line["dataset"] for line in lines))
     metrics = {line["dataset"]: line["metric"] for line in lines}
     body = []
-    for part in _by(lines, ["backbone", "method"]):
+    for part in rows_by(lines, ["backbone", "method"]):
         cells = {line["dataset"]: _mean_and_spread(line) for line in part}
         body.append([part[0]["backbone"], part[0]["method"], *(cells.get(dataset, "") for dataset in datasets)])
     header = ["backbone", "method", *(f"{dataset} ({metrics[dataset]})" for dataset in datasets)]
@@ -191,13 +192,14 @@ def _mean(rows: list[Row], key: str) -> float:
     return float(np.mean([row[key] for row in rows]))
 
 
-def _key(row: Row, keys: Iterable[str]) -> tuple[str, ...]:
+def key_of(row: Row, keys: Iterable[str]) -> tuple[str, ...]:
+    """The values of these keys."""
     return tuple(row[key] for key in keys)
 
 
-def _by(rows: list[Row], keys: Iterable[str]) -> list[list[Row]]:
+def rows_by(rows: list[Row], keys: Iterable[str]) -> list[list[Row]]:
     """Rows with equal keys together, in the order in which the keys first occur."""
     keys = list(keys)
-    places = {_key(row, keys): place for place, row in reversed(list(enumerate(rows)))}
-    ordered = sorted(rows, key=lambda row: places[_key(row, keys)])
-    return [list(part) for _, part in groupby(ordered, key=lambda row: _key(row, keys))]
+    places = {key_of(row, keys): place for place, row in reversed(list(enumerate(rows)))}
+    ordered = sorted(rows, key=lambda row: places[key_of(row, keys)])
+    return [list(part) for _, part in groupby(ordered, key=lambda row: key_of(row, keys))]

@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comparison_tables import OURS
+from pipeline.comparison_tables import OURS, PLACE, key_of, rows_by
 from pipeline.errors import UserError
 from pipeline.reports.figures import Rows
 
@@ -127,13 +127,7 @@ def _read(folder: Path, name: str) -> Rows:
 
 
 def _by_place(rows: Rows) -> dict[tuple[str, ...], Rows]:
-    def key(row: dict[str, Any]) -> tuple[str, ...]:
-        return row["dataset"], row["backbone"], row["size"]
-
-    found: dict[tuple[str, ...], Rows] = {key(row): [] for row in rows}
-    for row in rows:
-        found[key(row)].append(row)
-    return found
+    return {key_of(part[0], PLACE): part for part in rows_by(rows, PLACE)}
 
 
 def _methods(runs: Rows) -> list[Method]:
