@@ -114,7 +114,7 @@ class LTuningClassifier:
             self.rows_per_forward,
             pad_token_id=pad_token_id(self.tokenizer),
             device=self.device,
-            one_pass=self.adapter.config.method.one_pass,
+            readings=self.adapter.config.method.joint_readings(len(self.labels)),
         )
         best = predictions(scores)
         probabilities = tempered_softmax(scores, self.temperature)

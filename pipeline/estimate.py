@@ -122,6 +122,8 @@ class Case:
     gpu: Gpu
     zero: ZeroSettings
     accumulation: int = 1
+    rows_alone: int = 0
+    """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
     bytes_per_second: float | None = None
     """Interconnect per rank; None: the GPU's own link within a node, NETWORK_BYTES_PER_SECOND beyond."""
 
@@ -165,6 +167,12 @@ def gathered_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
     return total
 
 
+def forward_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
+    """Received by one rank in a forward pass alone: every partitioned weight once."""
+    fetched = sum(weight.elements * weight.item_bytes for weight in _partitioned(inventory, zero))
+    return int(fetched * _received_share(zero, world_size))
+
+
 def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int, checkpointing: bool) -> int:
     """Received by one rank in one forward and backward pass: weights come once for each, embeddings for forward only.
 
@@ -177,8 +185,13 @@ def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size:
     layer_bytes = sum(weight.elements * weight.item_bytes for weight in in_layers)
     others = sum(weight.elements * weight.item_bytes for weight in fetched if not weight.in_layer)
     kept = 0.0 if checkpointing or not elements else min(1.0, zero.live / elements)
+    return int((others + layer_bytes * (2 - kept)) * _received_share(zero, world_size))
+
+
+def _received_share(zero: ZeroSettings, world_size: int) -> float:
+    """Of a gathered weight, what does not lie on the rank itself."""
     holders = min(zero.node_ranks, world_size) if zero.node_ranks > 1 else world_size
-    return int((others + layer_bytes * (2 - kept)) * (holders - 1) / holders)
+    return (holders - 1) / holders
 
 
 def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:
@@ -192,7 +205,8 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
     in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
-    operations = 2 * in_layers * case.workload.tokens * case.accumulation * (3 if checkpointing else 2)
+    tokens = case.workload.tokens * (3 if checkpointing else 2) + case.rows_alone * case.workload.text_tokens
+    operations = 2 * in_layers * tokens * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
         checkpointing=checkpointing,
@@ -255,4 +269,6 @@ def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
     if not sharded:
         return int(trainable * (case.accumulation + 1))
     backbone = backbone_traffic_bytes(case.inventory, case.zero, case.world_size, checkpointing)
+    if case.rows_alone:
+        backbone += forward_traffic_bytes(case.inventory, case.zero, case.world_size)
     return int(case.accumulation * (backbone + 3 * trainable))

@@ -15,7 +15,7 @@ def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int)
         return
     room = facts.max_positions - injected
     kind, shorter = "label", "shorten labels.template or labels.texts"
-    if config.method.one_pass:
+    if not config.method.open_labels:
         kind, shorter = "injected", "lower method.tokens"
     advice = f"set data.max_length to {room} or less" if room > 1 else shorter
     raise UserError(
@@ -28,5 +28,5 @@ def candidate_count(config: RunConfig, label_count: int) -> int:
     """C of K = `label_count` labels: against how many a text is judged in a step with objective candidates."""
     wanted = config.train.candidates
     if wanted is None:
-        wanted = "all" if config.method.one_pass else MAX_CANDIDATES
+        wanted = MAX_CANDIDATES if config.method.joint_readings(label_count) is None else "all"
     return label_count if wanted == "all" else min(wanted, label_count)

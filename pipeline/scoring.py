@@ -26,7 +26,7 @@ def score(
     *,
     pad_token_id: int,
     device: torch.device,
-    one_pass: bool = False,
+    readings: int | None = None,
     description: str | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -34,16 +34,17 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
-    a time on each rank; where `one_pass` says that all labels of a text are scored in one go, with B texts at a time.
-    Texts are batched by length, so that little is padding. The batches do not depend on the number
-    of ranks; they are dealt to the ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
+    a time on each rank. Where all labels of a text are scored in one go, `readings` says how many rows it takes for
+    that, and B * readings takes the place of B * C. Texts are batched by length, so that little is padding. The batches
+    do not depend on the number of ranks; they are dealt to the ranks, and all ranks run the same number of forwards,
+    as ZeRO-3 needs it.
     `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none. `before_batch` is
     called before each forward of all ranks, and may raise to end the scoring.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    chunks = [torch.arange(label_count)] if one_pass else _label_chunks(label_count, rows_per_forward)
-    rows_per_text = 1 if one_pass else len(chunks[0])
+    chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
+    rows_per_text = readings or len(chunks[0])
     batches = _text_batches(_lengths(texts), max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(texts), label_count)
     steps = range(0, len(batches), world)

@@ -13,8 +13,8 @@ class TrainConfig(Settings):
     objective: Literal["candidates", "pairs"] = "candidates"
     """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong."""
     candidates: int | Literal["all"] | None = None
-    """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all where one reading
-    of a text scores all labels, otherwise 8."""
+    """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all, but 8 where a
+    text is read once per label (label tuning without a shortlist)."""
     max_steps: int | None = Field(default=None, ge=1)
     """Optimizer steps; null: as many as `epochs` need."""
     epochs: int = Field(default=3, ge=1)

@@ -186,7 +186,7 @@ class TrainingRun:
             self.config.evaluate.batch_size,
             pad_token_id=self.trainer.pad_token_id,
             device=self.accelerator.device,
-            one_pass=self.config.method.one_pass,
+            readings=self.config.method.joint_readings(len(self.labels.names)),
             before_batch=lambda: self._heed(preemption),
         )
         self.evaluation_due = False

@@ -46,8 +46,6 @@ class MethodConfig(Settings, ABC):
 
     is_trained: ClassVar[bool] = True
     """False: nothing is learnt by gradient, so that training is over before it starts."""
-    one_pass: ClassVar[bool] = True
-    """All labels of a text are scored in one go; False: the text is read once per label, in a row of its own."""
     open_labels: ClassVar[bool] = False
     """Labels that were not in training can be scored from their wording alone."""
     reads_wordings: ClassVar[bool] = False
@@ -62,6 +60,13 @@ class MethodConfig(Settings, ABC):
     @abstractmethod
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
         """Trainable elements outside the backbone, by formula."""
+
+    def joint_readings(self, candidates: int) -> int | None:
+        """How many rows a text takes in the backbone at once, where so many labels of it are scored in one go.
+
+        None: a row per label, so that labels can be scored apart.
+        """
+        return 1
 
     def injected_tokens(self, prompt_tokens: int) -> int:
         """Positions that the injection takes, where label wordings have at most P = `prompt_tokens`."""

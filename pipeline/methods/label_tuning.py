@@ -3,6 +3,7 @@
 from abc import abstractmethod
 from typing import ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
@@ -14,18 +15,30 @@ from pipeline.methods.heads import HeadName, build_head, head_parameters
 class LabelTuningConfig(MethodConfig):
     """Keys that the label-tuning methods share."""
 
-    one_pass: ClassVar[bool] = False
     open_labels: ClassVar[bool] = True
 
     head: HeadName = "label_aware"
     """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
+    shortlist: int | None = Field(default=4, ge=1)
+    """Where there are more labels than this: read a text alone first, and then with only so many of them, those that
+    head label_aware finds nearest to it. null: read it with every label."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LabelTuning":
-        return LabelTuning(self.build_producer(facts, prompt_tokens), build_head(self.head, facts.hidden_size))
+        head = build_head(self.head, facts.hidden_size)
+        return LabelTuning(self.build_producer(facts, prompt_tokens), head, self._shortlist)
 
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
         return self.producer_parameters(facts, prompt_tokens) + head_parameters(self.head, facts.hidden_size)
+
+    def joint_readings(self, candidates: int) -> int | None:
+        shortlist = self._shortlist
+        return None if shortlist is None or candidates <= shortlist else shortlist
+
+    @property
+    def _shortlist(self) -> int | None:
+        """The linear head sees no label in a text that is read alone."""
+        return self.shortlist if self.head == "label_aware" else None
 
     def injected_tokens(self, prompt_tokens: int) -> int:
         return prompt_tokens
@@ -42,12 +55,26 @@ class LabelTuningConfig(MethodConfig):
 class LabelTuning(TuningMethod):
     """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
 
-    def __init__(self, producer: nn.Module, head: nn.Module) -> None:
+    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None = None) -> None:
         super().__init__()
         self.producer = producer
         self.head = head
+        self.shortlist = shortlist
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """Every candidate's score with its label injected; beyond a shortlist, that of the text read alone.
+
+        A shortlisted label has the mean of both. The choice follows the scores of the moment, so that training sees
+        the wrong labels that are hardest to tell from the true one, and evaluation the same number of readings.
+        """
+        if self.shortlist is None or candidates.shape[1] <= self.shortlist:
+            return self._injected_scores(read, candidates, states, mask)
+        alone = self.head(read(None, 1).unsqueeze(1), states, mask).float().gather(1, candidates)
+        nearest = alone.topk(self.shortlist).indices
+        injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
+        return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
+
+    def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
         states, mask = states[used], mask[used]
         pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])

@@ -88,6 +88,7 @@ def build_case(
         gpu=GPUS[gpu],
         zero=_zero_settings(config, world_size),
         accumulation=config.train.gradient_accumulation,
+        rows_alone=_rows_alone(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
 
@@ -136,13 +137,25 @@ def _as_keys(plan: Plan, config: RunConfig) -> str:
 
 
 def rows_per_text(config: RunConfig) -> int:
-    """How often a training step reads a text. Raises UserError where that depends on labels nobody has named."""
-    if config.train.objective == "pairs" or config.method.one_pass:
+    """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named."""
+    if config.train.objective == "pairs":
         return 1
-    labels = _label_count(config)
-    if not labels and config.train.candidates == "all":
+    count = _candidate_count(config)
+    readings = config.method.joint_readings(count)
+    if readings is None and count == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
-    return candidate_count(config, labels or sys.maxsize)
+    return count if readings is None else readings
+
+
+def _rows_alone(config: RunConfig) -> int:
+    """Texts that label tuning reads for its shortlist in a pass."""
+    shortlisted = config.method.open_labels and config.method.joint_readings(_candidate_count(config)) is not None
+    return config.train.batch_size if shortlisted and config.train.objective == "candidates" else 0
+
+
+def _candidate_count(config: RunConfig) -> int:
+    """C, as if there were any number of labels where the config does not tell."""
+    return candidate_count(config, _label_count(config) or sys.maxsize)
 
 
 def _label_count(config: RunConfig) -> int:

@@ -82,7 +82,7 @@ def _score_splits(
             config.evaluate.batch_size,
             pad_token_id=pad_token,
             device=accelerator.device,
-            one_pass=config.method.one_pass,
+            readings=config.method.joint_readings(len(names)),
             description=f"evaluate {name}",
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
