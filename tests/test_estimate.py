@@ -259,6 +259,27 @@ def test_candidates_are_rows() -> None:
     assert unknown.workload.rows == 8 * pairs.workload.rows
 
 
+def test_a_shortlist_reads_every_text_alone_first() -> None:
+    """Forward only: no activations are kept of it, and weights come once more."""
+    read_apart = {"method": {"head": "label_aware", "shortlist": None}, "train": {"objective": "candidates"}}
+    every = build_case(
+        run_config(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
+    )
+    short = build_case(
+        run_config(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
+    )
+    assert short.workload == every.workload and (short.rows_alone, every.rows_alone) == (16, 0)
+    for more, less in zip(plans(short), plans(every), strict=True):
+        assert more.memory == less.memory
+        once = int(sum(w.elements * w.item_bytes for w in short.inventory.weights if w.elements > 100_000) * 7 / 8)
+        extra = once if more.backbone == "sharded" else 0
+        assert more.communication_bytes - less.communication_bytes == pytest.approx(extra, abs=2)
+        passes = 3 if more.checkpointing else 2
+        assert more.compute_seconds / less.compute_seconds == pytest.approx(1 + 16 * 256 / (64 * 256 * passes))
+    pairs = run_config(method={"head": "label_aware"}, labels={"names": list("abcdefgh")})
+    assert build_case(pairs, LLAMA_7B, 8, "h200").rows_alone == 0
+
+
 def test_without_zero3_configured_the_preset_counts() -> None:
     config = run_config(engine={"deepspeed": "ds_configs/zero2_int8.json"})
     assert build_case(config, tiny_model("llama").config, 8, "h200").zero == case_of("llama-2-7b").zero

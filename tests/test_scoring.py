@@ -74,6 +74,16 @@ def test_equals_the_double_loop(rows_per_forward: int) -> None:
     assert model.training, "the mode the model came in is restored"
 
 
+@pytest.mark.parametrize("readings", [1, 3])
+def test_labels_scored_in_one_go_take_as_many_rows_as_is_said(readings: int) -> None:
+    texts, model = some_texts(23), Toy(7)
+    expected = double_loop(model, texts, 7)
+    model.shapes.clear()
+    scores = score(model, texts, 7, 6, pad_token_id=1, device=CPU, readings=readings)
+    np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
+    assert max(model.shapes) == (6 // readings, 7) and {labels for _, labels in model.shapes} == {7}
+
+
 def test_a_stored_data_set_gives_the_same(tmp_path: Path) -> None:
     texts = some_texts(9)
     stored = Dataset.from_list([text | {"length": len(text["input_ids"])} for text in texts])

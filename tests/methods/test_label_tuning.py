@@ -227,6 +227,64 @@ def test_label_aware_head_by_definition() -> None:
     torch.testing.assert_close(head(pooled, states(), MASK).double(), by_hand(), rtol=1e-5, atol=1e-5)
 
 
+TEXTS = torch.linspace(-1, 1, 2 * FACTS.hidden_size, dtype=torch.float64).view(2, -1)
+
+
+def read(injection: Injection | None, copies: int) -> Tensor:
+    """A backbone before two texts, for which an injection is one number per row."""
+    rows = TEXTS.repeat_interleave(copies, 0)
+    if injection is not None:
+        whole = injection.prompt if injection.prefix is None else injection.prefix.movedim(2, 0)
+        rows = rows + whole.flatten(1).mean(1, keepdim=True).sin()
+    return rows.tanh()
+
+
+def shortlisted(shortlist: int | None, name: str = "lt_prompt") -> LabelTuning:
+    """With random parameters, all of which matter."""
+    method = method_of(name=name, shortlist=shortlist)
+    torch.manual_seed(2)
+    for parameter in method.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    return method
+
+
+@pytest.mark.parametrize("name", LABEL_TUNING)
+@pytest.mark.parametrize("shortlist", [1, 2])
+def test_a_shortlist_by_definition(name: str, shortlist: int) -> None:
+    """The labels nearest to the text alone are scored by the mean of both readings, the rest by that one."""
+    method = shortlisted(shortlist, name)
+    # Not all labels, and in another order for each text.
+    candidates = torch.tensor([[2, 0, 1], [1, 2, 0]])
+    found = method.scores(read, candidates, states(), MASK)
+    for text, row in enumerate(candidates):
+        texts = TEXTS[text : text + 1].tanh()
+        alone = {k: method.score(texts, states()[k : k + 1], MASK[k : k + 1]) for k in row.tolist()}
+        nearest = sorted(alone, key=lambda k: -alone[k].item())[:shortlist]
+        for place, label in enumerate(row.tolist()):
+            part = slice(label, label + 1)
+            injected = method.inject(states()[part], MASK[part])
+            both = method.score(read(injected.expand(2), 1)[text : text + 1], states()[part], MASK[part])
+            expected = (alone[label] + both) / 2 if label in nearest else alone[label]
+            torch.testing.assert_close(found[text, place], expected[0])
+
+
+def test_where_a_shortlist_holds_all_labels_each_is_read_into_the_text() -> None:
+    candidates = torch.tensor([[0, 1, 2], [2, 1, 0]])
+    everything = shortlisted(None).scores(read, candidates, states(), MASK)
+    assert torch.equal(shortlisted(K).scores(read, candidates, states(), MASK), everything)
+    assert not torch.equal(shortlisted(K - 1).scores(read, candidates, states(), MASK), everything)
+    # One candidate, as in pairs, is no choice either; the paper's head has nothing to choose by.
+    assert torch.equal(shortlisted(1).scores(read, candidates[:, :1], states(), MASK), everything[:, :1])
+    assert method_of(name="lt_prefix", head="linear", shortlist=1).shortlist is None
+
+
+def test_rows_that_a_text_takes() -> None:
+    assert config_of(name="lt_prefix", shortlist=3).joint_readings(4) == 3
+    for keys, candidates in (({"shortlist": 3}, 3), ({"shortlist": None}, 99), ({"head": "linear"}, 99)):
+        assert config_of(name="lt_prompt", **keys).joint_readings(candidates) is None
+    assert config_of(name="prompt").joint_readings(99) == 1
+
+
 def test_scores_are_float32_in_a_bfloat16_method() -> None:
     method = method_of(name="lt_prefix").bfloat16()
     pooled, label = torch.randn(K, FACTS.hidden_size).bfloat16(), states().bfloat16()

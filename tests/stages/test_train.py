@@ -126,7 +126,11 @@ def test_same_seed_same_adapter_and_another_seed_another(folder: Path) -> None:
     [
         ("encoder", "bert", ["method.name=lt_prompt", "method.init_std=null"]),
         ("stage-2-int8", "llama_gqa", ["backbone.quantization=int8", "engine.deepspeed=ds_configs/zero2_int8.json"]),
-        ("bf16", "llama_gqa", ["backbone.dtype=bfloat16", "backbone.gradient_checkpointing=true"]),
+        (
+            "bf16",
+            "llama_gqa",
+            ["backbone.dtype=bfloat16", "backbone.gradient_checkpointing=true", "method.shortlist=2"],
+        ),
         ("sampled", "bert", ["train.objective=candidates", "train.candidates=2", "method.pooling=tokens"]),
     ],
 )
@@ -170,12 +174,13 @@ def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_a
 
 
 def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None:
-    assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", "train.batch_size=4")) == 0
+    options = ["train.batch_size=4", "method.shortlist=2"]
+    assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", *options)) == 0
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pipeline"]
-    command = [sys.executable, *launcher, *arguments(folder, "two-ranks", "train.batch_size=4")]
+    command = [sys.executable, *launcher, *arguments(folder, "two-ranks", *options)]
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     np.testing.assert_allclose(log_of(folder / "two-ranks"), log_of(folder / "one-rank"), rtol=1e-4)
