@@ -30,7 +30,7 @@ def torch_and_driver() -> list[Check]:
     if gpus:
         advice = f"the driver is too old for CUDA {torch.version.cuda}, or CUDA_VISIBLE_DEVICES hides the GPUs"
         return [driver, failure("torch", f"{build}, sees no GPU", advice)]
-    return [driver, ok("torch", f"{build}; jobs run on the CPU")]
+    return [driver, ok("torch", f"{build}; jobs run on the CPU"), _try_cpu()]
 
 
 def _gpus_of_driver() -> list[str]:
@@ -55,6 +55,15 @@ def _try_gpus() -> list[Check]:
     if not torch.cuda.is_bf16_supported(including_emulation=False):
         return [warning("GPU", "no bfloat16 in hardware", "set backbone.dtype=float32, or take an Ampere or newer GPU")]
     return [ok("GPU", f"{torch.cuda.device_count()} visible, bfloat16 products run")]
+
+
+def _try_cpu() -> Check:
+    from pipeline.backbone.cpu_speed import SLOW, bfloat16_slowdown
+
+    # No figure, which would differ between ranks.
+    if bfloat16_slowdown() < SLOW:
+        return ok("CPU", "bfloat16 products are about as fast as float32, or faster")
+    return warning("CPU", "bfloat16 products take several times as long as float32", "set backbone.dtype=float32")
 
 
 def memory() -> list[Check]:

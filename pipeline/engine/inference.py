@@ -1,5 +1,6 @@
 """Backbones and models ready to run: sharded by ZeRO-3 or whole on each rank, as the DeepSpeed config says."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.cpu_speed import SLOW, bfloat16_slowdown
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
@@ -20,6 +22,8 @@ from pipeline.label_states import LabelStates
 from pipeline.methods.base import TuningMethod, Vocabulary
 from pipeline.model import LTuningModel, without_inside
 
+log = logging.getLogger(__name__)
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -28,10 +32,18 @@ def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_laye
 
     `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
     """
+    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and accelerator.is_main_process:
+        _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
     model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+
+
+def _warn_if_slow() -> None:
+    times = bfloat16_slowdown()
+    if times > SLOW:
+        log.warning("bfloat16 takes %.1f times as long as float32 on this CPU: set backbone.dtype=float32", times)
 
 
 def build_model(
