@@ -37,6 +37,8 @@ class ComparisonConfig(Settings):
     """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
     seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
     """Each setting that was chosen is run with all of them; the choice is made with the first."""
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    """Backbone -> data set -> method -> a figure from elsewhere, in the same metric, to stand beside ours."""
     grid: dict[str, list[Any]] = {}
     """section.key -> values: every trained method is tuned over all combinations, on validation."""
 
@@ -71,6 +73,7 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
         raise UserError(
             f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
         )
+    _check_published(comparison, file)
     for group in groups(comparison):
         for setting in settings(comparison):
             _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))
@@ -105,6 +108,15 @@ def cell_config(
     if group.size != "all" and label_count is not None:
         values.setdefault("data", {})["train_limit"] = int(group.size) * label_count
     return parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+
+
+def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
+    known = {(group.backbone, group.dataset, group.method) for group in groups(comparison)}
+    for backbone, datasets in comparison.published.items():
+        for dataset, methods in datasets.items():
+            for method in methods:
+                if (backbone, dataset, method) not in known:
+                    raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is no cell of this comparison")
 
 
 def _check(group: Group, config: RunConfig) -> None:

@@ -6,7 +6,7 @@ tables.md                       the same for reading: all means side by side, th
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -28,13 +28,21 @@ OURS = ("lt_prefix", "lt_prompt")
 PLACE = ("dataset", "backbone", "size")
 
 
-def write_tables(folder: Path, rows: list[Row], reference: str | None = None) -> None:
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Backbone -> data set -> method -> figure."""
+
+
+def write_tables(
+    folder: Path, rows: list[Row], reference: str | None = None, published: Published | None = None
+) -> None:
     """Writes all files into the comparison's directory and prints tables.md.
 
-    All methods are compared with `reference`, or with the best baseline.
+    All methods are compared with `reference`, or with the best baseline; `published` figures stand beside them.
     """
     _write(folder / "results", [_tidy(row) for row in rows])
     summary = [line for place in rows_by(rows, PLACE) for line in summarise(folder, place, reference)]
+    for line in summary:
+        line["published"] = (published or {}).get(line["backbone"], {}).get(line["dataset"], {}).get(line["method"])
     _write(folder / "summary", summary)
     tables = [_overview(part) for part in rows_by(summary, ["size"])]
     tables += [_table(place) for place in rows_by(summary, PLACE)]
@@ -131,17 +139,23 @@ def _overview(lines: list[Row]) -> str:
     metrics = {line["dataset"]: line["metric"] for line in lines}
     body = []
     for part in rows_by(lines, ["backbone", "method"]):
-        cells = {line["dataset"]: _mean_and_spread(line) for line in part}
+        cells = {line["dataset"]: _mean_and_spread(line) + _published(line) for line in part}
         body.append([part[0]["backbone"], part[0]["method"], *(cells.get(dataset, "") for dataset in datasets)])
     header = ["backbone", "method", *(f"{dataset} ({metrics[dataset]})" for dataset in datasets)]
     rules = ["---", "---", *["---:"] * len(datasets)]
     note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
+    if any(_published(line) for line in lines):
+        note += " In brackets: the published figure."
     return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
 
 
 def _mean_and_spread(line: Row) -> str:
     mark = {"better": " ↑", "worse": " ↓"}.get(line["verdict"] or "", "")
     return f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else "") + mark
+
+
+def _published(line: Row) -> str:
+    return "" if line["published"] is None else f" ({line['published']:.4f})"
 
 
 def _size(line: Row) -> str:

@@ -51,7 +51,7 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) 
             with _own_group(comparison, group):
                 rows += run_group(comparison, group)
     if share is None and rank() == 0:
-        write_tables(Path(comparison.dir), rows, comparison.reference)
+        write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published)
 
 
 def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]]:

@@ -40,10 +40,13 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
     return file
 
 
+PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
-    file = write_comparison(folder)
+    file = write_comparison(folder, published=PUBLISHED)
     # As an array job of two would, and then the rest.
     assert main(["compare", "--config", str(file), "--cells", "1/2"]) == 0
     assert not (folder / "comparison" / "results.csv").exists()
@@ -102,6 +105,8 @@ def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
             assert (line["verdict"] == "better") == (line["low"] > 0)
     table = (finished / "comparison" / "tables.md").read_text()
     assert "| backbone | method | news (accuracy) |" in table and "| tiny | lt_prompt | 0." in table
+    assert "(0.9250) |" in table and "In brackets: the published figure." in table
+    assert {name: line["published"] for name, line in lines.items() if line["published"]} == {"lt_prompt": 0.925}
     assert "### news, tiny, all training texts" in table and f"**{best}**" in table
 
 
@@ -163,6 +168,7 @@ def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> 
         ({"base": {"data": {"validation": None}}, "datasets": {"x": {"data": {"train": "t"}}}}, [], "data.validation"),
         ({}, ["--cells", "2/2"], "write I/N"),
         ({"reference": "lt_prefix"}, [], "none of methods: lt_prompt, probe, majority"),
+        ({"published": {"tiny": {"news": {"bert": 0.9}}}}, [], "published.tiny.news.bert is no cell"),
         ({"methds": {}}, [], "'methds'"),
     ],
 )
