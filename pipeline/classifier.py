@@ -114,7 +114,7 @@ class LTuningClassifier:
             self.rows_per_forward,
             pad_token_id=pad_token_id(self.tokenizer),
             device=self.device,
-            readings=self.adapter.config.method.joint_readings(len(self.labels)),
+            readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
         )
         best = predictions(scores)
         probabilities = tempered_softmax(scores, self.temperature)

@@ -20,9 +20,10 @@ from tests.tiny_run import TEXTS, tiny_run
 LABELS = sorted(TEXTS)
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    return tiny_run(tmp_path_factory.mktemp("classifier"))
+@pytest.fixture(scope="module", params=[None, 2], ids=["every_label", "shortlist"])
+def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    method = {"name": "lt_prefix", "init_std": 0.5, "shortlist": request.param}
+    return tiny_run(tmp_path_factory.mktemp("classifier"), method=method)
 
 
 @pytest.fixture(scope="module")
@@ -67,11 +68,12 @@ def test_tokens_are_those_of_preprocess(pair: bool, tmp_path: Path) -> None:
 
 
 def test_labels_of_training_by_their_wording_score_as_in_training(classifier: LTuningClassifier) -> None:
-    """Also a subset in another order, padded to the length the parameters are bound to."""
+    """In another order; without a shortlist also a subset, padded to the length the parameters are bound to."""
     texts = ["a goal", "shares fell"]
     expected = classifier.predict(texts)
-    again = classifier.with_labels(["science", "business"])
-    assert again.labels == ["science", "business"] and classifier.labels == LABELS
+    chosen = LABELS[::-1] if classifier.adapter.config.method.joint_readings(3) else ["science", "business"]
+    again = classifier.with_labels(chosen)
+    assert again.labels == chosen and classifier.labels == LABELS
     for mine, theirs in zip(again.predict(texts), expected, strict=True):
         assert mine.scores == pytest.approx({name: theirs.scores[name] for name in again.labels}, abs=1e-5)
     assert classifier.predict(texts) == expected, "the original is untouched"

@@ -61,8 +61,8 @@ class MethodConfig(Settings, ABC):
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
         """Trainable elements outside the backbone, by formula."""
 
-    def joint_readings(self, candidates: int) -> int | None:
-        """How many rows a text takes in the backbone at once, where so many labels of it are scored in one go.
+    def joint_readings(self, label_count: int) -> int | None:
+        """Rows that a text takes at most, where all its labels are scored in one go; `label_count`: K of training.
 
         None: a row per label, so that labels can be scored apart.
         """

@@ -20,25 +20,22 @@ class LabelTuningConfig(MethodConfig):
     head: HeadName = "label_aware"
     """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
     shortlist: int | None = Field(default=4, ge=1)
-    """Where there are more labels than this: read a text alone first, and then with only so many of them, those that
+    """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     head label_aware finds nearest to it. null: read it with every label."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LabelTuning":
         head = build_head(self.head, facts.hidden_size)
-        return LabelTuning(self.build_producer(facts, prompt_tokens), head, self._shortlist)
+        return LabelTuning(self.build_producer(facts, prompt_tokens), head, self.joint_readings(label_count))
 
     def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
         return self.producer_parameters(facts, prompt_tokens) + head_parameters(self.head, facts.hidden_size)
 
-    def joint_readings(self, candidates: int) -> int | None:
-        shortlist = self._shortlist
-        return None if shortlist is None or candidates <= shortlist else shortlist
-
-    @property
-    def _shortlist(self) -> int | None:
-        """The linear head sees no label in a text that is read alone."""
-        return self.shortlist if self.head == "label_aware" else None
+    def joint_readings(self, label_count: int) -> int | None:
+        # The linear head sees no label in a text that is read alone.
+        if self.shortlist is None or self.head == "linear" or label_count <= self.shortlist:
+            return None
+        return self.shortlist
 
     def injected_tokens(self, prompt_tokens: int) -> int:
         return prompt_tokens
@@ -67,10 +64,10 @@ class LabelTuning(TuningMethod):
         A shortlisted label has the mean of both. The choice follows the scores of the moment, so that training sees
         the wrong labels that are hardest to tell from the true one, and evaluation the same number of readings.
         """
-        if self.shortlist is None or candidates.shape[1] <= self.shortlist:
+        if self.shortlist is None:
             return self._injected_scores(read, candidates, states, mask)
         alone = self.head(read(None, 1).unsqueeze(1), states, mask).float().gather(1, candidates)
-        nearest = alone.topk(self.shortlist).indices
+        nearest = alone.topk(min(self.shortlist, candidates.shape[1])).indices
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
         return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
 

@@ -140,22 +140,17 @@ def rows_per_text(config: RunConfig) -> int:
     """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named."""
     if config.train.objective == "pairs":
         return 1
-    count = _candidate_count(config)
-    readings = config.method.joint_readings(count)
-    if readings is None and count == sys.maxsize:
+    labels = _label_count(config) or sys.maxsize
+    rows = min(candidate_count(config, labels), config.method.joint_readings(labels) or sys.maxsize)
+    if rows == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
-    return count if readings is None else readings
+    return rows
 
 
 def _rows_alone(config: RunConfig) -> int:
     """Texts that label tuning reads for its shortlist in a pass."""
-    shortlisted = config.method.open_labels and config.method.joint_readings(_candidate_count(config)) is not None
-    return config.train.batch_size if shortlisted and config.train.objective == "candidates" else 0
-
-
-def _candidate_count(config: RunConfig) -> int:
-    """C, as if there were any number of labels where the config does not tell."""
-    return candidate_count(config, _label_count(config) or sys.maxsize)
+    shortlisted = config.method.joint_readings(_label_count(config) or sys.maxsize) is not None
+    return config.train.batch_size if shortlisted and config.method.open_labels else 0
 
 
 def _label_count(config: RunConfig) -> int:

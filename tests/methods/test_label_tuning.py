@@ -268,20 +268,32 @@ def test_a_shortlist_by_definition(name: str, shortlist: int) -> None:
             torch.testing.assert_close(found[text, place], expected[0])
 
 
-def test_where_a_shortlist_holds_all_labels_each_is_read_into_the_text() -> None:
+def test_without_a_shortlist_every_label_is_read_into_the_text() -> None:
     candidates = torch.tensor([[0, 1, 2], [2, 1, 0]])
-    everything = shortlisted(None).scores(read, candidates, states(), MASK)
-    assert torch.equal(shortlisted(K).scores(read, candidates, states(), MASK), everything)
-    assert not torch.equal(shortlisted(K - 1).scores(read, candidates, states(), MASK), everything)
-    # One candidate, as in pairs, is no choice either; the paper's head has nothing to choose by.
-    assert torch.equal(shortlisted(1).scores(read, candidates[:, :1], states(), MASK), everything[:, :1])
-    assert method_of(name="lt_prefix", head="linear", shortlist=1).shortlist is None
+    method = shortlisted(None)
+    found = method.scores(read, candidates, states(), MASK)
+    for place in range(K):
+        injected = method.inject(states(), MASK).select(candidates[:, place])
+        rows = states()[candidates[:, place]], MASK[candidates[:, place]]
+        torch.testing.assert_close(found[:, place], method.score(read(injected, 1), *rows))
+    # As many labels as the shortlist is long are no choice.
+    assert torch.equal(shortlisted(K).scores(read, candidates, states(), MASK), found)
+
+
+def test_a_score_does_not_depend_on_the_other_candidates_of_a_shortlist() -> None:
+    """Pairs in training, and other labels in prediction, are scored as all labels are."""
+    method = shortlisted(2)
+    pair = method.scores(read, torch.tensor([[0, 1], [0, 1]]), states(), MASK)
+    for label in (0, 1):
+        alone = method.scores(read, torch.tensor([[label], [label]]), states(), MASK)
+        torch.testing.assert_close(alone[:, 0], pair[:, label])
 
 
 def test_rows_that_a_text_takes() -> None:
     assert config_of(name="lt_prefix", shortlist=3).joint_readings(4) == 3
-    for keys, candidates in (({"shortlist": 3}, 3), ({"shortlist": None}, 99), ({"head": "linear"}, 99)):
-        assert config_of(name="lt_prompt", **keys).joint_readings(candidates) is None
+    for keys, labels in (({"shortlist": 3}, 3), ({"shortlist": None}, 99), ({"head": "linear"}, 99)):
+        assert config_of(name="lt_prompt", **keys).joint_readings(labels) is None
+    assert method_of(name="lt_prefix", head="linear", shortlist=1).shortlist is None
     assert config_of(name="prompt").joint_readings(99) == 1
 
 
