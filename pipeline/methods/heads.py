@@ -72,7 +72,7 @@ class LabelAwareHead(LinearHead):
         nn.init.zeros_(self.logits.weight)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [B, H], states [B, P, H], mask [B, P] -> scores [B]."""
+        """pooled [N, H] or [B, 1, H], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
         return super().forward(pooled, states, mask) + self.similarity(pooled, states, mask)
 
 
