@@ -11,7 +11,7 @@ from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from pipeline.engine.inference import load_frozen, prepare_inference
+from pipeline.engine.inference import load_frozen, prepare_inference, release
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.label_states import NAMES_FILE, LabelStates, read_hypotheses
@@ -34,7 +34,7 @@ def encode_labels(config: RunConfig) -> LabelStates:
     input_ids, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
     backbone = prepare_inference(accelerator, load_frozen(accelerator, config.backbone), config.backbone.dtype)
     states = LabelStates(names, words, _read(accelerator, backbone, input_ids, mask), mask, wanted)
-    accelerator.free_memory()
+    release(accelerator, backbone)
     on_main_process(accelerator, lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.prompt_tokens, folder)
     return states

@@ -19,7 +19,7 @@ from pipeline.calibration import Calibration, calibrated_figures, fit_temperatur
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.engine.inference import build_model, load_frozen, load_inside, prepare_inference
+from pipeline.engine.inference import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums, is_whole
@@ -55,7 +55,6 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
         metrics = dict(read_json(run_dir.metrics_file))
     else:
         metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
-        accelerator.free_memory()
         on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
     on_main_process(accelerator, lambda: _keep_temperature(run_dir, metrics))
     for name, figures in metrics.items():
@@ -88,6 +87,7 @@ def _score_splits(
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
         scored[name] = (scores, split.labels)
         tables.append(_prediction_table(name, config.run_dir.data / name, names, split.labels, scores))
+    release(accelerator, model)
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
         for name, (scores, truth) in scored.items():

@@ -12,7 +12,7 @@ from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
-from pipeline.engine.inference import build_model, load_frozen, vocabulary_of
+from pipeline.engine.inference import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.preemption import Preemption
 from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config
 from pipeline.engine.run_state import RunState
@@ -58,7 +58,7 @@ def train(config: RunConfig) -> dict[str, Any]:
         with run.writer:
             run.to_end(preemption)
             summary = run.finish()
-    accelerator.free_memory()
+    release(accelerator, trainer.model)
     return summary
 
 

@@ -1,6 +1,7 @@
 """A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job."""
 
 import csv
+import gc
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ import pytest
 import yaml
 
 from pipeline import run_lock
+from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
 from pipeline.comparison import describe, groups, load_comparison
 from tests.test_run_lock import owner_of
@@ -43,14 +45,24 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
 PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
 
 
+def weights_alive() -> int:
+    """Elements of all backbones that this process still holds."""
+    gc.collect()
+    backbones = [module for module in gc.get_objects() if type(module) is FrozenBackbone]
+    weights = [weight for backbone in backbones for weight in backbone.parameters()]
+    return sum(weight.numel() + getattr(weight, "ds_tensor", weight).numel() for weight in weights)
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("compare")
     file = write_comparison(folder, published=PUBLISHED)
+    before = weights_alive()
     # As an array job of two would, and then the rest.
     assert main(["compare", "--config", str(file), "--cells", "1/2"]) == 0
     assert not (folder / "comparison" / "results.csv").exists()
     assert main(["compare", "--config", str(file)]) == 0
+    assert weights_alive() == before, "no cell's backbone outlives it"
     return folder
 
 
