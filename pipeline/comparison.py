@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, PositiveInt, ValidationError
 
 from pipeline.config import RunConfig, apply_override, parse_config, read_yaml, set_key
 from pipeline.errors import UserError
@@ -31,8 +31,8 @@ class ComparisonConfig(Settings):
     """Name -> sections; method.name is the name itself unless given."""
     reference: str | None = None
     """The method that all others are compared with; null: the baseline that is best on validation."""
-    sizes: list[int | Literal["all"]] = Field(default=["all"], min_length=1)
-    """Training texts per label."""
+    sizes: list[PositiveInt | Literal["all"]] = Field(default=["all"], min_length=1)
+    """Training texts of every label; of one that has fewer, all."""
     split: Literal["test", "validation"] = "test"
     """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
     seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
@@ -51,7 +51,7 @@ class Group:
     backbone: str
     method: str
     size: int | str
-    """Training texts per label, or all."""
+    """Training texts of every label, or all."""
 
     @property
     def path(self) -> Path:
@@ -86,15 +86,20 @@ def groups(comparison: ComparisonConfig) -> list[Group]:
     return [Group(*names) for names in itertools.product(*axes)]
 
 
+def share_of(groups: list[Group], share: tuple[int, int]) -> list[Group]:
+    """The i-th of n shares (i, n). Each has as many groups of every method, which differ most in their cost."""
+    first, count = share
+    dealt = set(sorted(groups, key=lambda group: group.method)[first::count])
+    return [group for group in groups if group in dealt]
+
+
 def settings(comparison: ComparisonConfig) -> list[dict[str, Any]]:
     """All points of the grid; one empty point where there is no grid."""
     return [dict(zip(comparison.grid, values, strict=True)) for values in itertools.product(*comparison.grid.values())]
 
 
-def cell_config(
-    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, label_count: int | None = None
-) -> RunConfig:
-    """The run config of one cell. `label_count`: K, which the number of training texts follows from where it is set."""
+def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int) -> RunConfig:
+    """The run config of one cell."""
     parts = [comparison.base, comparison.backbones[group.backbone], comparison.datasets[group.dataset]]
     values: Part = {"method": {"name": group.method}}
     for part in (*parts, comparison.methods[group.method]):
@@ -105,8 +110,8 @@ def cell_config(
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
     folder = Path(comparison.dir, group.path, name, f"seed-{seed}")
     values["run"] = {"dir": str(folder), "seed": seed}
-    if group.size != "all" and label_count is not None:
-        values.setdefault("data", {})["train_limit"] = int(group.size) * label_count
+    if group.size != "all":
+        values["data"] = values.get("data", {}) | {"train_limit": None, "train_per_label": group.size}
     return parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
 
 

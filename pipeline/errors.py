@@ -14,5 +14,9 @@ class UserError(Exception):
     """
 
 
+class DivergedError(UserError):
+    """Training led to numbers that are none: another learning rate may not."""
+
+
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)
     """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""

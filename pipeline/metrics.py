@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from sklearn import metrics as sk
 from sklearn.utils.extmath import softmax
 
-from pipeline.errors import UserError
+from pipeline.errors import DivergedError
 
 CALIBRATION_BINS = 15
 
@@ -18,7 +18,7 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
     classes are over the labels that occur in the truth or the predictions, as in scikit-learn. `log_loss` and `ece`
     read the softmax over the K scores as probabilities. Whatever is not defined in the ordinary way is told in `notes`.
 
-    Raises UserError when a score is NaN or infinite; `where` names the scores in that message.
+    Raises DivergedError when a score is NaN or infinite; `where` names the scores in that message.
     """
     assert scores.shape == (len(truth), len(names)) and len(truth) > 0
     prediction = predictions(scores, where)
@@ -40,10 +40,10 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
 
 
 def predictions(scores: NDArray, where: str = "the scores") -> NDArray[np.int64]:
-    """Argmax of `scores` [N, K] -> [N]; of equal scores the lowest index. UserError if any score is not finite."""
+    """Argmax of `scores` [N, K] -> [N]; of equal scores the lowest index. DivergedError if any score is not finite."""
     broken = int((~np.isfinite(scores)).any(axis=1).sum())
     if broken:
-        raise UserError(
+        raise DivergedError(
             f"{where}: {broken} of {len(scores)} rows have NaN or infinite scores; the training diverged or the "
             "compute dtype is too small: lower train.learning_rate, or set backbone.dtype to bfloat16 or float32"
         )

@@ -22,7 +22,7 @@ class Difference:
     low: float
     high: float
     mcnemar_p: float
-    """Two-sided exact McNemar test on the predictions of all seeds together."""
+    """Two-sided exact McNemar test on the predictions of all seeds together: of accuracy, whatever the metric."""
 
     @property
     def verdict(self) -> Literal["better", "worse", "not told apart"]:
@@ -43,7 +43,8 @@ def compare_predictions(
     """Paired bootstrap of metric(first) - metric(second), each the mean over its seeds.
 
     Every resample draws texts, the same for both, and for each classifier seeds, so that the interval covers the
-    choice of the test texts and the randomness of training. With one seed the latter is left out.
+    choice of the test texts and the randomness of training. Of S seeds S - 1 are drawn: the mean of S draws would vary
+    too little (Rao and Wu, JASA 1988). With one seed the randomness of training is left out.
 
     Args:
         truth: [N]. first, second: [S, N] and [S', N].
@@ -53,7 +54,7 @@ def compare_predictions(
     for index in range(RESAMPLES):
         weights = np.bincount(generator.integers(0, len(truth), len(truth)), minlength=len(truth))
         sides = [
-            np.mean([_figure(truth, part[row], label_count, metric, weights) for row in _drawn(generator, len(part))])
+            np.mean([_figure(truth, part[row], label_count, metric, weights) for row in _drawn(generator, part)])
             for part in (first, second)
         ]
         differences[index] = sides[0] - sides[1]
@@ -77,8 +78,10 @@ def mcnemar(truth: NDArray[np.integer], first: Predictions, second: Predictions)
     return float(binomtest(only_first, only_first + only_second).pvalue)
 
 
-def _drawn(generator: np.random.Generator, count: int) -> NDArray[np.int64]:
-    return generator.integers(0, count, count)
+def _drawn(generator: np.random.Generator, predictions: Predictions) -> NDArray[np.int64]:
+    """Seeds of a resample."""
+    count = len(predictions)
+    return generator.integers(0, count, max(1, count - 1))
 
 
 def _figure(

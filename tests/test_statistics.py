@@ -68,6 +68,13 @@ def test_intervals_cover_the_true_difference(monkeypatch: pytest.MonkeyPatch) ->
     assert covered >= 50
 
 
+def test_the_interval_has_the_variance_of_a_mean_over_seeds() -> None:
+    truth, accuracies = np.zeros(4000, dtype=int), np.linspace(0, 1, 5)
+    spread = (np.arange(4000) >= 4000 * accuracies[:, None]).astype(int)
+    found = compare_predictions(truth, spread, spread[2:3], 2, "accuracy")
+    assert found.high - found.low == pytest.approx(2 * 1.96 * accuracies.std(ddof=1) / 5**0.5, rel=0.1)
+
+
 def test_mcnemar_by_definition() -> None:
     truth = np.zeros(20, dtype=int)
     first, second = np.zeros((1, 20), dtype=int), np.zeros((1, 20), dtype=int)

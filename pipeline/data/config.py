@@ -2,7 +2,7 @@
 
 import string
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.settings import Settings
 
@@ -32,12 +32,20 @@ class DataConfig(Settings):
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
     train_limit: int | None = Field(default=None, ge=1)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
+    train_per_label: int | None = Field(default=None, ge=1)
+    """Train on this many rows of every label (of a rarer one on all), drawn by run.seed; null: all rows."""
     validation_limit: int | None = Field(default=None, ge=1)
     """Validate on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
     test_limit: int | None = Field(default=None, ge=1)
     """Test on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise a large split; null: one per core."""
+
+    @model_validator(mode="after")
+    def _limits_do_not_meet(self) -> "DataConfig":
+        if self.train_limit is not None and self.train_per_label is not None:
+            raise ValueError("data.train_limit and data.train_per_label exclude each other: give one of them")
+        return self
 
 
 class LabelsConfig(Settings):

@@ -21,7 +21,7 @@ from pipeline.engine.preemption import Preemption
 from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.engine.startup import on_main_process
 from pipeline.engine.training import Trainer
-from pipeline.errors import Preempted, UserError
+from pipeline.errors import DivergedError, Preempted, UserError
 from pipeline.label_states import LabelStates
 from pipeline.metrics import split_metrics
 from pipeline.rundir import read_json, write_json
@@ -77,11 +77,13 @@ class TrainingRun:
             loss = self.trainer.step(self.step)
             self.step += 1
             if not math.isfinite(loss):
-                raise UserError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
+                raise DivergedError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
             self.bar.update()
-            if self._is_due(settings.log_every):
+            evaluate = self.validation is not None and self._is_due(settings.eval_every)
+            # Before an evaluation too, so that its place in time is known.
+            if self._is_due(settings.log_every) or evaluate:
                 self._log_step(loss)
-            if self.validation is not None and self._is_due(settings.eval_every):
+            if evaluate:
                 self._evaluate(preemption)
             if self._is_due(settings.save_every):
                 self._save()

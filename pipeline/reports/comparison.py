@@ -13,8 +13,8 @@ from pipeline.errors import UserError
 from pipeline.reports.figures import Rows
 
 COLUMNS = {
-    "summary": {"dataset", "backbone", "method", "size", "metric", "mean", "sd", "seeds", "verdict", "best_baseline"},
-    "results": {"dataset", "backbone", "method", "size", "method_name", "seed", "curve", "grid", "steps", "split"},
+    "summary": {*PLACE, "method", "metric", "mean", "sd", "seeds", "verdict", "best_baseline", "published"},
+    "results": {*PLACE, "method", "method_name", "seed", "curve", "grid", "steps", "split"},
 }
 """What a file must hold at least, to be a comparison's."""
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import logging
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,11 +13,11 @@ from accelerate import Accelerator
 from filelock import FileLock
 
 from pipeline.adapter import load_adapter
-from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings
+from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings, share_of
 from pipeline.comparison_tables import write_tables
 from pipeline.config import RunConfig
 from pipeline.engine.startup import on_main_process, start
-from pipeline.errors import UserError
+from pipeline.errors import DivergedError, UserError
 from pipeline.launcher import rank
 from pipeline.run_lock import RunLock
 from pipeline.rundir import read_json, sha256_of, write_json
@@ -37,14 +38,13 @@ CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.e
 def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) -> None:
     """Runs what is not done yet; then writes the tables and prints them.
 
-    `share` (i, n): run only every n-th group of cells from the i-th, and no tables: the processes of an array job take
-    one share each, and the same command without a share ends the comparison. Raises UserError where a cell cannot run.
+    `share` (i, n): run only the i-th of n shares of the groups, and no tables: the processes of an array job take one
+    share each, and the same command without a share ends the comparison. Raises UserError where a cell cannot run.
     """
     # DeepSpeed collects garbage at every start: seconds, with all that is imported here.
     gc.freeze()
-    first, step = share or (0, 1)
     rows: list[dict[str, Any]] = []
-    chosen = groups(comparison)[first::step]
+    chosen = share_of(groups(comparison), share or (0, 1))
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
@@ -64,8 +64,8 @@ def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]
     for point in points if len(points) > 1 else []:
         try:
             tried.append(run_cell(comparison, group, point, comparison.seeds[0], judge=False))
-        except UserError as error:
-            log.warning("compare: %s with %s is left out: %s", group.path, json.dumps(point), error)
+        except DivergedError as error:
+            log.warning("compare: %s is left out: %s", json.dumps(point), error)
     if len(points) > 1 and not tried:
         raise UserError(f"compare: no setting of the grid could be trained for {group.path}")
     best = max(tried, key=lambda row: row["validation"])["setting"] if tried else points[0]
@@ -79,12 +79,13 @@ def run_cell(
     """One row of the results; from cell.json where it is current. Without `judge` it is trained and not evaluated."""
     config = cell_config(comparison, group, setting, seed)
     accelerator = start(config)
-    config = share_data(accelerator, comparison, group, setting, seed)
+    share_data(accelerator, comparison, group, config)
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
     fingerprint = sha256_of(config.to_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
     found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
     if found is not None:
         return found
+    run = str(config.run_dir.path.relative_to(comparison.dir))
     row = {
         "dataset": group.dataset,
         "backbone": group.backbone,
@@ -95,9 +96,9 @@ def run_cell(
         "setting": setting,
         "metric": config.train.best_metric,
         "split": comparison.split,
-        "run": str(config.run_dir.path.relative_to(comparison.dir)),
+        "run": run,
         "fingerprint": fingerprint,
-        **_figures(config, comparison.split if judge else None),
+        **_figures(config, run, comparison.split if judge else None),
     }
     on_main_process(accelerator, lambda: write_json(config.run_dir.path / CELL_FILE, row))
     figure = row["figures"][row["metric"]] if judge else row["validation"]
@@ -106,42 +107,34 @@ def run_cell(
     return row
 
 
-def share_data(
-    accelerator: Accelerator, comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int
-) -> RunConfig:
-    """Data and label states that cells have in common are made once, and linked into the cell's run directory.
-
-    Gives the cell's config with its number of training texts, for which the labels have to be known.
-    """
+def share_data(accelerator: Accelerator, comparison: ComparisonConfig, group: Group, config: RunConfig) -> None:
+    """Data and label states that cells have in common are made once, and linked into the cell's run directory."""
     shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
-
-    def prepare(config: RunConfig, name: str) -> RunConfig:
-        # A method may have words or a pooling of its own.
-        source = sha256_of(*(part.model_dump_json() for part in (config.backbone, config.data, config.labels)))
-        run = config.run.model_copy(update={"dir": str(shared / f"{name}-{source[:8]}")})
-        return config.model_copy(update={"run": run})
-
+    # A method may have words or a pooling of its own, and a smaller number of texts is drawn by the seed.
+    drawn = config.data.train_limit is not None or config.data.train_per_label is not None
+    sections = (part.model_dump_json() for part in (config.backbone, config.data, config.labels))
+    source = sha256_of(*sections, f"seed {config.run.seed}" if drawn else "any seed")
+    run = config.run.model_copy(update={"dir": str(shared / f"{group.size}-{source[:8]}")})
+    common = config.model_copy(update={"run": run})
     shared.mkdir(parents=True, exist_ok=True)
     # Other ranks of this process group must be let in, other processes not.
     with FileLock(shared / ".lock") if accelerator.is_main_process else nullcontext():
-        whole = prepare(cell_config(comparison, group, setting, seed), "all")
-        count = len(preprocess(whole)["labels"])
-        config = cell_config(comparison, group, setting, seed, count)
-        # The texts of a smaller size are drawn by the seed.
-        common = whole if group.size == "all" else prepare(config, f"{group.size}-seed-{seed}")
-        if common is not whole:
-            preprocess(common)
+        preprocess(common)
         encode_labels(common)
     on_main_process(accelerator, lambda: _link(common, config))
-    return config
 
 
 def _link(common: RunConfig, config: RunConfig) -> None:
-    config.run_dir.create()
-    config.run_dir.write_config(config.to_yaml())
-    pairs = ((common.run_dir.data, config.run_dir.data), (common.run_dir.labels, config.run_dir.labels))
-    for target, link in pairs:
-        if not link.is_symlink():
+    run = config.run_dir
+    run.create()
+    text = config.to_yaml()
+    if run.config_file.is_file() and run.config_file.read_text(encoding="utf-8") != text:
+        # Of a run that was interrupted, and cannot go on with another config.
+        shutil.rmtree(run.checkpoints, ignore_errors=True)
+    run.write_config(text)
+    for target, link in ((common.run_dir.data, run.data), (common.run_dir.labels, run.labels)):
+        if not link.is_symlink() or link.readlink() != target.resolve():
+            link.unlink(missing_ok=True)
             link.symlink_to(target.resolve(), target_is_directory=True)
 
 
@@ -153,8 +146,15 @@ def _found(file: Path, fingerprint: str, judge: bool) -> dict[str, Any] | None:
     return row if row["fingerprint"] == fingerprint and (row["figures"] is not None or not judge) else None
 
 
-def _figures(config: RunConfig, split: str | None) -> dict[str, Any]:
-    """Trains, and evaluates on `split`; what came out of it."""
+def _figures(config: RunConfig, run: str, split: str | None) -> dict[str, Any]:
+    """Trains, and evaluates on `split`; what came out of it. A UserError tells the run that it is about."""
+    try:
+        return _trained_figures(config, split)
+    except UserError as error:
+        raise type(error)(f"{run}: {error}") from error
+
+
+def _trained_figures(config: RunConfig, split: str | None) -> dict[str, Any]:
     summary = train(config)
     metric = config.train.best_metric
     judged, validation = None, summary["validation"]

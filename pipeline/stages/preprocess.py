@@ -21,7 +21,7 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
-from pipeline.data.tokenising import balanced_subset, summary, tokenise
+from pipeline.data.tokenising import balanced_subset, rows_per_label, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError
 from pipeline.integrity import is_whole
@@ -93,10 +93,7 @@ def _build(
     indices = _each(splits, lambda split: _checked_labels(split, splits[split], names))
     tokenised = {}
     for split, read_rows in splits.items():
-        rows = read_rows.rows
-        if limit := getattr(config.data, f"{split}_limit"):
-            seed = config.run.seed if split == "train" else 0
-            rows = _limited(rows, indices[split], limit, f"data.{split}_limit", seed)
+        rows = _kept(config, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
@@ -131,11 +128,17 @@ def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrain
     return {
         **{f"data.{split}": identity for split, identity in identities.items()},
         **{f"data.{key}": str(getattr(data, key)) for key in ("text", "text_pair", "label", "quoting", "max_length")},
-        "data.train_limit": f"{data.train_limit} rows by seed {config.run.seed}" if data.train_limit else "None",
+        **{f"data.{key}": _draw(config, key) for key in ("train_limit", "train_per_label")},
         **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
         "labels.names": json.dumps(config.labels.names, ensure_ascii=False),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+
+
+def _draw(config: RunConfig, key: str) -> str:
+    """Rows that the seed draws."""
+    count = getattr(config.data, key)
+    return "None" if count is None else f"{count} rows by seed {config.run.seed}"
 
 
 def _identity(source: str, split: str) -> str:
@@ -179,13 +182,19 @@ def _checked_labels(split: str, rows: CheckedSplit, names: list[str]) -> dict[st
     return indices
 
 
-def _limited(rows: Dataset, indices: dict[str, int], limit: int, key: str, seed: int) -> Dataset:
-    if limit >= len(rows):
+def _kept(config: RunConfig, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:
+    """The rows of a split that its limits leave."""
+    limit = getattr(config.data, f"{split}_limit")
+    count = config.data.train_per_label if split == "train" else None
+    if count is None and (limit is None or limit >= len(rows)):
         return rows
-    if limit < len(set(indices.values())):
-        raise UserError(f"{key} is {limit}, less than one row for each of the {len(indices)} labels")
     positions = pc.index_in(rows.data.column("label"), pa.array(list(indices))).to_numpy()
-    return rows.select(balanced_subset(np.array(list(indices.values()))[positions], limit, seed))
+    labels = np.array(list(indices.values()))[positions]
+    if count is not None:
+        return rows.select(rows_per_label(labels, count, config.run.seed))
+    if limit < len(set(indices.values())):
+        raise UserError(f"data.{split}_limit is {limit}, less than one row for each of the {len(indices)} labels")
+    return rows.select(balanced_subset(labels, limit, config.run.seed if split == "train" else 0))
 
 
 def _label_warnings(names: list[str], splits: dict[str, dict[str, Any]]) -> list[str]:

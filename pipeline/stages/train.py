@@ -54,12 +54,13 @@ def train(config: RunConfig) -> dict[str, Any]:
             config = resumed_config(config, state, fingerprint, accelerator.num_processes)
             accelerator = start(config)
         trainer = build_trainer(accelerator, config, labels, state)
-        run = TrainingRun(trainer, config, labels, fingerprint, state)
-        with run.writer:
-            run.to_end(preemption)
-            summary = run.finish()
-    release(accelerator, trainer.model)
-    return summary
+        try:
+            run = TrainingRun(trainer, config, labels, fingerprint, state)
+            with run.writer:
+                run.to_end(preemption)
+                return run.finish()
+        finally:
+            release(accelerator, trainer.model)
 
 
 def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:

@@ -26,6 +26,11 @@ def test_every_key_has_help():
         assert all(field.description for field in config.model_fields.values())
 
 
+def test_one_limit_of_training_texts():
+    with pytest.raises(ValidationError, match=r"train_limit and data\.train_per_label exclude each other"):
+        DataConfig(train="a.csv", train_limit=8, train_per_label=2)
+
+
 def test_unknown_and_impossible_values_are_refused():
     with pytest.raises(ValidationError) as fault:
         DataConfig(train="a.csv", max_length=1, train_limit=0, workers=0, texts="x")

@@ -10,7 +10,7 @@ from tokenizers import normalizers, processors
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.data import tokenising
-from pipeline.data.tokenising import balanced_subset, summary, tokenise
+from pipeline.data.tokenising import balanced_subset, rows_per_label, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.errors import UserError
 from tests.tiny import tiny_tokenizer
@@ -115,6 +115,16 @@ def test_subset_keeps_shares(labels, seed, data):
         assert kept >= 1 and kept <= np.sum(labels == value)
         assert -kinds < kept - exact <= 1
     assert np.array_equal(chosen, balanced_subset(labels, limit, seed))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(1, 50), st.integers(0, 2**31 - 1))
+def test_rows_per_label(labels, count, seed):
+    labels = np.array(labels)
+    chosen = rows_per_label(labels, count, seed)
+    assert np.all(np.diff(chosen) > 0)
+    for value in set(labels.tolist()):
+        assert np.sum(labels[chosen] == value) == min(count, np.sum(labels == value))
+    assert np.array_equal(chosen, rows_per_label(labels, count, seed))
 
 
 def test_subset_changes_with_the_seed():

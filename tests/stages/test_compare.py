@@ -4,6 +4,7 @@ import csv
 import gc
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import yaml
 from pipeline import run_lock
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
-from pipeline.comparison import describe, groups, load_comparison
+from pipeline.comparison import describe, groups, load_comparison, share_of
 from tests.test_run_lock import owner_of
 from tests.tiny_run import tiny_config
 
@@ -138,8 +139,61 @@ def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
     for seed in (0, 1):
         run = tmp_path / "comparison" / "runs" / "news" / "tiny" / "probe" / "2" / "only" / f"seed-{seed}"
         manifest = json.loads((run / "data" / "manifest.json").read_text())
-        assert manifest["splits"]["train"]["rows"] == 6 and manifest["splits"]["test"]["rows"] == 9
+        assert set(manifest["splits"]["train"]["per_label"].values()) == {2} and manifest["splits"]["test"]["rows"] == 9
     assert {row["size"] for row in rows_of(tmp_path)} == {"2"}
+
+
+def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
+    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
+    for limit in (9, 6):
+        assert main(["compare", "--config", str(file), f"base.data.test_limit={limit}"]) == 0
+        assert [row["test_n"] for row in rows_of(tmp_path)] == [limit]
+
+
+def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:
+    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
+    assert main(["compare", "--config", str(file), "base.train.log_every=10"]) == 0
+    first, last = json.loads(rows_of(tmp_path)[0]["curve"])
+    assert 0 < first["seconds"] < last["seconds"]
+
+
+def test_an_interrupted_cell_starts_afresh_with_another_config(tmp_path: Path) -> None:
+    changes = {"grid": {}, "methods": {"probe": {"method": {"name": "linear_probe"}}}, "seeds": [0]}
+    file = write_comparison(tmp_path, **changes)
+    assert main(["compare", "--config", str(file), "base.train.save_every=2"]) == 0
+    [row] = rows_of(tmp_path)
+    run = tmp_path / "comparison" / row["run"]
+    shutil.rmtree(run / "adapter-final")
+    assert list((run / "checkpoints").iterdir()), "it looks interrupted"
+    assert main(["compare", "--config", str(file), "base.train.max_steps=6"]) == 0
+    assert [row["steps"] for row in rows_of(tmp_path)] == [6]
+
+
+def test_a_setting_that_diverges_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"methods": {"probe": {"method": {"name": "linear_probe"}}}, "seeds": [0]}
+    file = write_comparison(tmp_path, grid={"train.learning_rate": [0.003, 3e37]}, **changes)
+    before = weights_alive()
+    with caplog.at_level("WARNING", "pipeline"):
+        assert main(["compare", "--config", str(file)]) == 0
+    assert '{"train.learning_rate": 3e+37} is left out: runs/news/tiny/probe' in caplog.text
+    assert weights_alive() == before
+    assert json.loads(rows_of(tmp_path)[0]["setting"]) == {"train.learning_rate": 0.003}
+    assert main(["compare", "--config", str(file), "grid={}", "base.train.learning_rate=3e37"]) == 2
+    assert "runs/news/tiny/probe/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize("shares", [1, 2, 3, 4])
+def test_shares_hold_every_group_once_and_all_methods_alike(shares: int) -> None:
+    everything = groups(load_comparison(RECIPES / "compare" / "minilm.yaml"))
+    parts = [share_of(everything, (number, shares)) for number in range(shares)]
+    assert sorted(map(str, everything)) == sorted(str(group) for part in parts for group in part)
+    for method in {group.method for group in everything}:
+        counts = [sum(group.method == method for group in part) for part in parts]
+        assert max(counts) - min(counts) <= 1
 
 
 def test_a_group_that_another_process_is_at_is_refused(
