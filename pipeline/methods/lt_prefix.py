@@ -22,8 +22,6 @@ class LTPrefixConfig(LabelTuningConfig):
     tokens: each token's state makes its own keys and values."""
     rank: int | None = Field(default=None, ge=1)
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
-    bias: bool = False
-    """A bias in the map to keys and values: a part of the prefix that all labels share."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float = Field(default=0.02, ge=0)
@@ -41,9 +39,8 @@ class LTPrefixConfig(LabelTuningConfig):
     def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
         width = 2 * facts.layers * facts.kv_heads * facts.head_dim
         if self.pooling == "tokens":
-            maps = facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
-            return maps + self.bias * width
-        return facts.hidden_size + prompt_tokens**2 * width + self.bias * prompt_tokens * width
+            return facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
+        return facts.hidden_size + prompt_tokens**2 * width
 
 
 class LTPrefix(nn.Module):
@@ -56,14 +53,12 @@ class LTPrefix(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         if config.pooling == "tokens":
             self.down = nn.Linear(hidden, config.rank, bias=False) if config.rank else nn.Identity()
-            self.expand = nn.Linear(config.rank or hidden, width, bias=config.bias)
+            self.expand = nn.Linear(config.rank or hidden, width, bias=False)
         else:
             self.token_score = nn.Linear(hidden, 1, bias=False)
             nn.init.uniform_(self.token_score.weight, -1, 1)
-            self.expand = nn.Linear(prompt_tokens, prompt_tokens * width, bias=config.bias)
+            self.expand = nn.Linear(prompt_tokens, prompt_tokens * width, bias=False)
         nn.init.normal_(self.expand.weight, std=config.init_std)
-        if self.expand.bias is not None:
-            nn.init.normal_(self.expand.bias, std=config.init_std)
 
     def forward(self, states: Tensor, mask: Tensor) -> Injection:
         """states [K, P, H], mask [K, P] -> Injection with prefix [L, 2, K, G, P, D]."""

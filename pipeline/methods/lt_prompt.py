@@ -16,8 +16,6 @@ class LTPromptConfig(LabelTuningConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["lt_prompt"] = "lt_prompt"
-    bias: bool = False
-    """A bias in the map: a part of the prompt that all labels share."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float | None = Field(default=None, ge=0)
@@ -27,7 +25,7 @@ class LTPromptConfig(LabelTuningConfig):
         return LTPrompt(self, facts)
 
     def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
-        return facts.hidden_size**2 + self.bias * facts.hidden_size
+        return facts.hidden_size**2
 
 
 class LTPrompt(nn.Module):
@@ -37,10 +35,8 @@ class LTPrompt(nn.Module):
         super().__init__()
         hidden = facts.hidden_size
         self.dropout = nn.Dropout(config.dropout)
-        self.map = nn.Linear(hidden, hidden, bias=config.bias)
+        self.map = nn.Linear(hidden, hidden, bias=False)
         nn.init.normal_(self.map.weight, std=hidden**-0.5 if config.init_std is None else config.init_std)
-        if self.map.bias is not None:
-            nn.init.zeros_(self.map.bias)
 
     def forward(self, states: Tensor, mask: Tensor) -> Injection:
         """states [K, P, H], mask [K, P] -> Injection with prompt [K, P, H]."""

@@ -62,7 +62,7 @@ def test_sizes_are_the_papers() -> None:
 
 
 OPTIONS = st.fixed_dictionaries(
-    {"name": st.sampled_from(LABEL_TUNING), "head": st.sampled_from(["linear", "label_aware"]), "bias": st.booleans()}
+    {"name": st.sampled_from(LABEL_TUNING), "head": st.sampled_from(["linear", "label_aware"])}
 )
 SIZES = st.builds(
     BackboneFacts,
@@ -100,7 +100,6 @@ def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor
     hypothesis), and a linear map P -> 2 P L G D every key and value; with `tokens` each token makes its own.
     """
     weights = {name: parameter.detach() for name, parameter in method.producer.named_parameters()}
-    bias = weights.get("expand.bias", torch.zeros(len(weights["expand.weight"]), dtype=torch.float64))
     real = int(MASK[label].sum())
     result = torch.zeros(FACTS.layers, 2, FACTS.kv_heads, P, FACTS.head_dim, dtype=torch.float64)
     scores = (
@@ -121,18 +120,17 @@ def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor
             state = states[label, token]
             if "down.weight" in weights:
                 state = weights["down.weight"] @ state
-            value = weights["expand.weight"][row] @ state + bias[row]
+            value = weights["expand.weight"][row] @ state
         else:
             row += token * FACTS.layers * 2 * FACTS.kv_heads * FACTS.head_dim
-            value = sum(weights["expand.weight"][row, t] * scores[t] for t in range(real)) + bias[row]
+            value = sum(weights["expand.weight"][row, t] * scores[t] for t in range(real))
         result[layer, which, head, token, place] = value
     return result
 
 
-@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("pooling", "rank"), [("scores", None), ("softmax", None), ("tokens", None), ("tokens", 2)])
-def test_prefix_by_definition(pooling: str, rank: int | None, bias: bool) -> None:
-    method = method_of(name="lt_prefix", pooling=pooling, rank=rank, bias=bias, init_std=0.5)
+def test_prefix_by_definition(pooling: str, rank: int | None) -> None:
+    method = method_of(name="lt_prefix", pooling=pooling, rank=rank, init_std=0.5)
     injection = method.inject(states(), MASK)
     assert injection.prompt is None and injection.prefix is not None
     assert injection.prefix.shape == (FACTS.layers, 2, K, FACTS.kv_heads, P, FACTS.head_dim)
@@ -142,24 +140,20 @@ def test_prefix_by_definition(pooling: str, rank: int | None, bias: bool) -> Non
     assert torch.equal(injection.mask, MASK if pooling == "tokens" else torch.ones_like(MASK))
 
 
-@pytest.mark.parametrize("bias", [False, True])
-def test_prompt_by_definition(bias: bool) -> None:
-    method = method_of(name="lt_prompt", bias=bias)
-    if bias:
-        nn.init.normal_(method.producer.map.bias)
+def test_prompt_by_definition() -> None:
+    method = method_of(name="lt_prompt")
     injection = method.inject(states(), MASK)
     assert injection.prefix is None and injection.prompt is not None and torch.equal(injection.mask, MASK)
     weight = method.producer.map.weight
     for label, token in itertools.product(range(K), range(P)):
-        expected = weight @ states()[label, token] + (method.producer.map.bias if bias else 0)
+        expected = weight @ states()[label, token]
         torch.testing.assert_close(injection.prompt[label, token], expected)
 
 
 METHODS: list[dict[str, Any]] = [
     {"name": "lt_prompt"},
-    {"name": "lt_prompt", "bias": True},
     *({"name": "lt_prefix", "pooling": pooling} for pooling in ("scores", "softmax", "tokens")),
-    {"name": "lt_prefix", "pooling": "tokens", "rank": 2, "bias": True},
+    {"name": "lt_prefix", "pooling": "tokens", "rank": 2},
 ]
 
 

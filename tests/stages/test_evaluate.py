@@ -113,8 +113,8 @@ def test_scores_that_are_not_finite_end_it_and_leave_the_old_figures(config: Run
 
 
 def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> None:
-    other = config.model_copy(update={"method": config.method.model_copy(update={"bias": True})})
-    with pytest.raises(UserError, match=r"trained otherwise: method\.bias was 'False', now 'True'; run train again"):
+    other = config.model_copy(update={"method": config.method.model_copy(update={"dropout": 0.1})})
+    with pytest.raises(UserError, match=r"trained otherwise: method\.dropout was '0.0', now '0.1'; run train again"):
         evaluate(other)
     unevaluable = config.model_copy(update={"run": config.run.model_copy(update={"dir": config.run.dir + "-none"})})
     with pytest.raises(UserError, match=r"manifest\.json' does not exist"):
