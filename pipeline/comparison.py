@@ -87,10 +87,13 @@ def groups(comparison: ComparisonConfig) -> list[Group]:
 
 
 def share_of(groups: list[Group], share: tuple[int, int]) -> list[Group]:
-    """The i-th of n shares (i, n). Each has as many groups of every method, which differ most in their cost."""
-    first, count = share
-    dealt = set(sorted(groups, key=lambda group: group.method)[first::count])
-    return [group for group in groups if group in dealt]
+    """The i-th of n shares (i, n). Methods and data sets differ in cost: each share has about as many of both."""
+    number, count = share
+    shares: list[list[Group]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda group: group.method):
+        alike = [sum(other.dataset == group.dataset for other in part) for part in shares]
+        min(zip(alike, map(len, shares), range(count), shares, strict=True))[-1].append(group)
+    return [group for group in groups if group in shares[number]]
 
 
 def settings(comparison: ComparisonConfig) -> list[dict[str, Any]]:

@@ -187,13 +187,14 @@ def test_a_setting_that_diverges_is_left_out(
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 4])
-def test_shares_hold_every_group_once_and_all_methods_alike(shares: int) -> None:
-    everything = groups(load_comparison(RECIPES / "compare" / "minilm.yaml"))
+@pytest.mark.parametrize("recipe", ["minilm", "convergence", "sst2_sizes"])
+def test_shares_hold_every_group_once_and_methods_and_data_sets_alike(recipe: str, shares: int) -> None:
+    everything = groups(load_comparison(RECIPES / "compare" / f"{recipe}.yaml"))
     parts = [share_of(everything, (number, shares)) for number in range(shares)]
     assert sorted(map(str, everything)) == sorted(str(group) for part in parts for group in part)
-    for method in {group.method for group in everything}:
-        counts = [sum(group.method == method for group in part) for part in parts]
-        assert max(counts) - min(counts) <= 1
+    for name in {name for group in everything for name in (group.method, group.dataset)}:
+        counts = [sum(name in (group.method, group.dataset) for group in part) for part in parts]
+        assert max(counts) - min(counts) <= 2, name
 
 
 def test_a_group_that_another_process_is_at_is_refused(
