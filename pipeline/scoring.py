@@ -33,13 +33,11 @@ def score(
     """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all ranks.
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
-    DeepSpeedEngine around one; it runs in eval mode without gradients, with at most `rows_per_forward` = B * C pairs at
-    a time on each rank. Where all labels of a text are scored in one go, `readings` says how many rows it takes for
-    that, and B * readings takes the place of B * C. Texts are batched by length, so that little is padding. The batches
-    do not depend on the number of ranks; they are dealt to the ranks, and all ranks run the same number of forwards,
-    as ZeRO-3 needs it.
-    `description` labels a progress bar, shown by rank 0 on a terminal; without it there is none. `before_batch` is
-    called before each forward of all ranks, and may raise to end the scoring.
+    DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
+    time and rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are
+    batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of forwards,
+    as ZeRO-3 needs it. `description` labels a progress bar of rank 0 on a terminal. `before_batch` is called before
+    each forward of all ranks, and may raise to end the scoring.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
