@@ -120,7 +120,10 @@ def build_trainer(
 
 
 def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, str]:
-    """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)"""
+    """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)
+
+    Nor the test texts, which may come or change when training is over.
+    """
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
     settings = config.train.model_dump(exclude=WITHOUT_EFFECT)
     return {
@@ -129,6 +132,6 @@ def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, st
         "run.seed": str(config.run.seed),
         "backbone.pooling": config.backbone.pooling,
         "backbone.int8_threshold": str(config.backbone.int8_threshold),
-        **{f"data: {key}": value for key, value in data.items()},
+        **{f"data: {key}": value for key, value in data.items() if not key.startswith("data.test")},
         **{f"label states: {key}": value for key, value in labels.fingerprint.items()},
     }

@@ -146,9 +146,13 @@ def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
 def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
     methods = {"probe": {"method": {"name": "linear_probe"}}}
     file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
+    trained = set()
     for limit in (9, 6):
         assert main(["compare", "--config", str(file), f"base.data.test_limit={limit}"]) == 0
-        assert [row["test_n"] for row in rows_of(tmp_path)] == [limit]
+        [row] = rows_of(tmp_path)
+        assert row["test_n"] == limit
+        trained.add((tmp_path / "comparison" / row["run"] / "adapter-final").stat().st_mtime_ns)
+    assert len(trained) == 1, "other test texts are no reason to train again"
 
 
 def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:
