@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comparison_tables import write_tables
+from pipeline.comparison_tables import Published, write_tables
 from pipeline.rundir import RunDir
 
 STEPS = (0, 30, 60, 90, 120, 150)
@@ -28,6 +28,7 @@ def invent(
     seeds: int = 2,
     texts: int = 60,
     split: str = "test",
+    published: Published | None = None,
 ) -> Path:
     """Writes what `compare` leaves behind in `folder`; gives it back."""
     random = np.random.default_rng(sum(map(ord, "".join(datasets))))
@@ -44,7 +45,7 @@ def invent(
                         row = {"dataset": dataset, "backbone": backbone, "method": method, "size": size, "seed": seed}
                         own = {"run": run, "split": split}
                         rows.append(row | own | _run(folder / run, split, method, level, random, texts))
-    write_tables(folder, rows)
+    write_tables(folder, rows, published=published)
     return folder
 
 

@@ -25,7 +25,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("pipeline.statistics.RESAMPLES", 100)
         invent(folder / "first", ["sst2", DATASET], methods=METHODS)
-        invent(folder / "second", ["rte"], methods=METHODS, sizes=("16", "256", "all"))
+        published = {"minilm": {"rte": {"prefix": 0.875}}}
+        invent(folder / "second", ["rte"], methods=METHODS, sizes=("16", "256", "all"), published=published)
     return [folder / "first", folder / "second"]
 
 
@@ -97,6 +98,7 @@ def test_keyboard_narrow_screens_and_print(browser: Browser, page_file: Path, tm
 
 def test_the_tables_hold_the_summary(page_file: Path, folders: list[Path]) -> None:
     text = page_file.read_text()
+    assert text.count("published 0.875") == 1, "beside the figure of all training texts alone"
     for folder in folders:
         for line in pq.read_table(folder / "summary.parquet").to_pylist():
             assert f"{line['mean']:.4f}" in text and f"{line['validation']:.4f}" in text
