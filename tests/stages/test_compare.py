@@ -63,7 +63,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert main(["compare", "--config", str(file), "--cells", "1/2"]) == 0
     assert not (folder / "comparison" / "results.csv").exists()
     assert main(["compare", "--config", str(file)]) == 0
-    assert weights_alive() == before, "no cell's backbone outlives it"
+    assert weights_alive() <= before, "no cell's backbone outlives it"
     return folder
 
 
@@ -184,7 +184,7 @@ def test_a_setting_that_diverges_is_left_out(
     with caplog.at_level("WARNING", "pipeline"):
         assert main(["compare", "--config", str(file)]) == 0
     assert '{"train.learning_rate": 3e+37} is left out: runs/news/tiny/probe' in caplog.text
-    assert weights_alive() == before
+    assert weights_alive() <= before
     assert json.loads(rows_of(tmp_path)[0]["setting"]) == {"train.learning_rate": 0.003}
     assert main(["compare", "--config", str(file), "grid={}", "base.train.learning_rate=3e37"]) == 2
     assert "runs/news/tiny/probe/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
