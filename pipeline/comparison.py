@@ -91,8 +91,8 @@ def share_of(groups: list[Group], share: tuple[int, int]) -> list[Group]:
     number, count = share
     shares: list[list[Group]] = [[] for _ in range(count)]
     for group in sorted(groups, key=lambda group: group.method):
-        alike = [sum(other.dataset == group.dataset for other in part) for part in shares]
-        min(zip(alike, map(len, shares), range(count), shares, strict=True))[-1].append(group)
+        loads = [(sum(other.dataset == group.dataset for other in part), len(part)) for part in shares]
+        shares[loads.index(min(loads))].append(group)
     return [group for group in groups if group in shares[number]]
 
 
