@@ -41,6 +41,11 @@ class DataConfig(Settings):
     workers: int | None = Field(default=None, ge=1)
     """Processes that tokenise a large split; null: one per core."""
 
+    @property
+    def is_drawn(self) -> bool:
+        """Does run.seed choose the training texts?"""
+        return self.train_limit is not None or self.train_per_label is not None
+
     @model_validator(mode="after")
     def _limits_do_not_meet(self) -> "DataConfig":
         if self.train_limit is not None and self.train_per_label is not None:

@@ -111,9 +111,8 @@ def share_data(accelerator: Accelerator, comparison: ComparisonConfig, group: Gr
     """Data and label states that cells have in common are made once, and linked into the cell's run directory."""
     shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
     # A method may have words or a pooling of its own, and a smaller number of texts is drawn by the seed.
-    drawn = config.data.train_limit is not None or config.data.train_per_label is not None
     sections = (part.model_dump_json() for part in (config.backbone, config.data, config.labels))
-    source = sha256_of(*sections, f"seed {config.run.seed}" if drawn else "any seed")
+    source = sha256_of(*sections, f"seed {config.run.seed}" if config.data.is_drawn else "any seed")
     run = config.run.model_copy(update={"dir": str(shared / f"{group.size}-{source[:8]}")})
     common = config.model_copy(update={"run": run})
     shared.mkdir(parents=True, exist_ok=True)
