@@ -54,27 +54,34 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
+    overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
     with _own_run_dir(config):
-        if getattr(options, "overwrite", False):
-            _on_rank_0(config, config.run_dir.remove_training)
-        _stage_function(options.command)(config)
+        _stage_function(options.command)(config, **overwrite)
 
 
 @contextmanager
 def _own_run_dir(config: "RunConfig") -> Iterator[None]:
-    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
+    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end.
+
+    It keeps the config: at once where nothing is trained yet, else when the stage has ended well, so that a config
+    that was refused never stands beside an adapter of another.
+    """
+    from pipeline.ownership import check_ours
     from pipeline.run_lock import RunLock
 
     lock = RunLock(config.run_dir.path)
 
     def take() -> None:
+        check_ours(config.run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
         lock.acquire()
         config.run_dir.create()
-        config.run_dir.write_config(config.to_yaml())
+        if not config.run_dir.is_trained:
+            config.run_dir.write_config(config.to_kept_yaml())
 
     _on_rank_0(config, take)
     try:
         yield
+        config.run_dir.write_config(config.to_kept_yaml())
     finally:
         lock.release()
 
@@ -153,7 +160,7 @@ def _compare(options: argparse.Namespace) -> None:
         return
     from pipeline.stages.compare import compare
 
-    compare(comparison, share)
+    compare(comparison, share, overwrite=options.overwrite)
 
 
 COMMANDS = {

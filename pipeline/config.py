@@ -16,6 +16,7 @@ from pipeline.engine.config import EngineConfig, LoggingConfig, TrainConfig
 from pipeline.errors import UserError
 from pipeline.evaluation_config import EvaluateConfig
 from pipeline.methods import METHOD_NAMES, AnyMethodConfig
+from pipeline.ownership import run_of_config
 from pipeline.rundir import RunDir
 from pipeline.settings import Settings
 from pipeline.yaml12 import dump_yaml, load_yaml
@@ -24,8 +25,8 @@ from pipeline.yaml12 import dump_yaml, load_yaml
 class RunSettings(Settings):
     """The run itself."""
 
-    dir: str
-    """Run directory: everything this run reads and writes."""
+    dir: str = Field(min_length=1)
+    """Run directory: everything this run reads and writes. Its own config.yaml leaves it out."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""
 
@@ -51,13 +52,39 @@ class RunConfig(Settings):
         """The resolved config, every key written out."""
         return dump_yaml(self.model_dump(mode="json"))
 
+    def to_kept_yaml(self) -> str:
+        """The same for config.yaml in the run directory, without that directory's place: a copy is a run of its own."""
+        values = self.model_dump(mode="json", exclude={"run": {"dir"}})
+        checkpoint, folder = Path(self.train.resume).resolve(), self.run_dir.path.resolve()
+        if self.train.resume not in ("auto", "never") and checkpoint.is_relative_to(folder):
+            values["train"]["resume"] = str(checkpoint.relative_to(folder))
+        return dump_yaml(values)
+
 
 def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Reads a YAML file and applies `key=value` overrides. Raises UserError that names every fault at once."""
-    values = read_yaml(Path(file))
+    """Reads a YAML file and applies `key=value` overrides. Raises UserError that names every fault at once.
+
+    The config.yaml of a run directory is about that directory, unless an override names another.
+    """
+    file = Path(file)
+    values = read_yaml(file)
+    folder = run_of_config(file)
+    stated = values["run"].pop("dir", None) if folder and isinstance(values.get("run"), dict) else None
     for override in overrides:
         apply_override(values, override)
+    if folder is not None and isinstance(run := values.setdefault("run", {}), dict) and "dir" not in run:
+        run["dir"] = _own_folder(file, folder, stated)
     return parse_config(values, source=str(file))
+
+
+def _own_folder(file: Path, folder: Path, stated: object) -> str:
+    """The folder a run's config lies in. UserError where it names another, as in a copy that version 0.1 would make."""
+    if stated is not None and Path(str(stated)).resolve() != folder.resolve():
+        raise UserError(
+            f"'{file}' lies in run directory '{folder}', but its run.dir is '{stated}': "
+            f"say which one is meant, with run.dir={folder} or run.dir={stated}"
+        )
+    return str(folder)
 
 
 def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:

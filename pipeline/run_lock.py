@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import TextIO
 
 from pipeline.errors import UserError
-from pipeline.rundir import cannot_be_written
+from pipeline.ownership import LOCK, cannot_be_written
 
 log = logging.getLogger(__name__)
 
-LOCK = ".lock"
 PATIENCE_SECONDS = 3.0
 """A process that was just killed may need a moment to be gone, and with it its lock."""
 

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,17 @@ from typing import Any
 from pipeline.errors import UserError
 from pipeline.integrity import write_sums
 from pipeline.launcher import rank
+from pipeline.ownership import (
+    ARTEFACTS,
+    CHECKPOINTS,
+    CONFIG,
+    MARK,
+    Kind,
+    cannot_be_written,
+    check_ours,
+    mark_of,
+    temporary_of,
+)
 
 
 class RunDir:
@@ -21,14 +32,15 @@ class RunDir:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self.config_file = self.path / "config.yaml"
+        self.config_file = self.path / CONFIG
         self.preempted = self.path / "PREEMPTED"
         self.data = self.path / "data"
         self.manifest_file = self.data / "manifest.json"
         self.labels = self.path / "labels"
-        self.checkpoints = self.path / "checkpoints"
+        self.checkpoints = self.path / CHECKPOINTS
         self.adapter = self.path / "adapter"
         self.adapter_final = self.path / "adapter-final"
+        self.summary_file = self.adapter_final / "summary.json"
         self.evaluation = self.path / "evaluation"
         self.metrics_file = self.evaluation / "metrics.json"
         self.predictions_file = self.evaluation / "predictions.parquet"
@@ -36,20 +48,31 @@ class RunDir:
         self.metrics_log = self.logs / "metrics.jsonl"
         self.cost_file = self.logs / "cost.json"
 
-    def create(self) -> None:
-        """Makes the directory, and ends what a killed process left half done in it; rank 0 does that for all.
+    @property
+    def is_finished(self) -> bool:
+        """Does it hold the adapter of a training that came to its end?"""
+        return self.summary_file.is_file() and self.adapter.is_dir()
 
-        Raises UserError where it cannot be written.
+    @property
+    def is_trained(self) -> bool:
+        """Does it hold anything that training has made, finished or not?"""
+        return any(path.exists() for path in (self.adapter, self.adapter_final, self.checkpoints))
+
+    def create(self) -> None:
+        """Makes and marks the directory, and ends what a killed process left half done in it; rank 0 does that for all.
+
+        Raises UserError where it is somebody else's (see `ownership`), or cannot be written.
         """
+        if rank() == 0:
+            claim(self.path, "run")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self.path):
                 pass
             if rank() == 0:
-                for aside in self.path.glob(".*.old"):
-                    _put_back(self.path / aside.name.removeprefix(".").removesuffix(".old"))
-                for leftover in self.path.glob(".*.tmp"):
-                    _remove(leftover)
+                for name in ARTEFACTS:
+                    _put_back(self.path / name)
+                _remove_temporaries(self.path, _OWN_NAMES)
                 self.preempted.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_be_written(self.path, error) from error
@@ -61,17 +84,29 @@ class RunDir:
             write_text(self.config_file, text)
 
     def remove_training(self) -> None:
-        """Takes away what `train` left, so that it starts afresh. One rank calls it.
+        """Takes away what `train` left and what was made from it, so that it starts afresh. One rank calls it.
 
-        In this order: where this is killed in between, there is either the finished run or nothing to go on from.
+        In this order: where this is killed in between, there is the finished run, or nothing to go on from or to be
+        taken for the new run's. Raises UserError where something cannot be removed.
         """
-        shutil.rmtree(self.checkpoints, ignore_errors=True)
-        shutil.rmtree(self.adapter_final, ignore_errors=True)
+        for path in (self.evaluation, self.checkpoints, self.adapter, self.adapter_final):
+            with _write_faults_told(path):
+                if os.path.lexists(path):
+                    _condemn(path, path.name)
 
 
-def cannot_be_written(run_dir: Path, error: OSError) -> UserError:
-    """What is told of a run directory that cannot be written."""
-    return UserError(f"run.dir '{run_dir}' cannot be written ({error.strerror or error}): choose another run.dir")
+_OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
+
+
+def claim(folder: Path, kind: Kind) -> None:
+    """Makes the folder and marks it as ours. Raises UserError where it is somebody else's, or cannot be written."""
+    if check_ours(folder, kind):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+    write_json(folder / MARK, mark_of(kind))
 
 
 def _sync_folder(path: Path) -> None:
@@ -97,7 +132,7 @@ def _write_faults_told(path: Path) -> Iterator[None]:
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}.tmp")
     try:
         with _write_faults_told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,7 +152,7 @@ def atomic_dir(path: Path, *, sums: bool = False) -> Iterator[Path]:
 
     `sums` adds SHA256SUMS of all that is in it.
 
-    An older folder is moved aside to `.NAME.old` first and removed last. A process killed between the two renames
+    An older folder is moved aside to `.ltune-NAME.old` first and removed last. A process killed between the two renames
     leaves it there whole: `RunDir.create`, or the next writer of `path`, puts it back. One process writes a path.
     """
     aside = _aside(path)
@@ -126,15 +161,14 @@ def atomic_dir(path: Path, *, sums: bool = False) -> Iterator[Path]:
         with _write_faults_told(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _put_back(path)
-            for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-                _remove(leftover)
-            temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+            _remove_temporaries(path.parent, {path.name})
+            temporary = _make_temporary(path)
             yield temporary
             if sums:
                 write_sums(temporary)
             _sync_tree(temporary)
             temporary.chmod(0o755)
-            if path.exists():
+            if os.path.lexists(path):
                 os.replace(path, aside)
             os.replace(temporary, path)
             _sync_folder(path.parent)
@@ -146,29 +180,53 @@ def atomic_dir(path: Path, *, sums: bool = False) -> Iterator[Path]:
 
 def _aside(path: Path) -> Path:
     """Where the folder that `path` was is kept while the new one takes its place."""
-    return path.with_name(f".{path.name}.old")
+    return path.with_name(f".ltune-{path.name}.old")
+
+
+def _make_temporary(path: Path) -> Path:
+    """An empty folder beside `path`, of a name that `temporary_of` knows."""
+    return Path(tempfile.mkdtemp(prefix=f".ltune-{path.name}.", suffix=".tmp", dir=path.parent))
 
 
 def _put_back(path: Path) -> None:
     """Ends an exchange of folders: the old one comes back where there is no new one, and goes where there is."""
     aside = _aside(path)
-    if not aside.exists():
+    if not os.path.lexists(aside):
         return
-    if not path.exists():
+    if not os.path.lexists(path):
         os.replace(aside, path)
         return
-    # Under another name first: what `.old` holds is always whole.
-    condemned = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
-    os.replace(aside, condemned)
-    shutil.rmtree(condemned, ignore_errors=True)
+    with suppress(OSError):
+        _condemn(aside, path.name)
 
 
-def _remove(leftover: Path) -> None:
-    """Takes away what a killed process was writing, or removing."""
-    if leftover.is_dir():
-        shutil.rmtree(leftover, ignore_errors=True)
-    else:
-        leftover.unlink(missing_ok=True)
+def _condemn(path: Path, name: str) -> None:
+    """Removes a folder, at once under its own name; of a symbolic link, the link. Raises OSError.
+
+    It goes by the name of a temporary of `name` meanwhile, so that what a kill leaves of it is removed later.
+    """
+    if path.is_symlink() or not path.is_dir():
+        path.unlink()
+        return
+    condemned = _make_temporary(path.with_name(name))
+    os.replace(path, condemned)
+    shutil.rmtree(condemned)
+
+
+def _remove_temporaries(folder: Path, names: Set[str]) -> None:
+    """Takes away what killed processes were writing, or removing, under these names."""
+    for entry in folder.iterdir():
+        if entry.suffix == ".tmp" and temporary_of(entry.name) in names:
+            remove(entry)
+
+
+def remove(path: Path) -> None:
+    """Takes away a folder or a file, as far as that can be done; of a symbolic link, the link."""
+    with suppress(OSError):
+        if path.is_symlink() or not path.is_dir():
+            path.unlink()
+        else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -20,6 +20,7 @@ PIECES = {
     "launcher",
     "rundir",
     "integrity",
+    "ownership",
     "evaluation_config",
     "backbone.config",
     "data.config",

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from pipeline.errors import UserError
+from pipeline.ownership import MARK
 from pipeline.rundir import (
     RunDir,
     atomic_dir,
@@ -31,6 +32,7 @@ FILES = ("one", "two", "deep/three")
 
 
 def fill(folder: Path, text: str) -> None:
+    (folder / "adapter_config.json").write_text('{"backbone": {}}')
     for name in FILES:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -40,8 +42,14 @@ def content(folder: Path) -> set[str]:
     return {(folder / name).read_text() for name in FILES}
 
 
+def names_in(run: Path) -> list[str]:
+    """What is in a run directory beside the mark."""
+    return sorted(set(os.listdir(run)) - {MARK})
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
+    RunDir(tmp_path / "run").create()
     with atomic_dir(tmp_path / "run" / "adapter") as temporary:
         fill(temporary, "old")
     return tmp_path / "run" / "adapter"
@@ -54,7 +62,7 @@ def test_a_folder_is_made_and_replaced(folder: Path) -> None:
         (temporary / "extra").write_text("")
         assert content(folder) == {"old"}
     assert content(folder) == {"new"} and (folder / "extra").is_file()
-    assert os.listdir(folder.parent) == ["adapter"]
+    assert names_in(folder.parent) == ["adapter"]
     assert folder.stat().st_mode & 0o777 == 0o755, "others may read it, unlike what mkdtemp makes"
 
 
@@ -73,7 +81,7 @@ def test_an_error_leaves_the_old_folder(folder: Path, error: BaseException) -> N
         assert str(raised.value) == (
             f"cannot write '{folder}' (No space left on device): free space or choose another place"
         )
-    assert content(folder) == {"old"} and os.listdir(folder.parent) == ["adapter"]
+    assert content(folder) == {"old"} and names_in(folder.parent) == ["adapter"]
 
 
 def test_a_folder_that_cannot_be_made_is_the_users_fault(tmp_path: Path) -> None:
@@ -132,19 +140,19 @@ def test_a_kill_at_any_instant_leaves_the_old_folder_or_the_new(folder: Path, af
         RunDir(folder.parent).create()
         seen.append(content(folder))
         assert seen[-1] in ({"old"}, {"new"})
-        assert not (folder.parent / ".adapter.old").exists()
+        assert not (folder.parent / ".ltune-adapter.old").exists()
         with atomic_dir(folder) as temporary:
-            assert len(os.listdir(folder.parent)) == 2, "what the killed one left is gone"
+            assert len(names_in(folder.parent)) == 2, "what the killed one left is gone"
             fill(temporary, "old")
     assert {"old"} in seen and {"new"} in seen and len(seen) > 10
 
 
 def test_the_next_writer_puts_the_old_folder_back(folder: Path) -> None:
     """As a kill between the two renames leaves it, where nobody called RunDir.create."""
-    folder.rename(folder.with_name(".adapter.old"))
+    folder.rename(folder.with_name(".ltune-adapter.old"))
     with pytest.raises(ValueError, match="x"), atomic_dir(folder):
         raise ValueError("x")
-    assert content(folder) == {"old"} and os.listdir(folder.parent) == ["adapter"]
+    assert content(folder) == {"old"} and names_in(folder.parent) == ["adapter"]
 
 
 def test_a_failed_second_rename_puts_the_old_folder_back(folder: Path) -> None:
@@ -155,10 +163,10 @@ def test_a_failed_second_rename_puts_the_old_folder_back(folder: Path) -> None:
 
 def test_only_rank_0_clears_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    folder.rename(folder.with_name(".adapter.old"))
+    folder.rename(folder.with_name(".ltune-adapter.old"))
     RunDir(folder.parent).create()
     RunDir(folder.parent).write_config("x")
-    assert os.listdir(folder.parent) == [".adapter.old"]
+    assert names_in(folder.parent) == [".ltune-adapter.old"]
     monkeypatch.setenv("RANK", "0")
     RunDir(folder.parent).create()
     RunDir(folder.parent).write_config("x")
@@ -246,11 +254,13 @@ def test_differences_are_readable() -> None:
     assert differences(old, json.loads(json.dumps(old))) == []
 
 
-def test_create_takes_away_what_a_killed_process_left_half_written(tmp_path):
+def test_create_takes_away_what_a_killed_process_left_half_written_and_nothing_else(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()
-    (run.path / ".data.x1y2.tmp" / "train").mkdir(parents=True)
-    (run.path / ".config.yaml.77.tmp").write_text("half")
-    write_text(run.data / "manifest.json", "whole")
+    (run.path / ".ltune-data.x1y2.tmp" / "train").mkdir(parents=True)
+    (run.path / ".ltune-config.yaml.77.tmp").write_text("half")
+    others = [".data.x1y2.tmp", ".notes.old", ".adapter.old", "x.tmp", ".ltune-out.jsonl.77.tmp", ".ltune-notes.old"]
+    for name in others:
+        (run.path / name).write_text("somebody else's")
     run.create()
-    assert [path.name for path in run.path.iterdir()] == ["data"]
+    assert names_in(run.path) == sorted(others)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ from torch import Tensor
 from pipeline.engine.optimizer_state import MOMENTS, OptimizerState
 from pipeline.engine.run_state import Best, LogPosition, RunState
 from pipeline.errors import UserError
-from pipeline.rundir import atomic_dir, write_text
+from pipeline.ownership import temporary_of
+from pipeline.rundir import atomic_dir, remove, write_text
 
 log = logging.getLogger(__name__)
 
@@ -155,5 +155,8 @@ def _prune(folder: Path, current: int, keep: int) -> None:
     """Removes older checkpoints, those of steps that the run went back from, and what killed writers left."""
     steps = _steps(folder)
     kept = sorted(step for step in steps if step <= current)[-keep:]
-    for path in [path for step, path in steps.items() if step not in kept] + list(folder.glob(".step-*")):
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [path for step, path in steps.items() if step not in kept]:
+        remove(path)
+    for path in folder.iterdir():
+        if (name := temporary_of(path.name)) is not None and _step_of(name) is not None:
+            remove(path)

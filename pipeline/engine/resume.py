@@ -28,7 +28,8 @@ def checkpoint_to_resume(config: RunConfig) -> Path | None:
         return None
     if config.train.resume == "auto":
         return newest_checkpoint(folder)
-    return Path(config.train.resume)
+    inside = config.run_dir.path / config.train.resume
+    return inside if inside.is_dir() else Path(config.train.resume)
 
 
 def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, str], world_size: int) -> RunConfig:
@@ -36,17 +37,18 @@ def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, st
 
     Raises UserError that names the settings under which the checkpoint's run would not be the same run.
     """
-    changed = {key for key in state.fingerprint.keys() | fingerprint.keys() if _differs(state, fingerprint, key)}
+    old = with_defaults(config, state.fingerprint, fingerprint)
+    changed = {key for key in old.keys() | fingerprint.keys() if old.get(key) != fingerprint.get(key)}
     batch_size, accumulation = config.train.batch_size, config.train.gradient_accumulation
     same_batch = batch_size * accumulation * world_size == state.global_batch
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
-    harmful = _phrases(state, fingerprint, changed - allowed)
+    harmful = _phrases(old, fingerprint, changed - allowed)
     if harmful:
         raise UserError(
             f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
     if changed:
-        log.info("train: goes on with %s", "; ".join(_phrases(state, fingerprint, changed)))
+        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed)))
     return config if same_batch else _share_batch(config, state.global_batch, world_size)
 
 
@@ -77,10 +79,25 @@ def load_state(path: Path) -> RunState:
     return read_checkpoint(path)
 
 
-def _differs(state: RunState, fingerprint: dict[str, str], key: str) -> bool:
-    return state.fingerprint.get(key) != fingerprint.get(key)
+def with_defaults(config: RunConfig, old: dict[str, str], new: dict[str, str]) -> dict[str, str]:
+    """The old fingerprint, in which settings that only the new one has stand with their defaults.
+
+    A setting that a new version brings is a change only where it is set to something else.
+    """
+    sections = {
+        "method": type(config.method),
+        "train": type(config.train),
+        "backbone": type(config.backbone),
+        "data: data": type(config.data),
+    }
+    defaults = {
+        f"{section}.{name}": str(field.get_default(call_default_factory=True))
+        for section, model in sections.items()
+        for name, field in model.model_fields.items()
+        if not field.is_required()
+    }
+    return {key: value for key, value in defaults.items() if key in new} | old
 
 
-def _phrases(state: RunState, fingerprint: dict[str, str], keys: set[str]) -> list[str]:
-    old = {key: value for key, value in state.fingerprint.items() if key in keys}
-    return differences(old, {key: value for key, value in fingerprint.items() if key in keys})
+def _phrases(old: dict[str, str], new: dict[str, str], keys: set[str]) -> list[str]:
+    return differences({key: old[key] for key in old.keys() & keys}, {key: new[key] for key in new.keys() & keys})

@@ -64,7 +64,7 @@ def load_run(path: Path) -> Run:
     name = "test" if "test" in metrics else list(metrics)[-1]
     lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
     return Run(
-        load_config(run_dir.config_file),
+        load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"]),
         load_adapter(run_dir.adapter),
         read_json(run_dir.manifest_file),
         metrics[name],

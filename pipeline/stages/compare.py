@@ -3,9 +3,10 @@
 import gc
 import json
 import logging
-import shutil
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +16,16 @@ from filelock import FileLock
 from pipeline.adapter import load_adapter
 from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings, share_of
 from pipeline.comparison_tables import write_tables
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, load_config
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import DivergedError, UserError
 from pipeline.launcher import rank
 from pipeline.run_lock import RunLock
-from pipeline.rundir import read_json, sha256_of, write_json
+from pipeline.rundir import claim, read_json, remove, sha256_of, write_json
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
-from pipeline.stages.train import train
+from pipeline.stages.train import check_unchanged, train, training_fingerprint
 from pipeline.training_curve import read_curve
 
 log = logging.getLogger(__name__)
@@ -35,53 +36,62 @@ CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.e
 """Loggers that tell of every run what one line per run tells here."""
 
 
-def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None) -> None:
+def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, *, overwrite: bool = False) -> None:
     """Runs what is not done yet; then writes the tables and prints them.
 
     `share` (i, n): run only the i-th of n shares of the groups, and no tables: the processes of an array job take one
-    share each, and the same command without a share ends the comparison. Raises UserError where a cell cannot run.
+    share each, and the same command without a share ends the comparison. `overwrite`: train cells afresh that are
+    finished with another config. Raises UserError where a cell cannot run, and for such cells without `overwrite`.
     """
     # DeepSpeed collects garbage at every start: seconds, with all that is imported here.
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
+    on_main_process(_start(comparison, groups(comparison)[0]), lambda: claim(Path(comparison.dir), "comparison"))
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
             with _own_group(comparison, group):
-                rows += run_group(comparison, group)
+                rows += run_group(comparison, group, overwrite=overwrite)
     if share is None and rank() == 0:
         write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published)
 
 
-def run_group(comparison: ComparisonConfig, group: Group) -> list[dict[str, Any]]:
+def run_group(comparison: ComparisonConfig, group: Group, *, overwrite: bool) -> list[dict[str, Any]]:
     """Tunes on validation with the first seed, then runs the best setting with every seed; one row per seed."""
     points = settings(comparison)
+    run = partial(run_cell, comparison, group, overwrite=overwrite)
     method = cell_config(comparison, group, points[0], comparison.seeds[0]).method
     if not method.is_trained:
-        return [run_cell(comparison, group, {}, comparison.seeds[0])]
+        return [run({}, comparison.seeds[0])]
     tried: list[dict[str, Any]] = []
     for point in points if len(points) > 1 else []:
         try:
-            tried.append(run_cell(comparison, group, point, comparison.seeds[0], judge=False))
+            tried.append(run(point, comparison.seeds[0], judge=False))
         except DivergedError as error:
             log.warning("compare: %s is left out: %s", json.dumps(point), error)
     if len(points) > 1 and not tried:
         raise UserError(f"compare: no setting of the grid could be trained for {group.path}")
     best = max(tried, key=lambda row: row["validation"])["setting"] if tried else points[0]
     grid = [{"setting": row["setting"], "validation": row["validation"]} for row in tried]
-    return [run_cell(comparison, group, best, seed) | {"grid": grid} for seed in comparison.seeds]
+    return [run(best, seed) | {"grid": grid} for seed in comparison.seeds]
 
 
 def run_cell(
-    comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int, *, judge: bool = True
+    comparison: ComparisonConfig,
+    group: Group,
+    setting: dict[str, Any],
+    seed: int,
+    *,
+    overwrite: bool,
+    judge: bool = True,
 ) -> dict[str, Any]:
     """One row of the results; from cell.json where it is current. Without `judge` it is trained and not evaluated."""
     config = cell_config(comparison, group, setting, seed)
     accelerator = start(config)
-    share_data(accelerator, comparison, group, config)
+    share_data(accelerator, comparison, group, config, overwrite=overwrite)
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    fingerprint = sha256_of(config.to_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
+    fingerprint = sha256_of(config.to_kept_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
     found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
     if found is not None:
         return found
@@ -107,34 +117,66 @@ def run_cell(
     return row
 
 
-def share_data(accelerator: Accelerator, comparison: ComparisonConfig, group: Group, config: RunConfig) -> None:
+def share_data(
+    accelerator: Accelerator, comparison: ComparisonConfig, group: Group, config: RunConfig, *, overwrite: bool
+) -> None:
     """Data and label states that cells have in common are made once, and linked into the cell's run directory."""
     shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
     # A method may have words or a pooling of its own, and a smaller number of texts is drawn by the seed.
     sections = (part.model_dump_json() for part in (config.backbone, config.data, config.labels))
-    source = sha256_of(*sections, f"seed {config.run.seed}" if config.data.is_drawn else "any seed")
-    run = config.run.model_copy(update={"dir": str(shared / f"{group.size}-{source[:8]}")})
+    made_from = sha256_of(*sections, f"seed {config.run.seed}" if config.data.is_drawn else "any seed")
+    run = config.run.model_copy(update={"dir": str(shared / f"{group.size}-{made_from[:8]}")})
     common = config.model_copy(update={"run": run})
     shared.mkdir(parents=True, exist_ok=True)
     # Other ranks of this process group must be let in, other processes not.
     with FileLock(shared / ".lock") if accelerator.is_main_process else nullcontext():
         preprocess(common)
-        encode_labels(common)
-    on_main_process(accelerator, lambda: _link(common, config))
+        labels = encode_labels(common)
+
+    def link() -> None:
+        cell, source = config.run_dir, common.run_dir
+        cell.create()
+        _make_room(config, training_fingerprint(common, labels), overwrite)
+        _link(source.data, cell.data)
+        _link(source.labels, cell.labels)
+
+    on_main_process(accelerator, link)
 
 
-def _link(common: RunConfig, config: RunConfig) -> None:
+def _make_room(config: RunConfig, fingerprint: dict[str, str], overwrite: bool) -> None:
+    """Keeps the cell's config, if it may become the cell's: before anything of another config is changed.
+
+    Raises UserError where the cell is finished with another one.
+    """
     run = config.run_dir
-    run.create()
-    text = config.to_yaml()
-    if run.config_file.is_file() and run.config_file.read_text(encoding="utf-8") != text:
+    if run.is_finished:
+        try:
+            check_unchanged(config, read_json(run.summary_file)["fingerprint"], fingerprint)
+        except UserError:
+            if not overwrite:
+                raise
+            run.remove_training()
+    elif not _is_kept(config):
         # Of a run that was interrupted, and cannot go on with another config.
-        shutil.rmtree(run.checkpoints, ignore_errors=True)
-    run.write_config(text)
-    for target, link in ((common.run_dir.data, run.data), (common.run_dir.labels, run.labels)):
-        if not link.is_symlink() or link.readlink() != target.resolve():
-            link.unlink(missing_ok=True)
-            link.symlink_to(target.resolve(), target_is_directory=True)
+        remove(run.checkpoints)
+    run.write_config(config.to_kept_yaml())
+
+
+def _is_kept(config: RunConfig) -> bool:
+    """Is config.yaml in the run directory this config? What a new version adds to it is at its default there."""
+    file = config.run_dir.config_file
+    try:
+        return not file.is_file() or load_config(file, [f"run.dir={json.dumps(config.run.dir)}"]) == config
+    except UserError:
+        return False
+
+
+def _link(target: Path, link: Path) -> None:
+    """A relative link: a comparison may be moved and copied. What it takes the place of can be made again."""
+    way = os.path.relpath(target.resolve(), link.parent.resolve())
+    if not link.is_symlink() or os.readlink(link) != way:
+        remove(link)
+        link.symlink_to(way, target_is_directory=True)
 
 
 def _found(file: Path, fingerprint: str, judge: bool) -> dict[str, Any] | None:
@@ -187,13 +229,17 @@ def _own_group(comparison: ComparisonConfig, group: Group) -> Iterator[None]:
 
     Raises UserError where another process is at them.
     """
-    accelerator = start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))
+    accelerator = _start(comparison, group)
     lock = RunLock(Path(comparison.dir, group.path))
     on_main_process(accelerator, lock.acquire)
     try:
         yield
     finally:
         lock.release()
+
+
+def _start(comparison: ComparisonConfig, group: Group) -> Accelerator:
+    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))
 
 
 @contextmanager

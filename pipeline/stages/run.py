@@ -12,11 +12,14 @@ from pipeline.stages.train import train
 log = logging.getLogger(__name__)
 
 
-def run(config: RunConfig) -> dict[str, Any]:
-    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the figures."""
+def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the figures.
+
+    `overwrite`: train afresh, over what an earlier run left.
+    """
     preprocess(config)
     encode_labels(config)
-    train(config)
+    train(config, overwrite=overwrite)
     metrics = evaluate(config)
     log.info("adapter: %s\nmetrics: %s", config.run_dir.adapter, config.run_dir.metrics_file)
     return metrics

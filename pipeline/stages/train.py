@@ -1,20 +1,19 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
-import shutil
+from functools import partial
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 
-from pipeline.adapter import SUMMARY
 from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
 from pipeline.engine.inference import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.preemption import Preemption
-from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config
+from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config, with_defaults
 from pipeline.engine.run_state import RunState
 from pipeline.engine.startup import on_main_process, start
 from pipeline.engine.training import Trainer
@@ -23,7 +22,7 @@ from pipeline.errors import UserError
 from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
 from pipeline.limits import check_positions
-from pipeline.rundir import differences, read_json
+from pipeline.rundir import differences, read_json, remove
 from pipeline.stages.encode_labels import current_label_states
 
 log = logging.getLogger(__name__)
@@ -32,29 +31,38 @@ WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error
 """Keys of `train` on which the adapter does not depend."""
 
 
-def train(config: RunConfig) -> dict[str, Any]:
+def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
-    An interrupted run goes on from its newest whole checkpoint. Every rank must call it. Raises UserError where an
-    earlier stage has not run or does not fit, where label tokens and text exceed the backbone's positions, where a
-    checkpoint does not fit the config, and where the loss is not finite; Preempted after a signal and a checkpoint.
+    An interrupted run goes on from its newest whole checkpoint; with `overwrite` it starts afresh, as a finished one
+    does, over what is there. Every rank must call it. Raises UserError where an earlier stage has not run or does not
+    fit, where label tokens and text exceed the backbone's positions, where a checkpoint or a finished run does not fit
+    the config, and where the loss is not finite; Preempted after a signal and a checkpoint.
     """
     accelerator = start(config)
+    if overwrite and config.train.resume not in ("auto", "never"):
+        raise UserError(
+            "--overwrite trains afresh, but train.resume names a checkpoint to go on from: give one of them"
+        )
     with Preemption(config.train.preemption_signals) as preemption:
         on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
         labels = current_label_states(config)
         fingerprint = training_fingerprint(config, labels)
-        summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
-        if summary is not None:
-            return summary
+        if not overwrite:
+            summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
+            if summary is not None:
+                return summary
+        begin = partial(_begin, config, overwrite)
         if not config.method.is_trained:
+            on_main_process(accelerator, begin)
             return on_main_process(accelerator, lambda: write_untrained(config, labels, fingerprint))
-        state = state_to_resume(accelerator, config)
+        state = None if overwrite else state_to_resume(accelerator, config)
         if state is not None:
             config = resumed_config(config, state, fingerprint, accelerator.num_processes)
             accelerator = start(config)
         trainer = build_trainer(accelerator, config, labels, state)
         try:
+            on_main_process(accelerator, begin)
             run = TrainingRun(trainer, config, labels, fingerprint, state)
             with run.writer:
                 run.to_end(preemption)
@@ -64,26 +72,40 @@ def train(config: RunConfig) -> dict[str, Any]:
 
 
 def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
-    """The summary of a finished run with this fingerprint. A finished run with another one makes room for a new run."""
-    final = config.run_dir.adapter_final
-    if not ((final / SUMMARY).is_file() and config.run_dir.adapter.is_dir()):
+    """The summary of a finished run; None where there is none, or where it is damaged and must be written again.
+
+    Raises UserError, naming what changed, where it was trained from something else: what is finished is kept.
+    """
+    run = config.run_dir
+    if not run.is_finished:
         return None
     try:
-        check_sums(final)
-        check_sums(config.run_dir.adapter)
+        check_sums(run.adapter_final)
+        check_sums(run.adapter)
     except UserError as error:
         log.warning("train: %s; written again from the last checkpoint", error)
-        shutil.rmtree(config.run_dir.evaluation, ignore_errors=True)  # it brings the figures into the model card
+        remove(run.evaluation)  # it brings the figures into the model card
         return None
-    summary: dict[str, Any] = read_json(final / SUMMARY)
-    changed = differences(summary["fingerprint"], fingerprint)
-    if not changed:
-        log.info("train: %s is current", config.run_dir.adapter)
-        return summary
-    if config.train.resume == "auto":
-        log.info("train: %s is stale (%s), trained again", config.run_dir.adapter, "; ".join(changed))
+    summary: dict[str, Any] = read_json(run.summary_file)
+    check_unchanged(config, summary["fingerprint"], fingerprint)
+    log.info("train: %s is current", run.adapter)
+    return summary
+
+
+def check_unchanged(config: RunConfig, old: dict[str, str], new: dict[str, str]) -> None:
+    """UserError, naming what changed, where a finished run was trained from something else than it would be now."""
+    if changed := differences(with_defaults(config, old, new), new):
+        raise UserError(
+            f"'{config.run_dir.path}' holds a finished run, and {'; '.join(changed)}: set that back, choose another "
+            "run directory, or give --overwrite to train afresh"
+        )
+
+
+def _begin(config: RunConfig, overwrite: bool) -> None:
+    """Makes room, as late as can be: until here every fault leaves the earlier run as it was. Rank 0 calls it."""
+    if overwrite:
         config.run_dir.remove_training()
-    return None
+    config.run_dir.write_config(config.to_kept_yaml())
 
 
 def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | None:

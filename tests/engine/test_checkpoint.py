@@ -104,7 +104,7 @@ def test_only_the_newest_are_kept_and_leftovers_go(tmp_path: Path) -> None:
     for step in (1, 2, 3, 9):
         write_checkpoint(tmp_path, state_of(step), keep=2)
     assert newest_checkpoint(tmp_path) == tmp_path / "step-000009"
-    (tmp_path / ".step-000004.abc.tmp").mkdir()
+    (tmp_path / ".ltune-step-000007.abc.tmp").mkdir()
     # The run went back to step 3 and on from there: step 9 belongs to a past that did not happen.
     write_checkpoint(tmp_path, state_of(4), keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["LATEST", "step-000003", "step-000004"]
