@@ -57,14 +57,16 @@ def _stage(options: argparse.Namespace) -> None:
     overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
     with _own_run_dir(config):
         _stage_function(options.command)(config, **overwrite)
+        if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
+            config.run_dir.write_config(config.to_kept_yaml())
 
 
 @contextmanager
 def _own_run_dir(config: "RunConfig") -> Iterator[None]:
     """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end.
 
-    It keeps the config: at once where nothing is trained yet, else when the stage has ended well, so that a config
-    that was refused never stands beside an adapter of another.
+    It keeps the config at once where nothing is trained yet. Else a stage that the adapter matters to has first to end
+    well, so that config.yaml and adapter/ always belong together.
     """
     from pipeline.ownership import check_ours
     from pipeline.run_lock import RunLock
@@ -81,7 +83,6 @@ def _own_run_dir(config: "RunConfig") -> Iterator[None]:
     _on_rank_0(config, take)
     try:
         yield
-        config.run_dir.write_config(config.to_kept_yaml())
     finally:
         lock.release()
 

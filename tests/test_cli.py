@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.cli import main
 from pipeline.command_line import STAGES, build_parser
-from pipeline.config import config_keys
+from pipeline.config import config_keys, load_config
+from pipeline.ownership import MARK
 from tests.tiny import save_tiny
 from tests.tiny_run import tiny_config
 
@@ -84,7 +86,9 @@ def test_bad_input_is_one_line(
 ) -> None:
     assert run(folder, f"run.dir={tmp_path / 'run'}", *arguments) == 2
     assert words in error_of(capsys)
-    left = {path.name for path in (tmp_path / "run").iterdir()} - {".lock"} if (tmp_path / "run").exists() else set()
+    left = (
+        {path.name for path in (tmp_path / "run").iterdir()} - {".lock", MARK} if (tmp_path / "run").exists() else set()
+    )
     whole = {"config.yaml", "data"} if "deepspeed" in words else {"config.yaml"}
     assert left <= whole, "nothing half-written"
 
@@ -144,6 +148,82 @@ def test_an_adapter_of_another_backbone_and_no_adapter(
     assert "another backbone" in error_of(capsys)
     assert main([*predict, "--run", str(tmp_path)]) == 2
     assert "is no adapter directory" in error_of(capsys)
+
+
+def without_lock(folder: Path) -> dict[Path, int]:
+    return {path: time for path, time in files_under(folder).items() if path.name != ".lock" and path.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["train.learning_rate=0.5"], "train.learning_rate was '0.001', now '0.5'"),
+        (["train.epochs=9", "run.seed=1"], "run.seed was '0', now '1'; train.epochs was"),
+        (["train.learning_rate=0.5", "train.resume=never"], "train.learning_rate was"),
+        (["train.eval_every=2", "train.resume=checkpoints/step-000004"], "train.eval_every was"),
+        (["data.train=nowhere.tsv", "--overwrite"], "nowhere.tsv"),
+        (["train.learning_rate=0.5", "train.resume=checkpoints/step-000004", "--overwrite"], "give one of them"),
+    ],
+)
+def test_a_finished_run_is_kept(folder: Path, capsys: pytest.CaptureFixture, arguments: list[str], words: str) -> None:
+    assert run(folder) == 0
+    before = without_lock(folder / "run")
+    capsys.readouterr()
+    assert run(folder, *arguments) == 2
+    said = error_of(capsys)
+    assert words in said and ("--overwrite" in arguments or "holds a finished run" in said)
+    assert without_lock(folder / "run") == before
+    assert run(folder) == 0 and without_lock(folder / "run") == before
+
+
+def test_overwrite_leaves_nothing_of_the_earlier_run(folder: Path, tmp_path: Path) -> None:
+    first, again = [f"run.dir={tmp_path / 'run'}"], ["train.learning_rate=0.5", "train.max_steps=3", "--overwrite"]
+    assert run(folder, *first) == 0
+    assert run(folder, *first, *again, command="train") == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["LATEST", "step-000003"]
+    assert not (tmp_path / "run" / "evaluation").exists(), "it was of another adapter"
+    kept = load_config(tmp_path / "run" / "config.yaml")
+    assert kept.train.learning_rate == 0.5 and kept.train.max_steps == 3
+    summary = json.loads((tmp_path / "run" / "adapter-final" / "summary.json").read_text())
+    assert summary["steps"] == 3 and summary["fingerprint"]["train.learning_rate"] == "0.5"
+
+
+def test_other_data_under_a_finished_run_leave_its_adapter_and_its_config(
+    folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path
+) -> None:
+    (tmp_path / "other.tsv").write_text((folder / "train.tsv").read_text() + "a late goal\tsport\n")
+    given = [f"run.dir={tmp_path / 'run'}"]
+    assert run(folder, *given) == 0
+
+    def finished() -> list[object]:
+        trained = [without_lock(tmp_path / "run" / name) for name in ("adapter", "adapter-final", "checkpoints")]
+        return [*trained, (tmp_path / "run" / "config.yaml").read_bytes()]
+
+    before = finished()
+    other = [*given, f"data.train={tmp_path / 'other.tsv'}"]
+    assert run(folder, *other, command="preprocess") == 0
+    assert run(folder, *other) == 2
+    assert "holds a finished run, and data: data.train was" in error_of(capsys)
+    assert finished() == before
+    assert run(folder, *given) == 0 and finished() == before, "its own data are made again"
+
+
+def test_a_copy_of_a_run_directory_is_a_run_of_its_own(folder: Path, tmp_path: Path) -> None:
+    assert run(folder, f"run.dir={tmp_path / 'original'}") == 0
+    shutil.copytree(tmp_path / "original", tmp_path / "copy")
+    before = files_under(tmp_path / "original")
+    copied = ["--config", str(tmp_path / "copy" / "config.yaml")]
+    for command in ("preprocess", "encode-labels", "train", "evaluate", "run"):
+        assert main([command, *copied]) == 0
+    assert main(["evaluate", *copied, "evaluate.splits=[validation]"]) == 0
+    assert main(["report", "--run", str(tmp_path / "copy")]) == 0
+    assert main(["train", *copied, "--overwrite", "train.learning_rate=0.5"]) == 0
+    assert files_under(tmp_path / "original") == before
+    assert (tmp_path / "copy" / "report.html").is_file()
+    assert load_config(tmp_path / "copy" / "config.yaml").train.learning_rate == 0.5
+    (tmp_path / "copy").rename(tmp_path / "moved")
+    assert main(["train", "--config", str(tmp_path / "moved" / "config.yaml")]) == 0
+    assert not (tmp_path / "copy").exists()
 
 
 def test_label_tokens_count_towards_the_positions(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:

@@ -147,6 +147,32 @@ def test_a_kill_at_any_instant_leaves_the_old_folder_or_the_new(folder: Path, af
     assert {"old"} in seen and {"new"} in seen and len(seen) > 10
 
 
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_a_kill_while_training_is_removed_leaves_the_finished_run_or_nothing_to_go_on_from(
+    tmp_path: Path, after: bool
+) -> None:
+    run = RunDir(tmp_path)
+    run.create()
+
+    def whole(path: Path) -> bool:
+        return sorted(os.listdir(path)) == ["a", "b"] if path.exists() else False
+
+    seen = set()
+    for call in range(1, 100):
+        for path in (run.evaluation, run.checkpoints, run.adapter, run.adapter_final):
+            path.mkdir(exist_ok=True)
+            for name in ("a", "b"):
+                (path / name).write_text("")
+        if not killed_at(call, after, run.remove_training):
+            break
+        paths = (run.evaluation, run.checkpoints, run.adapter, run.adapter_final)
+        assert all(whole(path) or not path.exists() for path in paths)
+        left = [path.exists() for path in paths]
+        assert left == sorted(left), "in this order"
+        seen.add(sum(left))
+    assert seen == {0, 1, 2, 3, 4}
+
+
 def test_the_next_writer_puts_the_old_folder_back(folder: Path) -> None:
     """As a kill between the two renames leaves it, where nobody called RunDir.create."""
     folder.rename(folder.with_name(".ltune-adapter.old"))

@@ -17,6 +17,8 @@ from pipeline import run_lock
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
 from pipeline.comparison import describe, groups, load_comparison, share_of
+from pipeline.config import load_config
+from pipeline.ownership import MARK
 from tests.test_run_lock import owner_of
 from tests.tiny_run import tiny_config
 
@@ -153,6 +155,71 @@ def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
         assert row["test_n"] == limit
         trained.add((tmp_path / "comparison" / row["run"] / "adapter-final").stat().st_mtime_ns)
     assert len(trained) == 1, "other test texts are no reason to train again"
+
+
+def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    command = ["compare", "--config", str(write_comparison(tmp_path, grid={}, methods=methods, seeds=[0, 1]))]
+    assert main(command) == 0
+    folder = tmp_path / "comparison"
+
+    def files() -> dict[Path, int]:
+        found = [path for path in (folder / "runs").rglob("*") if path.is_file() and path.name != ".lock"]
+        return {path: path.stat().st_mtime_ns for path in found}
+
+    before = files()
+    changes = ["base.train.max_steps=6", "datasets.news.data.max_length=32"]
+    assert main([*command, *changes]) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "seed-0' holds a finished run, and data: data.max_length was '64', now '32'" in said
+    assert "train.max_steps was '4', now '6'" in said and files() == before
+    assert all((run / "data").resolve().is_dir() for run in (folder / "runs").rglob("seed-*"))
+    assert main(command) == 0 and files() == before
+    assert main([*command, *changes, "--overwrite"]) == 0
+    assert [row["steps"] for row in rows_of(tmp_path)] == [6, 6]
+    after = files()
+    assert main([*command, *changes, "--overwrite"]) == 0 and files() == after, "what is current is not trained again"
+
+
+def test_a_copied_or_moved_comparison_goes_on_where_it_is(finished: Path, tmp_path: Path) -> None:
+    command = ["compare", "--config", str(finished / "compare.yaml")]
+    original = finished / "comparison"
+    for symlinks in (True, False):
+        copy = tmp_path / f"links-{symlinks}"
+        shutil.copytree(original, copy, symlinks=symlinks)
+        before = {path: path.stat().st_mtime_ns for path in original.rglob("*")}
+        trained = {path: path.stat().st_mtime_ns for path in copy.rglob("adapter-final/summary.json")}
+        assert main([*command, f"dir={copy}"]) == 0
+        assert {path: path.stat().st_mtime_ns for path in original.rglob("*")} == before
+        assert {path: path.stat().st_mtime_ns for path in trained} == trained and len(trained) == 7
+        for run in (copy / "runs").rglob("seed-*"):
+            assert (run / "data").is_symlink() and (run / "data").resolve().is_relative_to(copy)
+
+
+def test_a_comparison_of_an_older_version_is_taken_over(finished: Path, tmp_path: Path) -> None:
+    """Without marks, with run.dir in the cells' configs and with absolute links."""
+    copy = tmp_path / "old"
+    shutil.copytree(finished / "comparison", copy, symlinks=True)
+    for mark in [*copy.rglob(MARK)]:
+        mark.unlink()
+    for file in copy.rglob("config.yaml"):
+        file.write_text(load_config(file, [f"run.dir={file.parent}"]).to_yaml())
+        for link in (file.parent / "data", file.parent / "labels"):
+            target = link.resolve()
+            link.unlink()
+            link.symlink_to(target)
+    trained = {path: path.stat().st_mtime_ns for path in copy.rglob("adapter-final/summary.json")}
+    assert main(["compare", "--config", str(finished / "compare.yaml"), f"dir={copy}"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained and len(trained) == 7
+    assert (copy / MARK).is_file() and not os.path.isabs(os.readlink(next(copy.rglob("seed-0")) / "data"))
+
+
+def test_a_folder_that_is_somebodys_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine" / "runs").mkdir(parents=True)
+    (tmp_path / "mine" / "runs" / "notes.txt").write_text("mine")
+    assert main(["compare", "--config", str(write_comparison(tmp_path)), f"dir={tmp_path / 'mine'}"]) == 2
+    assert "mine' holds 'runs' and is not a comparison directory" in capsys.readouterr().err.splitlines()[-1]
+    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["runs", "notes.txt"]
 
 
 def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pytest
 from datasets import load_from_disk
 
 from pipeline.errors import UserError
+from pipeline.ownership import MARK
 from pipeline.stages.preprocess import preprocess
 from tests.stages.labelled import ROWS, config_in, write
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -20,6 +21,11 @@ def backbone(tmp_path_factory):
 @pytest.fixture
 def config_of(tmp_path, backbone):
     return partial(config_in, tmp_path, backbone)
+
+
+def names_in(run):
+    """What is in a run directory beside the mark."""
+    return sorted(path.name for path in run.path.iterdir() if path.name != MARK)
 
 
 def test_manifest_and_rows(tmp_path, config_of):
@@ -47,7 +53,7 @@ def test_manifest_and_rows(tmp_path, config_of):
         "test",
         "train",
     ]
-    assert [path.name for path in config.run_dir.path.iterdir()] == ["data"]
+    assert names_in(config.run_dir) == ["data"]
 
 
 def test_current_is_left_alone_and_stale_says_what_changed(tmp_path, config_of, caplog):
@@ -147,7 +153,7 @@ def test_bad_input_is_told_in_one_line_and_leaves_nothing(tmp_path, config_of, t
         preprocess(config)
     assert "\n" not in str(fault.value)
     assert [complaint for complaint in complaints if complaint not in str(fault.value)] == []
-    assert list(config.run_dir.path.iterdir()) == []
+    assert names_in(config.run_dir) == []
 
 
 def test_a_fault_leaves_the_old_data(tmp_path, config_of):
@@ -175,6 +181,6 @@ def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of)
     write(tmp_path / "train.tsv", ROWS)
     run, manifest = config_of().run_dir, preprocess(config_of())
     before = os.stat(run.manifest_file).st_ino
-    run.data.rename(run.path / ".data.old")
+    run.data.rename(run.path / ".ltune-data.old")
     assert preprocess(config_of()) == manifest and os.stat(run.manifest_file).st_ino == before
-    assert [path.name for path in run.path.iterdir()] == ["data"]
+    assert names_in(run) == ["data"]

@@ -51,12 +51,12 @@ for turn in range(8):
     time.sleep(0.05 + 0.037 * turn)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
-    data = run.data if run.data.exists() else next(run.path.glob(".data.*.old"))
+    data = run.data if run.data.exists() else run.path / ".ltune-data.old"
     manifest = json.loads((data / "manifest.json").read_text())
     assert manifest["fingerprint"]["data.max_length"] in ("32", "64")
     assert manifest["splits"]["train"]["rows"] == len(load_from_disk(str(data / "train"))) == 200
 preprocess(config)
-print(*[path.name for path in run.path.iterdir()])
+print(*sorted(path.name for path in run.path.iterdir()))
 """
 
 
@@ -64,7 +64,7 @@ def test_killed_at_any_instant_the_data_is_whole(tmp_path):
     write(tmp_path / "train.tsv", ROWS * 50)
     config = config_in(tmp_path, save_tiny(tmp_path / "backbone", "bert"))
     (tmp_path / "config.yaml").write_text(config.to_yaml())
-    assert output_of(KILLED, tmp_path / "config.yaml").split() == ["data"]
+    assert output_of(KILLED, tmp_path / "config.yaml").split() == ["data", "ltune.json"]
 
 
 MEASURED = """

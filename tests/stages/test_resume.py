@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.engine.resume import with_defaults
 from tests.stages.processes import launch, run_script
 from tests.tiny_run import tiny_config
 
@@ -88,6 +89,8 @@ def refused(folder: Path, run: Callable[..., list[int]]) -> Result:
             f"train.resume={folder}/refused/checkpoints/step-000006",
         ),
         run("refused", "train.learning_rate=0.02"),
+        run("refused", "train.learning_rate=0.02", "--overwrite"),
+        run("refused", "train.learning_rate=0.03", "--overwrite", world=2),
     ]
     return {"refused": statuses}
 
@@ -172,7 +175,7 @@ def assert_close_runs(run: Path, undisturbed: Path) -> None:
 
 
 def test_what_does_not_fit_is_refused_by_name(result: Result, folder: Path) -> None:
-    assert result["refused"] == [[2], [2], [2], [2], [0], [0]]
+    assert result["refused"] == [[2], [2], [2], [2], [0], [2], [0], [0, 0]]
     log = (folder / "refused.log").read_text()
     assert "train.learning_rate was '0.01', now '0.02': set that back, or give --overwrite" in log
     assert "holds checkpoints and train.resume is never: give --overwrite" in log
@@ -182,9 +185,20 @@ def test_what_does_not_fit_is_refused_by_name(result: Result, folder: Path) -> N
     assert "goes on with train.batch_size was '2', now '4'; train.eval_every was '3', now '4'; train.gradient" in log
 
 
-def test_a_finished_run_with_another_config_is_trained_afresh(result: Result, folder: Path) -> None:
+def test_a_finished_run_with_another_config_is_kept_until_it_is_overwritten(result: Result, folder: Path) -> None:
     log = (folder / "refused.log").read_text()
-    assert "train.learning_rate was '0.01', now '0.02'" in log and "is stale (" in log
+    assert "refused' holds a finished run, and " in log and "train.learning_rate was '0.01', now '0.02'" in log
     assert lines(folder / "refused")[0]["step"] == 1 and lines(folder / "refused")[-2]["step"] == 8
-    assert lines(folder / "refused")[0]["learning_rate"] == 0.02
+    assert lines(folder / "refused")[0]["learning_rate"] == 0.03
     assert len(lines(folder / "refused")) == len(lines(folder / "alone"))
+
+
+def test_what_a_new_version_adds_is_no_change_at_its_default(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    new = {"train.learning_rate": "0.001", "train.objective": config.train.objective, "method.head": "linear"}
+    old = {"train.learning_rate": "0.001"}
+    assert with_defaults(config, old, new) == old | {
+        "train.objective": type(config.train)().objective,
+        "method.head": type(config.method)().head,
+    }
+    assert with_defaults(config, {"train.objective": "x", "gone": "1"}, new)["train.objective"] == "x"
