@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.distributed.zero import Shares
 from pipeline.errors import UserError
 
 RowReader = Callable[[int, int], Tensor]
@@ -24,12 +25,12 @@ class Partitioner:
     def __init__(self, zero_config: dict[str, Any] | None, device: torch.device) -> None:
         self.device = device
         self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
-        self._zero = None if zero_config is None else _zero_init(zero_config)
+        self._zero = None if zero_config is None else _shares(zero_config)
 
     @property
     def world_size(self) -> int:
         """Number of ranks a parameter is cut for."""
-        return 1 if self._zero is None else self._zero.dp_world_size
+        return 1 if self._zero is None else self._zero.world_size
 
     def filled(self, shape: torch.Size, dtype: torch.dtype, read_rows: RowReader) -> nn.Parameter:
         """A frozen parameter of what `read_rows` gives; rows this rank keeps nothing of are not asked for."""
@@ -38,9 +39,7 @@ class Partitioner:
             _fill_range(whole, start, stop, read_rows)
         parameter = nn.Parameter(whole, requires_grad=False)
         if self._zero is not None:
-            # Not zero.Init(module=...): it broadcasts every parameter from rank 0, as if rank 0 had all of it.
-            self._zero._convert_to_deepspeed_param(parameter)
-            parameter.partition()  # type: ignore[attr-defined]  # the line above added it
+            self._zero.partition(parameter)
         return parameter
 
     def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -54,29 +53,16 @@ class Partitioner:
         return self._scratch[:size].view(dtype).view(shape)
 
     def _kept_ranges(self, size: int) -> list[tuple[int, int]]:
-        """Element ranges of a flat parameter of `size` elements that DeepSpeed keeps on this rank."""
-        zero = self._zero
-        if zero is None:
-            return [(0, size)]
-        shares = [(zero.rank, zero.dp_world_size)]
-        if zero.zero_param_process_group is not None:  # ZeRO++ hpZ: the node keeps a second, coarser partition
-            shares.append((zero.rank_in_group, zero.num_ranks_in_param_group))
-        aligned = math.ceil(size / zero.dp_world_size) * zero.dp_world_size
-        return [(min(size, rank * aligned // n), min(size, (rank + 1) * aligned // n)) for rank, n in shares]
+        return [(0, size)] if self._zero is None else self._zero.kept_ranges(size)
 
 
-def _zero_init(zero_config: dict[str, Any]) -> Any:
-    import deepspeed  # takes seconds, and only sharding needs it
-    from deepspeed.utils import groups
-
+def _shares(zero_config: dict[str, Any]) -> Shares:
     group = zero_config["zero_optimization"].get("zero_hpz_partition_size", 1)
     if torch.distributed.get_world_size() % group:
         raise UserError(
             f"zero_hpz_partition_size {group} does not divide the {torch.distributed.get_world_size()} ranks"
         )
-    # DeepSpeed refuses to make the group of ZeRO++ hpZ a second time in a process.
-    made = groups._get_zero_param_intra_parallel_group() if group > 1 else None
-    return deepspeed.zero.Init(config_dict_or_path=zero_config, zero_param_parallel_group=made)
+    return Shares(zero_config)
 
 
 def _fill_range(whole: Tensor, start: int, stop: int, read_rows: RowReader) -> None:

@@ -5,9 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 from pipeline.config import RunConfig
+from pipeline.distributed.zero import zero_faults
 from pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -87,14 +86,8 @@ def _check_zero(resolved: dict[str, Any], path: str) -> None:
     autos = list(_autos(resolved))
     if autos:
         raise UserError(f'{path}: {autos[0]} is "auto"; write a value (see ds_configs/README.md)')
-    # Late, since DeepSpeed takes seconds to import.
-    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-
-    try:
-        DeepSpeedZeroConfig(**zero)
-    except ValidationError as error:
-        faults = "; ".join(f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors())
-        raise UserError(f"{path}: zero_optimization: {faults}") from error
+    if faults := zero_faults(zero):
+        raise UserError(f"{path}: zero_optimization: {'; '.join(faults)}")
 
 
 def _autos(section: dict[str, Any], prefix: str = "") -> Iterator[str]:

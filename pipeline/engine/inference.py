@@ -2,10 +2,9 @@
 
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from functools import partial
 
-import deepspeed
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.distributed.zero import give_back, is_partitioned, whole
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.label_states import LabelStates
 from pipeline.methods.base import TuningMethod, Vocabulary
@@ -64,7 +64,7 @@ def build_model(
     wordings = None if wordings is None else wordings.to(device)
     model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, wordings)
     for parameter in model.inside().values():
-        if not hasattr(parameter, "ds_id"):
+        if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)
     return model
 
@@ -77,12 +77,7 @@ def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
 
 def load_inside(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
     """The backbone's part of that alone, sharded or not."""
-    model.load_inside(state, _whole)
-
-
-def _whole(parameter: nn.Parameter) -> AbstractContextManager:
-    """Inside, a partitioned parameter can be written to as a whole; rank 0's values count."""
-    return deepspeed.zero.GatheredParameters([parameter], modifier_rank=0, enabled=hasattr(parameter, "ds_id"))
+    model.load_inside(state, partial(whole, written=True))
 
 
 def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
@@ -99,7 +94,7 @@ def _embed(backbone: FrozenBackbone, token_ids: Tensor) -> Tensor:
     embedding = backbone.model.get_input_embeddings()
     weight = embedding.get_parameter("weight")
     # The module is called, since some families scale what it holds.
-    with deepspeed.zero.GatheredParameters([weight], enabled=hasattr(weight, "ds_id")), torch.no_grad():
+    with whole(weight), torch.no_grad():
         return embedding(token_ids.to(weight.device)).float().cpu()
 
 
@@ -123,9 +118,7 @@ def release(accelerator: Accelerator, module: nn.Module) -> None:
     """
     accelerator.free_memory()
     for parameter in module.parameters():
-        for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
-            if tensor is not None:
-                tensor.data = tensor.data.new_empty(0)
+        give_back(parameter)
 
 
 @contextmanager

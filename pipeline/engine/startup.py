@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
 
-import deepspeed
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
@@ -15,6 +14,7 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
+from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.heartbeat import Heartbeat
 from pipeline.errors import UserError
@@ -37,7 +37,7 @@ def start(config: RunConfig) -> Accelerator:
     # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
     os.environ.pop("ACCELERATE_USE_CPU", None)
     resolved = resolve_deepspeed(config, world_size())
-    _keep_deepspeed_quiet()
+    keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if resolved["bf16"]["enabled"] else "no"
@@ -79,10 +79,7 @@ def leave() -> None:
         _heartbeat.stop()
         _heartbeat = None
     if torch.distributed.is_initialized():
-        deepspeed.comm.destroy_process_group()
-        # These keep their state for the life of the process (DeepSpeed's world group before 0.19.8).
-        deepspeed.utils.groups._WORLD_GROUP = None
-        deepspeed.comm.comm.cdb = None
+        end_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         unset_hf_deepspeed_config()
 
@@ -128,12 +125,6 @@ def _pretend_launcher() -> None:
         MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(free_port()),
     )
-
-
-def _keep_deepspeed_quiet() -> None:
-    deepspeed.utils.logger.setLevel(logging.WARNING)
-    # Else DeepSpeed compiles a C++ all-reduce at the first start on a CPU: 40 seconds, and a compiler, for nothing.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def _make_deterministic(seed: int) -> None:

@@ -1,34 +1,12 @@
-"""Tuning methods by name. A new method is one file and one entry here."""
+"""Tuning methods by name. A new method is one file, pipeline/methods/NAME.py, and its name in the list here."""
 
-from typing import Annotated
+from importlib import import_module
+from typing import TYPE_CHECKING, Annotated, Union
 
 from pydantic import Field
 
 from pipeline.methods.base import MethodConfig, TuningMethod
-from pipeline.methods.full import FullConfig
-from pipeline.methods.linear_probe import LinearProbeConfig
-from pipeline.methods.lora import LoRAConfig
-from pipeline.methods.lt_prefix import LTPrefixConfig
-from pipeline.methods.lt_prompt import LTPromptConfig
-from pipeline.methods.majority import MajorityConfig
-from pipeline.methods.p_tuning import PTuningConfig
-from pipeline.methods.prefix import PrefixConfig
-from pipeline.methods.prompt import PromptConfig
-from pipeline.methods.zero_shot import ZeroShotConfig
 
-AnyMethodConfig = Annotated[
-    LTPrefixConfig
-    | LTPromptConfig
-    | PrefixConfig
-    | PromptConfig
-    | PTuningConfig
-    | LoRAConfig
-    | FullConfig
-    | LinearProbeConfig
-    | ZeroShotConfig
-    | MajorityConfig,
-    Field(discriminator="name"),
-]
 METHOD_NAMES = (
     "lt_prefix",
     "lt_prompt",
@@ -42,4 +20,26 @@ METHOD_NAMES = (
     "majority",
 )
 
-__all__ = ["METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]
+
+def _config_class(name: str) -> type[MethodConfig]:
+    """The class in the method's file whose `name` is the method's."""
+    module = import_module(f"pipeline.methods.{name}")
+    [found] = [
+        value
+        for value in vars(module).values()
+        if isinstance(value, type)
+        and issubclass(value, MethodConfig)
+        and "name" in value.model_fields
+        and value.model_fields["name"].default == name
+    ]
+    return found
+
+
+METHOD_CONFIGS = tuple(map(_config_class, METHOD_NAMES))
+
+if TYPE_CHECKING:
+    AnyMethodConfig = MethodConfig
+else:
+    AnyMethodConfig = Annotated[Union[METHOD_CONFIGS], Field(discriminator="name")]  # noqa: UP007  # built from a list
+
+__all__ = ["METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]

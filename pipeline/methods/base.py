@@ -7,7 +7,7 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 from torch import Tensor, nn
 
@@ -43,6 +43,10 @@ class Vocabulary:
 
 class MethodConfig(Settings, ABC):
     """What the rest of the program asks of every method. Each method's own class adds `name` and what steers it."""
+
+    if TYPE_CHECKING:
+        name: str
+        """The method's, and its file's; each class says which."""
 
     is_trained: ClassVar[bool] = True
     """False: nothing is learnt by gradient, so that training is over before it starts."""

@@ -11,6 +11,7 @@ from pipeline.backbone.ranks import on_every_rank
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
+from pipeline.distributed.zero import element_count
 from pipeline.engine.inference import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.preemption import Preemption
 from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config, with_defaults
@@ -133,8 +134,7 @@ def build_trainer(
     method.initialise(vocabulary_of(backbone, tokenizer), labels.names)
     assert sum(parameter.numel() for parameter in method.parameters()) == config.method.trainable_count(*sizes)
     model = build_model(accelerator, config.backbone, backbone, method, labels)
-    # ZeRO-3's count of elements, where it has taken them out of the parameter already.
-    count = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in model.trainable().values())
+    count = sum(map(element_count, model.trainable().values()))
     log.info(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
