@@ -58,6 +58,8 @@ def _stage(options: argparse.Namespace) -> None:
         if getattr(options, "overwrite", False):
             _on_rank_0(config, config.run_dir.remove_training)
         _stage_function(options.command)(config)
+        # Only now: what was refused must not stand beside what an earlier config made.
+        config.run_dir.write_config(config.to_yaml())
 
 
 @contextmanager
@@ -70,7 +72,6 @@ def _own_run_dir(config: "RunConfig") -> Iterator[None]:
     def take() -> None:
         lock.acquire()
         config.run_dir.create()
-        config.run_dir.write_config(config.to_yaml())
 
     _on_rank_0(config, take)
     try:

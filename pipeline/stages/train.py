@@ -23,25 +23,25 @@ from pipeline.errors import UserError
 from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
 from pipeline.limits import check_positions
+from pipeline.provenance import current_data, training_fingerprint
 from pipeline.rundir import differences, read_json
 from pipeline.stages.encode_labels import current_label_states
 
 log = logging.getLogger(__name__)
 
-WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error", "resume", "preemption_signals"}
-"""Keys of `train` on which the adapter does not depend."""
-
 
 def train(config: RunConfig) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
-    An interrupted run goes on from its newest whole checkpoint. Every rank must call it. Raises UserError where an
-    earlier stage has not run or does not fit, where label tokens and text exceed the backbone's positions, where a
-    checkpoint does not fit the config, and where the loss is not finite; Preempted after a signal and a checkpoint.
+    An interrupted run goes on from its newest whole checkpoint. config.yaml is written when training begins. Every rank
+    must call it. Raises UserError where an earlier stage has not run or was given something else, where label tokens
+    and text exceed the backbone's positions, where a checkpoint does not fit the config, and where the loss is not
+    finite; Preempted after a signal and a checkpoint.
     """
     accelerator = start(config)
     with Preemption(config.train.preemption_signals) as preemption:
         on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
+        on_main_process(accelerator, lambda: current_data(config))
         labels = current_label_states(config)
         fingerprint = training_fingerprint(config, labels)
         summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
@@ -49,12 +49,14 @@ def train(config: RunConfig) -> dict[str, Any]:
             return summary
         if not config.method.is_trained:
             return on_main_process(accelerator, lambda: write_untrained(config, labels, fingerprint))
+        accepted = config.to_yaml()
         state = state_to_resume(accelerator, config)
         if state is not None:
             config = resumed_config(config, state, fingerprint, accelerator.num_processes)
             accelerator = start(config)
         trainer = build_trainer(accelerator, config, labels, state)
         try:
+            on_main_process(accelerator, lambda: config.run_dir.write_config(accepted))
             run = TrainingRun(trainer, config, labels, fingerprint, state)
             with run.writer:
                 run.to_end(preemption)
@@ -117,21 +119,3 @@ def build_trainer(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
-
-
-def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, str]:
-    """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)
-
-    Nor the test texts, which may come or change when training is over.
-    """
-    data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    settings = config.train.model_dump(exclude=WITHOUT_EFFECT)
-    return {
-        **{f"method.{key}": str(value) for key, value in config.method.model_dump().items()},
-        **{f"train.{key}": str(value) for key, value in settings.items()},
-        "run.seed": str(config.run.seed),
-        "backbone.pooling": config.backbone.pooling,
-        "backbone.int8_threshold": str(config.backbone.int8_threshold),
-        **{f"data: {key}": value for key, value in data.items() if not key.startswith("data.test")},
-        **{f"label states: {key}": value for key, value in labels.fingerprint.items()},
-    }
