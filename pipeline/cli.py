@@ -55,7 +55,12 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     with _own_run_dir(config):
-        if getattr(options, "overwrite", False):
+        overwrite = getattr(options, "overwrite", False)
+        if world_size() > 1:
+            from pipeline.engine.agreement import check_alike
+
+            check_alike({"the command": options.command, "--overwrite": overwrite})
+        if overwrite:
             _on_rank_0(config, config.run_dir.remove_training)
         _stage_function(options.command)(config)
         # Only now: what was refused must not stand beside what an earlier config made.
