@@ -23,6 +23,7 @@ from pipeline.engine.inference import build_model, load_frozen, load_inside, pre
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums, is_whole
+from pipeline.limits import window_warning
 from pipeline.metrics import predictions, split_metrics
 from pipeline.provenance import current_data, evaluation_fingerprint, training_changes
 from pipeline.rundir import RunDir, atomic_dir, differences, read_json, write_json
@@ -137,6 +138,9 @@ def _load_model(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
+    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens))
+    if hidden and accelerator.is_main_process:
+        log.warning("evaluate: %s", hidden)
     method = adapter.build_method(backbone.facts)
     wordings = adapter.wordings(tokenizer, backbone.facts, adapter.labels.hypotheses)
     model = build_model(accelerator, config.backbone, backbone, method, adapter.labels, wordings)

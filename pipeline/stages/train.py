@@ -22,7 +22,7 @@ from pipeline.engine.training_run import TrainingRun, write_untrained
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
-from pipeline.limits import check_positions
+from pipeline.limits import check_positions, window_warning
 from pipeline.provenance import current_data, training_fingerprint
 from pipeline.rundir import differences, read_json
 from pipeline.stages.encode_labels import current_label_states
@@ -106,6 +106,9 @@ def build_trainer(
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)
+    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(labels.prompt_tokens))
+    if hidden and accelerator.is_main_process:
+        log.warning("train: %s", hidden)
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
