@@ -170,14 +170,6 @@ def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     pd.testing.assert_frame_equal(pd.read_parquet(one), pd.read_parquet(two), rtol=1e-5)
 
 
-def test_full_fine_tuning_of_8_bit_weights_is_refused(folder: Path) -> None:
-    config = tiny_config(
-        folder, run={"dir": str(folder / "full-int8")}, method={"name": "full"}, backbone={"quantization": "int8"}
-    )
-    with pytest.raises(UserError, match=r"set backbone\.quantization=none"):
-        run(config)
-
-
 def test_pairs_train_a_classifier_too(folder: Path) -> None:
     train = SHORT | {"objective": "pairs"}
     config = tiny_config(folder, run={"dir": str(folder / "pairs")}, method={"name": "prefix"}, train=train)
