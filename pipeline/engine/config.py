@@ -19,9 +19,9 @@ class TrainConfig(Settings):
     """Optimizer steps; null: as many as `epochs` need."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the training texts; ignored when max_steps is set."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=1_000_000)
     """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=1_000_000)
     """Forward passes per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
@@ -65,7 +65,7 @@ class EngineConfig(Settings):
 
     deepspeed: str = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
     heartbeat_seconds: int = Field(default=120, ge=2)
     """A rank that gives no sign of life for this long (killed, stopped, host gone) ends the run on all others."""
