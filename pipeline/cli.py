@@ -56,18 +56,19 @@ def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
     with _own_run_dir(config):
+        if world_size() > 1:
+            from pipeline.engine.agreement import check_alike
+
+            check_alike({"the command": options.command, "--overwrite": bool(overwrite)})
         _stage_function(options.command)(config, **overwrite)
+        # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
             config.run_dir.write_config(config.to_kept_yaml())
 
 
 @contextmanager
 def _own_run_dir(config: "RunConfig") -> Iterator[None]:
-    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end.
-
-    It keeps the config at once where nothing is trained yet. Else a stage that the adapter matters to has first to end
-    well, so that config.yaml and adapter/ always belong together.
-    """
+    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
     from pipeline.ownership import check_ours
     from pipeline.run_lock import RunLock
 
@@ -77,8 +78,6 @@ def _own_run_dir(config: "RunConfig") -> Iterator[None]:
         check_ours(config.run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
         lock.acquire()
         config.run_dir.create()
-        if not config.run_dir.is_trained:
-            config.run_dir.write_config(config.to_kept_yaml())
 
     _on_rank_0(config, take)
     try:

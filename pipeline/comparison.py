@@ -4,13 +4,15 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, PositiveInt, ValidationError
 
-from pipeline.config import RunConfig, apply_override, parse_config, read_yaml, set_key
+from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
 from pipeline.errors import UserError
-from pipeline.settings import Settings
+from pipeline.settings import Distinct, Settings
+
+MOST_SHARES = 10_000
 
 Part = dict[str, dict[str, Any]]
 """Sections of a run config, e.g. {train: {max_steps: 100}}."""
@@ -31,15 +33,15 @@ class ComparisonConfig(Settings):
     """Name -> sections; method.name is the name itself unless given."""
     reference: str | None = None
     """The method that all others are compared with; null: the baseline that is best on validation."""
-    sizes: list[PositiveInt | Literal["all"]] = Field(default=["all"], min_length=1)
+    sizes: Distinct[PositiveInt | Literal["all"]] = Field(default=["all"], min_length=1)
     """Training texts of every label; of one that has fewer, all."""
     split: Literal["test", "validation"] = "test"
     """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
-    seeds: list[int] = Field(default=[0, 1, 2, 3, 4], min_length=1)
+    seeds: Distinct[Seed] = Field(default=[0, 1, 2, 3, 4], min_length=1)
     """Each setting that was chosen is run with all of them; the choice is made with the first."""
     published: dict[str, dict[str, dict[str, float]]] = {}
     """Backbone -> data set -> method -> a figure from elsewhere, in the same metric, to stand beside ours."""
-    grid: dict[str, list[Any]] = {}
+    grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
     """section.key -> values: every trained method is tuned over all combinations, on validation."""
 
 
@@ -140,8 +142,9 @@ def _check(group: Group, config: RunConfig) -> None:
 def parse_share(text: str) -> tuple[int, int]:
     """`I/N` as numbers. Raises UserError where it is no share."""
     first, slash, count = text.partition("/")
-    if not (slash and first.isdecimal() and count.isdecimal() and int(first) < int(count)):
-        raise UserError(f"--cells {text!r}: write I/N with I from 0 to N - 1, such as 0/4")
+    numbers = slash and first.isdecimal() and count.isdecimal() and max(len(first), len(count)) <= len(str(MOST_SHARES))
+    if not (numbers and int(first) < int(count) <= MOST_SHARES):
+        raise UserError(f"--cells {text!r}: write I/N with I from 0 to N - 1, such as 0/4, and N up to {MOST_SHARES}")
     return int(first), int(count)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.backbone.config import BackboneConfig
@@ -21,13 +21,15 @@ from pipeline.rundir import RunDir
 from pipeline.settings import Settings
 from pipeline.yaml12 import dump_yaml, load_yaml
 
+Seed = Annotated[int, Field(ge=0, lt=2**31)]
+
 
 class RunSettings(Settings):
     """The run itself."""
 
     dir: str = Field(min_length=1)
     """Run directory: everything this run reads and writes. Its own config.yaml leaves it out."""
-    seed: int = Field(default=0, ge=0, lt=2**31)
+    seed: Seed = 0
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""
 
 
@@ -43,6 +45,16 @@ class RunConfig(Settings):
     evaluate: EvaluateConfig = EvaluateConfig()
     engine: EngineConfig = EngineConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="after")
+    def _weights_can_be_trained(self) -> "RunConfig":
+        if self.method.trains_backbone and self.backbone.quantization != "none":
+            name = self.method.name
+            raise ValueError(
+                f"method {name} trains the backbone's own weights, which 8-bit ones cannot be: "
+                "set backbone.quantization=none, or take method lora"
+            )
+        return self
 
     @property
     def run_dir(self) -> RunDir:
@@ -141,6 +153,9 @@ def set_key(values: dict[str, Any], key: str, value: Any) -> None:
 def _describe(fault: dict[str, Any]) -> str:
     """One fault found by pydantic, in the words of the config file."""
     location = [str(part) for part in fault["loc"]]
+    message = fault["msg"].removeprefix("Value error, ")
+    if not location:  # of sections that do not go together
+        return message
     method = ""
     # A tagged union adds its tag (method.lt_prefix.rank), which the user never wrote.
     if location[0] == "method" and len(location) > 1 and location[1] in METHOD_NAMES:
@@ -154,7 +169,6 @@ def _describe(fault: dict[str, Any]) -> str:
         return f"'{key}.name' must be one of {', '.join(METHOD_NAMES)} (got {fault['ctx']['tag']!r})"
     if fault["type"] == "missing":
         return f"'{key}' is missing"
-    message = fault["msg"].removeprefix("Value error, ")
     given = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
     return f"'{key}': {message[0].lower()}{message[1:]}{given}"
 

@@ -24,6 +24,27 @@ def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int)
     )
 
 
+def window_warning(config: RunConfig, facts: BackboneFacts, injected: int) -> str | None:
+    """What to say where a sliding window hides injected tokens from parts of long texts; None where it does not.
+
+    A token sees the W positions that end with its own, the injected ones counted. So the last of T text tokens sees
+    all P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
+    """
+    window, length = facts.sliding_window, config.data.max_length
+    if window is None or not injected or injected + length <= window:
+        return None
+    layers = "all" if facts.sliding_layers == facts.layers else f"{facts.sliding_layers} of {facts.layers}"
+    room, reach = window - injected, facts.layers * (window - 1)
+    lost = f"texts of more than {max(room, 0)} tokens are read with a part of them hidden"
+    if layers == "all" and length > reach:
+        lost += f", and the last token of one of more than {reach} as if nothing were injected"
+    advice = f"set data.max_length to {room} or less" if room > 1 else "take a backbone with a wider window"
+    return (
+        f"a sliding window of {window} positions in {layers} layers is shorter than {injected} injected tokens and "
+        f"data.max_length={length}: {lost}; {advice}"
+    )
+
+
 def candidate_count(config: RunConfig, label_count: int) -> int:
     """C of K = `label_count` labels: against how many a text is judged in a step with objective candidates."""
     wanted = config.train.candidates

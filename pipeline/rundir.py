@@ -44,6 +44,7 @@ class RunDir:
         self.evaluation = self.path / "evaluation"
         self.metrics_file = self.evaluation / "metrics.json"
         self.predictions_file = self.evaluation / "predictions.parquet"
+        self.evaluation_fingerprint_file = self.evaluation / "fingerprint.json"
         self.logs = self.path / "logs"
         self.metrics_log = self.logs / "metrics.jsonl"
         self.cost_file = self.logs / "cost.json"

@@ -102,7 +102,11 @@ def test_config_files_that_are_none(folder: Path, capsys: pytest.CaptureFixture,
 
 
 def test_deepspeed_json_that_is_none(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
-    for content, words in (("{", "is no JSON"), ('{"zero_optimization": {"stage": 9}}', "stage must be 0, 1, 2 or 3")):
+    for content, words in (
+        ("{", "is no JSON"),
+        ('{"zero_optimization": {"stage": 9}}', "stage must be 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": NaN}}', "NaN is not a number"),
+    ):
         (tmp_path / "ds.json").write_text(content)
         assert run(folder, f"engine.deepspeed={tmp_path / 'ds.json'}", f"run.dir={tmp_path / 'run'}") == 2
         assert words in error_of(capsys)

@@ -27,6 +27,10 @@ class BackboneFacts:
     """Largest number of tokens, prompt or prefix included; None where the model sets no bound (ALiBi)."""
     is_decoder: bool
     """Causal (True) or bidirectional (False)."""
+    sliding_window: int | None = None
+    """Positions, its own included, that a token sees in some layers, an injection's among them; None: all of them."""
+    sliding_layers: int = 0
+    """How many of the L layers have this window."""
 
 
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
@@ -44,6 +48,8 @@ DECODERS = (
     "qwen2",
     "qwen3",
 )
+SLIDING = ("gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")
+"""Families whose attention heeds `sliding_window`; in configs of others the key may stand without a meaning."""
 
 
 def facts_of(config: PreTrainedConfig) -> BackboneFacts:
@@ -54,6 +60,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
     family = config.model_type
     _refuse_unsupported(config)
     heads: int = config.num_attention_heads
+    window, sliding_layers = _sliding_window(config)
     return BackboneFacts(
         family=family,
         # OPT-350m embeds its tokens, and puts out its last states, in a width below that of its layers.
@@ -64,6 +71,8 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
         max_positions=_max_positions(config),
         is_decoder=family in DECODERS,
+        sliding_window=window,
+        sliding_layers=sliding_layers,
     )
 
 
@@ -88,6 +97,16 @@ def _cached_heads(config: PreTrainedConfig) -> int:
         # The new architecture (40B, 180B) repeats its grouped keys for every head before it caches them.
         return 1 if config.multi_query and not config.new_decoder_architecture else heads
     return getattr(config, "num_key_value_heads", None) or heads
+
+
+def _sliding_window(config: PreTrainedConfig) -> tuple[int | None, int]:
+    """The window and how many layers have it."""
+    window = getattr(config, "sliding_window", None)
+    if config.model_type not in SLIDING or window is None:
+        return None, 0
+    types = getattr(config, "layer_types", None)
+    count = config.num_hidden_layers if types is None else types.count("sliding_attention")
+    return (window, count) if count else (None, 0)
 
 
 def _max_positions(config: PreTrainedConfig) -> int | None:

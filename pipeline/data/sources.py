@@ -164,12 +164,17 @@ class _Checker:
             )
 
 
-def _open_hub(source: str, label: str) -> Table:
+def hub_arguments(source: str) -> dict[str, str | None]:
+    """`hub:NAME@REVISION:CONFIG:SPLIT` as arguments of `load_dataset`. Raises UserError for another form."""
     match = _HUB.fullmatch(source)
     if not match:
         raise UserError(f"{source!r} is no hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
+    return match.groupdict()
+
+
+def _open_hub(source: str, label: str) -> Table:
     try:
-        dataset = load_dataset(**match.groupdict())
+        dataset = load_dataset(**hub_arguments(source))
     except (OSError, ValueError, DatasetsError) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error

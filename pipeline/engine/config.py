@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.settings import Settings
+from pipeline.settings import Distinct, Settings
 
 
 class TrainConfig(Settings):
@@ -19,9 +19,9 @@ class TrainConfig(Settings):
     """Optimizer steps; null: as many as `epochs` need."""
     epochs: int = Field(default=3, ge=1)
     """Passes over the training texts; ignored when max_steps is set."""
-    batch_size: int = Field(default=16, ge=1)
+    batch_size: int = Field(default=16, ge=1, le=1_000_000)
     """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=1_000_000)
     """Forward passes per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
@@ -47,7 +47,7 @@ class TrainConfig(Settings):
     """Validation figure that decides which adapter is the best."""
     resume: str = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
-    preemption_signals: list[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
+    preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1)
     """Steps between two lines in logs/metrics.jsonl."""
@@ -65,16 +65,16 @@ class EngineConfig(Settings):
 
     deepspeed: str = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
-    threads: int | None = Field(default=None, ge=1)
+    threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
     heartbeat_seconds: int = Field(default=120, ge=2)
     """A rank that gives no sign of life for this long (killed, stopped, host gone) ends the run on all others."""
-    timeout_seconds: int = Field(default=1800, ge=10)
+    timeout_seconds: int = Field(default=1800, ge=10, le=31_536_000)
     """A collective operation that waits longer than this ends the run with an error."""
 
 
 class LoggingConfig(Settings):
     """Where training figures go."""
 
-    trackers: list[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = ["jsonl", "tensorboard"]
+    trackers: Distinct[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = ["jsonl", "tensorboard"]
     """jsonl (logs/metrics.jsonl) is always written; the others through accelerate's trackers."""

@@ -46,17 +46,27 @@ def zero_stage(resolved: dict[str, Any]) -> int:
     return int(resolved["zero_optimization"]["stage"])
 
 
-def _read(path: str) -> dict[str, Any]:
+def deepspeed_file(path: str) -> Path:
+    """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
     file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
     if file is None:
         raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
+    return file
+
+
+def _read(path: str) -> dict[str, Any]:
+    file = deepspeed_file(path)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError) as error:
         raise UserError(f"engine.deepspeed '{path}' is no JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"engine.deepspeed '{path}' must hold a JSON object")
     return value
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not a number")
 
 
 def _fill(section: dict[str, Any], key: str, value: Any, source: str, path: str) -> None:

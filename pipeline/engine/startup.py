@@ -15,6 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
 from pipeline.distributed.zero import end_process_group, keep_quiet
+from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.heartbeat import Heartbeat
 from pipeline.errors import UserError
@@ -29,7 +30,8 @@ def start(config: RunConfig) -> Accelerator:
     """Joins the process group and returns the accelerator, whose DeepSpeed config is complete.
 
     Every stage calls this first; later calls in one process reuse the group. DeepSpeed must know the group before any
-    partitioned parameter is made (deepspeedai/DeepSpeed #8084).
+    partitioned parameter is made (deepspeedai/DeepSpeed #8084). Raises UserError, on every rank, where the ranks were
+    not started with the same config and program.
     """
     _pretend_launcher()
     if config.engine.threads:
@@ -52,6 +54,7 @@ def start(config: RunConfig) -> Accelerator:
         log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
         project_dir=str(config.run_dir.logs),
     )
+    check_alike(parts_of_run(config))
     _make_deterministic(config.run.seed)
     global _heartbeat
     if accelerator.num_processes > 1 and _heartbeat is None:

@@ -50,6 +50,8 @@ class MethodConfig(Settings, ABC):
 
     is_trained: ClassVar[bool] = True
     """False: nothing is learnt by gradient, so that training is over before it starts."""
+    trains_backbone: ClassVar[bool] = False
+    """The backbone's own weights are trained, which 8-bit ones cannot be."""
     open_labels: ClassVar[bool] = False
     """Labels that were not in training can be scored from their wording alone."""
     reads_wordings: ClassVar[bool] = False

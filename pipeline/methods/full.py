@@ -1,17 +1,17 @@
 """Fine-tuning of all the backbone's weights: the ceiling, where memory allows it."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.linear import QuantizedLinear
-from pipeline.errors import UserError
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
 class FullConfig(TextClassifierConfig):
     """Nothing is frozen. Dropout inside the backbone stays off, as for every method."""
+
+    trains_backbone: ClassVar[bool] = True
 
     name: Literal["full"] = "full"
 
@@ -29,7 +29,4 @@ class FullTuning(TextClassifier):
     """A linear head on a backbone that learns with it."""
 
     def attach(self, model: nn.Module) -> None:
-        """UserError for 8-bit weights, which take no gradient."""
-        if any(isinstance(module, QuantizedLinear) for module in model.modules()):
-            raise UserError("method full trains the backbone's own weights: set backbone.quantization=none")
         model.requires_grad_(True)

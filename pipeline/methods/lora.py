@@ -10,6 +10,7 @@ from pipeline.backbone.linear import QuantizedLinear
 from pipeline.errors import UserError
 from pipeline.methods.heads import ClassHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
+from pipeline.settings import Distinct
 
 
 class LoRAConfig(TextClassifierConfig):
@@ -20,7 +21,7 @@ class LoRAConfig(TextClassifierConfig):
     """Rank of each pair of matrices."""
     alpha: int = Field(default=16, ge=1)
     """Their product is scaled by alpha / rank."""
-    targets: list[str] | None = None
+    targets: Distinct[str] | None = Field(default=None, min_length=1)
     """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""
 
     def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LoRA":

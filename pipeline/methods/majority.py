@@ -24,19 +24,20 @@ class MajorityConfig(MethodConfig):
         return 0
 
     def untrained_state(self, label_counts: Sequence[int]) -> dict[str, Tensor]:
-        """Log shares; one text more per label keeps them finite."""
-        counts = torch.tensor(label_counts, dtype=torch.float32) + 1
-        return {"log_shares": (counts / counts.sum()).log()}
+        return {"counts": torch.tensor(label_counts, dtype=torch.int64)}
 
 
 class Majority(TuningMethod):
-    """Scores are the labels' log shares."""
+    """Scores are the logarithms of the labels' counts, below that of the largest."""
 
-    log_shares: Tensor
+    counts: Tensor
 
     def __init__(self, label_count: int) -> None:
         super().__init__()
-        self.register_buffer("log_shares", torch.zeros(label_count))
+        # Integers, which no cast of the model to bfloat16 rounds: its three digits would make ties.
+        self.register_buffer("counts", torch.zeros(label_count, dtype=torch.int64))
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        return self.log_shares.float()[candidates]
+        # One text more per label keeps them finite; near 0, float32 tells even counts of 10^9 apart.
+        counts = self.counts.double() + 1
+        return (counts / counts.max()).log().float()[candidates]

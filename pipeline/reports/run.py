@@ -21,6 +21,7 @@ from pipeline.data.sources import texts_of_rows
 from pipeline.errors import UserError
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
+from pipeline.provenance import evaluation_fingerprint, texts_have_changed, training_changes
 from pipeline.reports import figures
 from pipeline.reports.figures import Rows, ScoredSplit
 from pipeline.rundir import RunDir, read_json
@@ -56,21 +57,40 @@ class Run:
 
 
 def load_run(path: Path) -> Run:
-    """Raises UserError where the run is not evaluated yet."""
+    """Raises UserError where the run is not evaluated yet, or its parts were made from one another's predecessors."""
     run_dir = RunDir(path)
     if not run_dir.config_file.is_file():
         raise UserError(f"'{path}' is no run directory (config.yaml is missing)")
     metrics = read_json(run_dir.metrics_file)
     name = "test" if "test" in metrics else list(metrics)[-1]
     lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
-    return Run(
+    config, adapter, manifest = (
         load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"]),
         load_adapter(run_dir.adapter),
         read_json(run_dir.manifest_file),
+    )
+    _check_parts(run_dir, config, adapter, manifest)
+    return Run(
+        config,
+        adapter,
+        manifest,
         metrics[name],
         _scored(run_dir, name, metrics[name]["labels"]),
         [json.loads(line) for line in lines],
     )
+
+
+def _check_parts(run_dir: RunDir, config: RunConfig, adapter: Adapter, manifest: dict[str, Any]) -> None:
+    """Raises UserError where config.yaml, data/, adapter/ and evaluation/ do not belong together."""
+    evaluated = read_json(run_dir.evaluation_fingerprint_file)
+    now = evaluation_fingerprint(run_dir, manifest, ())
+    for part, what in (("data", "other data"), ("adapter", "another adapter")):
+        if evaluated.get(part) != now[part]:
+            raise UserError(f"'{run_dir.evaluation}' is of {what}: run evaluate again")
+    if changed := training_changes(config, adapter.labels):
+        raise UserError(
+            f"'{run_dir.config_file}' is not what the adapter was trained with: {'; '.join(changed)}; run train again"
+        )
 
 
 def _scored(run_dir: RunDir, name: str, labels: list[str]) -> ScoredSplit:
@@ -89,6 +109,9 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
     source = getattr(run.config.data, run.split.name)
     try:
+        if texts_have_changed(run.config, run.split.name, run.manifest):
+            # Row numbers would lead to other texts.
+            return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
         found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
     except (UserError, OSError) as error:
         return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"

@@ -17,9 +17,10 @@ from pipeline.adapter import load_adapter
 from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings, share_of
 from pipeline.comparison_tables import write_tables
 from pipeline.config import RunConfig, load_config
+from pipeline.engine.agreement import check_alike
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import DivergedError, UserError
-from pipeline.launcher import rank
+from pipeline.launcher import rank, world_size
 from pipeline.run_lock import RunLock
 from pipeline.rundir import claim, read_json, remove, sha256_of, write_json
 from pipeline.stages.encode_labels import encode_labels
@@ -47,7 +48,10 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
-    on_main_process(_start(comparison, groups(comparison)[0]), lambda: claim(Path(comparison.dir), "comparison"))
+    accelerator = _start(comparison, groups(comparison)[0])
+    if world_size() > 1:
+        check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite})
+    on_main_process(accelerator, lambda: claim(Path(comparison.dir), "comparison"))
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)

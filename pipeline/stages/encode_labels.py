@@ -15,15 +15,16 @@ from pipeline.engine.inference import load_frozen, prepare_inference, release
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.label_states import NAMES_FILE, LabelStates, read_hypotheses
+from pipeline.provenance import current_data
 from pipeline.rundir import atomic_dir, differences, read_json, sha256_of
 
 log = logging.getLogger(__name__)
 
 
 def encode_labels(config: RunConfig) -> LabelStates:
-    """Makes labels/ in the run directory, or finds it current. Raises UserError where preprocess has not run."""
+    """Makes labels/ in the run directory, or finds it current. Raises UserError where data/ is not current."""
     accelerator = start(config)
-    names = read_json(config.run_dir.manifest_file)["labels"]
+    names = on_main_process(accelerator, lambda: current_data(config))["labels"]
     tokenizer = load_tokenizer(config.backbone)
     words = hypotheses(names, config.labels)
     wanted = label_fingerprint(config, tokenizer, names, words)

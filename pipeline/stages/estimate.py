@@ -1,5 +1,6 @@
 """Memory, time and communication of a run on any number of GPUs, from its config alone."""
 
+import math
 import sys
 from dataclasses import replace
 
@@ -14,13 +15,15 @@ from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
 from pipeline.errors import UserError
 from pipeline.estimate import GPUS, USABLE, Case, Plan, ZeroSettings, best_plan, plans
-from pipeline.limits import candidate_count
+from pipeline.limits import candidate_count, window_warning
 
 ASSUMED_PROMPT_TOKENS = 16
 """Length of the longest hypothesis, where nobody has tokenised them yet."""
 ASSUMED_LABELS = 2
-"""K, where neither labels.names nor labels.texts tells it."""
+"""K, where labels.names does not give it, and labels.texts has no more."""
 MOST_GPUS = 4096
+"""As many as advice is given for."""
+MOST_RANKS = 1_000_000
 
 MEMORY_ROWS = {
     "frozen": "backbone at rest",
@@ -65,8 +68,12 @@ def build_case(
     """What `pipeline.estimate` works on. Texts count with their longest length, data.max_length."""
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
-    if world_size < 1 or (bandwidth is not None and bandwidth <= 0):
-        raise UserError("--world-size and --bandwidth must be positive")
+    if not 1 <= world_size <= MOST_RANKS:
+        raise UserError(f"--world-size {world_size}: give a number of GPUs from 1 to {MOST_RANKS:,}")
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise UserError(f"--bandwidth {bandwidth}: give GB/s per GPU, a finite number above 0")
+    if prompt_tokens is not None and prompt_tokens < 1:
+        raise UserError(f"prompt_tokens is {prompt_tokens}: give the length of the longest hypothesis, 1 or more")
     facts = facts_of(hf_config)
     prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
     workload = Workload(
@@ -75,7 +82,7 @@ def build_case(
         prompt_tokens=config.method.injected_tokens(prompt_tokens),
         injects=config.method.injects,
     )
-    sizes = (facts, prompt_tokens, _label_count(config) or ASSUMED_LABELS)
+    sizes = (facts, prompt_tokens, _label_count(config) or _assumed_labels(config))
     with torch.device("meta"):
         method = config.method.build(*sizes)
     inventory = take_inventory(hf_config, config.backbone, workload, method.attach)
@@ -110,8 +117,12 @@ def report(config: RunConfig, case: Case, gpu: str) -> str:
     rows.append(["received per step, GB", *(f"{plan.communication_bytes / 1e9:.2f}" for plan in found)])
     rows.append(["communication, s per step", *(f"{plan.communication_seconds:.3f}" for plan in found)])
     rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
+    warning = window_warning(config, case.facts, workload.prompt_tokens)
+    notes = [f"warning: {warning}", ""] if warning else []
+    if not _label_count(config):
+        notes = [f"labels.names is not set: {_assumed_labels(config)} labels are assumed", "", *notes]
     table = [f"{row[0]:<26}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
-    return "\n".join([*head, *table, "", advice(config, case, gpu)])
+    return "\n".join([*head, *table, "", *notes, advice(config, case, gpu)])
 
 
 def advice(config: RunConfig, case: Case, gpu: str) -> str:
@@ -154,8 +165,12 @@ def _rows_alone(config: RunConfig) -> int:
 
 
 def _label_count(config: RunConfig) -> int:
-    """K as far as the config tells it, else 0."""
-    return len(config.labels.names or config.labels.texts)
+    """K where the config gives it, else 0. Not from labels.texts, which may word some labels and not others."""
+    return len(config.labels.names or ())
+
+
+def _assumed_labels(config: RunConfig) -> int:
+    return max(ASSUMED_LABELS, len(config.labels.texts))
 
 
 def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:

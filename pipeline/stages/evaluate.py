@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
+from pipeline.adapter import Adapter, AdapterConfig, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
 from pipeline.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.config import RunConfig
@@ -23,27 +23,25 @@ from pipeline.engine.inference import build_model, load_frozen, load_inside, pre
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums, is_whole
+from pipeline.limits import window_warning
 from pipeline.metrics import predictions, split_metrics
-from pipeline.rundir import RunDir, atomic_dir, differences, read_json, sha256_of, write_json
+from pipeline.provenance import current_data, evaluation_fingerprint, training_changes
+from pipeline.rundir import RunDir, atomic_dir, differences, read_json, write_json
 from pipeline.scoring import score
 
 log = logging.getLogger(__name__)
-
-FINGERPRINT_FILE = "fingerprint.json"
-FIGURES = "with temperature scaling"
-"""What metrics.json holds; older evaluations are made again."""
 
 
 def evaluate(config: RunConfig) -> dict[str, Any]:
     """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> figures.
 
-    Every rank must call it. Raises UserError where an earlier stage has not run, where the adapter was made from
-    another backbone or with other settings, and where scores are not finite.
+    Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
+    adapter was made from another backbone or with other settings, and where scores are not finite.
     """
     accelerator = start(config)
     run_dir = config.run_dir
     on_main_process(accelerator, lambda: check_sums(run_dir.data))
-    manifest = read_json(run_dir.manifest_file)
+    manifest = on_main_process(accelerator, lambda: current_data(config))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
         raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
@@ -100,19 +98,9 @@ def check_adapter(adapter: Adapter, config: RunConfig, names: list[str]) -> None
     adapter.check_backbone(weights_fingerprint(config.backbone), tokenizer_fingerprint(load_tokenizer(config.backbone)))
     changed = differences(adapter.config.flat(), AdapterConfig.of_run(config).flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
+    changed = changed or training_changes(config, adapter.labels)
     if changed:
         raise UserError(f"'{config.run_dir.adapter}' was trained otherwise: {'; '.join(changed)}; run train again")
-
-
-def evaluation_fingerprint(run_dir: RunDir, manifest: dict[str, Any], splits: list[str]) -> dict[str, str]:
-    """Everything the figures depend on, part by part."""
-    data = manifest["fingerprint"]
-    return {
-        "adapter": adapter_fingerprint(run_dir.adapter),
-        "data": sha256_of(*(f"{key}={value}" for key, value in sorted(data.items()))),
-        "evaluate.splits": ", ".join(splits),
-        "figures": FIGURES,
-    }
 
 
 def majority_label(manifest: dict[str, Any]) -> int:
@@ -131,7 +119,7 @@ def summary_line(split: str, figures: dict[str, Any]) -> str:
 
 
 def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
-    file = run_dir.evaluation / FINGERPRINT_FILE
+    file = run_dir.evaluation_fingerprint_file
     if not (file.is_file() and is_whole(run_dir.evaluation, "evaluate")):
         return False
     changed = differences(read_json(file), wanted)
@@ -150,6 +138,9 @@ def _load_model(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
+    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens))
+    if hidden and accelerator.is_main_process:
+        log.warning("evaluate: %s", hidden)
     method = adapter.build_method(backbone.facts)
     wordings = adapter.wordings(tokenizer, backbone.facts, adapter.labels.hypotheses)
     model = build_model(accelerator, config.backbone, backbone, method, adapter.labels, wordings)
@@ -177,4 +168,4 @@ def _write(
     with atomic_dir(run_dir.evaluation, sums=True) as folder:
         write_json(folder / run_dir.metrics_file.name, metrics)
         pq.write_table(pa.concat_tables(tables), folder / run_dir.predictions_file.name)
-        write_json(folder / FINGERPRINT_FILE, fingerprint)
+        write_json(folder / run_dir.evaluation_fingerprint_file.name, fingerprint)

@@ -1,7 +1,5 @@
 """Stage 1: labelled texts are read, checked and tokenised into the run directory's data/."""
 
-import hashlib
-import json
 import logging
 from collections.abc import Callable, Mapping
 from itertools import combinations
@@ -19,8 +17,9 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
+from pipeline.data.fingerprint import data_fingerprint, place_of, source_identity, sources_of
 from pipeline.data.labels import hypotheses, label_indices, label_names
-from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
+from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some
 from pipeline.data.tokenising import balanced_subset, rows_per_label, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError
@@ -32,15 +31,14 @@ log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 VERSION = 1
-SPLITS = ("train", "validation", "test")
 
 
 def preprocess(config: RunConfig) -> dict[str, Any]:
     """Makes data/ in the run directory, or finds it current. Rank 0 does it; the others wait for it.
 
     Returns:
-        The manifest: version, fingerprint, labels (names in index order), splits (rows, tokens, longest, truncated,
-        per_label of each), warnings, has_pair.
+        The manifest: version, fingerprint, sources (name of each split's), labels (names in index order), splits (rows,
+        tokens, longest, truncated, per_label of each), warnings, has_pair.
 
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
@@ -58,7 +56,7 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
     run.create()
     tokenizer = load_tokenizer(config.backbone)
     _check_max_length(config.backbone, config.data.max_length)
-    sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}
+    sources = sources_of(config.data)
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
         manifest = read_json(run.manifest_file)
@@ -71,8 +69,11 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
         manifest = {
             "version": VERSION,
             "fingerprint": wanted,
+            "sources": {split: place_of(source) for split, source in sources.items()},
             **_build(config, sources, tokenizer, folder, Path(scratch)),
         }
+        if changed := differences(wanted, _fingerprint(config, sources, tokenizer)):
+            raise UserError(f"preprocess: the texts changed while they were read ({'; '.join(changed)}): run it again")
         write_json(folder / run.manifest_file.name, manifest)
     _report(manifest)
     return manifest
@@ -122,36 +123,9 @@ def _check_max_length(config: BackboneConfig, max_length: int) -> None:
 
 
 def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """Everything that data/ depends on, part by part."""
-    data = config.data
-    identities = _each(sources, lambda split: _identity(sources[split], split))
-    return {
-        **{f"data.{split}": identity for split, identity in identities.items()},
-        **{f"data.{key}": str(getattr(data, key)) for key in ("text", "text_pair", "label", "quoting", "max_length")},
-        **{f"data.{key}": _draw(config, key) for key in ("train_limit", "train_per_label")},
-        **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
-        "labels.names": json.dumps(config.labels.names, ensure_ascii=False),
-        "tokenizer": tokenizer_fingerprint(tokenizer),
-    }
-
-
-def _draw(config: RunConfig, key: str) -> str:
-    """Rows that the seed draws."""
-    count = getattr(config.data, key)
-    return "None" if count is None else f"{count} rows by seed {config.run.seed}"
-
-
-def _identity(source: str, split: str) -> str:
-    """Size and hash of a file; a hub data set goes by its name, which should pin a revision."""
-    file = split_file(source, split)
-    if file is None:
-        return source
-    try:
-        with open(file, "rb") as handle:
-            digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return f"{digest}, {file.suffix.lower()}, {file.stat().st_size} bytes"
-    except OSError as error:
-        raise UserError(f"data.{split}: {file} cannot be read ({error.strerror})") from error
+    identities = _each(sources, lambda split: source_identity(sources[split], split))
+    seed, names = config.run.seed, config.labels.names
+    return data_fingerprint(config.data, names, seed, tokenizer_fingerprint(tokenizer), identities)
 
 
 def _each(splits: Mapping[str, Any], work: Callable[[str], Result]) -> dict[str, Result]:

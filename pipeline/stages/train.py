@@ -22,23 +22,22 @@ from pipeline.engine.training_run import TrainingRun, write_untrained
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums
 from pipeline.label_states import LabelStates
-from pipeline.limits import check_positions
+from pipeline.limits import check_positions, window_warning
+from pipeline.provenance import current_data, training_fingerprint
 from pipeline.rundir import differences, read_json, remove
 from pipeline.stages.encode_labels import current_label_states
 
 log = logging.getLogger(__name__)
-
-WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error", "resume", "preemption_signals"}
-"""Keys of `train` on which the adapter does not depend."""
 
 
 def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
     An interrupted run goes on from its newest whole checkpoint; with `overwrite` it starts afresh, as a finished one
-    does, over what is there. Every rank must call it. Raises UserError where an earlier stage has not run or does not
-    fit, where label tokens and text exceed the backbone's positions, where a checkpoint or a finished run does not fit
-    the config, and where the loss is not finite; Preempted after a signal and a checkpoint.
+    does, over what is there. config.yaml is written when training begins. Every rank must call it. Raises UserError
+    where an earlier stage has not run or was given something else, where label tokens and text exceed the backbone's
+    positions, where a checkpoint or a finished run does not fit the config, and where the loss is not finite; Preempted
+    after a signal and a checkpoint.
     """
     accelerator = start(config)
     if overwrite and config.train.resume not in ("auto", "never"):
@@ -47,6 +46,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         )
     with Preemption(config.train.preemption_signals) as preemption:
         on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
+        on_main_process(accelerator, lambda: current_data(config))
         labels = current_label_states(config)
         fingerprint = training_fingerprint(config, labels)
         if not overwrite:
@@ -127,6 +127,9 @@ def build_trainer(
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)
+    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(labels.prompt_tokens))
+    if hidden and accelerator.is_main_process:
+        log.warning("train: %s", hidden)
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
@@ -139,21 +142,3 @@ def build_trainer(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
     return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
-
-
-def training_fingerprint(config: RunConfig, labels: LabelStates) -> dict[str, str]:
-    """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)
-
-    Nor the test texts, which may come or change when training is over.
-    """
-    data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    settings = config.train.model_dump(exclude=WITHOUT_EFFECT)
-    return {
-        **{f"method.{key}": str(value) for key, value in config.method.model_dump().items()},
-        **{f"train.{key}": str(value) for key, value in settings.items()},
-        "run.seed": str(config.run.seed),
-        "backbone.pooling": config.backbone.pooling,
-        "backbone.int8_threshold": str(config.backbone.int8_threshold),
-        **{f"data: {key}": value for key, value in data.items() if not key.startswith("data.test")},
-        **{f"label states: {key}": value for key, value in labels.fingerprint.items()},
-    }

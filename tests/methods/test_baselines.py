@@ -185,7 +185,17 @@ def test_majority_orders_labels_by_their_counts() -> None:
 
     scores = method.scores(no_reading, torch.arange(4).expand(2, 4), states, mask)
     assert scores[0].argsort(descending=True).tolist() == [1, 3, 0, 2] and torch.isfinite(scores).all()
-    torch.testing.assert_close(scores.exp().sum(1), torch.ones(2))
+    torch.testing.assert_close(scores[0].softmax(0), torch.tensor([4, 10, 1, 6]) / 21)
+
+
+@pytest.mark.parametrize("counts", [[1000, 1001, 999], [10**9, 10**9 + 1, 10**9 - 1], [0, 1, 0]])
+def test_majority_is_the_same_in_bfloat16(counts: list[int]) -> None:
+    config = config_of(name="majority")
+    method = config.build(facts_of(tiny_model("bert").config), P, 3)
+    method.load_state_dict(config.untrained_state(counts))
+    method.to(torch.bfloat16)
+    scores = method.scores(None, torch.arange(3).expand(1, 3), torch.zeros(3, P, H), torch.ones(3, P))  # type: ignore[arg-type]
+    assert int(scores.argmax()) == 1 and int((scores == scores.max()).sum()) == 1
 
 
 @pytest.mark.parametrize("init", ["vocabulary", "text", "labels"])

@@ -111,9 +111,21 @@ def full_disk(step: str) -> None:
     checkpoint._write_files = failing
 
 
+def started_with(argument: str) -> None:
+    """This rank gets one more argument than the others."""
+    cli = importlib.import_module("pipeline.cli")
+    original = cli.main
+    cli.main = lambda arguments: original([*arguments, argument])  # type: ignore[attr-defined]
+
+
 def work_in(folder: str) -> None:
     """A relative run directory then is another one than that of the other ranks."""
     os.chdir(folder)
+
+
+def work_in_own(folders: str) -> None:
+    """`A,B`: rank 0 works in A, rank 1 in B."""
+    os.chdir(folders.split(",")[int(os.environ["RANK"])])
 
 
 def _at_step(step: int, number: signal.Signals) -> None:

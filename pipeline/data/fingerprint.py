@@ -1,0 +1,100 @@
+"""What tokenised texts are made from: the content of each source, and the settings by which it is read."""
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from datasets import load_dataset_builder
+from datasets.exceptions import DatasetsError
+
+from pipeline.data.config import DataConfig
+from pipeline.data.sources import hub_arguments, split_file
+from pipeline.errors import UserError
+from pipeline.rundir import sha256_of
+
+SPLITS = ("train", "validation", "test")
+READING = ("text", "text_pair", "label", "quoting")
+"""Keys of `data` that say how a source is read."""
+
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def sources_of(data: DataConfig) -> dict[str, str]:
+    """Split -> its source, for the splits that the config has."""
+    return {split: source for split in SPLITS if (source := getattr(data, split)) is not None}
+
+
+def place_of(source: str) -> str:
+    """The name of a source, wherever the program is started."""
+    is_file = source != "embedded" and not source.startswith("hub:")
+    return str(Path(source).absolute()) if is_file else source
+
+
+def source_identity(source: str, split: str) -> str:
+    """Hash of a source's content: of a file, of all files of a data set folder; the commit of a hub data set.
+
+    A file is read once in a process, unless it changes. Raises UserError where the source cannot be read.
+    """
+    file = split_file(source, split)
+    try:
+        if file is not None:
+            return f"{_content_hash(file)}, {file.suffix.lower()}, {file.stat().st_size} bytes"
+        folder = Path(hub_arguments(source)["path"] or "")
+        return f"{source}, {_folder_hash(folder)}" if folder.is_dir() else _hub_identity(source)
+    except OSError as error:
+        raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error})") from error
+
+
+def data_fingerprint(
+    data: DataConfig, names: Sequence[str] | None, seed: int, tokenizer: str, identities: Mapping[str, str]
+) -> dict[str, str]:
+    """Everything that data/ depends on, part by part.
+
+    `names`: labels.names; `tokenizer`: its fingerprint; `identities`: split -> `source_identity`.
+    """
+    return {
+        **{f"data.{split}": identity for split, identity in identities.items()},
+        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length")},
+        **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},
+        **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
+        "labels.names": json.dumps(names, ensure_ascii=False),
+        "tokenizer": tokenizer,
+    }
+
+
+def _draw(count: int | None, seed: int) -> str:
+    """A subset that the seed draws: its size and the seed."""
+    return "None" if count is None else f"{count} rows by seed {seed}"
+
+
+def _content_hash(file: Path) -> str:
+    found = file.stat()
+    return _hash_of_version(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+
+
+@lru_cache(maxsize=4096)
+def _hash_of_version(file: Path, *version: int) -> str:
+    """`version` tells a changed file from the one that was read: nobody can set its last part, the time of change."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _folder_hash(folder: Path) -> str:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return sha256_of(*(part for file in files for part in (str(file.relative_to(folder)), _content_hash(file))))
+
+
+@lru_cache(maxsize=256)
+def _hub_identity(source: str) -> str:
+    """A branch moves, so that its name is not enough."""
+    arguments = hub_arguments(source)
+    if _COMMIT.fullmatch(arguments["revision"] or ""):
+        return source
+    try:
+        builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
+    except (ValueError, DatasetsError) as error:
+        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error
+    return f"{source} at {builder.hash}"
