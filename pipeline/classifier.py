@@ -17,7 +17,7 @@ from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.calibration import load_calibration, tempered_softmax
 from pipeline.data.config import LabelsConfig
-from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenising import token_columns
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.errors import UserError

@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 def read(path, content, quoting=None):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    table = open_file(path, quoting, "label")
+    table = open_file(path, quoting, ["text"], "label")
     return table, list(table.rows)
 
 
@@ -77,9 +77,9 @@ def test_json_lines_may_be_called_json(tmp_path):
         ("a.csv", 'text,label\na,b\n"c,d\n', "row 2 (line 3)", "is a quote not closed"),
         ("a.csv", 'text,label\n"a"b,c\n', "row 1 (line 2)", "expected after"),
         ("a.csv", b'text,label\na,b\n"c\n\xe4",d\n', "row 2 (line 3)", "byte 0xe4 on line 4 is not UTF-8"),
-        ("a.jsonl", '{"a": 1}\n{"a": \n', "row 2 (line 2)", "no JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "row 2 (line 2)", "not JSON ("),
         ("a.jsonl", '{"a": 1}\n[1]\n', "row 2 (line 2)", "a JSON list where an object is needed"),
-        ("a.jsonl", "[" * 100_000 + "\n", "row 1 (line 1)", "no JSON object"),
+        ("a.jsonl", "[" * 100_000 + "\n", "row 1 (line 1)", "not JSON ("),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe4"}\n', "row 2 (line 2)", "byte 0xe4 on line 2 is not UTF-8"),
         ("a.json", '[{"a": 1}, {"a": }]', "row 2", "no JSON from here on"),
         ("a.json", '[{"a": 1}, {"a": 2}', "row 2", "the array is not closed"),
@@ -97,10 +97,10 @@ def test_a_row_that_does_not_parse_is_placed(tmp_path, name, content, place, com
     [
         ("a.tsv", "", "the file is empty"),
         ("a.txt", "x", "unknown file type"),
-        ("a.csv", "text,text\n", "column 'text' occurs twice"),
+        ("a.csv", "text,text\n", "column 'text' is there 2 times"),
         ("a.csv", "text,label\n".encode("utf-16"), "the header cannot be read: byte 0xff"),
         ("a.json", b'[{"a": "x"},\n {"a": "\xe4"}]', "byte 0xe4 on line 2 is not UTF-8"),
-        ("a.parquet", "PAR1 but not really", "is no readable parquet file"),
+        ("a.parquet", "PAR1 but not really", "is not a readable parquet file"),
         ("a.tsv", "text\tlabel\n" + "x" * 17_000_000, "line 2 is longer than 16 MiB"),
     ],
 )
@@ -111,9 +111,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, complain
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        open_file(tmp_path / "a.csv", None, "label")
+        open_file(tmp_path / "a.csv", None, ["text"], "label")
     with pytest.raises(UserError, match="is a folder"):
-        open_file(tmp_path, None, "label")
+        open_file(tmp_path, None, ["text"], "label")
 
 
 def test_quoting_is_by_file_type_unless_said(tmp_path):
@@ -139,7 +139,7 @@ def test_byte_order_mark_line_ends_and_blank_lines(tmp_path):
 def test_parquet_with_names_of_integer_labels(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "a.parquet")
-    table = open_file(tmp_path / "a.parquet", None, "label")
+    table = open_file(tmp_path / "a.parquet", None, ["text"], "label")
     assert table.label_names == ["no", "yes"] and table.columns == ["text", "label"]
     assert [row.values for row in table.rows] == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
 
@@ -147,5 +147,5 @@ def test_parquet_with_names_of_integer_labels(tmp_path):
 def test_parquet_row_that_is_not_utf8_is_placed(tmp_path):
     texts = pa.array([b"ok"] * 300 + [b"\xff"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    rows = list(open_file(tmp_path / "a.parquet", None, "label").rows)
+    rows = list(open_file(tmp_path / "a.parquet", None, ["text"], "label").rows)
     assert len(rows) == 257 and rows[-1].place == "row 257" and "is not UTF-8" in rows[-1].fault

@@ -28,7 +28,7 @@ def test_manifest_and_rows(tmp_path, config_of):
     config = config_of(test=test)
     manifest = preprocess(config)
     assert manifest == json.loads(config.run_dir.manifest_file.read_text())
-    assert manifest["version"] == 1 and manifest["labels"] == ["bad", "good"] and manifest["has_pair"] is False
+    assert manifest["version"] == 2 and manifest["labels"] == ["bad", "good"] and manifest["has_pair"] is False
     lengths = [len(tiny_tokenizer()(text)["input_ids"]) for text, _ in ROWS]
     train = {
         "rows": 4,
@@ -107,7 +107,7 @@ def test_every_warning(tmp_path, config_of):
 
 
 def test_integer_labels_take_their_names(tmp_path, config_of):
-    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0"), ("z", "good")])
+    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0"), ("z", "1")])
     config = config_of(labels={"names": ["bad", "good"]})
     assert preprocess(config)["labels"] == ["bad", "good"]
     assert load_from_disk(str(config.run_dir.data / "train"))["label"][:] == [1, 0, 1]
@@ -132,7 +132,7 @@ def test_integer_labels_take_their_names(tmp_path, config_of):
         ),
         ([("x", "a"), ("y", "a")], None, {}, {}, ["all training texts have the label 'a'"]),
         ([("", "a")], [("x",)], {}, {}, ["train.tsv: 1 of 1 rows", "test.tsv: 1 of 1 rows"]),
-        (ROWS, None, {"texts": {"goood": "x"}}, {}, ["'goood', which is no label (nearest: 'good')"]),
+        (ROWS, None, {"texts": {"goood": "x"}}, {}, ["'goood', which is not a label (nearest: 'good')"]),
         (ROWS, None, {}, {"max_length": 129}, ["the backbone takes 128 tokens: set data.max_length=128"]),
         (ROWS, None, {}, {"label": "labels"}, ["no column 'labels' (data.label) (nearest: 'label')"]),
         (ROWS, None, {}, {"validation": "nowhere.csv"}, ["data.validation: nowhere.csv cannot be read (No such file"]),
