@@ -318,7 +318,8 @@ def test_every_row_is_right_or_the_files_are_refused(
     listed, files, meant, spoken = configured, {}, {}, {"train": train, "validation": validation, "test": test}
     for split, way in spoken.items():
         # An index means nothing without a list; and where a plain training file has numbers for names, a name wins.
-        numbers_are_names = spoken["train"] != "ids" and any(name.isdecimal() for name in names)
+        ids = spoken["train"] == "ids" and way != "indices from 1"
+        numbers_are_names = not ids and any(name.isdecimal() for name in names)
         means_nothing = way.startswith("indices") and (listed is None or numbers_are_names)
         if means_nothing or (way == "a typo" and split == "train" and not lists):  # that is a label of its own
             way = spoken[split] = "names"
