@@ -67,6 +67,9 @@ def test_standard_input_is_one_text_per_line(monkeypatch: pytest.MonkeyPatch) ->
         ("a.jsonl", '{"text": "a"}\nnot json\n', "line 2: not JSON"),
         ("a.jsonl", "[1]\n", "line 1: a JSON list where an object is needed"),
         ("a.jsonl", '{"text": "a"}\n\n', "line 2: the text is empty"),
+        ("a.jsonl", '{"text": "a", "text": "b"}\n', "line 1: the key 'text' is there twice"),
+        ("a.jsonl", '{"text": "a"} {"text": "b"}\n', "line 1: not one JSON object"),
+        ("a.csv", "text,id,text\na,1,b\n", "column 'text' is there 2 times"),
         ("a.pdf", "x", "unknown ending"),
     ],
 )

@@ -84,6 +84,14 @@ def test_json_lines_may_be_called_json(tmp_path):
         ("a.json", '[{"a": 1}, {"a": }]', "row 2", "no JSON from here on"),
         ("a.json", '[{"a": 1}, {"a": 2}', "row 2", "the array is not closed"),
         ("a.json", '[{"a": 1}, 5]', "row 2", "a JSON int where an object is needed"),
+        ("a.json", '[{"a": 1}][{"a": 2}]', "row 2", "the array ends here, but '[{\"a\": 2}]' follows"),
+        ("a.json", '[{"a": 1}]\n \n{"a": 2}\n', "row 2", "the array ends here, but '{\"a\": 2}' follows"),
+        ("a.json", '[{"a": 1}]' + " " * 2**21 + "x", "row 2", "the array ends here, but 'x' follows"),
+        ("a.json", "[]x", "row 1", "the array ends here"),
+        ("a.json", '[{"a": 1}, {"text": "a", "text": "b"}]', "row 2", "the key 'text' is there twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2} {"a": 3}\n', "row 2 (line 2)", "character 9 on goes on with ' {\"a\": 3}'"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2},\n', "row 2 (line 2)", "not one JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"label": 1, "label": 1}\n', "row 2 (line 2)", "the key 'label' is there twice"),
     ],
 )
 def test_a_row_that_does_not_parse_is_placed(tmp_path, name, content, place, complaint):
@@ -97,7 +105,8 @@ def test_a_row_that_does_not_parse_is_placed(tmp_path, name, content, place, com
     [
         ("a.tsv", "", "the file is empty"),
         ("a.txt", "x", "unknown file type"),
-        ("a.csv", "text,text\n", "column 'text' is there 2 times"),
+        ("a.csv", "text,text\n", "column 'text' is there 2 times: rename or remove all but one"),
+        ("a.tsv", "text\tlabel\tlabel\n", "column 'label' is there 2 times"),
         ("a.csv", "text,label\n".encode("utf-16"), "the header cannot be read: byte 0xff"),
         ("a.json", b'[{"a": "x"},\n {"a": "\xe4"}]', "byte 0xe4 on line 2 is not UTF-8"),
         ("a.parquet", "PAR1 but not really", "is not a readable parquet file"),
@@ -149,3 +158,34 @@ def test_parquet_row_that_is_not_utf8_is_placed(tmp_path):
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     rows = list(open_file(tmp_path / "a.parquet", None, ["text"], "label").rows)
     assert len(rows) == 257 and rows[-1].place == "row 257" and "is not UTF-8" in rows[-1].fault
+
+
+@pytest.mark.parametrize("name", ["text", "label"])
+def test_parquet_with_a_column_twice_is_refused(tmp_path, name):
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.table(columns, names=["text", "label", name]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"column '{name}' is there 2 times"):
+        open_file(tmp_path / "a.parquet", None, ["text"], "label")
+
+
+def test_columns_that_are_not_wanted_do_no_harm(tmp_path):
+    names = ["label", "extra", "extra", "map", "text", "a.b", "null"]
+    unread = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    columns = [pa.array([1]), pa.array([0]), unread, pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int8()))]
+    columns += [pa.array(["x"]), pa.array([{"c": 1}]), pa.nulls(1)]
+    pq.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+    table = open_file(tmp_path / "a.parquet", None, ["text"], "label")
+    assert table.columns == names and [row.values for row in table.rows] == [{"label": 1, "text": "x"}]
+    _, rows = read(tmp_path / "a.csv", "text,,label,\nx,1,y,2\n")
+    assert (rows[0].values["text"], rows[0].values["label"]) == ("x", "y")
+    _, rows = read(tmp_path / "a.jsonl", '{"text": "x", "other": {"text": 1, "text": 2}, "n": NaN, "n": 0}')
+    assert rows[0].fault is None and rows[0].values["text"] == "x"
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.float32()])
+def test_parquet_ids_keep_their_names_in_every_type(tmp_path, kind):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no ", "yes"])})
+    ids = pa.table({"text": ["a"], "label": pa.array([1]).cast(kind)})
+    pq.write_table(ids.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "a.parquet")
+    assert open_file(tmp_path / "a.parquet", None, ["text"], "label").label_names == ["no", "yes"]
+    assert open_file(tmp_path / "a.parquet", None, ["label"], "text").label_names is None

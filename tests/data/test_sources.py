@@ -51,6 +51,9 @@ def test_faults_of_all_kinds_are_gathered(tmp_path):
         ('{"text": "a", "label": null}', "no label in 'label'"),
         ('{"text": "a", "label": 1.5}', "the label 1.5 is neither a string nor an integer"),
         ('{"text": "a", "label": ["x"]}', "is neither a string nor an integer"),
+        ('{"text": "a", "label": NaN}', "no label in 'label'"),
+        ('{"text": "a", "label": Infinity}', "the label inf is neither a string nor an integer in 'label'"),
+        ('{"text": NaN, "label": 1}', "'text' is float, not a string"),
         ('{"text": "a\\ud800", "label": 1}', "'text' holds half a character at position 1"),
         ('{"text": "a", "label": "\\ud800"}', "'label' holds half a character"),
     ],
@@ -114,6 +117,16 @@ def test_hub_data_sets_are_read_with_their_label_names(tmp_path, hub_folder):
     assert split.rows["text"][:] == ["a", "b", "c"] and split.rows["label"][:] == ["good", "bad", "good"]
     assert split.labels.own_names == ["bad", "good"]
     assert len(read(tmp_path / "cut", f"{hub_folder}:default:train[:2]", text="sentence").rows) == 2
+
+
+def test_a_hub_folder_whose_files_name_the_ids_otherwise_is_refused(tmp_path, hub_folder):
+    """`datasets` takes the names of the first file for all of them."""
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["good", "bad"])})
+    test = Dataset.from_dict({"sentence": ["d"], "label": [0]}, features=features)
+    test.to_parquet(tmp_path / "set" / "test.parquet")
+    with pytest.raises(UserError, match=r"set/test.parquet names the ids of 'label' otherwise than .* give the file"):
+        read(tmp_path, f"{hub_folder}:test", text="sentence")
+    assert read(tmp_path, tmp_path / "set" / "test.parquet", text="sentence").rows["label"][:] == ["good"]
 
 
 @pytest.mark.parametrize(
