@@ -127,7 +127,7 @@ def _renewed(manifest: dict[str, Any], config: RunConfig, sources: dict[str, str
     run = config.run_dir
     with TemporaryDirectory() as scratch:
         splits, labels, indices = _read(config, sources, Path(scratch))
-        old_names = np.array(list(map(label_name, manifest["labels"])))
+        old_names = np.array(list(map(label_name, manifest["labels"])), dtype=object)
         wrong = (
             [] if sorted(old_names) == sorted(labels.names) else [f"the labels were {', '.join(manifest['labels'])}"]
         )
@@ -135,7 +135,7 @@ def _renewed(manifest: dict[str, Any], config: RunConfig, sources: dict[str, str
             kept = Dataset.load_from_disk(str(run.data / split))
             rows, old = column(kept, "row"), old_names[column(kept, "label")]
             values = found.rows.data.column("label").to_pylist()
-            new = np.array([labels.names[indices[split][values[row - 1]]] for row in rows])
+            new = np.array([labels.names[indices[split][values[row - 1]]] for row in rows], dtype=object)
             wrong += [f"{split} row {rows[n]} was {old[n]!r}, is {new[n]!r}" for n in np.flatnonzero(old != new)]
     if wrong:
         raise UserError(
