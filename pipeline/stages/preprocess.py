@@ -122,11 +122,14 @@ def _renewed(manifest: dict[str, Any], config: RunConfig, sources: dict[str, str
     """The manifest of an older version with today's, if every row has the label that it has today.
 
     Raises:
-        UserError: a row has another one, and so has all that was trained and evaluated on it.
+        UserError: a row has another one, or is refused today: what was trained and evaluated on it is wrong.
     """
     run = config.run_dir
     with TemporaryDirectory() as scratch:
-        splits, labels, indices = _read(config, sources, Path(scratch))
+        try:
+            splits, labels, indices = _read(config, sources, Path(scratch))
+        except UserError as fault:
+            raise UserError(f"{fault} (an older version read this otherwise, and made '{run.data}' of it)") from fault
         old_names = np.array(list(map(label_name, manifest["labels"])), dtype=object)
         wrong = (
             [] if sorted(old_names) == sorted(labels.names) else [f"the labels were {', '.join(manifest['labels'])}"]

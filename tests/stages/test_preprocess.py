@@ -9,6 +9,7 @@ from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 from pipeline.errors import UserError
 from pipeline.integrity import check_sums, write_sums
 from pipeline.rundir import read_json, write_json
+from pipeline.stages import preprocess as module
 from pipeline.stages.preprocess import preprocess
 from tests.stages.labelled import ROWS, config_in, write
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -191,6 +192,19 @@ def test_older_data_with_wrong_labels_are_refused(tmp_path, config_of):
     for _ in range(2):
         with pytest.raises(UserError, match=r"test row 1 was 'good', is 'bad'; test row 2 .* choose another run.dir"):
             preprocess(config)
+
+
+def test_older_data_of_a_file_that_is_refused_today_are_refused(tmp_path, config_of, monkeypatch):
+    write(tmp_path / "train.tsv", ROWS)
+    config = config_of(test=write(tmp_path / "test.tsv", [("x", "1")]))
+    with monkeypatch.context() as older:  # which took the label for an index
+        older.setattr(module, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
+        preprocess(config)
+    made_by_an_older_version(config.run_dir)
+    with pytest.raises(
+        UserError, match=r"test.tsv: test has labels .* '1' in 1 rows.* older version .* made '.*run/data'"
+    ):
+        preprocess(config)
 
 
 @pytest.mark.parametrize(
