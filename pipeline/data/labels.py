@@ -149,9 +149,15 @@ def label_indices(split: str, file: FileLabels, labels: Labels) -> dict[str, int
     return {name: index[meant] for name, meant in reading.items()}
 
 
-def reads_both_ways(file: FileLabels, labels: Labels) -> bool:
-    """Whether the labels of a file are numbers that are names, and as indices would be other labels."""
-    return any(name != meant for reading in _readings(file, labels).values() for name, meant in reading.items())
+def doubt(split: str, file: FileLabels, labels: Labels) -> str | None:
+    """A warning where `label_indices` reads numbers that someone may have meant otherwise."""
+    for place, reading in _readings(file, labels).items():
+        if all(name in labels.names for name in reading):
+            if any(name != meant for name, meant in reading.items()):
+                return f"the numbers in {split} are taken as the names in {NAMES_KEY}, not as indices into it"
+        elif "0" not in reading:
+            return f"{split} has no label 0: its numbers are taken as indices into {place}, which count from 0"
+    return None
 
 
 def look_alikes(names: Iterable[str]) -> list[list[str]]:

@@ -20,7 +20,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.hypotheses import hypotheses
-from pipeline.data.labels import Labels, known_labels, label_indices, label_name, look_alikes, reads_both_ways
+from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap, read_split, split_file
 from pipeline.data.tokenising import balanced_subset, column, rows_per_label, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
@@ -238,10 +238,8 @@ def _label_warnings(labels: Labels, splits: dict[str, CheckedSplit], tokenised: 
         warnings.append(f"{' and '.join(map(repr, alike))} are different labels, but differ by case or style alone")
     if all(name.isdecimal() for name in labels.names):
         warnings.append("the labels are numbers, which say nothing to the backbone: give them words with labels.names")
-    for split, found in splits.items():
-        if reads_both_ways(found.labels, labels):
-            warnings.append(f"the numbers in {split} are taken as the names in labels.names, not as indices into it")
-    return warnings
+    doubts = [doubt(split, found.labels, labels) for split, found in splits.items()]
+    return warnings + [warning for warning in doubts if warning]
 
 
 def _overlap_warnings(splits: dict[str, CheckedSplit]) -> list[str]:

@@ -16,7 +16,16 @@ from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.config import DataConfig
-from pipeline.data.labels import FileLabels, LabelSeen, known_labels, label_indices, label_name, look_alikes, value_name
+from pipeline.data.labels import (
+    FileLabels,
+    LabelSeen,
+    doubt,
+    known_labels,
+    label_indices,
+    label_name,
+    look_alikes,
+    value_name,
+)
 from pipeline.data.sources import read_split
 from pipeline.errors import UserError
 
@@ -111,6 +120,15 @@ def test_labels_in_index_order():
     assert names_of(["c", "a"], configured=["a ", "c"], own=["c", "a"]) == ["a", "c"]
     with pytest.raises(UserError, match="all training texts have the label 'x'"):
         names_of(["x"], configured=["x", "y"])
+
+
+def test_what_is_doubtful_about_numbers():
+    labels = known_labels(file_labels("a", "b"), ["a", "b", "c"])
+    assert "test has no label 0" in doubt("test", file_labels("1", "2"), labels)
+    assert doubt("test", file_labels("0", "2"), labels) is doubt("test", file_labels("a"), labels) is None
+    labels = known_labels(file_labels("1", "0"), ["1", "0"])
+    assert "are taken as the names in labels.names" in doubt("test", file_labels("1", "0"), labels)
+    assert doubt("test", file_labels("1"), known_labels(file_labels("1", "0"), None)) is None
 
 
 def test_look_alikes_are_found():
@@ -280,7 +298,9 @@ def write_file(folder, split, values, chance, own_names=None):
 def speak(folder, split, way, truth, names, listed, chance):
     """Writes a file whose rows mean `truth` (positions in `names`) in one of the ways; its path and its own names."""
     if way == "ids":
-        own = chance.sample(names, len(names)) + (["unused"] if chance.random() < 0.1 else [])
+        # Not in training: with a label more than there are, indices that count from 1 cannot be told from others.
+        extra = ["unused"] if split != "train" and chance.random() < 0.1 else []
+        own = chance.sample(names, len(names)) + extra
         present = [name for name in own if name in {names[t] for t in truth}]
         own = present if chance.random() < 0.3 else own
         return write_file(folder, split, [own.index(names[t]) for t in truth], chance, own), own
