@@ -26,7 +26,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.calibration import FILE as CALIBRATION
 from pipeline.config import RunConfig
 from pipeline.data.config import LabelsConfig
-from pipeline.data.labels import continuations
+from pipeline.data.hypotheses import continuations
 from pipeline.errors import UserError
 from pipeline.label_states import LabelStates
 from pipeline.methods import AnyMethodConfig, TuningMethod

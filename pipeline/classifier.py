@@ -17,7 +17,8 @@ from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.calibration import load_calibration, tempered_softmax
 from pipeline.data.config import LabelsConfig
-from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.labels import label_name
 from pipeline.data.tokenising import token_columns
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.errors import UserError
@@ -134,12 +135,14 @@ class LTuningClassifier:
         if not self.adapter.config.method.open_labels:
             method = self.adapter.config.method.name
             raise UserError(f"{method} knows only the labels of its training: other labels need lt_prefix or lt_prompt")
-        names = list(names)
-        if len(names) < 2 or len(set(names)) < len(names) or not all(name.strip() for name in names):
+        names = list(map(label_name, names))
+        if len(names) < 2 or len(set(names)) < len(names) or not all(names):
             raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
-        config = self.adapter.config.labels
-        known = {name: text for name, text in config.texts.items() if name in names} | dict(texts or {})
-        words = hypotheses(names, LabelsConfig(template=config.template, texts=known))
+        trained = self.adapter.labels
+        as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
+        known = {name: text for name, text in as_trained.items() if name in names}
+        known |= {label_name(name): text for name, text in (texts or {}).items()}
+        words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
         input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
         input_ids, mask = self._fit_prompt(input_ids, mask)
         states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))

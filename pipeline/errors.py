@@ -1,9 +1,14 @@
 """The exceptions a user may see, and exit statuses that launchers may ask for."""
 
+import difflib
+from collections.abc import Iterable, Sequence
+
 PREEMPTED = 85
 """A signal ended training after a checkpoint: queue the job again."""
 RANK_LOST = 86
 """Another rank of the run was killed, hung or failed."""
+SHOWN = 3
+"""Faults, rows or names given in a message; the rest are counted."""
 
 
 class UserError(Exception):
@@ -20,3 +25,16 @@ class DivergedError(UserError):
 
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)
     """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""
+
+
+def some(items: Sequence[str], count: int | None = None) -> str:
+    """The first few items, and how many more there are of `count` in all (default: as many as items)."""
+    more = (len(items) if count is None else count) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (nearest: 'x')` where a known name is close, letter case aside, else nothing."""
+    by_form = {other.casefold(): other for other in known}
+    matches = difflib.get_close_matches(name.casefold(), by_form, n=1, cutoff=0.5)
+    return f" (nearest: {by_form[matches[0]]!r})" if matches else ""

@@ -1,13 +1,14 @@
 """Unlabelled texts, one at a time, from a file or standard input: never more than one row in memory."""
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
+from pipeline.data.json_objects import row_of_line
+from pipeline.data.readers import refuse_repeated
 from pipeline.errors import UserError
 
 if TYPE_CHECKING:
@@ -100,12 +101,7 @@ def _plain_values(line: str, columns: list[str]) -> list[str]:
 def _json_values(line: str, columns: list[str]) -> list[str]:
     if not line.strip():
         return [""]
-    try:
-        value = json.loads(line)
-    except ValueError as error:
-        raise ValueError(f"no JSON ({error})") from error
-    if not isinstance(value, dict):
-        raise ValueError("expected a JSON object")
+    value = row_of_line(line, columns)
     texts = [value[column] for column in columns if isinstance(value.get(column), str)]
     if len(texts) < len(columns):
         raise ValueError(f"no string under '{' and '.join(columns)}' (keys: {', '.join(value)})")
@@ -125,6 +121,7 @@ def _table_rows(reader: "_csv.Reader", source: str, columns: list[str]) -> Itera
         missing = [column for column in columns if column not in header]
         if header and missing:
             raise UserError(f"{_name(source)}: no column '{missing[0]}' (columns: {', '.join(header)})")
+        refuse_repeated(_name(source), header, columns)
         places = [header.index(column) for column in columns if header]
         for row in reader:
             if row and len(row) != len(header):

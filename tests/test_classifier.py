@@ -77,6 +77,8 @@ def test_labels_of_training_by_their_wording_score_as_in_training(classifier: LT
     for mine, theirs in zip(again.predict(texts), expected, strict=True):
         assert mine.scores == pytest.approx({name: theirs.scores[name] for name in again.labels}, abs=1e-5)
     assert classifier.predict(texts) == expected, "the original is untouched"
+    spelled = classifier.with_labels([f" {name}\u200b" for name in LABELS])
+    assert spelled.labels == LABELS and spelled.predict(texts) == expected
 
 
 def test_new_labels_are_scored_from_their_wording(classifier: LTuningClassifier) -> None:
@@ -93,6 +95,7 @@ def test_new_labels_are_scored_from_their_wording(classifier: LTuningClassifier)
         (["one"], "at least two different names"),
         (["one", "one"], "at least two different names"),
         (["one", " "], "at least two different names"),
+        (["one two", " one\u00a0two"], "at least two different names"),
         (["one", "a very long name of a label that has many tokens"], "takes at most the 16 of its training"),
     ],
 )

@@ -24,6 +24,7 @@ PIECES = {
     "evaluation_config",
     "backbone.config",
     "data.config",
+    "data.labels",
     "engine.config",
 }
 PIECES |= {"backbone.facts", "backbone.injection"}

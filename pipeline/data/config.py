@@ -1,9 +1,11 @@
 """Config keys of the data and of the labels' wording."""
 
 import string
+from collections.abc import Iterable
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.data.labels import label_name
 from pipeline.settings import Settings
 
 
@@ -25,7 +27,7 @@ class DataConfig(Settings):
     text_pair: str | None = None
     """Column of the second text, for tasks on pairs of texts."""
     label: str = "label"
-    """Column of the label: its name, or its index into labels.names."""
+    """Column of the label: its name, its id (a ClassLabel, named in the file), or its index into labels.names."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
     max_length: int = Field(default=256, ge=2)
@@ -61,7 +63,7 @@ class LabelsConfig(Settings):
     texts: dict[str, str] = Field(default={})
     """Hypotheses of single labels, by name, where the template does not read well."""
     names: list[str] | None = None
-    """Label names in index order; null: those of the training texts, sorted."""
+    """Label names in index order; null: as the training file numbers them (ClassLabel), else all it has, sorted."""
 
     @field_validator("template")
     @classmethod
@@ -80,6 +82,7 @@ class LabelsConfig(Settings):
         blank = [name for name, text in texts.items() if not text.strip()]
         if blank:
             raise ValueError(f"the text of {blank[0]!r} is empty")
+        _refuse_repeated(texts)
         return texts
 
     @field_validator("names")
@@ -89,9 +92,15 @@ class LabelsConfig(Settings):
             return None
         if len(names) < 2:
             raise ValueError(f"a classifier needs at least two labels, got {names}")
-        if any(not name.strip() for name in names):
+        if any(not label_name(name) for name in names):
             raise ValueError("a label name is empty")
-        repeated = [name for name in names if names.count(name) > 1]
-        if repeated:
-            raise ValueError(f"{repeated[0]!r} is named twice")
+        _refuse_repeated(names)
         return names
+
+
+def _refuse_repeated(names: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for name in map(label_name, names):
+        if name in seen:
+            raise ValueError(f"{name!r} is named twice")
+        seen.add(name)

@@ -7,7 +7,7 @@ import codecs
 import csv
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -16,8 +16,9 @@ from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Features
 
+from pipeline.data.json_objects import DECODER, row_of_line, row_of_value
+from pipeline.data.labels import label_name
 from pipeline.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -50,30 +51,31 @@ class Table:
     """Column names; None if no row near the start of a JSON file could be read."""
     rows: Iterator[Row]
     label_names: list[str] | None = None
-    """Names that the source itself gives to integer labels."""
+    """`label_name` of each id, where the source itself gives names (ClassLabel)."""
 
 
-def open_file(path: Path, quoting: bool | None, label: str) -> Table:
-    """Opens a file by its suffix. `quoting` and `label` are as in DataConfig.
+def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str) -> Table:
+    """Opens a file by its suffix. Of its columns only those of the texts and of the label need to be readable.
 
     Raises:
-        UserError: the file is missing, empty, unreadable or of an unknown type.
+        UserError: the file is missing, empty, unreadable or of an unknown type, or has a wanted column twice.
     """
+    wanted = list(dict.fromkeys([*texts, label]))
     if not path.is_file():
         raise UserError(f"{path}: " + ("is a folder, not a file" if path.is_dir() else "no such file"))
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     match path.suffix.lower():
         case ".csv":
-            return _delimited(path, ",", quoting is not False)
+            return _delimited(path, ",", quoting is not False, wanted)
         case ".tsv":
-            return _delimited(path, "\t", quoting is True)
+            return _delimited(path, "\t", quoting is True, wanted)
         case ".jsonl":
-            return _json_table(path, lines=True)
+            return _json_table(_json_lines(path, wanted))
         case ".json":
-            return _json_table(path, lines=_first_byte(path) != b"[")
+            return _json_table((_json_array if _first_byte(path) == b"[" else _json_lines)(path, wanted))
         case ".parquet":
-            return _parquet(path, label)
+            return _parquet(path, wanted, label)
     raise UserError(f"{path}: unknown file type; use .csv, .tsv, .json, .jsonl or .parquet")
 
 
@@ -91,10 +93,13 @@ def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
         number += len(batch)
 
 
-def class_label_names(features: Features | None, label: str) -> list[str] | None:
-    """Names of a ClassLabel column, None for any other."""
-    feature = (features or {}).get(label)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
+def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:
+    """UserError if a wanted column is there more than once: which of them is meant nobody knows."""
+    for name in wanted:
+        if columns.count(name) > 1:
+            raise UserError(
+                f"{where}: column {name!r} is there {columns.count(name)} times: rename or remove all but one"
+            )
 
 
 @contextmanager
@@ -128,16 +133,14 @@ def _lines(path: Path, faults: list[str]) -> Iterator[str]:
                 yield raw.decode(encoding, errors="replace")
 
 
-def _delimited(path: Path, delimiter: str, quoted: bool) -> Table:
+def _delimited(path: Path, delimiter: str, quoted: bool, wanted: list[str]) -> Table:
     undecodable: list[str] = []
     lines = _lines(path, undecodable)
     records = _quoted_records(lines, delimiter) if quoted else _plain_records(lines, delimiter)
     _, columns, fault = next(records)
     if undecodable or fault:
         raise UserError(f"{path}: the header cannot be read: {fault or undecodable[0]}; save the file as UTF-8")
-    repeated = [name for name in columns if columns.count(name) > 1]
-    if repeated:
-        raise UserError(f"{path}: column {repeated[0]!r} occurs twice in the header")
+    refuse_repeated(str(path), columns, wanted)
     return Table(columns, _delimited_rows(records, columns, undecodable))
 
 
@@ -181,14 +184,13 @@ def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int,
             yield first_line, fields, None
 
 
-def _json_table(path: Path, lines: bool) -> Table:
-    rows = _json_lines(path) if lines else _json_array(path)
+def _json_table(rows: Iterator[Row]) -> Table:
     head = list(islice(rows, 100))
     columns = next((list(row.values) for row in head if not row.fault), None)
     return Table(columns, chain(head, rows))
 
 
-def _json_lines(path: Path) -> Iterator[Row]:
+def _json_lines(path: Path, wanted: list[str]) -> Iterator[Row]:
     undecodable: list[str] = []
     number = 0
     for line, text in enumerate(_lines(path, undecodable), 1):
@@ -199,36 +201,29 @@ def _json_lines(path: Path) -> Iterator[Row]:
             yield Row(number, line, {}, undecodable.pop())
             continue
         try:
-            value = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            yield Row(number, line, {}, f"no JSON object ({error})")
-        else:
-            yield _json_row(number, line, value)
+            yield Row(number, line, row_of_line(text, wanted))
+        except ValueError as error:
+            yield Row(number, line, {}, str(error))
 
 
-def _json_row(number: int, line: int | None, value: Any) -> Row:
-    if isinstance(value, dict):
-        return Row(number, line, value)
-    return Row(number, line, {}, f"a JSON {type(value).__name__} where an object is needed")
-
-
-def _json_array(path: Path) -> Iterator[Row]:
+def _json_array(path: Path, wanted: list[str]) -> Iterator[Row]:
     """Objects of one JSON array, decoded as they come."""
-    decoder, chunks, number = json.JSONDecoder(), _decoded_chunks(path), 0
+    chunks, number = _decoded_chunks(path), 0
     buffer = next(chunks)
     position = buffer.index("[") + 1
     while True:
         start = _SEPARATOR.match(buffer, position).end()  # type: ignore[union-attr]  # matches the empty string too
         if buffer[start : start + 1] == "]":
+            yield from _after_array(buffer[start + 1 :], chunks, number + 1)
             return
         try:
-            value, position = decoder.raw_decode(buffer, start)
+            value, position = DECODER.raw_decode(buffer, start)
             fault = "the array is not closed"
         except (ValueError, RecursionError) as error:
             value, position, fault = None, len(buffer), str(error)
         if position < len(buffer):
             number += 1
-            yield _json_row(number, None, value)
+            yield _json_row(number, value, wanted)
             continue
         # What was decoded, or not, up to the very end of the buffer may go on in the next chunk.
         more = next(chunks, None)
@@ -236,6 +231,21 @@ def _json_array(path: Path) -> Iterator[Row]:
             yield Row(number + 1, None, {}, f"no JSON from here on ({fault})")
             return
         buffer, position = buffer[start:] + more, 0
+
+
+def _json_row(number: int, value: Any, wanted: list[str]) -> Row:
+    try:
+        return Row(number, None, row_of_value(value, wanted))
+    except ValueError as error:
+        return Row(number, None, {}, str(error))
+
+
+def _after_array(rest: str, chunks: Iterator[str], number: int) -> Iterator[Row]:
+    """A row that is a fault, where anything but white space follows the array: rows in it would be lost."""
+    for text in chain([rest], chunks):
+        if found := text.strip():
+            yield Row(number, None, {}, f"the array ends here, but {found[:20]!r} follows: a .json file is one array")
+            return
 
 
 def _decoded_chunks(path: Path) -> Iterator[str]:
@@ -255,17 +265,33 @@ def _decoded_chunks(path: Path) -> Iterator[str]:
             yield text
 
 
-def _parquet(path: Path, label: str) -> Table:
+def _parquet(path: Path, wanted: list[str], label: str) -> Table:
     try:
         file = pq.ParquetFile(path)
-        names = class_label_names(Features.from_arrow_schema(file.schema_arrow), label)
+        columns = file.schema_arrow.names
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path}: is no readable parquet file ({str(error).splitlines()[0]})") from error
-    return Table(file.schema_arrow.names, arrow_rows(_parquet_batches(file, path)), names)
+        raise UserError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
+    refuse_repeated(str(path), columns, wanted)
+    rows = arrow_rows(_parquet_batches(file, path, [name for name in wanted if name in columns]))
+    return Table(columns, rows, names_of_ids(file.schema_arrow, label))
 
 
-def _parquet_batches(file: pq.ParquetFile, path: Path) -> Iterator[pa.RecordBatch]:
+def _parquet_batches(file: pq.ParquetFile, path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=ARROW_BATCH_ROWS)
+        yield from file.iter_batches(batch_size=ARROW_BATCH_ROWS, columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read to its end ({str(error).splitlines()[0]})") from error
+
+
+def names_of_ids(schema: pa.Schema, label: str) -> list[str] | None:
+    """`label_name` of each id of a ClassLabel column, None for any other column.
+
+    Read from what `datasets` writes into a schema, and not by `datasets`: it wants to understand every column, and
+    forgets the names of ids that are not int64.
+    """
+    try:
+        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
+        names = feature["names"] if feature["_type"] == "ClassLabel" else None
+    except (KeyError, TypeError, ValueError):
+        return None
+    return None if names is None else [label_name(str(name)) for name in names]

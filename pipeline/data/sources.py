@@ -1,51 +1,40 @@
 """Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: larger than memory is no problem."""
 
-import difflib
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from datasets import Dataset, load_dataset
+import pyarrow.parquet as pq
+from datasets import Dataset, load_dataset, load_dataset_builder
 from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.data.config import DataConfig
-from pipeline.data.readers import ARROW_BATCH_ROWS, Row, Table, arrow_rows, class_label_names, open_file
-from pipeline.errors import UserError
+from pipeline.data.labels import FileLabels, LabelSeen, value_name
+from pipeline.data.readers import ARROW_BATCH_ROWS, Row, Table, arrow_rows, names_of_ids, open_file
+from pipeline.errors import SHOWN, UserError, nearest, some
 
 EMBEDDED = Path(__file__).parent / "embedded"
 MAX_LABELS = 10_000
-SHOWN = 3
-"""Faults, rows or names given in a message; the rest are counted."""
 
 _HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
-
-
-@dataclass
-class LabelSeen:
-    """How often a label value occurs, and where first."""
-
-    count: int = 0
-    places: list[str] = field(default_factory=list)
 
 
 @dataclass
 class CheckedSplit:
     """One split as read: rows that passed every check."""
 
-    source: str
     rows: Dataset
-    """Columns row, text, text_pair if there is one, and label as a string."""
-    labels: dict[str, LabelSeen]
-    label_names: list[str] | None
-    """Names that the source itself gives to integer labels."""
+    """Columns row, text, text_pair if there is one, and label: its name, or its index as a string."""
+    labels: FileLabels
     text_hashes: NDArray[np.uint64]
     """64-bit hash [rows] of each normalised text (pair): finds texts in two splits in 8 bytes per row."""
 
@@ -64,14 +53,14 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
         UserError: the source cannot be read, lacks a column, or has faulty rows (the first few are named).
     """
     file = split_file(source, split)
-    table = _open_hub(source, config.label) if file is None else open_file(file, config.quoting, config.label)
     where = str(file or source)
-    texts = [config.text] + ([config.text_pair] if config.text_pair else [])
+    texts = _text_columns(config)
+    table = _open(source, split, config)
     if table.columns is not None:
         _check_columns(
             where, table.columns, {"text": config.text, "text_pair": config.text_pair, "label": config.label}
         )
-    checker = _Checker(where, texts, config.label)
+    checker = _Checker(where, texts, config.label, table.label_names)
     _write(
         arrow_file, checker.good_rows(tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)), len(texts) == 2
     )
@@ -79,16 +68,14 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     if not checker.row_count:
         raise UserError(f"{where}: no rows")
     hashes = np.frombuffer(checker.hashes, dtype=np.uint64)
-    return CheckedSplit(where, Dataset.from_file(str(arrow_file)), checker.labels, table.label_names, hashes)
+    return CheckedSplit(Dataset.from_file(str(arrow_file)), checker.labels, hashes)
 
 
 def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:
     """The text, or the two, of the rows with these numbers (from 1). Raises UserError where the source is gone."""
-    file = split_file(source, split)
-    table = _open_hub(source, config.label) if file is None else open_file(file, config.quoting, config.label)
-    columns = [config.text] + ([config.text_pair] if config.text_pair else [])
+    columns = _text_columns(config)
     found: dict[int, list[str]] = {}
-    for row in table.rows:
+    for row in _open(source, split, config).rows:
         if row.number in numbers:
             found[row.number] = [str(row.values.get(column, "")) for column in columns]
             if len(found) == len(numbers):
@@ -101,18 +88,6 @@ def overlap(first: CheckedSplit, second: CheckedSplit) -> list[int]:
     return np.flatnonzero(np.isin(second.text_hashes, first.text_hashes)).tolist()
 
 
-def some(items: Sequence[str], count: int | None = None) -> str:
-    """The first few items, and how many more there are of `count` in all (default: as many as items)."""
-    more = (len(items) if count is None else count) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f"; and {more} more" if more > 0 else "")
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (nearest: 'x')` where a known name is close, else nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f" (nearest: {matches[0]!r})" if matches else ""
-
-
 class _RowError(Exception):
     """What is wrong with one row."""
 
@@ -120,9 +95,9 @@ class _RowError(Exception):
 class _Checker:
     """Passes good rows on and gathers the faults of the others."""
 
-    def __init__(self, where: str, text_columns: list[str], label_column: str) -> None:
+    def __init__(self, where: str, text_columns: list[str], label_column: str, own_names: list[str] | None) -> None:
         self.where, self.text_columns, self.label_column = where, text_columns, label_column
-        self.labels: dict[str, LabelSeen] = {}
+        self.labels = FileLabels(where, {}, own_names)
         self.hashes = array("Q")
         self.row_count = self.fault_count = 0
         self.faults: list[str] = []
@@ -150,14 +125,12 @@ class _Checker:
     def _checked(self, row: Row) -> tuple[list[str], str]:
         if row.fault:
             raise _RowError(row.fault)
-        return [_text(row.values, column) for column in self.text_columns], _label(row.values, self.label_column)
+        texts = [_text(row.values, column) for column in self.text_columns]
+        return texts, _label(row.values, self.label_column, self.labels.own_names)
 
     def _count(self, label: str, place: str) -> None:
-        seen = self.labels.setdefault(label, LabelSeen())
-        seen.count += 1
-        if seen.count <= SHOWN:
-            seen.places.append(place)
-        if len(self.labels) > MAX_LABELS:
+        self.labels.seen.setdefault(label, LabelSeen()).add(place)
+        if len(self.labels.seen) > MAX_LABELS:
             raise UserError(
                 f"{self.where}: column {self.label_column!r} has more than {MAX_LABELS} different values; "
                 "set data.label to the column of the labels"
@@ -168,18 +141,46 @@ def hub_arguments(source: str) -> dict[str, str | None]:
     """`hub:NAME@REVISION:CONFIG:SPLIT` as arguments of `load_dataset`. Raises UserError for another form."""
     match = _HUB.fullmatch(source)
     if not match:
-        raise UserError(f"{source!r} is no hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
+        raise UserError(f"{source!r} is not a hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
     return match.groupdict()
 
 
-def _open_hub(source: str, label: str) -> Table:
+def _text_columns(config: DataConfig) -> list[str]:
+    return [config.text] + ([config.text_pair] if config.text_pair else [])
+
+
+def _open(source: str, split: str, config: DataConfig) -> Table:
+    file = split_file(source, split)
+    if file is not None:
+        return open_file(file, config.quoting, _text_columns(config), config.label)
+    return _open_hub(source, [*_text_columns(config), config.label], config.label)
+
+
+def _open_hub(source: str, wanted: list[str], label: str) -> Table:
+    arguments = hub_arguments(source)
     try:
-        dataset = load_dataset(**hub_arguments(source))
-    except (OSError, ValueError, DatasetsError) as error:
+        dataset = load_dataset(**arguments)
+        names = names_of_ids(dataset.features.arrow_schema, label)
+        _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
+    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
-    batches = dataset.with_format("arrow").iter(ARROW_BATCH_ROWS)
-    return Table(dataset.column_names, arrow_rows(batches), class_label_names(dataset.features, label))
+    columns = dataset.column_names
+    read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
+    return Table(columns, arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS)), names)
+
+
+def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:
+    """UserError where a Parquet file of a folder has other names of ids: `datasets` takes those of the first file."""
+    if not Path(folder).is_dir():
+        return
+    files = load_dataset_builder(folder, name).config.data_files or {}
+    for file in chain.from_iterable(files.values()):
+        if file.endswith(".parquet") and names_of_ids(pq.read_schema(file), label) not in (names, None):
+            raise UserError(
+                f"{source}: {file} names the ids of {label!r} otherwise than the first file of the folder, whose names "
+                "would be taken for all: give the file itself, in place of hub:"
+            )
 
 
 def _check_columns(where: str, columns: list[str], wanted: dict[str, str | None]) -> None:
@@ -200,16 +201,12 @@ def _text(values: dict[str, Any], column: str) -> str:
     return _whole(text, column)
 
 
-def _label(values: dict[str, Any], column: str) -> str:
+def _label(values: dict[str, Any], column: str, own_names: list[str] | None) -> str:
     """A label's name, or its index as a string."""
-    value = values.get(column)
-    if isinstance(value, float) and value.is_integer():  # pandas turns integers to floats where one is missing
-        value = int(value)
-    if value is None or (isinstance(value, str) and not value.strip()):
-        raise _RowError(f"no label in {column!r}")
-    if not isinstance(value, str | int):
-        raise _RowError(f"the label {value!r} is neither a string nor an integer")
-    return _whole(str(value).strip(), column)
+    try:
+        return _whole(value_name(values.get(column), own_names), column)
+    except ValueError as error:
+        raise _RowError(f"{error} in {column!r}") from None
 
 
 def _whole(text: str, column: str) -> str:

@@ -12,8 +12,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.data.sources import SHOWN, some
-from pipeline.errors import UserError
+from pipeline.errors import SHOWN, UserError, some
 
 BATCH_ROWS = 256
 ROWS_PER_WORKER = 10_000

@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
-from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.engine.inference import load_frozen, prepare_inference, release
 from pipeline.engine.startup import on_main_process, start

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
-from pipeline.data.labels import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.launcher import world_size
 from pipeline.limits import check_positions

@@ -18,19 +18,21 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.fingerprint import data_fingerprint, place_of, source_identity, sources_of
-from pipeline.data.labels import hypotheses, label_indices, label_names
-from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some
-from pipeline.data.tokenising import balanced_subset, rows_per_label, summary, tokenise
+from pipeline.data.hypotheses import hypotheses
+from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
+from pipeline.data.sources import CheckedSplit, overlap, read_split
+from pipeline.data.tokenising import balanced_subset, column, rows_per_label, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from pipeline.errors import UserError
-from pipeline.integrity import is_whole
+from pipeline.errors import UserError, some
+from pipeline.integrity import is_whole, write_sums
 from pipeline.launcher import world_size
 from pipeline.rundir import atomic_dir, differences, read_json, write_json
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
-VERSION = 1
+VERSION = 2
+"""Of the manifest. Before 2, ids were not always read by the names of their own file, nor names by `label_name`."""
 
 
 def preprocess(config: RunConfig) -> dict[str, Any]:
@@ -62,6 +64,8 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
         manifest = read_json(run.manifest_file)
         changed = differences(manifest["fingerprint"], wanted)
         if not changed:
+            if manifest["version"] < VERSION:
+                manifest = _renewed(manifest, config, sources)
             log.info("preprocess: %s is current", run.data)
             return manifest
         log.info("preprocess: %s is stale (%s), made again", run.data, "; ".join(changed))
@@ -84,14 +88,9 @@ def _build(
 ) -> dict[str, Any]:
     """Reads all splits, then tokenises them into `folder`; returns the manifest's part on what was found."""
 
-    def read(split: str) -> CheckedSplit:
-        return read_split(sources[split], split, config.data, scratch / f"{split}.arrow")
-
-    splits = _each(sources, read)
-    train = splits["train"]
-    names = label_names(list(train.labels), config.labels.names, train.label_names)
+    splits, labels, indices = _read(config, sources, scratch)
+    names = labels.names
     hypotheses(names, config.labels)  # a wording that does not fit is said before the long work
-    indices = _each(splits, lambda split: _checked_labels(split, splits[split], names))
     tokenised = {}
     for split, read_rows in splits.items():
         rows = _kept(config, split, read_rows.rows, indices[split])
@@ -99,8 +98,58 @@ def _build(
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
-    warnings = [*_label_warnings(names, tokenised), *_overlap_warnings(splits), *_cut_warnings(tokenised, config)]
+    warnings = [
+        *_label_warnings(labels, splits, tokenised),
+        *_overlap_warnings(splits),
+        *_cut_warnings(tokenised, config),
+    ]
     return {"labels": names, "splits": tokenised, "warnings": warnings, "has_pair": config.data.text_pair is not None}
+
+
+def _read(
+    config: RunConfig, sources: dict[str, str], scratch: Path
+) -> tuple[dict[str, CheckedSplit], Labels, dict[str, dict[str, int]]]:
+    """The splits, the labels, and by split the index of each label as the split has it."""
+
+    def read(split: str) -> CheckedSplit:
+        return read_split(sources[split], split, config.data, scratch / f"{split}.arrow")
+
+    splits = _each(sources, read)
+    labels = known_labels(splits["train"].labels, config.labels.names)
+    return splits, labels, _each(splits, lambda split: label_indices(split, splits[split].labels, labels))
+
+
+def _renewed(manifest: dict[str, Any], config: RunConfig, sources: dict[str, str]) -> dict[str, Any]:
+    """The manifest of an older version with today's, if every row has the label that it has today.
+
+    Raises:
+        UserError: a row has another one, or is refused today: what was trained and evaluated on it is wrong.
+    """
+    run = config.run_dir
+    with TemporaryDirectory() as scratch:
+        try:
+            splits, labels, indices = _read(config, sources, Path(scratch))
+        except UserError as fault:
+            raise UserError(f"{fault} (an older version read this otherwise, and made '{run.data}' of it)") from fault
+        old_names = np.array(list(map(label_name, manifest["labels"])), dtype=object)
+        wrong = (
+            [] if sorted(old_names) == sorted(labels.names) else [f"the labels were {', '.join(manifest['labels'])}"]
+        )
+        for split, found in splits.items():
+            kept = Dataset.load_from_disk(str(run.data / split))
+            rows, old = column(kept, "row"), old_names[column(kept, "label")]
+            values = found.rows.data.column("label").to_pylist()
+            new = np.array([labels.names[indices[split][values[row - 1]]] for row in rows], dtype=object)
+            wrong += [f"{split} row {rows[n]} was {old[n]!r}, is {new[n]!r}" for n in np.flatnonzero(old != new)]
+    if wrong:
+        raise UserError(
+            f"'{run.data}' was made by an older version that read labels wrongly: {some(wrong)}; so what was trained "
+            f"and evaluated in '{run.path}' is wrong: choose another run.dir, or remove that folder"
+        )
+    manifest = manifest | {"version": VERSION}
+    write_json(run.manifest_file, manifest)
+    write_sums(run.data)
+    return manifest
 
 
 def _save_quietly(rows: Dataset, folder: Path) -> None:
@@ -141,21 +190,6 @@ def _each(splits: Mapping[str, Any], work: Callable[[str], Result]) -> dict[str,
     return results
 
 
-def _checked_labels(split: str, rows: CheckedSplit, names: list[str]) -> dict[str, int]:
-    """The index of every label value of a split. Raises UserError for values that are no label."""
-    indices = label_indices(list(rows.labels), names)
-    unlisted = {value: seen for value, seen in rows.labels.items() if value not in indices}
-    if unlisted:
-        faults = [
-            f"{value!r}{nearest(value, names)} in {seen.count} rows, first {seen.places[0]}"
-            for value, seen in unlisted.items()
-        ]
-        known = ", ".join(map(repr, names[:10])) + (", ..." if len(names) > 10 else "")
-        problem = f"{split} has labels that are neither in training nor listed in labels.names"
-        raise UserError(f"{rows.source}: {problem}: {some(faults)}; known are {known}")
-    return indices
-
-
 def _kept(config: RunConfig, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:
     """The rows of a split that its limits leave."""
     limit = getattr(config.data, f"{split}_limit")
@@ -171,12 +205,15 @@ def _kept(config: RunConfig, split: str, rows: Dataset, indices: dict[str, int])
     return rows.select(balanced_subset(labels, limit, config.run.seed if split == "train" else 0))
 
 
-def _label_warnings(names: list[str], splits: dict[str, dict[str, Any]]) -> list[str]:
-    untrained = [repr(name) for name in names if not splits["train"]["per_label"][name]]
+def _label_warnings(labels: Labels, splits: dict[str, CheckedSplit], tokenised: dict[str, dict[str, Any]]) -> list[str]:
+    untrained = [repr(name) for name in labels.names if not tokenised["train"]["per_label"][name]]
     warnings = [f"no training text has the label(s) {some(untrained)}"] if untrained else []
-    if all(name.isdecimal() for name in names):
+    for alike in look_alikes(labels.names):
+        warnings.append(f"{' and '.join(map(repr, alike))} are different labels, but differ by case or style alone")
+    if all(name.isdecimal() for name in labels.names):
         warnings.append("the labels are numbers, which say nothing to the backbone: give them words with labels.names")
-    return warnings
+    doubts = [doubt(split, found.labels, labels) for split, found in splits.items()]
+    return warnings + [warning for warning in doubts if warning]
 
 
 def _overlap_warnings(splits: dict[str, CheckedSplit]) -> list[str]:

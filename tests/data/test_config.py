@@ -14,6 +14,9 @@ from pipeline.data.config import DataConfig, LabelsConfig
         ({"names": ["a"]}, "at least two labels"),
         ({"names": ["a", "b", "a"]}, "'a' is named twice"),
         ({"names": ["a", ""]}, "a label name is empty"),
+        ({"names": ["a", "\u200b"]}, "a label name is empty"),
+        ({"names": ["a b", "c", "a\u00a0 b"]}, "'a b' is named twice"),
+        ({"texts": {"caf\u00e9": "x", "cafe\u0301": "y"}}, "'caf\u00e9' is named twice"),
     ],
 )
 def test_labels_faults_are_named(keys, complaint):

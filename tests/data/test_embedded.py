@@ -18,10 +18,10 @@ def splits(tmp_path_factory):
 
 
 def test_every_split_is_balanced_over_eight_labels(splits):
-    labels = set(splits["train"].labels)
+    labels = set(splits["train"].labels.seen)
     assert len(labels) == 8
     for split, count in PER_LABEL.items():
-        assert {label: seen.count for label, seen in splits[split].labels.items()} == dict.fromkeys(labels, count)
+        assert {label: seen.count for label, seen in splits[split].labels.seen.items()} == dict.fromkeys(labels, count)
 
 
 def test_no_line_occurs_twice_and_none_nearly(splits):

@@ -1,79 +1,389 @@
+"""Label identity: for whatever three files say, every row gets the label that was meant, or the files are refused."""
+
+import csv
+import json
+import random
+import unicodedata
+from decimal import Decimal
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from datasets import ClassLabel, Features, Value
+from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
-from tokenizers import normalizers
 
-from pipeline.data.config import LabelsConfig
-from pipeline.data.labels import encode_hypotheses, hypotheses, label_indices, label_names
+from pipeline.data.config import DataConfig
+from pipeline.data.labels import (
+    FileLabels,
+    LabelSeen,
+    doubt,
+    known_labels,
+    label_indices,
+    label_name,
+    look_alikes,
+    value_name,
+)
+from pipeline.data.sources import read_split
 from pipeline.errors import UserError
-from tests.tiny import tiny_tokenizer
 
-names = st.lists(st.text(min_size=1, max_size=5), min_size=2, max_size=12, unique=True)
-
-
-@given(names, st.randoms())
-def test_names_do_not_depend_on_the_order_of_rows(values, random):
-    shuffled = random.sample(values, len(values))
-    assert label_names(values, None, None) == label_names(shuffled, None, None)
-    assert sorted(label_names(values, None, None)) == sorted(values)
+SPLITS = ("train", "validation", "test")
 
 
-@given(names)
-def test_every_name_has_its_own_index(values):
-    indices = label_indices(values, values)
-    assert [indices[name] for name in values] == list(range(len(values)))
+def file_labels(*names, own=None):
+    return FileLabels("a file", {name: LabelSeen(1, ["row 1"]) for name in names}, own)
 
 
-def test_integers_are_indices_unless_they_are_names():
-    assert label_indices(["0", "1", "yes", "2", "01", "-1"], ["no", "yes"]) == {"0": 0, "1": 1, "yes": 1}
-    assert label_indices(["2", "1"], ["2", "1"]) == {"2": 0, "1": 1}
+def names_of(train, configured=None, own=None):
+    return known_labels(file_labels(*train, own=own), configured).names
 
 
-def test_numbers_are_sorted_as_numbers():
-    assert label_names(["10", "9"], None, None) == ["9", "10"]
-    assert label_names(["10", "9", "x"], None, None) == ["10", "9", "x"]
+# Names ------------------------------------------------------------------------------------------------------------
 
 
-def test_configured_names_come_before_those_of_the_source():
-    assert label_names(["0", "1"], None, ["neg", "pos"]) == ["neg", "pos"]
-    assert label_names(["0", "1"], ["bad", "good"], ["neg", "pos"]) == ["bad", "good"]
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "café noir",
+        "cafe\u0301 noir",
+        " café\u00a0noir\t",
+        "café \u2003\u3000noir",
+        "\ufeffcafé no\u00adir\u200b",
+        "\u200fcafé\nnoir",
+    ],
+)
+def test_one_label_in_many_spellings(spelling):
+    assert label_name(spelling) == "café noir"
 
 
-def test_one_label_only_is_refused():
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("m²", "m2"),
+        ("US", "us"),
+        ("ab", "a b"),
+        ("01", "1"),
+        ("1.5", "1"),
+        ("क्\u200dष", "क्ष"),
+        ("1.0.0", "1"),
+        ("+1", "1"),
+    ],
+)
+def test_names_that_stay_two(one, other):
+    assert label_name(one) != label_name(other)
+
+
+@given(st.text())
+def test_a_name_is_its_own_name(text):
+    assert label_name(label_name(text)) == label_name(text) == label_name(f"\u00a0{text}\n")
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (1, "1"), (1.0, "1"), ("1.0", "1"), ("1.000", "1"), (" 1", "1"), (Decimal("1.00"), "1"), (-0.0, "0"),
+        ("-0.0", "0"),
+        (-3.0, "-3"), (2**64 - 1, str(2**64 - 1)), (True, "True"), ("true", "true"), (1e300, str(int(1e300))),
+        ("9" * 5000, "9" * 5000),
+    ],
+)  # fmt: skip
+def test_names_of_values(value, name):
+    assert value_name(value, None) == name
+
+
+@pytest.mark.parametrize(
+    ("value", "own", "complaint"),
+    [
+        (None, None, "no label"),
+        (float("nan"), None, "no label"),
+        (" \u200b", None, "no label"),
+        (-1, ["a", "b"], "no label"),
+        (1, ["a", ""], "no label"),
+        (2, ["a", "b"], "the label 2 is not one of the 2 ids"),
+        (1.5, None, "neither a string nor an integer"),
+        (float("inf"), None, "neither a string nor an integer"),
+        (b"a", None, "neither a string nor an integer"),
+        (["a"], None, "neither a string nor an integer"),
+    ],
+)
+def test_values_that_are_not_labels(value, own, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        value_name(value, own)
+
+
+def test_labels_in_index_order():
+    assert names_of(["b", "a"]) == ["a", "b"]
+    assert names_of(["10", "9"]) == ["9", "10"] and names_of(["10", "9", "x"]) == ["10", "9", "x"]
+    assert names_of(["c", "a"], own=["c", "b", "a"]) == ["c", "b", "a"]
+    assert names_of(["c", "a"], configured=["a ", "c"], own=["c", "a"]) == ["a", "c"]
     with pytest.raises(UserError, match="all training texts have the label 'x'"):
-        label_names(["x"], None, None)
-    with pytest.raises(UserError, match="all training texts have the label 'x'"):
-        label_names(["x"], ["x", "y"], None)
+        names_of(["x"], configured=["x", "y"])
 
 
-def test_hypotheses_by_template_and_by_text():
-    config = LabelsConfig(template="It is {label} {{really}}.", texts={"b": "Quite another."})
-    assert hypotheses(["a", "b"], config) == ["It is a {really}.", "Quite another."]
+def test_what_is_doubtful_about_numbers():
+    labels = known_labels(file_labels("a", "b"), ["a", "b", "c"])
+    assert "test has no label 0" in doubt("test", file_labels("1", "2"), labels)
+    assert doubt("test", file_labels("0", "2"), labels) is doubt("test", file_labels("a"), labels) is None
+    labels = known_labels(file_labels("1", "0"), ["1", "0"])
+    assert "are taken as the names in labels.names" in doubt("test", file_labels("1", "0"), labels)
+    assert doubt("test", file_labels("1"), known_labels(file_labels("1", "0"), None)) is None
 
 
-def test_hypotheses_that_do_not_fit_are_refused():
-    with pytest.raises(UserError, match=r"'sport', which is no label \(nearest: 'sports'\)"):
-        hypotheses(["sports", "news"], LabelsConfig(texts={"sport": "x"}))
-    with pytest.raises(UserError, match="the labels 'a' and 'b' have the same hypothesis"):
-        hypotheses(["a", "b"], LabelsConfig(texts={"a": "same", "b": "same"}))
+def test_look_alikes_are_found():
+    assert look_alikes(["Sport", "sport", "m²", "m2", "other"]) == [["Sport", "sport"], ["m²", "m2"]]
 
 
-def test_encoded_hypotheses_are_padded_on_the_right():
-    tokenizer = tiny_tokenizer()
-    tokenizer.padding_side = "left"
-    texts = ["The text has positive sentiment.", "negative", "a b"]
-    input_ids, mask = encode_hypotheses(tokenizer, texts, 64)
-    assert mask.dtype.is_floating_point is False and mask.shape == input_ids.shape
-    for row, (text, kept) in enumerate(zip(texts, mask, strict=True)):
-        assert input_ids[row][kept].tolist() == tokenizer(text)["input_ids"]
-        assert kept.tolist() == sorted(kept.tolist(), reverse=True)
-    assert not input_ids[~mask].any()
+# What a file's labels mean, by the training file (names, own names), labels.names and the file (names, own names) -----
 
 
-def test_hypotheses_alike_to_the_tokenizer_or_too_long_are_refused():
-    tokenizer = tiny_tokenizer()
-    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(UserError, match="'About US' and 'About us' become the same tokens"):
-        encode_hypotheses(tokenizer, ["About US", "About us"], 64)
-    with pytest.raises(UserError, match="it must have 1 to 8"):
-        encode_hypotheses(tokenizer, ["no", "a very long hypothesis indeed"], 8)
+@pytest.mark.parametrize(
+    ("train", "configured", "file", "indices"),
+    [
+        ((["a", "b"], None), None, (["b"], None), {"b": 1}),
+        ((["a", "b"], ["b", "a"]), None, (["a", "b"], ["a", "b"]), {"a": 1, "b": 0}),
+        ((["a", "b"], ["b", "a"]), None, (["0", "1"], None), {"0": 0, "1": 1}),
+        (
+            (["a", "b"], ["b", "a"]),
+            None,
+            (["0", "1"], ["0", "1", "2"]),
+            {"0": 0, "1": 1},
+        ),  # a ClassLabel(num_classes=3)
+        ((["a", "b"], None), ["b", "a"], (["1"], None), {"1": 1}),
+        ((["0", "1"], None), ["b", "a"], (["a"], ["a"]), {"a": 1}),
+        ((["0", "1"], ["0", "1"]), ["b", "a"], (["1"], None), {"1": 1}),
+        ((["0", "1"], ["0", "1", "2"]), None, (["2"], None), {"2": 2}),
+        ((["1", "0"], None), ["1", "0"], (["1", "0"], None), {"1": 0, "0": 1}),
+        ((["1", "2", "3"], ["1", "2", "3"]), None, (["1", "2", "3"], None), {"1": 0, "2": 1, "3": 2}),
+        ((["a", "b"], ["a", "", "b"]), None, (["2"], None), {"2": 1}),
+        ((["a", "b"], ["a", "b"]), ["a", "b", "c"], (["2"], None), {"2": 2}),
+    ],
+)
+def test_meanings(train, configured, file, indices):
+    labels = known_labels(file_labels(*train[0], own=train[1]), configured)
+    assert label_indices("test", file_labels(*file[0], own=file[1]), labels) == indices
+
+
+@pytest.mark.parametrize(
+    ("train", "configured", "file", "complaint"),
+    [
+        (
+            (["good", "bad"], None),
+            None,
+            (["godo"], None),
+            r"'godo' \(nearest: 'good'\) in 1 rows, first row 1; known are 'bad'",
+        ),
+        ((["good", "bad"], None), None, (["0", "1"], None), "a number is an index only into labels.names, or where"),
+        ((["1", "2"], None), None, (["0", "1"], None), "'0' in 1 rows, first row 1; known are '1', '2'; a number is"),
+        ((["1", "2"], None), ["1", "2"], (["0", "1"], None), "a number is not an index where the names are numbers"),
+        ((["0", "1"], None), ["a", "b"], (["1", "2"], None), "; indices go from 0 to 1"),
+        (
+            (["0", "1"], None),
+            ["a", "b"],
+            (["a", "1"], None),
+            "'1' in 1 rows, first row 1; .* only where all labels of its",
+        ),
+        ((["a", "b"], None), ["a", "b"], (["-1"], None), "'-1' in 1 rows"),
+        ((["a", "b"], None), ["a", "b"], (["True"], None), "'True' in 1 rows"),
+        (
+            (["a", "b"], None),
+            ["a", "b"],
+            (["a"], ["a", "c"]),
+            "own label names .* not all in labels.names: 'c'.*; add them",
+        ),
+        ((["a", "b"], ["a", "b"]), None, (["c"], ["c", "a"]), "'c'"),
+        (
+            (["1", "0"], ["1", "0"]),
+            None,
+            (["0", "1"], None),
+            "mean one thing by the names themselves and another by the t",
+        ),
+        (
+            (["a", "b"], ["a", "b"]),
+            ["b", "a"],
+            (["0"], None),
+            "one thing by labels.names and another by the training file",
+        ),
+    ],
+)
+def test_refusals(train, configured, file, complaint):
+    train_file = file_labels(*train[0], own=train[1])
+    labels = known_labels(train_file, configured)
+    with pytest.raises(UserError, match=complaint) as fault:
+        label_indices("test", file_labels(*file[0], own=file[1]), labels)
+    assert "\n" not in str(fault.value)
+
+
+def test_names_of_the_training_file_that_are_not_listed_are_refused():
+    train = file_labels("b", own=["a", "b"])
+    with pytest.raises(UserError, match=r"label names .* not all in labels.names: 'a'; add them there"):
+        label_indices("train", train, known_labels(file_labels("a", "b", own=["a", "b"]), ["b", "c"]))
+
+
+# Three files of any kind ------------------------------------------------------------------------------------------
+
+POOLS = [
+    ["roads", "trams", "parks and lakes", "schools", "housing"],
+    ["café", "CAFÉ", "m²", "m2", "naïve  art"],
+    ["1", "0", "3", "2", "4"],
+    ["1", "2", "3", "4", "5"],
+    ["0", "1", "2", "3", "4"],
+    ["-1", "10", "9", "1.5", "1e3"],
+    ["True", "False", "None", "nan", "0"],
+]
+FORMATS = ["csv", "tsv", "json", "jsonl", "parquet"]
+STRINGS = [pa.string(), pa.large_string(), pa.string_view(), pa.dictionary(pa.int8(), pa.string())]
+SIGNED = [
+    pa.int8(), pa.int16(), pa.int32(), pa.int64(), pa.float16(), pa.float32(), pa.float64(), pa.decimal128(5, 2),
+    pa.dictionary(pa.int8(), pa.int64()), *STRINGS,
+]  # fmt: skip
+NUMBERS = [*SIGNED, pa.uint8(), pa.uint16(), pa.uint32(), pa.uint64()]
+
+
+def spelled(name, chance):
+    """A spelling of a name that is the same name."""
+    variants = [
+        unicodedata.normalize("NFD", name),
+        f" {name}",
+        name.replace(" ", "\u00a0"),
+        name.replace(" ", "  "),
+        f"{name}\u200b",
+    ]
+    return chance.choice([name, *variants])
+
+
+def write_parquet(path, values, chance, own_names):
+    numbers = all(isinstance(value, int) for value in values)
+    kind = chance.choice((SIGNED if min(values) < 0 else NUMBERS) if numbers else STRINGS)
+    if own_names is not None:
+        kind = chance.choice([pa.int64(), pa.int64(), pa.int8(), pa.uint16(), pa.int32(), pa.float64()])
+    if kind in STRINGS or pa.types.is_decimal(kind):
+        values = list(map(Decimal if pa.types.is_decimal(kind) else str, values))
+    texts = pa.array([f"text {n}" for n in range(len(values))])
+    if pa.types.is_dictionary(kind):
+        label = chance.choice([pa.array(pd.Categorical(values)), pa.array(values).dictionary_encode()])
+    else:
+        label = pa.array(values).cast(kind)
+    table = pa.table(
+        {"other": pa.array([[("k", 1)]] * len(values), pa.map_(pa.string(), pa.int8())), "text": texts, "label": label}
+    )
+    if own_names is not None:
+        features = Features({"text": Value("string"), "label": ClassLabel(names=own_names)})
+        table = table.replace_schema_metadata(features.arrow_schema.metadata)
+    pq.write_table(table, path)
+
+
+def write_file(folder, split, values, chance, own_names=None):
+    """A file of a random format: `values` are strings or integers; with `own_names` they are ids."""
+    form = "parquet" if own_names is not None else chance.choice(FORMATS)
+    path = Path(folder) / f"{split}.{form}"
+    texts = [f"text {n}" for n in range(len(values))]
+    if form == "parquet":
+        write_parquet(path, values, chance, own_names)
+    elif form in ("csv", "tsv"):
+        as_floats = all(isinstance(value, int) for value in values) and chance.random() < 0.3
+        with open(path, "w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file, delimiter="," if form == "csv" else "\t")
+            writer.writerows([("text", "label"), *zip(texts, map(float, values) if as_floats else values, strict=True)])
+    else:
+        shapes = [lambda value: value, str, float] if all(isinstance(value, int) for value in values) else [str]
+        rows = [
+            {"label": chance.choice(shapes)(value), "text": text} for text, value in zip(texts, values, strict=True)
+        ]
+        path.write_text(json.dumps(rows) if form == "json" else "\n".join(map(json.dumps, rows)))
+    return str(path)
+
+
+def speak(folder, split, way, truth, names, listed, chance):
+    """Writes a file whose rows mean `truth` (positions in `names`) in one of the ways; its path and its own names."""
+    if way == "ids":
+        # Not in training: with a label more than there are, indices that count from 1 cannot be told from others.
+        extra = ["unused"] if split != "train" and chance.random() < 0.1 else []
+        own = chance.sample(names, len(names)) + extra
+        present = [name for name in own if name in {names[t] for t in truth}]
+        own = present if chance.random() < 0.3 else own
+        return write_file(folder, split, [own.index(names[t]) for t in truth], chance, own), own
+    if way == "indices":
+        return write_file(folder, split, [listed.index(names[t]) for t in truth], chance), None
+    if way == "indices from 1":
+        return write_file(folder, split, [listed.index(names[t]) + 1 for t in truth], chance), None
+    values = [spelled(names[t], chance) for t in truth]
+    if way == "a typo":
+        values[chance.randrange(len(values))] = names[truth[0]] + "x"
+    if chance.random() < 0.5 and all(value.strip().lstrip("-").isdecimal() for value in values):
+        values = list(map(int, values))
+    return write_file(folder, split, values, chance), None
+
+
+def read_all(folder, files, configured):
+    """By split the names of its rows; and all names."""
+    checked = {s: read_split(path, s, DataConfig(train=path), Path(folder) / f"{s}.arrow") for s, path in files.items()}
+    labels = known_labels(checked["train"].labels, configured)
+    indices = {split: label_indices(split, found.labels, labels) for split, found in checked.items()}
+    return {s: [labels.names[indices[s][v]] for v in found.rows["label"]] for s, found in checked.items()}, labels.names
+
+
+ways = st.sampled_from(["names", "ids", "indices", "indices", "indices from 1", "a typo"])
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    st.sampled_from(POOLS),
+    st.integers(2, 5),
+    st.sampled_from(["names", "ids", "ids", "indices"]),
+    ways,
+    ways,
+    st.booleans(),
+    st.integers(0, 2**32),
+)
+def test_every_row_is_right_or_the_files_are_refused(
+    tmp_path_factory, pool, count, train, validation, test, lists, seed
+):
+    chance, folder = random.Random(seed), tmp_path_factory.mktemp("files")
+    names = [label_name(name) for name in pool[:count]]
+    configured = chance.sample(names, count) if lists else None
+    listed, files, meant, spoken = configured, {}, {}, {"train": train, "validation": validation, "test": test}
+    for split, way in spoken.items():
+        # An index means nothing without a list; and where a plain training file has numbers for names, a name wins.
+        ids = spoken["train"] == "ids" and way != "indices from 1"
+        numbers_are_names = not ids and any(name.isdecimal() for name in names)
+        if way.startswith("indices") and (listed is None or numbers_are_names):
+            way = spoken[split] = "names"
+        truth = list(range(count)) if split == "train" or way == "indices from 1" else []
+        meant[split] = truth + [chance.randrange(count) for _ in range(chance.randint(1, 4))]
+        files[split], own = speak(folder, split, way, meant[split], names, listed, chance)
+        if split == "train" and own is not None and (listed is None or chance.random() < 0.5):
+            listed = [name for name in own if name in names]  # whoever exports the ids of training means these
+    spelled_out = configured and [spelled(name, chance) for name in configured]
+    refusal = ""
+    try:
+        found, known = read_all(folder, files, spelled_out)
+    except UserError as error:
+        refusal = str(error)
+    event("refused" if refusal else "read")
+    if refusal:
+        honest = {"names", "ids"} >= set(spoken.values()) and "unused" not in refusal
+        assert not honest or "mean one thing" in refusal, f"without need: {refusal}"
+        assert "\n" not in refusal
+        return
+    assert len(set(known)) == len(known) and (configured is None or known == configured)
+    for split, truth in meant.items():
+        assert found[split] == [names[t] for t in truth], f"{split}, said by {spoken[split]}"
+
+
+# Files, and configs, that were silently read wrongly ---------------------------------------------------------------
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=6), st.lists(st.integers(0, 6), min_size=1, max_size=6))
+def test_numbers_without_names_are_names(tmp_path_factory, train, test):
+    assume(len(set(train)) > 1)
+    folder, chance = tmp_path_factory.mktemp("files"), random.Random(str((train, test)))
+    files = {"train": write_file(folder, "train", train, chance), "test": write_file(folder, "test", test, chance)}
+    if set(test) <= set(train):
+        found, known = read_all(folder, files, None)
+        assert known == list(map(str, sorted(set(train)))) and found["test"] == list(map(str, test))
+    else:
+        with pytest.raises(UserError, match="known are"):
+            read_all(folder, files, None)

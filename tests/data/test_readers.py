@@ -13,7 +13,7 @@ from pipeline.errors import UserError
 
 def read(path, content, quoting=None):
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    table = open_file(path, quoting, "label")
+    table = open_file(path, quoting, ["text"], "label")
     return table, list(table.rows)
 
 
@@ -77,13 +77,21 @@ def test_json_lines_may_be_called_json(tmp_path):
         ("a.csv", 'text,label\na,b\n"c,d\n', "row 2 (line 3)", "is a quote not closed"),
         ("a.csv", 'text,label\n"a"b,c\n', "row 1 (line 2)", "expected after"),
         ("a.csv", b'text,label\na,b\n"c\n\xe4",d\n', "row 2 (line 3)", "byte 0xe4 on line 4 is not UTF-8"),
-        ("a.jsonl", '{"a": 1}\n{"a": \n', "row 2 (line 2)", "no JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"a": \n', "row 2 (line 2)", "not JSON ("),
         ("a.jsonl", '{"a": 1}\n[1]\n', "row 2 (line 2)", "a JSON list where an object is needed"),
-        ("a.jsonl", "[" * 100_000 + "\n", "row 1 (line 1)", "no JSON object"),
+        ("a.jsonl", "[" * 100_000 + "\n", "row 1 (line 1)", "not JSON ("),
         ("a.jsonl", b'{"a": 1}\n{"a": "\xe4"}\n', "row 2 (line 2)", "byte 0xe4 on line 2 is not UTF-8"),
         ("a.json", '[{"a": 1}, {"a": }]', "row 2", "no JSON from here on"),
         ("a.json", '[{"a": 1}, {"a": 2}', "row 2", "the array is not closed"),
         ("a.json", '[{"a": 1}, 5]', "row 2", "a JSON int where an object is needed"),
+        ("a.json", '[{"a": 1}][{"a": 2}]', "row 2", "the array ends here, but '[{\"a\": 2}]' follows"),
+        ("a.json", '[{"a": 1}]\n \n{"a": 2}\n', "row 2", "the array ends here, but '{\"a\": 2}' follows"),
+        ("a.json", '[{"a": 1}]' + " " * 2**21 + "x", "row 2", "the array ends here, but 'x' follows"),
+        ("a.json", "[]x", "row 1", "the array ends here"),
+        ("a.json", '[{"a": 1}, {"text": "a", "text": "b"}]', "row 2", "the key 'text' is there twice"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2} {"a": 3}\n', "row 2 (line 2)", "character 9 on goes on with ' {\"a\": 3}'"),
+        ("a.jsonl", '{"a": 1}\n{"a": 2},\n', "row 2 (line 2)", "not one JSON object"),
+        ("a.jsonl", '{"a": 1}\n{"label": 1, "label": 1}\n', "row 2 (line 2)", "the key 'label' is there twice"),
     ],
 )
 def test_a_row_that_does_not_parse_is_placed(tmp_path, name, content, place, complaint):
@@ -97,10 +105,11 @@ def test_a_row_that_does_not_parse_is_placed(tmp_path, name, content, place, com
     [
         ("a.tsv", "", "the file is empty"),
         ("a.txt", "x", "unknown file type"),
-        ("a.csv", "text,text\n", "column 'text' occurs twice"),
+        ("a.csv", "text,text\n", "column 'text' is there 2 times: rename or remove all but one"),
+        ("a.tsv", "text\tlabel\tlabel\n", "column 'label' is there 2 times"),
         ("a.csv", "text,label\n".encode("utf-16"), "the header cannot be read: byte 0xff"),
         ("a.json", b'[{"a": "x"},\n {"a": "\xe4"}]', "byte 0xe4 on line 2 is not UTF-8"),
-        ("a.parquet", "PAR1 but not really", "is no readable parquet file"),
+        ("a.parquet", "PAR1 but not really", "is not a readable parquet file"),
         ("a.tsv", "text\tlabel\n" + "x" * 17_000_000, "line 2 is longer than 16 MiB"),
     ],
 )
@@ -111,9 +120,9 @@ def test_a_file_that_cannot_be_read_is_refused(tmp_path, name, content, complain
 
 def test_missing_files_and_folders_are_refused(tmp_path):
     with pytest.raises(UserError, match="no such file"):
-        open_file(tmp_path / "a.csv", None, "label")
+        open_file(tmp_path / "a.csv", None, ["text"], "label")
     with pytest.raises(UserError, match="is a folder"):
-        open_file(tmp_path, None, "label")
+        open_file(tmp_path, None, ["text"], "label")
 
 
 def test_quoting_is_by_file_type_unless_said(tmp_path):
@@ -139,7 +148,7 @@ def test_byte_order_mark_line_ends_and_blank_lines(tmp_path):
 def test_parquet_with_names_of_integer_labels(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "a.parquet")
-    table = open_file(tmp_path / "a.parquet", None, "label")
+    table = open_file(tmp_path / "a.parquet", None, ["text"], "label")
     assert table.label_names == ["no", "yes"] and table.columns == ["text", "label"]
     assert [row.values for row in table.rows] == [{"text": "a", "label": 1}, {"text": "b", "label": 0}]
 
@@ -147,5 +156,36 @@ def test_parquet_with_names_of_integer_labels(tmp_path):
 def test_parquet_row_that_is_not_utf8_is_placed(tmp_path):
     texts = pa.array([b"ok"] * 300 + [b"\xff"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
-    rows = list(open_file(tmp_path / "a.parquet", None, "label").rows)
+    rows = list(open_file(tmp_path / "a.parquet", None, ["text"], "label").rows)
     assert len(rows) == 257 and rows[-1].place == "row 257" and "is not UTF-8" in rows[-1].fault
+
+
+@pytest.mark.parametrize("name", ["text", "label"])
+def test_parquet_with_a_column_twice_is_refused(tmp_path, name):
+    columns = [pa.array(["a"]), pa.array(["b"]), pa.array(["c"])]
+    pq.write_table(pa.table(columns, names=["text", "label", name]), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=f"column '{name}' is there 2 times"):
+        open_file(tmp_path / "a.parquet", None, ["text"], "label")
+
+
+def test_columns_that_are_not_wanted_do_no_harm(tmp_path):
+    names = ["label", "extra", "extra", "map", "text", "a.b", "null"]
+    unread = pa.array([b"\xff"], pa.binary()).view(pa.string())
+    columns = [pa.array([1]), pa.array([0]), unread, pa.array([[("k", 1)]], pa.map_(pa.string(), pa.int8()))]
+    columns += [pa.array(["x"]), pa.array([{"c": 1}]), pa.nulls(1)]
+    pq.write_table(pa.table(columns, names=names), tmp_path / "a.parquet")
+    table = open_file(tmp_path / "a.parquet", None, ["text"], "label")
+    assert table.columns == names and [row.values for row in table.rows] == [{"label": 1, "text": "x"}]
+    _, rows = read(tmp_path / "a.csv", "text,,label,\nx,1,y,2\n")
+    assert (rows[0].values["text"], rows[0].values["label"]) == ("x", "y")
+    _, rows = read(tmp_path / "a.jsonl", '{"text": "x", "other": {"text": 1, "text": 2}, "n": NaN, "n": 0}')
+    assert rows[0].fault is None and rows[0].values["text"] == "x"
+
+
+@pytest.mark.parametrize("kind", [pa.int8(), pa.uint64(), pa.float32()])
+def test_parquet_ids_keep_their_names_in_every_type(tmp_path, kind):
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["no ", "yes"])})
+    ids = pa.table({"text": ["a"], "label": pa.array([1]).cast(kind)})
+    pq.write_table(ids.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "a.parquet")
+    assert open_file(tmp_path / "a.parquet", None, ["text"], "label").label_names == ["no", "yes"]
+    assert open_file(tmp_path / "a.parquet", None, ["label"], "text").label_names is None

@@ -5,8 +5,8 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from pipeline.data.config import DataConfig
-from pipeline.data.sources import EMBEDDED, overlap, read_split, some, split_file
-from pipeline.errors import UserError
+from pipeline.data.sources import EMBEDDED, overlap, read_split, split_file
+from pipeline.errors import UserError, nearest, some
 
 
 def read(tmp_path, source, **keys):
@@ -22,7 +22,7 @@ def write(path, content):
 def test_rows_keep_their_numbers_and_labels_their_places(tmp_path):
     split = read(tmp_path, write(tmp_path / "a.tsv", "label\ttext\nx\tone\n\ny\ttwo\n x \tthree\n"))
     assert split.rows[:] == {"row": [1, 2, 3], "text": ["one", "two", "three"], "label": ["x", "y", "x"]}
-    assert split.labels["x"].count == 2 and split.labels["x"].places == ["row 1 (line 2)", "row 3 (line 5)"]
+    assert split.labels.seen["x"].count == 2 and split.labels.seen["x"].places == ["row 1 (line 2)", "row 3 (line 5)"]
 
 
 def test_pairs_and_other_column_names(tmp_path):
@@ -51,6 +51,9 @@ def test_faults_of_all_kinds_are_gathered(tmp_path):
         ('{"text": "a", "label": null}', "no label in 'label'"),
         ('{"text": "a", "label": 1.5}', "the label 1.5 is neither a string nor an integer"),
         ('{"text": "a", "label": ["x"]}', "is neither a string nor an integer"),
+        ('{"text": "a", "label": NaN}', "no label in 'label'"),
+        ('{"text": "a", "label": Infinity}', "the label inf is neither a string nor an integer in 'label'"),
+        ('{"text": NaN, "label": 1}', "'text' is float, not a string"),
         ('{"text": "a\\ud800", "label": 1}', "'text' holds half a character at position 1"),
         ('{"text": "a", "label": "\\ud800"}', "'label' holds half a character"),
     ],
@@ -66,7 +69,7 @@ def test_integers_and_whole_floats_become_strings(tmp_path):
     pd.DataFrame({"text": ["a", "b"], "label": [1.0, 0.0]}).to_parquet(tmp_path / "a.parquet")
     assert read(tmp_path, tmp_path / "a.parquet").rows["label"][:] == ["1", "0"]
     file = write(tmp_path / "a.json", '[{"text": "a", "label": 3}, {"text": "b", "label": "3"}]')
-    assert read(tmp_path, file).labels["3"].count == 2
+    assert read(tmp_path, file).labels.seen["3"].count == 2
 
 
 def test_a_missing_column_is_named_with_the_nearest(tmp_path):
@@ -111,9 +114,19 @@ def hub_folder(tmp_path, monkeypatch):
 
 def test_hub_data_sets_are_read_with_their_label_names(tmp_path, hub_folder):
     split = read(tmp_path, f"{hub_folder}:train", text="sentence")
-    assert split.rows["text"][:] == ["a", "b", "c"] and split.rows["label"][:] == ["1", "0", "1"]
-    assert split.label_names == ["bad", "good"]
+    assert split.rows["text"][:] == ["a", "b", "c"] and split.rows["label"][:] == ["good", "bad", "good"]
+    assert split.labels.own_names == ["bad", "good"]
     assert len(read(tmp_path / "cut", f"{hub_folder}:default:train[:2]", text="sentence").rows) == 2
+
+
+def test_a_hub_folder_whose_files_name_the_ids_otherwise_is_refused(tmp_path, hub_folder):
+    """`datasets` takes the names of the first file for all of them."""
+    features = Features({"sentence": Value("string"), "label": ClassLabel(names=["good", "bad"])})
+    test = Dataset.from_dict({"sentence": ["d"], "label": [0]}, features=features)
+    test.to_parquet(tmp_path / "set" / "test.parquet")
+    with pytest.raises(UserError, match=r"set/test.parquet names the ids of 'label' otherwise than .* give the file"):
+        read(tmp_path, f"{hub_folder}:test", text="sentence")
+    assert read(tmp_path, tmp_path / "set" / "test.parquet", text="sentence").rows["label"][:] == ["good"]
 
 
 @pytest.mark.parametrize(
@@ -121,7 +134,7 @@ def test_hub_data_sets_are_read_with_their_label_names(tmp_path, hub_folder):
     [
         ("{set}:validation", "the data set cannot be loaded: Unknown split"),
         ("{set}:none:train", "the data set cannot be loaded: BuilderConfig 'none' not found"),
-        ("{set}", "is no hub data set: write hub:NAME:SPLIT"),
+        ("{set}", "is not a hub data set: write hub:NAME:SPLIT"),
         ("hub:/no/such/folder:train", "the data set cannot be loaded"),
     ],
 )
@@ -139,3 +152,7 @@ def test_embedded_is_the_shipped_file_of_the_same_split():
 def test_some_counts_the_rest():
     assert some(["a", "b"]) == "a; b"
     assert some(["a", "b", "c"], 10) == "a; b; c; and 7 more"
+
+
+def test_nearest_disregards_letter_case():
+    assert nearest("SPORT", ["music", "sport"]) == " (nearest: 'sport')" and nearest("x", ["music"]) == ""

@@ -4,10 +4,13 @@ import shutil
 from functools import partial
 
 import pytest
-from datasets import load_from_disk
+from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
 from pipeline.errors import UserError
+from pipeline.integrity import check_sums, write_sums
 from pipeline.ownership import MARK
+from pipeline.rundir import read_json, write_json
+from pipeline.stages import preprocess as module
 from pipeline.stages.preprocess import preprocess
 from tests.stages.labelled import ROWS, config_in, write
 from tests.tiny import save_tiny, tiny_tokenizer
@@ -34,7 +37,7 @@ def test_manifest_and_rows(tmp_path, config_of):
     config = config_of(test=test)
     manifest = preprocess(config)
     assert manifest == json.loads(config.run_dir.manifest_file.read_text())
-    assert manifest["version"] == 1 and manifest["labels"] == ["bad", "good"] and manifest["has_pair"] is False
+    assert manifest["version"] == 2 and manifest["labels"] == ["bad", "good"] and manifest["has_pair"] is False
     lengths = [len(tiny_tokenizer()(text)["input_ids"]) for text, _ in ROWS]
     train = {
         "rows": 4,
@@ -113,10 +116,101 @@ def test_every_warning(tmp_path, config_of):
 
 
 def test_integer_labels_take_their_names(tmp_path, config_of):
-    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0"), ("z", "good")])
+    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0"), ("z", "1")])
     config = config_of(labels={"names": ["bad", "good"]})
     assert preprocess(config)["labels"] == ["bad", "good"]
     assert load_from_disk(str(config.run_dir.data / "train"))["label"][:] == [1, 0, 1]
+
+
+def write_ids(path, rows, names):
+    """A Parquet file of labels by id, with the names of the ids."""
+    features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+    texts, labels = zip(*rows, strict=True)
+    Dataset.from_dict({"text": texts, "label": list(map(names.index, labels))}, features=features).to_parquet(path)
+    return str(path)
+
+
+def test_ids_are_read_by_the_names_of_their_own_file(tmp_path, config_of):
+    train = write_ids(tmp_path / "train.parquet", ROWS, ["good", "bad", "fair"])
+    test = write_ids(tmp_path / "test.parquet", [("x", "bad"), ("y", "good")], ["bad", "good"])
+    config = config_of(train=train, test=test)
+    manifest = preprocess(config)
+    assert manifest["labels"] == ["good", "bad", "fair"]
+    assert manifest["splits"]["test"]["per_label"] == {"good": 1, "bad": 1, "fair": 0}
+    assert load_from_disk(str(config.run_dir.data / "test"))["label"][:] == [1, 0]
+    config = config_of(train=train, test=test, labels={"names": ["fair", "bad", "good"]})
+    preprocess(config)
+    assert load_from_disk(str(config.run_dir.data / "train"))["label"][:] == [2, 1, 2, 1]
+    with pytest.raises(UserError, match=r"train.parquet: its own label names .* not all in labels.names: 'fair'"):
+        preprocess(config_of(train=train, test=test, labels={"names": ["bad", "good"]}))
+
+
+def test_one_label_in_two_spellings_is_one_and_two_by_case_are_noticed(tmp_path, config_of):
+    write(
+        tmp_path / "train.tsv", [("w", "caf\u00e9  noir"), ("x", "cafe\u0301\u00a0noir"), ("y", "News"), ("z", "news")]
+    )
+    test = write(tmp_path / "test.tsv", [("v", "\ufeffcafe\u0301 noir")])
+    manifest = preprocess(config_of(test=test))
+    assert manifest["labels"] == ["News", "caf\u00e9 noir", "news"]
+    assert manifest["splits"]["train"]["per_label"] == {"News": 1, "caf\u00e9 noir": 2, "news": 1}
+    assert manifest["warnings"] == ["'News' and 'news' are different labels, but differ by case or style alone"]
+
+
+def test_numbers_that_could_be_indices_too_are_noticed(tmp_path, config_of):
+    write(tmp_path / "train.tsv", [("x", "1"), ("y", "0")])
+    manifest = preprocess(config_of(labels={"names": ["1", "0"]}))
+    assert manifest["splits"]["train"]["per_label"] == {"1": 1, "0": 1}
+    assert load_from_disk(str(config_of().run_dir.data / "train"))["label"][:] == [0, 1]
+    assert (
+        manifest["warnings"][1] == "the numbers in train are taken as the names in labels.names, not as indices into it"
+    )
+
+
+def made_by_an_older_version(run, test_labels=None):
+    """Turns data/ into that of version 1, with these labels in its test split."""
+    if test_labels is not None:
+        rows = load_from_disk(str(run.data / "test")).to_dict() | {"label": test_labels}
+        shutil.rmtree(run.data / "test")
+        Dataset.from_dict(rows).save_to_disk(run.data / "test")
+    write_json(run.manifest_file, read_json(run.manifest_file) | {"version": 1})
+    write_sums(run.data)
+
+
+def test_older_data_with_right_labels_stay_current(tmp_path, config_of, caplog):
+    rows = [(f"text {n}", "  b" if n % 3 else "a") for n in range(40)]
+    write(tmp_path / "train.tsv", rows)
+    config = config_of(train_limit=10, test=write(tmp_path / "test.tsv", rows[::-1]), test_limit=5)
+    made = preprocess(config)
+    made_by_an_older_version(config.run_dir)
+    before = os.stat(config.run_dir.data / "train").st_ino
+    with caplog.at_level("INFO"):
+        assert preprocess(config) == made == read_json(config.run_dir.manifest_file)
+    assert "is current" in caplog.text and os.stat(config.run_dir.data / "train").st_ino == before
+    check_sums(config.run_dir.data)
+
+
+def test_older_data_with_wrong_labels_are_refused(tmp_path, config_of):
+    train = write_ids(tmp_path / "train.parquet", ROWS, ["bad", "good"])
+    test = write_ids(tmp_path / "test.parquet", [("x", "bad"), ("y", "bad"), ("z", "good")], ["good", "bad"])
+    config = config_of(train=train, test=test)
+    preprocess(config)
+    made_by_an_older_version(config.run_dir, [1, 1, 0])
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"test row 1 was 'good', is 'bad'; test row 2 .* choose another run.dir"):
+            preprocess(config)
+
+
+def test_older_data_of_a_file_that_is_refused_today_are_refused(tmp_path, config_of, monkeypatch):
+    write(tmp_path / "train.tsv", ROWS)
+    config = config_of(test=write(tmp_path / "test.tsv", [("x", "1")]))
+    with monkeypatch.context() as older:  # which took the label for an index
+        older.setattr(module, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
+        preprocess(config)
+    made_by_an_older_version(config.run_dir)
+    with pytest.raises(
+        UserError, match=r"test.tsv: test has labels .* '1' in 1 rows.* older version .* made '.*run/data'"
+    ):
+        preprocess(config)
 
 
 @pytest.mark.parametrize(
@@ -136,9 +230,17 @@ def test_integer_labels_take_their_names(tmp_path, config_of):
             {},
             ["train has labels", "test has labels", "'bad' in 2 rows, first row 2 (line 3)"],
         ),
+        (
+            ROWS,
+            [("x", "1")],
+            {},
+            {},
+            ["'1' in 1 rows, first row 1 (line 2)", "a number is an index only into labels.names"],
+        ),
+        (ROWS, [("x", "1"), ("y", "bad")], {"names": ["bad", "good"]}, {}, ["only where all labels of its file are"]),
         ([("x", "a"), ("y", "a")], None, {}, {}, ["all training texts have the label 'a'"]),
         ([("", "a")], [("x",)], {}, {}, ["train.tsv: 1 of 1 rows", "test.tsv: 1 of 1 rows"]),
-        (ROWS, None, {"texts": {"goood": "x"}}, {}, ["'goood', which is no label (nearest: 'good')"]),
+        (ROWS, None, {"texts": {"goood": "x"}}, {}, ["'goood', which is not a label (nearest: 'good')"]),
         (ROWS, None, {}, {"max_length": 129}, ["the backbone takes 128 tokens: set data.max_length=128"]),
         (ROWS, None, {}, {"label": "labels"}, ["no column 'labels' (data.label) (nearest: 'label')"]),
         (ROWS, None, {}, {"validation": "nowhere.csv"}, ["data.validation: nowhere.csv cannot be read (No such file"]),

@@ -1,0 +1,89 @@
+"""The hypotheses that word each label for the backbone, as texts and as tokens."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.backbone.injection import NO_TOKEN
+from pipeline.data.config import LabelsConfig
+from pipeline.data.labels import label_name
+from pipeline.errors import UserError, nearest
+
+ANCHOR = "a"
+"""A word that no tokenizer joins with the next one."""
+
+
+def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
+    """The wording of each label: its own text in `labels.texts` if there is one, else the template.
+
+    Raises:
+        UserError: a text for an unknown label, or two labels worded alike.
+    """
+    own = {label_name(name): text for name, text in config.texts.items()}
+    known = {label_name(name) for name in names}
+    for name in own:
+        if name not in known:
+            raise UserError(f"labels.texts has a text for {name!r}, which is not a label{nearest(name, names)}")
+    texts = {name: own.get(label_name(name)) or config.template.format(label=name) for name in names}
+    _refuse_twins(texts, "have the same hypothesis")
+    return list(texts.values())
+
+
+def encode_hypotheses(
+    tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int
+) -> tuple[Tensor, Tensor]:
+    """Tokenises the hypotheses, padded on the right to the longest.
+
+    Returns:
+        input_ids [K, P] long and mask [K, P] bool.
+
+    Raises:
+        UserError: two hypotheses become the same tokens, or one becomes none or more than `max_length`.
+    """
+    rows = tokenizer(list(hypotheses), truncation=False, padding=False, verbose=False)["input_ids"]
+    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    for text, row in zip(hypotheses, rows, strict=True):
+        if not 0 < len(row) <= max_length:
+            raise UserError(
+                f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
+            )
+    longest = max(map(len, rows))
+    input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
+    for index, row in enumerate(rows):
+        input_ids[index, : len(row)] = torch.tensor(row)
+    lengths = torch.tensor([len(row) for row in rows])
+    return input_ids, torch.arange(longest) < lengths[:, None]
+
+
+def continuations(tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int | None) -> Tensor:
+    """The tokens that each hypothesis becomes where it goes on a text behind a space: [K, Q], padded with NO_TOKEN.
+
+    Cut from a longer text, since tokenizers write the first word of a text in other ways.
+
+    Raises:
+        UserError: a hypothesis of more than `max_length` tokens.
+    """
+    texts = [ANCHOR, *(f"{ANCHOR} {text}" for text in hypotheses)]
+    before, *joined = tokenizer(texts, add_special_tokens=False, padding=False, verbose=False)["input_ids"]
+    assert all(row[: len(before)] == before for row in joined), f"the tokenizer joins {ANCHOR!r} with what follows"
+    rows = [row[len(before) :] for row in joined]
+    for text, row in zip(hypotheses, rows, strict=True):
+        if max_length is not None and len(row) > max_length:
+            raise UserError(
+                f"the hypothesis {text!r} has {len(row)} tokens, but behind a text of data.max_length tokens the "
+                f"backbone has only {max(0, max_length)} positions left: set a smaller data.max_length"
+            )
+    return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=NO_TOKEN)
+
+
+def _refuse_twins(forms: Mapping[str, str | tuple[int, ...]], complaint: str) -> None:
+    """`forms` maps each label (or hypothesis) to what must be its own."""
+    first: dict[str | tuple[int, ...], str] = {}
+    for name, form in forms.items():
+        if first.setdefault(form, name) != name:
+            raise UserError(
+                f"the labels {first[form]!r} and {name!r} {complaint}: reword one (labels.template, labels.texts)"
+            )

@@ -1,0 +1,47 @@
+import pytest
+from tokenizers import normalizers
+
+from pipeline.data.config import LabelsConfig
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.errors import UserError
+from tests.tiny import tiny_tokenizer
+
+
+def test_hypotheses_by_template_and_by_text():
+    config = LabelsConfig(template="It is {label} {{really}}.", texts={"b": "Quite another."})
+    assert hypotheses(["a", "b"], config) == ["It is a {really}.", "Quite another."]
+
+
+def test_texts_go_to_their_label_however_it_is_spelled():
+    config = LabelsConfig(texts={"cafe\u0301 \u00a0noir": "Coffee.", "1.0": "One."})
+    assert hypotheses(["1", "café noir"], config) == ["One.", "Coffee."]
+    # The labels of a run that an older version made keep the wording that they have.
+    assert hypotheses(["a  b", "c"], LabelsConfig(template="{label}!", texts={"c": "C."})) == ["a  b!", "C."]
+
+
+def test_hypotheses_that_do_not_fit_are_refused():
+    with pytest.raises(UserError, match=r"'sport', which is not a label \(nearest: 'sports'\)"):
+        hypotheses(["sports", "news"], LabelsConfig(texts={"sport": "x"}))
+    with pytest.raises(UserError, match="the labels 'a' and 'b' have the same hypothesis"):
+        hypotheses(["a", "b"], LabelsConfig(texts={"a": "same", "b": "same"}))
+
+
+def test_encoded_hypotheses_are_padded_on_the_right():
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = "left"
+    texts = ["The text has positive sentiment.", "negative", "a b"]
+    input_ids, mask = encode_hypotheses(tokenizer, texts, 64)
+    assert mask.dtype.is_floating_point is False and mask.shape == input_ids.shape
+    for row, (text, kept) in enumerate(zip(texts, mask, strict=True)):
+        assert input_ids[row][kept].tolist() == tokenizer(text)["input_ids"]
+        assert kept.tolist() == sorted(kept.tolist(), reverse=True)
+    assert not input_ids[~mask].any()
+
+
+def test_hypotheses_alike_to_the_tokenizer_or_too_long_are_refused():
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
+    with pytest.raises(UserError, match="'About US' and 'About us' become the same tokens"):
+        encode_hypotheses(tokenizer, ["About US", "About us"], 64)
+    with pytest.raises(UserError, match="it must have 1 to 8"):
+        encode_hypotheses(tokenizer, ["no", "a very long hypothesis indeed"], 8)
