@@ -20,6 +20,8 @@ PIECES = {
     "launcher",
     "rundir",
     "integrity",
+    "escapes",
+    "paths",
     "evaluation_config",
     "backbone.config",
     "data.config",

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 STATE, LATEST = "state.json", "LATEST"
 PARAMETERS, BEST = "parameters.safetensors", "best.safetensors"
+FILES = {PARAMETERS, BEST, *(f"{key}.safetensors" for key in MOMENTS)}
 
 
 class DamagedCheckpointError(UserError):
@@ -114,7 +115,7 @@ def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / STATE).read_text(encoding="utf-8"))
         digest = header.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} cannot be read ({error})") from error
     if digest != _digest(header):
         raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} was altered")
@@ -124,6 +125,8 @@ def _read_header(path: Path) -> dict[str, Any]:
             "resume with the version that wrote it"
         )
     assert isinstance(header, dict)
+    if not isinstance(header["files"], dict) or not FILES - {BEST} <= header["files"].keys() <= FILES:
+        raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} names other files than a checkpoint has")
     return header
 
 
