@@ -170,7 +170,7 @@ def _open_hub(source: str, label: str) -> Table:
         raise UserError(f"{source!r} is no hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
     try:
         dataset = load_dataset(**match.groupdict())
-    except (OSError, ValueError, DatasetsError) as error:
+    except (OSError, ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a folder with a script
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
     batches = dataset.with_format("arrow").iter(ARROW_BATCH_ROWS)

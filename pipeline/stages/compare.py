@@ -15,7 +15,7 @@ from filelock import FileLock
 from pipeline.adapter import load_adapter
 from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings, share_of
 from pipeline.comparison_tables import write_tables
-from pipeline.config import RunConfig
+from pipeline.config import RunConfig, load_config
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import DivergedError, UserError
 from pipeline.launcher import rank
@@ -81,11 +81,12 @@ def run_cell(
     accelerator = start(config)
     share_data(accelerator, comparison, group, config)
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
-    fingerprint = sha256_of(config.to_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
+    written = config.run_dir.config_file.read_text(encoding="utf-8")
+    fingerprint = sha256_of(written, comparison.split, *(f"{key}={value}" for key, value in data.items()))
     found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
-    if found is not None:
-        return found
     run = str(config.run_dir.path.relative_to(comparison.dir))
+    if found is not None:
+        return found | {"run": run}
     row = {
         "dataset": group.dataset,
         "backbone": group.backbone,
@@ -126,15 +127,24 @@ def share_data(accelerator: Accelerator, comparison: ComparisonConfig, group: Gr
 def _link(common: RunConfig, config: RunConfig) -> None:
     run = config.run_dir
     run.create()
-    text = config.to_yaml()
-    if run.config_file.is_file() and run.config_file.read_text(encoding="utf-8") != text:
+    if run.config_file.is_file() and not _says(run.config_file, config):
         # Of a run that was interrupted, and cannot go on with another config.
         shutil.rmtree(run.checkpoints, ignore_errors=True)
-    run.write_config(text)
+        run.config_file.unlink()
+    if not run.config_file.is_file():
+        run.write_config(config.to_yaml())
     for target, link in ((common.run_dir.data, run.data), (common.run_dir.labels, run.labels)):
         if not link.is_symlink() or link.readlink() != target.resolve():
             link.unlink(missing_ok=True)
             link.symlink_to(target.resolve(), target_is_directory=True)
+
+
+def _says(file: Path, config: RunConfig) -> bool:
+    """Whether a config.yaml means this config, in whatever words: those of an older version have a key more or less."""
+    try:
+        return load_config(file).to_yaml() == config.to_yaml()
+    except UserError:
+        return False
 
 
 def _found(file: Path, fingerprint: str, judge: bool) -> dict[str, Any] | None:
