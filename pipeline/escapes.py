@@ -5,8 +5,9 @@ import unicodedata
 
 JOINERS = "\u200c\u200d"
 """The zero-width (non-)joiner: Persian, several scripts of India and emoji cannot be written without them."""
-_MARKUP = re.compile(r"[\\`*\[\]|~$]|(?<![^\W_])_|_(?![^\W_])")
-"""What Markdown takes for markup; an underscore inside a word is none."""
+_ENTITIES = str.maketrans({character: f"&#{ord(character)};" for character in "~$"} | {"&": "&amp;", "<": "&lt;"})
+_MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
+"""What a backslash keeps from being markup in every dialect of Markdown; an underscore inside a word is none."""
 
 
 def visible(text: str, *, keep: str = "") -> str:
@@ -20,8 +21,7 @@ def visible(text: str, *, keep: str = "") -> str:
 
 def for_markdown(text: str) -> str:
     """`text` on one line, as a Markdown table, headline or paragraph shows it literally: no link, HTML or new cell."""
-    flat = visible(" ".join(text.split())).replace("&", "&amp;").replace("<", "&lt;")
-    escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", flat)
+    escaped = _MARKUP.sub(lambda found: f"\\{found[0]}", visible(" ".join(text.split())).translate(_ENTITIES))
     # GitHub and the hub make links of bare addresses.
     return re.sub(r"(?i)\bwww\.", lambda found: f"{found[0][:-1]}&#46;", escaped.replace("://", "&#58;//"))
 
