@@ -183,7 +183,8 @@ def _set_up_logging(debug: bool) -> None:
     """Plain lines on standard error; ranks other than 0 speak only of trouble."""
     first = rank() == 0
     handler = logging.StreamHandler()
-    handler.setFormatter(_OneLine("%(message)s"))
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
     if not sys.stderr.isatty():
@@ -193,13 +194,17 @@ def _set_up_logging(debug: bool) -> None:
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
-class _OneLine(logging.Formatter):
-    """One line a message, whatever it quotes: no text can move the cursor, colour the screen or pose as a message."""
+class _Record(logging.LogRecord):
+    """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 (the library's name)
-        return visible(super().formatMessage(record).replace("\n", " "))
+    def getMessage(self) -> str:  # noqa: N802 (the library's name)
+        return visible(super().getMessage().replace("\n", " "))
 
-    def formatException(self, ei: Any) -> str:  # noqa: N802
+
+class _Formatter(logging.Formatter):
+    """The message alone, and below it the traceback where there is one."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the library's name)
         return visible(super().formatException(ei), keep="\n\t")
 
 

@@ -1,7 +1,6 @@
 """Texts from elsewhere are only shown: on a terminal, in Markdown, in JSON lines, on a page."""
 
 import json
-import logging
 import subprocess
 import sys
 import unicodedata
@@ -167,15 +166,19 @@ def test_log_lines_and_errors_of_the_command_line(config: RunConfig, tmp_path: P
         assert len(bad.stderr.splitlines()) == 1
 
 
-def test_a_log_line_is_one_line(capsys: pytest.CaptureFixture) -> None:
+@pytest.mark.parametrize("logger", ["pipeline.x", "somebody"])
+@pytest.mark.parametrize("library", ["sys", "transformers.utils.logging"])
+def test_a_log_line_is_one_line_whoever_writes_it(logger: str, library: str) -> None:
+    """transformers prints by a handler of its own."""
+    name = logger if library == "sys" else "transformers.models.x"
     code = (
-        "import logging; from pipeline.cli import main\n"
-        "main(['doctor'])\n"
-        "logging.getLogger('transformers_modules').warning('a %s', 'label\\nerror: \\x1b[31mposing')\n"
+        f"import logging; from pipeline.cli import main; import {library} as library\n"
+        f"logger = getattr(library, 'get_logger', logging.getLogger)({name!r})\n"
+        "main(['report', '--run', 'nowhere'])\n"
+        "logger.warning('a %s', 'label\\nerror: \\x1b[31mposing')\n"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stderr.splitlines()[-1] == r"a label error: \u001b[31mposing"
-    assert logging.getLogger().level != logging.DEBUG
+    assert ended.stderr.splitlines()[-1].endswith(r"a label error: \u001b[31mposing")
 
 
 def test_predictions_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
