@@ -144,22 +144,17 @@ def test_checksums_read_no_file_outside_and_no_device(tmp_path: Path, name: str)
         check_sums(folder)
 
 
-def test_a_checkpoint_names_its_own_files_alone(tmp_path: Path) -> None:
+def some_state() -> RunState:
     tensors = {"x": torch.zeros(2)}
     optimizer = OptimizerState(tensors, dict.fromkeys(MOMENTS, tensors), 1)
-    state = RunState(
-        step=1,
-        optimizer=optimizer,
-        best=Best(),
-        global_batch=1,
-        metrics_log=LogPosition(),
-        evaluation_due=False,
-        fingerprint={},
-    )
-    write_checkpoint(tmp_path, state, keep=1)
+    return RunState(1, optimizer, Best(), 1, LogPosition(), evaluation_due=False, fingerprint={})
+
+
+def test_a_checkpoint_names_its_own_files_alone(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path, some_state(), keep=1)
     path = tmp_path / "step-000001"
     assert read_checkpoint(path).step == 1
-    save_file(tensors, tmp_path / "outside.safetensors")
+    save_file({"x": torch.zeros(2)}, tmp_path / "outside.safetensors")
     header = json.loads((path / STATE).read_text())
     header.pop("sha256")
     digest = hashlib.sha256((tmp_path / "outside.safetensors").read_bytes()).hexdigest()
@@ -169,6 +164,22 @@ def test_a_checkpoint_names_its_own_files_alone(tmp_path: Path) -> None:
         (path / STATE).write_text(json.dumps(changed | {"sha256": own}))
         with pytest.raises(UserError, match="names other files than a checkpoint has"):
             read_checkpoint(path)
+
+
+@pytest.mark.parametrize("key", ["step", "optimizer_step", "best", "metrics_log", "evaluation_due", "files", "version"])
+@pytest.mark.parametrize("value", [None, [[3]]])
+def test_a_checkpoint_that_lacks_a_part_is_one_line(tmp_path: Path, key: str, value: object) -> None:
+    path = tmp_path / "step-000001"
+    write_checkpoint(tmp_path, some_state(), keep=1)
+    header = json.loads((path / STATE).read_text())
+    header.pop("sha256")
+    header.pop(key)
+    if value is not None and key in ("best", "metrics_log"):
+        header[key] = value
+    own = hashlib.sha256(json.dumps(header, sort_keys=True).encode()).hexdigest()
+    (path / STATE).write_text(json.dumps(header | {"sha256": own}))
+    with pytest.raises(UserError, match="checkpoint"):
+        read_checkpoint(path)
 
 
 def comparison_file(folder: Path, **changes: object) -> Path:
