@@ -8,11 +8,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from datasets import Dataset
 from safetensors.torch import load_file, save_file
 
 from pipeline.backbone.checkpoint import INDEX, WEIGHTS, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
 from pipeline.comparison import cell_config, groups, load_comparison, settings
+from pipeline.data.splits import load_split
 from pipeline.engine.checkpoint import STATE, read_checkpoint, write_checkpoint
 from pipeline.engine.optimizer_state import MOMENTS, OptimizerState
 from pipeline.engine.run_state import Best, LogPosition, RunState
@@ -180,6 +182,24 @@ def test_a_checkpoint_that_lacks_a_part_is_one_line(tmp_path: Path, key: str, va
     (path / STATE).write_text(json.dumps(header | {"sha256": own}))
     with pytest.raises(UserError, match="checkpoint"):
         read_checkpoint(path)
+
+
+def test_a_split_names_its_own_files_alone(tmp_path: Path) -> None:
+    rows = {"input_ids": [[1, 2]], "length": [2], "label": [0]}
+    for name in ("train", "secret"):
+        Dataset.from_dict(rows).save_to_disk(tmp_path / name)
+    assert load_split(tmp_path / "train").lengths.tolist() == [2]
+    file = tmp_path / "train" / "state.json"
+    state = json.loads(file.read_text())
+    name = state["_data_files"][0]["filename"]
+    for outside in (f"../secret/{name}", str(tmp_path / "secret" / name)):
+        file.write_text(json.dumps(state | {"_data_files": [{"filename": outside}]}))
+        with pytest.raises(UserError, match="names files that are not in it"):
+            load_split(tmp_path / "train")
+    for content in ("{", "{}", "[]", '{"_data_files": [3]}', "[" * 100_000):
+        file.write_text(content)
+        with pytest.raises(UserError, match="is damaged"):
+            load_split(tmp_path / "train")
 
 
 def comparison_file(folder: Path, **changes: object) -> Path:
