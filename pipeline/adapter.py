@@ -72,7 +72,7 @@ class AdapterConfig(Settings):
 
     def flat(self) -> dict[str, str]:
         """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
-        aside = {"name_or_path", "revision", "trust_remote_code", "gradient_checkpointing"}
+        aside = {"name_or_path", "revision", "gradient_checkpointing"}
         sections = self.model_dump(mode="json", exclude={"version": True, "backbone": aside})
         return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
 
@@ -118,9 +118,9 @@ class Adapter:
         room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
         return continuations(tokenizer, hypotheses, room)
 
-    def check_backbone(self, weights: Mapping[str, str], tokenizer: str) -> None:
+    def check_backbone(self, weights: Mapping[str, str], tokenizer: str | None = None) -> None:
         """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""
-        current = {**weights, "tokenizer": tokenizer}
+        current = {**weights} if tokenizer is None else {**weights, "tokenizer": tokenizer}
         made_for = {part: self.labels.fingerprint[part] for part in current if part in self.labels.fingerprint}
         changed = differences(made_for, current)
         if changed:
@@ -206,8 +206,10 @@ def _read_config(file: Path) -> AdapterConfig:
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"])
+        if key == "backbone.trust_remote_code":
+            raise UserError(f"'{file}': {key}: {fault['msg'].removeprefix('Value error, ')}") from error
         raise UserError(f"'{file}' is damaged: {key}: {fault['msg']}; copy the adapter directory again") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"'{file}' cannot be read ({error}); copy the adapter directory again") from error
 
 

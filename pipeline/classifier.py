@@ -72,22 +72,27 @@ class LTuningClassifier:
         *,
         backbone: str | None = None,
         calibrated: bool = False,
+        trust_remote_code: bool = False,
     ) -> "LTuningClassifier":
         """Loads an adapter directory, or a run directory's, and its backbone whole onto one device.
 
         `device`: cuda where there is one, else cpu. `backbone`: where the backbone lies now, if it was moved.
         `calibrated`: probabilities with the temperature that evaluate fitted on the validation split.
+        `trust_remote_code`: run the Python code that ships with the backbone, once config.json and the weights are seen
+        to be those the adapter was made for.
         Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         folder = adapter_folder(path)
         adapter = load_adapter(folder)
         temperature = load_calibration(folder).temperature if calibrated else 1.0
-        config = adapter.config.backbone
+        config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
+        weights = weights_fingerprint(config)
+        adapter.check_backbone(weights)
         tokenizer = load_tokenizer(config)
-        adapter.check_backbone(weights_fingerprint(config), tokenizer_fingerprint(tokenizer))
+        adapter.check_backbone(weights, tokenizer_fingerprint(tokenizer))
         reads = adapter.config.method.reads_wordings
         base = load_backbone(config, zero_config=None, device=target, output_layer=reads)
         frozen = FrozenBackbone(base, facts_of(base.config))

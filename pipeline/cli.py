@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.accelerator import announce_device
 from pipeline.command_line import build_parser
 from pipeline.errors import PREEMPTED, RANK_LOST, Preempted, UserError
+from pipeline.escapes import visible
 from pipeline.launcher import rank, world_size
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _load(options: argparse.Namespace) -> "RunConfig":
     announce_device()
     from pipeline.config import load_config
 
-    return load_config(options.config, options.overrides)
+    return load_config(options.config, options.overrides).trusted(options.trust_remote_code)
 
 
 def _stage(options: argparse.Namespace) -> None:
@@ -129,6 +130,7 @@ def _predict(options: argparse.Namespace) -> None:
         device=options.device,
         backbone=options.backbone,
         calibrated=options.calibrated,
+        trust_remote_code=options.trust_remote_code,
     )
 
 
@@ -140,7 +142,12 @@ def _report(options: argparse.Namespace) -> None:
     else:
         from pipeline.stages.report import report
 
-        report(options.run, options.output, texts=not options.no_texts)
+        report(
+            options.run,
+            options.output,
+            texts=not options.no_texts,
+            trust_remote_code=options.trust_remote_code,
+        )
 
 
 def _doctor(options: argparse.Namespace) -> None:
@@ -153,10 +160,10 @@ def _compare(options: argparse.Namespace) -> None:
     announce_device()
     from pipeline.comparison import describe, load_comparison, parse_share
 
-    comparison = load_comparison(options.config, options.overrides)
+    comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
     if options.dry_run:
-        print(describe(comparison))
+        print(visible(describe(comparison), keep="\n"))
         return
     from pipeline.stages.compare import compare
 
@@ -182,13 +189,30 @@ def _stage_function(name: str) -> Any:
 def _set_up_logging(debug: bool) -> None:
     """Plain lines on standard error; ranks other than 0 speak only of trouble."""
     first = rank() == 0
-    logging.basicConfig(format="%(message)s", level=logging.WARNING, stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
         # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
         warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+class _Record(logging.LogRecord):
+    """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
+
+    def getMessage(self) -> str:  # noqa: N802 (the library's name)
+        return visible(super().getMessage().replace("\n", " "))
+
+
+class _Formatter(logging.Formatter):
+    """The message alone, and below it the traceback where there is one."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the library's name)
+        return visible(super().formatException(ei), keep="\n\t")
 
 
 def _fail(message: str, status: int, debug: bool) -> int:
@@ -198,7 +222,7 @@ def _fail(message: str, status: int, debug: bool) -> int:
         lost = startup.explain_failure(message, known=status != 1)
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
-    print(f"{who}error: {' '.join(message.split())}", file=sys.stderr, flush=True)
+    print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
     return status
 
 

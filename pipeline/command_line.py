@@ -31,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.show_config_keys = True
         command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
-        command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+        _add_common_options(command)
         if name in ("run", "train"):
             command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
         if name == "run":
@@ -46,6 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_common_options(command: argparse.ArgumentParser) -> None:
+    """Of every command that loads a backbone."""
+    command.add_argument(
+        "--trust-remote-code", action="store_true", help="run the Python code that ships with the backbone"
+    )
+    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
 def _add_estimate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
     command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
@@ -58,7 +66,7 @@ def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
     command.add_argument("--overwrite", action="store_true", help="train cells afresh that another config has trained")
     command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    _add_common_options(command)
 
 
 def _add_predict_options(command: argparse.ArgumentParser) -> None:
@@ -78,7 +86,7 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
     command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    _add_common_options(command)
 
 
 def _add_report_options(command: argparse.ArgumentParser) -> None:
@@ -91,7 +99,7 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", help="HTML file (default: report.html in the directory; for several it is needed)"
     )
     command.add_argument("--no-texts", action="store_true", help="leave out the texts of a run's mistakes")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    _add_common_options(command)
 
 
 def _add_doctor_options(command: argparse.ArgumentParser) -> None:

@@ -6,10 +6,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError
+from pydantic import Field, PositiveInt, ValidationError, field_validator
 
+from pipeline.backbone.config import TrustRemoteCode
 from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
 from pipeline.errors import UserError
+from pipeline.paths import LONGEST_NAME, is_plain_name
+from pipeline.rundir import sha256_of
 from pipeline.settings import Distinct, Settings
 
 MOST_SHARES = 10_000
@@ -43,6 +46,23 @@ class ComparisonConfig(Settings):
     """Backbone -> data set -> method -> a figure from elsewhere, in the same metric, to stand beside ours."""
     grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
     """section.key -> values: every trained method is tuned over all combinations, on validation."""
+    trust_remote_code: TrustRemoteCode = False
+    """Run the code that ships with the backbones."""
+
+    def trusted(self, trust_remote_code: bool) -> "ComparisonConfig":
+        """The same with this said of `trust_remote_code`."""
+        return self.model_copy(update={"trust_remote_code": trust_remote_code})
+
+    @field_validator("backbones", "datasets", "methods")
+    @classmethod
+    def _can_be_folders(cls, parts: dict[str, Part]) -> dict[str, Part]:
+        for name in parts:
+            if not is_plain_name(name):
+                raise ValueError(
+                    f"{name!r} becomes a folder: take a name without / and \\, that starts with no dot, of at most "
+                    f"{LONGEST_NAME} bytes"
+                )
+        return parts
 
 
 @dataclass(frozen=True)
@@ -112,12 +132,18 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
             values[section] = values.get(section, {}) | keys
     for key, value in setting.items():
         set_key(values, key, value)
-    name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
-    folder = Path(comparison.dir, group.path, name, f"seed-{seed}")
+    folder = Path(comparison.dir, group.path, _folder_of(setting), f"seed-{seed}")
     values["run"] = {"dir": str(folder), "seed": seed}
     if group.size != "all":
         values["data"] = values.get("data", {}) | {"train_limit": None, "train_per_label": group.size}
-    return parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+    config = parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+    return config.trusted(comparison.trust_remote_code)
+
+
+def _folder_of(setting: dict[str, Any]) -> str:
+    """The folder of one point of the grid: its values for reading, or where those can be no name, their hash."""
+    name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
+    return name if is_plain_name(name) else f"setting-{sha256_of(name)[:16]}"
 
 
 def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:

@@ -18,6 +18,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from pipeline.escapes import for_markdown, visible
 from pipeline.rundir import RunDir, atomic_file, write_text
 from pipeline.statistics import Difference, compare_predictions
 from pipeline.training_curve import steps_to_share, value_within
@@ -49,7 +50,7 @@ def write_tables(
     tables += [_table(place) for place in rows_by(summary, PLACE)]
     text = "\n\n".join(tables) + "\n"
     write_text(folder / "tables.md", text)
-    print(text)
+    print(visible(text, keep="\n"))
 
 
 def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
@@ -142,8 +143,9 @@ def _overview(lines: list[Row]) -> str:
     body = []
     for part in rows_by(lines, ["backbone", "method"]):
         cells = {line["dataset"]: _mean_and_spread(line) + _published(line) for line in part}
-        body.append([part[0]["backbone"], part[0]["method"], *(cells.get(dataset, "") for dataset in datasets)])
-    header = ["backbone", "method", *(f"{dataset} ({metrics[dataset]})" for dataset in datasets)]
+        names = [for_markdown(part[0][key]) for key in ("backbone", "method")]
+        body.append([*names, *(cells.get(dataset, "") for dataset in datasets)])
+    header = ["backbone", "method", *(f"{for_markdown(dataset)} ({metrics[dataset]})" for dataset in datasets)]
     rules = ["---", "---", *["---:"] * len(datasets)]
     note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
     if any(_published(line) for line in lines):
@@ -171,11 +173,19 @@ def _markdown(rows: list[list[str]]) -> list[str]:
 def _table(lines: list[Row]) -> str:
     """One data set, backbone and size, with intervals and costs."""
     first = lines[0]
-    columns = ["method", first["metric"], f"difference to {first['best_baseline']}", "verdict", "McNemar p (accuracy)"]
+    columns = [
+        "method",
+        first["metric"],
+        f"difference to {for_markdown(str(first['best_baseline']))}",
+        "verdict",
+        "McNemar p (accuracy)",
+    ]
     columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
     body = [
         [
-            f"**{line['method']}**" if line["method"] == line["best_baseline"] else line["method"],
+            f"**{for_markdown(line['method'])}**"
+            if line["method"] == line["best_baseline"]
+            else for_markdown(line["method"]),
             _mean_and_spread(line),
             _interval(line),
             line["verdict"] or "",
@@ -189,7 +199,9 @@ def _table(lines: list[Row]) -> str:
         for line in lines
     ]
     seeds = max(line["seeds"] for line in lines)
-    title = f"### {first['dataset']}, {first['backbone']}, {_size(first)}, up to {seeds} seeds"
+    title = (
+        f"### {for_markdown(first['dataset'])}, {for_markdown(first['backbone'])}, {_size(first)}, up to {seeds} seeds"
+    )
     rules = ["---", *["---:"] * (len(columns) - 1)]
     return "\n".join([title, "", *_markdown([columns, rules, *body])])
 

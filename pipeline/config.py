@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import UnionType
@@ -22,6 +23,9 @@ from pipeline.settings import Settings
 from pipeline.yaml12 import dump_yaml, load_yaml
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 100
+"""Of what may be nested without end: a few YAML anchors make a list of a billion."""
 
 
 class RunSettings(Settings):
@@ -60,8 +64,12 @@ class RunConfig(Settings):
     def run_dir(self) -> RunDir:
         return RunDir(self.run.dir)
 
+    def trusted(self, trust_remote_code: bool) -> "RunConfig":
+        """The same with this said of `backbone.trust_remote_code`."""
+        return self.model_copy(update={"backbone": self.backbone.trusted(trust_remote_code)})
+
     def to_yaml(self) -> str:
-        """The resolved config, every key written out."""
+        """The resolved config, every key written out; whether remote code is trusted is no part of it."""
         return dump_yaml(self.model_dump(mode="json"))
 
     def to_kept_yaml(self) -> str:
@@ -114,7 +122,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = load_yaml(path.read_text(encoding="utf-8"))
     except MarkedYAMLError as error:
         raise UserError(f"config file '{path}' cannot be read: {_place(error)}") from error
-    except (OSError, UnicodeDecodeError, YAMLError) as error:
+    except (OSError, ValueError, RecursionError, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
@@ -135,7 +143,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"'{override}' is no override: write section.key=value")
     try:
         value = load_yaml(text)
-    except YAMLError as error:
+    except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"the value of '{key}' is no YAML: {text}") from error
     set_key(values, key, value)
 
@@ -169,7 +177,7 @@ def _describe(fault: dict[str, Any]) -> str:
         return f"'{key}.name' must be one of {', '.join(METHOD_NAMES)} (got {fault['ctx']['tag']!r})"
     if fault["type"] == "missing":
         return f"'{key}' is missing"
-    given = "" if isinstance(fault["input"], dict) else f" (got {fault['input']!r})"
+    given = "" if isinstance(fault["input"], dict) else f" (got {_SHORT.repr(fault['input'])})"
     return f"'{key}': {message[0].lower()}{message[1:]}{given}"
 
 
@@ -205,6 +213,8 @@ def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
     """Every key with its default and help text: (`section.key`, default, help)."""
     for name, field in model.model_fields.items():
         nested = [part for part in _classes(field.annotation) if issubclass(part, BaseModel)]
+        if field.exclude:  # given on the command line alone
+            continue
         for part in nested:
             yield from config_keys(part, f"{prefix}{name}.")
         if not nested:

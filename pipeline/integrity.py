@@ -6,6 +6,7 @@ from itertools import repeat
 from pathlib import Path
 
 from pipeline.errors import UserError
+from pipeline.paths import inside
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +55,8 @@ def _damaged(folder: Path, line: str) -> str | None:
     """Name of the file on this line, if that is not what was written."""
     digest, _, name = line.rstrip("\n").partition("  ")
     try:
-        return None if _sha256(folder / name) == digest else name
+        file = inside(folder, name)
+        return None if file.is_file() and _sha256(file) == digest else name
     except (OSError, ValueError):
         return name
 

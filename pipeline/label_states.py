@@ -57,7 +57,7 @@ class LabelStates:
             with safetensors.safe_open(path, framework="pt") as file:
                 made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
                 states, mask = file.get_tensor("states"), file.get_tensor("mask")
-        except (OSError, SafetensorError, ValueError) as error:
+        except (OSError, SafetensorError, ValueError, RecursionError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
         if made_from != words.fingerprint or not fits:

@@ -1,12 +1,16 @@
 """README.md of an adapter directory."""
 
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from pipeline.escapes import for_code_span, for_markdown
 from pipeline.yaml12 import dump_yaml
+
+_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 
 _TEMPLATE = """\
 ---
@@ -77,9 +81,9 @@ def model_card(
     """Markdown with a hub-readable head. `labels`: (name, wording); `open_labels`: others can be scored too;
     `results`: split -> `metrics.split_metrics`."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    environment.filters.update(cell=_cell, code=_code, figure="{:.4f}".format)
+    environment.filters.update(cell=for_markdown, code=for_code_span, figure="{:.4f}".format)
     head = {"tags": ["text-classification", "l-tuning"], "pipeline_tag": "text-classification"}
-    if not Path(backbone).exists():
+    if _HUB_ID.fullmatch(backbone) and not Path(backbone).exists():
         head |= {"base_model": backbone}
     template = environment.from_string(_TEMPLATE)
     return template.render(
@@ -94,13 +98,3 @@ def model_card(
         open_labels=open_labels,
         results=results,
     )
-
-
-def _cell(text: str) -> str:
-    """Text that can neither leave a table cell nor start markup: labels come from data."""
-    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;")
-    return "".join(f"\\{c}" if c in "\\|`*_[]" else c for c in flat)
-
-
-def _code(text: str) -> str:
-    return "`" + " ".join(text.split()).replace("`", "'") + "`"

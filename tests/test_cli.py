@@ -65,6 +65,10 @@ def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> N
     with pytest.raises(SystemExit):
         main(["predict", "--help"])
     assert "--labels" in capsys.readouterr().out
+    for command in (*STAGES, "compare", "predict", "report"):
+        with pytest.raises(SystemExit):
+            main([command, "--help"])
+        assert "--trust-remote-code" in capsys.readouterr().out, "the only place that says so"
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,8 @@ PIECES = {
     "rundir",
     "integrity",
     "ownership",
+    "escapes",
+    "paths",
     "evaluation_config",
     "backbone.config",
     "data.config",

@@ -19,6 +19,7 @@ from transformers.utils import cached_file
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.errors import UserError
+from pipeline.paths import is_plain_name
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -27,6 +28,8 @@ FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF1
 INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 DTYPES = FLOATS | INTEGERS | {"BOOL": torch.bool}
 SAMPLES, SAMPLE_BYTES = 16, 4096
+LONGEST_HEADER = 100_000_000
+"""Bytes; safetensors has the same bound."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +91,26 @@ def open_checkpoint(config: BackboneConfig) -> Checkpoint:
     index = _find(config, INDEX)
     if index is None:
         raise UserError(_no_weights(config))
-    try:
-        placed: dict[str, str] = dict(json.loads(index.read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{index}: not a safetensors index ({error}); fetch it again") from error
+    placed = _read_index(index)
     checkpoint = Checkpoint([_required(config, name) for name in sorted(set(placed.values()))])
     if absent := sorted(set(placed) - set(checkpoint.tensors)):
         raise UserError(
             f"{index}: names tensors that its files do not hold: {shortened(absent)}; fetch the files again"
         )
     return checkpoint
+
+
+def _read_index(index: Path) -> dict[str, str]:
+    """Tensor name -> file beside the index."""
+    try:
+        placed: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{index}: not a safetensors index ({error}); fetch it again") from error
+    if foreign := [name for name in placed.values() if not is_plain_name(name)]:
+        raise UserError(
+            f"{index}: names the file {foreign[0]!r}, which is not beside it; put all files into one folder"
+        )
+    return placed
 
 
 def fingerprint(config: BackboneConfig, checkpoint: Checkpoint) -> dict[str, str]:
@@ -177,17 +190,29 @@ def first_line(error: Exception) -> str:
 
 
 def _read_header(file: Path) -> tuple[dict[str, dict], bytes]:
-    """The header (name -> dtype, shape, data_offsets) and its bytes; refuses a file that is shorter than it says."""
+    """The header (name -> dtype, shape, data_offsets) and its bytes; refuses a file that is not as long as it says."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            raw = stream.read(length) if length <= size - 8 else b"{}"
+            raw = stream.read(length) if length <= min(size - 8, LONGEST_HEADER) else b"{}"
         entries = json.loads(raw)
         entries.pop("__metadata__", None)
+        misfit = next((name for name, entry in entries.items() if not _fits(entry)), None)
         expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
+    if misfit is not None:
+        raise UserError(f"{file}: {misfit} has not the bytes that its type and shape take; fetch it again")
     if size != expected:
         raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is cut off; fetch it again")
     return entries, raw
+
+
+def _fits(entry: dict) -> bool:
+    """Whether a tensor's bytes are as many as its type and shape take. (Unknown types are refused later.)"""
+    (first, last), shape = entry["data_offsets"], entry["shape"]
+    if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
+        return False
+    dtype = DTYPES.get(entry["dtype"])
+    return last - first == math.prod(shape) * dtype.itemsize if dtype else first <= last

@@ -1,10 +1,11 @@
 """Config keys of the frozen backbone."""
 
-from importlib.util import find_spec
+import sys
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from pipeline.errors import UserError
 from pipeline.launcher import local_copy
@@ -14,6 +15,19 @@ PACKAGE_SCHEME = "package:"
 
 Quantization = Literal["none", "int8", "int8_weight_only"]
 Pooling = Literal["auto", "last", "first", "mean"]
+
+
+def _refuse_in_files(value: Any) -> bool:
+    if value is None or value is False:  # what older versions wrote into every file
+        return False
+    raise ValueError(
+        "a file may not have the code run that ships with a model: take the key out, and give --trust-remote-code on "
+        "the command line (from Python: trust_remote_code=True) if you trust the model's authors"
+    )
+
+
+TrustRemoteCode = Annotated[bool, BeforeValidator(_refuse_in_files), Field(exclude=True)]
+"""Neither read from a file nor written to one: only `model_copy` sets it, for the command line and the Python API."""
 
 
 class BackboneConfig(Settings):
@@ -33,8 +47,12 @@ class BackboneConfig(Settings):
     """Recompute activations in backward: less memory, about a third more time."""
     pooling: Pooling = "auto"
     """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
-    trust_remote_code: bool = False
-    """Run model code that ships with the checkpoint. Only for sources you trust."""
+    trust_remote_code: TrustRemoteCode = False
+    """Run model code that ships with the checkpoint."""
+
+    def trusted(self, trust_remote_code: bool) -> "BackboneConfig":
+        """The same with this said of `trust_remote_code`."""
+        return self.model_copy(update={"trust_remote_code": trust_remote_code})
 
     @property
     def location(self) -> str:
@@ -42,7 +60,25 @@ class BackboneConfig(Settings):
         if not self.name_or_path.startswith(PACKAGE_SCHEME):
             return local_copy(self.name_or_path)
         package, _, folder = self.name_or_path.removeprefix(PACKAGE_SCHEME).partition("/")
-        spec = find_spec(package)
-        if spec is None or not spec.submodule_search_locations:
-            raise UserError(f"backbone.name_or_path '{self.name_or_path}': the package {package} is not installed")
-        return str(Path(spec.submodule_search_locations[0]) / folder)
+        found = (_installed(package) / folder).resolve()
+        if not found.is_relative_to(_installed(package).resolve()):
+            raise UserError(f"backbone.name_or_path '{self.name_or_path}': the folder leads out of the package")
+        return str(found)
+
+
+def _installed(package: str) -> Path:
+    """The folder of an installed package, found without importing anything. UserError where there is none.
+
+    Only where packages are installed: what lies in the current folder, or beside the script, may be anybody's.
+    """
+    places = [
+        place
+        for place in sys.path
+        if Path(place).name in ("site-packages", "dist-packages") and Path(place).resolve() != Path.cwd()
+    ]
+    spec = PathFinder.find_spec(package, places) if package.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise UserError(
+            f"backbone.name_or_path '{PACKAGE_SCHEME}{package}/...': the package {package} is not installed"
+        )
+    return Path(next(iter(spec.submodule_search_locations)))

@@ -9,11 +9,17 @@ from pipeline.errors import UserError
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     """Raises UserError where there is none, or none that transformers can read."""
     try:
-        return AutoConfig.from_pretrained(
+        model_config = AutoConfig.from_pretrained(
             config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile file makes transformers fail in any way
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: config.json cannot be read: {reason}"
         ) from error
+    if model_config._attn_implementation not in ("eager", "sdpa"):
+        # The file may name a kernel, which transformers would fetch from the hub and run.
+        model_config._attn_implementation = None
+    return model_config

@@ -162,7 +162,8 @@ def _open_hub(source: str, wanted: list[str], label: str) -> Table:
         dataset = load_dataset(**arguments)
         names = names_of_ids(dataset.features.arrow_schema, label)
         _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
-    except (OSError, ValueError, DatasetsError, pa.ArrowException) as error:
+    # RuntimeError: a folder with a script
+    except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
     columns = dataset.column_names

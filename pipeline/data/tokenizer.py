@@ -15,7 +15,9 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(
             config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # a damaged or hostile file makes transformers and tokenizers fail in any way
         reason = " ".join(str(error).split())
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: no tokenizer could be loaded: {reason}"

@@ -23,6 +23,7 @@ log = logging.getLogger(__name__)
 FORMAT_VERSION = 2
 STATE, LATEST = "state.json", "LATEST"
 PARAMETERS, BEST = "parameters.safetensors", "best.safetensors"
+FILES = {PARAMETERS, BEST, *(f"{key}.safetensors" for key in MOMENTS)}
 
 
 class DamagedCheckpointError(UserError):
@@ -44,6 +45,13 @@ def write_checkpoint(folder: Path, state: RunState, keep: int) -> None:
 def read_checkpoint(path: Path) -> RunState:
     """Reads and verifies one checkpoint. Raises DamagedCheckpointError, or UserError for a newer format."""
     header = _read_header(path)
+    try:
+        return _state_of(path, header)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} lacks a part ({error!r})") from error
+
+
+def _state_of(path: Path, header: dict[str, Any]) -> RunState:
     tensors = {name: _read_tensors(path / name, digest) for name, digest in header["files"].items()}
     moments = {key: tensors[f"{key}.safetensors"] for key in MOMENTS}
     best = header["best"] or {}
@@ -114,16 +122,19 @@ def _read_header(path: Path) -> dict[str, Any]:
     try:
         header = json.loads((path / STATE).read_text(encoding="utf-8"))
         digest = header.pop("sha256")
-    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
         raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} cannot be read ({error})") from error
     if digest != _digest(header):
         raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} was altered")
-    if header["version"] != FORMAT_VERSION:
+    if (version := header.get("version")) != FORMAT_VERSION:
         raise UserError(
-            f"checkpoint '{path}' has format version {header['version']}, this program reads {FORMAT_VERSION}: "
+            f"checkpoint '{path}' has format version {version}, this program reads {FORMAT_VERSION}: "
             "resume with the version that wrote it"
         )
     assert isinstance(header, dict)
+    files = header.get("files")
+    if not isinstance(files, dict) or not FILES - {BEST} <= files.keys() <= FILES:
+        raise DamagedCheckpointError(f"checkpoint '{path}' is damaged: {STATE} names other files than a checkpoint has")
     return header
 
 

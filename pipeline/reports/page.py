@@ -11,6 +11,7 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
+from pipeline.escapes import visible
 from pipeline.rundir import write_text
 
 HERE = Path(__file__).parent
@@ -25,13 +26,19 @@ def write_page(path: Path, template: str, **values: Any) -> None:
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template of this folder makes of the values. All of them are escaped: labels and texts are data.
+    """The page that a template of this folder makes of the values. All of them are escaped: labels and texts are data,
+    and what would turn or hide the words around them is written out.
 
     Besides, the page's content security policy lets no script run but its own two, and nothing be loaded.
     """
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(
-        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=loader,
+        autoescape=True,
+        finalize=_shown,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     scripts = [_library(), (HERE / "draw.js").read_text(encoding="utf-8")]
     return environment.get_template(template).render(
@@ -40,6 +47,11 @@ def render(template: str, **values: Any) -> str:
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Not `Markup`, which is our own."""
+    return visible(value, keep="\n\t") if type(value) is str else value
 
 
 @cache

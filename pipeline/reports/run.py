@@ -3,9 +3,10 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -19,6 +20,7 @@ from pipeline.backbone.pooling import pool
 from pipeline.config import RunConfig, load_config
 from pipeline.data.sources import texts_of_rows
 from pipeline.errors import UserError
+from pipeline.evaluation_config import Split
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
 from pipeline.provenance import evaluation_fingerprint, texts_have_changed, training_changes
@@ -56,28 +58,24 @@ class Run:
         return [{name.removeprefix("validation/"): value for name, value in line.items()} for line in lines]
 
 
-def load_run(path: Path) -> Run:
-    """Raises UserError where the run is not evaluated yet, or its parts were made from one another's predecessors."""
+def load_run(path: Path, trust_remote_code: bool = False) -> Run:
+    """Raises UserError where the run is not evaluated yet, or its parts are damaged or do not belong together."""
     run_dir = RunDir(path)
     if not run_dir.config_file.is_file():
         raise UserError(f"'{path}' is no run directory (config.yaml is missing)")
+    config = load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"])
+    adapter, manifest = load_adapter(run_dir.adapter), read_json(run_dir.manifest_file)
     metrics = read_json(run_dir.metrics_file)
-    name = "test" if "test" in metrics else list(metrics)[-1]
-    lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
-    config, adapter, manifest = (
-        load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"]),
-        load_adapter(run_dir.adapter),
-        read_json(run_dir.manifest_file),
-    )
-    _check_parts(run_dir, config, adapter, manifest)
-    return Run(
-        config,
-        adapter,
-        manifest,
-        metrics[name],
-        _scored(run_dir, name, metrics[name]["labels"]),
-        [json.loads(line) for line in lines],
-    )
+    try:
+        _check_parts(run_dir, config, adapter, manifest)
+        splits = [name for name in metrics if name in get_args(Split)]
+        name = "test" if "test" in splits else splits[-1]
+        lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
+        log = [json.loads(line) for line in lines]
+        scored = _scored(run_dir, name, metrics[name]["labels"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError, pa.ArrowException) as error:
+        raise UserError(f"'{run_dir.evaluation}' cannot be read ({error!r}): run evaluate again") from error
+    return Run(config.trusted(trust_remote_code), adapter, manifest, metrics[name], scored, log)
 
 
 def _check_parts(run_dir: RunDir, config: RunConfig, adapter: Adapter, manifest: dict[str, Any]) -> None:
@@ -122,7 +120,8 @@ def label_points(run: Run) -> tuple[Rows, str]:
     """Labels in two dimensions before and after tuning, and what "after" is; or no points, and why not."""
     states, mask = run.adapter.labels.states, run.adapter.labels.mask
     try:
-        facts = facts_of(load_model_config(run.adapter.config.backbone))
+        backbone = run.adapter.config.backbone.trusted(run.config.backbone.trust_remote_code)
+        facts = facts_of(load_model_config(backbone))
     except UserError:
         return [], "The backbone is not where it was in training, so the tuned labels cannot be computed."
     method = run.adapter.build_method(facts).float()

@@ -97,9 +97,9 @@ def run_cell(
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
     fingerprint = sha256_of(config.to_kept_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
     found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
-    if found is not None:
-        return found
     run = str(config.run_dir.path.relative_to(comparison.dir))
+    if found is not None:
+        return found | {"run": run}
     row = {
         "dataset": group.dataset,
         "backbone": group.backbone,
@@ -181,6 +181,14 @@ def _link(target: Path, link: Path) -> None:
     if not link.is_symlink() or os.readlink(link) != way:
         remove(link)
         link.symlink_to(way, target_is_directory=True)
+
+
+def _says(file: Path, config: RunConfig) -> bool:
+    """Whether a config.yaml means this config, in whatever words: those of an older version have a key more or less."""
+    try:
+        return load_config(file).to_yaml() == config.to_yaml()
+    except UserError:
+        return False
 
 
 def _found(file: Path, fingerprint: str, judge: bool) -> dict[str, Any] | None:

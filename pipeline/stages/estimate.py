@@ -14,6 +14,7 @@ from pipeline.config import RunConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
 from pipeline.errors import UserError
+from pipeline.escapes import visible
 from pipeline.estimate import GPUS, USABLE, Case, Plan, ZeroSettings, best_plan, plans
 from pipeline.limits import candidate_count, window_warning
 
@@ -53,7 +54,7 @@ def estimate(
     config.json is read. Raises UserError for an unknown GPU or backbone.
     """
     case = build_case(config, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
-    print(report(config, case, gpu))
+    print(visible(report(config, case, gpu), keep="\n"))
     return plans(case)
 
 

@@ -9,6 +9,7 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.escapes import visible
 from pipeline.launcher import world_size
 from pipeline.limits import check_positions
 from pipeline.stages.estimate import build_case, report, rows_per_text
@@ -45,7 +46,7 @@ def plan(config: RunConfig) -> None:
         "",
         report(config, case, GPU),
     ]
-    print("\n".join(lines))
+    print(visible("\n".join(lines), keep="\n"))
 
 
 def _checked_data(config: RunConfig) -> dict[str, Any]:

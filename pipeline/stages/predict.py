@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from pipeline.classifier import LTuningClassifier, Prediction
 from pipeline.errors import UserError
+from pipeline.escapes import visible
 from pipeline.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
 from pipeline.rundir import atomic_file
 
@@ -27,17 +28,21 @@ def predict(
     device: str | None = None,
     backbone: str | None = None,
     calibrated: bool = False,
+    trust_remote_code: bool = False,
 ) -> int:
     """Writes a JSON object per text: text, [text_pair], [truncated], label, scores, probabilities; returns how many.
 
     `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
     input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
     is ready. `labels`: score these by their wording, in place of those of training. `backbone`: where it is, if moved.
-    `calibrated`: probabilities with the temperature fitted on the validation split.
+    `calibrated`: probabilities with the temperature fitted on the validation split. `trust_remote_code`: run the Python
+    code that ships with the backbone.
     Raises UserError naming the line of a text that cannot be read.
     """
     check_input(input, format)
-    classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone, calibrated=calibrated)
+    classifier = LTuningClassifier.from_pretrained(
+        adapter, device, backbone=backbone, calibrated=calibrated, trust_remote_code=trust_remote_code
+    )
     if labels:
         classifier = classifier.with_labels(labels)
     data = classifier.adapter.config.data
@@ -48,7 +53,7 @@ def predict(
     with _opened(output) as file:
         for part in _chunks(rows, chunk):
             for row, prediction in zip(part, _classify(classifier, part), strict=True):
-                file.write(json.dumps(_record(row, prediction), ensure_ascii=False) + "\n")
+                file.write(visible(json.dumps(_record(row, prediction), ensure_ascii=False)) + "\n")
             file.flush()
             count += len(part)
     return count

@@ -22,14 +22,14 @@ SECTIONS = [
 """Their anchors in the page, and how the navigation calls them."""
 
 
-def report(run: str, output: str | None = None, *, texts: bool = True) -> Path:
+def report(run: str, output: str | None = None, *, texts: bool = True, trust_remote_code: bool = False) -> Path:
     """Writes the page of a run to `output`, or report.html in the run directory; gives its path.
 
-    `texts`: show those of the mistakes. Raises UserError where the run has not been evaluated, or a file of it is
-    damaged.
+    `texts`: show those of the mistakes. `trust_remote_code`: run the code that ships with the backbone.
+    Raises UserError where the run has not been evaluated, or a file of it is damaged.
     """
     run_dir = RunDir(run)
-    values = page_values(load_run(run_dir.path), run_dir, texts=texts)
+    values = page_values(load_run(run_dir.path, trust_remote_code), run_dir, texts=texts)
     path = Path(output) if output else run_dir.path / "report.html"
     write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
     return path
@@ -44,16 +44,15 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
     classes = [{"label": name, **values} for name, values in run.metrics["per_class"].items()]
     before = figures.reliability(split, 1.0)
     after = figures.reliability(split, run.temperature) if run.temperature else None
-    pictures = {
+    pictures: dict[str, charts.Spec | None] = {
         "matrix": charts.confusion_matrix(cells, split.labels),
         "classes": charts.class_scores(classes),
         "reliability": charts.reliability_diagram(before, after),
         "scores": charts.score_histogram(figures.score_distributions(split)),
     }
-    if run.training:
-        pictures["curves"] = charts.learning_curves(run.training, run.validation)
-    if points:
-        pictures["labels"] = charts.label_map(points)
+    # The template asks whether they are there.
+    pictures["curves"] = charts.learning_curves(run.training, run.validation) if run.training else None
+    pictures["labels"] = charts.label_map(points) if points else None
     sections = SECTIONS if run.training else SECTIONS[1:]
     return {
         "sections": sections,

@@ -21,5 +21,6 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     encode_labels(config)
     train(config, overwrite=overwrite)
     metrics = evaluate(config)
-    log.info("adapter: %s\nmetrics: %s", config.run_dir.adapter, config.run_dir.metrics_file)
+    log.info("adapter: %s", config.run_dir.adapter)
+    log.info("metrics: %s", config.run_dir.metrics_file)
     return metrics

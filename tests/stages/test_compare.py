@@ -90,6 +90,26 @@ def test_every_cell_has_a_row(finished: Path) -> None:
         assert (row["seconds"] > 0) == (row["steps"] == 4) == (row["method"] != "majority")
 
 
+def test_cells_of_an_older_version_whose_config_means_the_same_are_not_run_again(finished: Path) -> None:
+    """Its config.yaml had a key more."""
+    folder = shutil.copytree(finished, finished.parent / f"{finished.name}-old", symlinks=True) / "comparison"
+    for link in [path for path in folder.rglob("*") if path.is_symlink()]:
+        target = folder / link.readlink().relative_to(finished / "comparison")
+        link.unlink()
+        link.symlink_to(target)
+    times = {}
+    for cell in folder.rglob("cell.json"):
+        config = cell.with_name("config.yaml")
+        config.write_text(config.read_text().replace("backbone:\n", "backbone:\n  trust_remote_code: false\n"))
+        cell.write_text(json.dumps(json.loads(cell.read_text()) | {"run": "../../x"}))
+        times[cell] = cell.stat().st_mtime_ns
+    assert main(["compare", "--config", str(finished / "compare.yaml"), f"dir={folder}"]) == 0
+    for cell, before in times.items():
+        assert cell.stat().st_mtime_ns == before, cell
+    runs = [row["run"] for row in pq.read_table(folder / "results.parquet").to_pylist()]
+    assert runs == [row["run"] for row in rows_of(finished)], "where a run lies is not taken from its cell.json"
+
+
 def test_settings_are_chosen_on_validation_with_the_first_seed(finished: Path) -> None:
     for row in rows_of(finished):
         grid = json.loads(row["grid"])

@@ -20,6 +20,7 @@ TEXTS = [
     "<img src=x onerror='window.harmed=1'>",
     "</script><script>window.harmed=1</script><!--",
     "{{ 7 * 7 }} javascript:window.harmed=1 \u2028 &lt;b&gt;",
+    "\u202eturned \x1b[2J\a <a href='javascript:window.harmed=1'>a link</a>",
 ]
 
 
@@ -60,8 +61,11 @@ def page(browser: Browser, page_file: Path) -> Iterator[Page]:
 def test_it_is_small_and_refers_to_nothing_outside(page_file: Path) -> None:
     text = page_file.read_text()
     assert len(text.encode()) < MOST_BYTES
+    head = text.split("<script>")[0]
     for word in ("<link", "<img", "src=", "@import", "url("):
-        assert word not in text.split("<script>")[0].replace("&lt;img src=x", "")
+        assert word not in head.replace("&lt;img src=x", "")
+    assert "\\u202eturned \\u001b[2J" in head, "what would turn the words around it, or hide them, is written out"
+    assert all(character.isprintable() or character in "\n\u200b" for character in head)
 
 
 @needs_browser
@@ -81,6 +85,7 @@ def test_every_picture_is_drawn_in_both_schemes(browser: Browser, page_file: Pat
 def test_hostile_texts_and_labels_are_only_shown(page: Page) -> None:
     assert page.evaluate("window.harmed") is None
     assert page.locator("script").count() == 2 + page.locator("figure").count() and page.locator("img").count() == 0
+    assert page.locator("a:not([href^='#'])").count() == 0
     shown, classes = page.locator("#mistakes").inner_text(), page.locator("#classes table").text_content()
     assert any(text.split(" \u2028")[0] in shown for text in TEXTS) and LABEL in str(classes)
     page.locator("#matrix svg .mark-rect path").first.hover(position={"x": 9, "y": 9})  # beside the count
@@ -119,6 +124,44 @@ def test_texts_are_left_out_when_they_are_not_wanted(config: RunConfig, tmp_path
     assert main(["report", "--run", config.run.dir, "--no-texts", "--output", str(file)]) == 0
     text = file.read_text()
     assert "<blockquote" not in text and "made without the texts" in text and "javascript:window" not in text
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("evaluation/metrics.json", "[" * 100_000),
+        ("evaluation/metrics.json", "{}"),
+        ("evaluation/metrics.json", '{"model_config": {"labels": []}}'),
+        ("evaluation/metrics.json", '{"test": []}'),
+        ("evaluation/predictions.parquet", "PAR1"),
+        ("logs/metrics.jsonl", "{"),
+        ("logs/metrics.jsonl", "[" * 100_000),
+        ("config.yaml", "a: " * 5000),
+        ("config.yaml", "labels: {names: " + "[" * 5000),
+        ("config.yaml", "x: &a [1]\ny: &b [*a, *a]\nlabels: {names: [*b, *b]}"),
+    ],
+)
+def test_damaged_files_of_a_run_are_one_line(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture, file: str, content: str
+) -> None:
+    shutil.copytree(config.run_dir.path, tmp_path / "run")
+    (tmp_path / "run" / file).write_text(content)
+    assert main(["report", "--run", str(tmp_path / "run")]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("error: ") and len(lines[-1]) < 2000
+
+
+def test_two_labels_and_no_log_of_the_training_make_a_page_too(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, train={"max_steps": 2, "batch_size": 4})
+    for split in ("train", "validation", "test"):
+        file = tmp_path / f"{split}.tsv"
+        file.write_text(file.read_text().replace("\tscience", "\tsport"))
+    config.run_dir.create()
+    config.run_dir.write_config(config.to_yaml())
+    run(config)
+    config.run_dir.metrics_log.unlink()
+    text = report(config.run.dir).read_text()
+    assert "three labels or more" in text and 'id="curves"' not in text
 
 
 def test_runs_that_cannot_be_reported(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
