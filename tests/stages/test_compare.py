@@ -93,10 +93,6 @@ def test_every_cell_has_a_row(finished: Path) -> None:
 def test_cells_of_an_older_version_whose_config_means_the_same_are_not_run_again(finished: Path) -> None:
     """Its config.yaml had a key more."""
     folder = shutil.copytree(finished, finished.parent / f"{finished.name}-old", symlinks=True) / "comparison"
-    for link in [path for path in folder.rglob("*") if path.is_symlink()]:
-        target = folder / link.readlink().relative_to(finished / "comparison")
-        link.unlink()
-        link.symlink_to(target)
     times = {}
     for cell in folder.rglob("cell.json"):
         config = cell.with_name("config.yaml")
