@@ -15,6 +15,9 @@ from pipeline.errors import UserError
 from pipeline.integrity import write_sums
 from pipeline.launcher import rank
 
+ADDED_LATER = frozenset({"weights", "label states: weights"})
+"""Parts that fingerprints of older versions lack. Their lack makes nothing stale; the other parts are compared."""
+
 
 class RunDir:
     """Paths inside one run directory (the layout is a stable surface, see README)."""
@@ -228,7 +231,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     phrases = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before != after:
+        if before != after and not (before is None and key in ADDED_LATER):
             phrases.append(f"{key} was {_short(before)}, now {_short(after)}")
     return phrases
 

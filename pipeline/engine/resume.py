@@ -78,7 +78,7 @@ def load_state(path: Path) -> RunState:
 
 
 def _differs(state: RunState, fingerprint: dict[str, str], key: str) -> bool:
-    return state.fingerprint.get(key) != fingerprint.get(key)
+    return bool(_phrases(state, fingerprint, {key}))
 
 
 def _phrases(state: RunState, fingerprint: dict[str, str], keys: set[str]) -> list[str]:
