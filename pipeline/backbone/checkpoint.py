@@ -245,7 +245,8 @@ def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
     if size != expected:
-        raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is cut off or altered; fetch it again")
+        state = "cut off" if size < expected else "damaged"
+        raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is {state}; fetch it again")
     if faulty is not None:
         raise UserError(f"{file}: {faulty}'s type and shape do not fit the bytes it has in the file; fetch it again")
     return entries, raw

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +188,9 @@ def test_a_header_that_does_not_fit_its_data_is_refused(folder: Path, change: di
     assert f"{file}: " in (told := refusal(folder)) and message in told
 
 
-@pytest.mark.parametrize("header", [b"[" * 200_000, b'{"a": 3}', b"[]", b"\xff" * 9], ids=["deep", "int", "list", "text"])
+@pytest.mark.parametrize(
+    "header", [b"[" * 200_000, b'{"a": 3}', b"[]", b"\xff" * 9], ids=["deep", "int", "list", "text"]
+)
 def test_a_header_that_is_none_is_refused(folder: Path, header: bytes) -> None:
     (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
     assert "not a readable safetensors file" in refusal(folder)
