@@ -25,7 +25,7 @@ LOWEST, HIGHEST = 0.02, 50.0
 class Calibration(Settings):
     """calibration.json"""
 
-    temperature: float = Field(gt=0)
+    temperature: float = Field(ge=LOWEST, le=HIGHEST, allow_inf_nan=False)
     """The scores are divided by it before the softmax; above 1 where the scores are too sure of themselves."""
     texts: int = Field(ge=1)
     """Validation texts it was fitted on."""

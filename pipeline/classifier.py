@@ -15,7 +15,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
-from pipeline.calibration import load_calibration, tempered_softmax
+from pipeline.calibration import tempered_softmax
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
@@ -83,9 +83,7 @@ class LTuningClassifier:
         Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
         target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        folder = adapter_folder(path)
-        adapter = load_adapter(folder)
-        temperature = load_calibration(folder).temperature if calibrated else 1.0
+        adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
@@ -102,7 +100,7 @@ class LTuningClassifier:
         model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling, wordings)
         model.load_inside(adapter.method_state)
         names = list(adapter.labels.names)
-        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
+        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
 
     def predict(self, texts: Sequence[Text]) -> list[Prediction]:
         """One prediction per text, or per pair of texts if the adapter was trained on pairs.

@@ -1,20 +1,25 @@
 """Label states: the frozen backbone's reading of each label's hypothesis, made once and kept in a file."""
 
 import json
+import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import safetensors.torch
 import torch
-from pydantic import ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pipeline.backbone.checkpoint import FLOATS, WEIGHTS_PART
 from pipeline.errors import UserError
-from pipeline.integrity import check_sums
-from pipeline.rundir import read_json, write_json
+from pipeline.integrity import check_sums, read_whole
+from pipeline.rundir import differences, read_json, write_json
 from pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
@@ -39,6 +44,18 @@ class LabelStates:
         """P"""
         return self.mask.shape[1]
 
+    def changes(self, current: Mapping[str, str]) -> list[str]:
+        """What is not as it was when the states were made, one phrase per part of the fingerprint; none: they fit.
+
+        A warning says so where they are older than the part that stands for every tensor of the backbone.
+        """
+        if WEIGHTS_PART in current and WEIGHTS_PART not in self.fingerprint:
+            log.warning(
+                "the label states were made by an older version, which took few samples of the backbone's weights: "
+                "only those are compared, so a change elsewhere would go unnoticed"
+            )
+        return differences(self.fingerprint, current)
+
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
         tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
@@ -51,26 +68,32 @@ class LabelStates:
     @classmethod
     def load(cls, folder: Path) -> "LabelStates":
         """Reads what `save` wrote. Raises UserError for missing, damaged or mixed-up files."""
+        return read_whole(folder, cls._load)
+
+    @classmethod
+    def _load(cls, folder: Path) -> "LabelStates":
         words = _read_words(folder / NAMES_FILE)
         path = folder / STATES_FILE
         try:
             with safetensors.safe_open(path, framework="pt") as file:
                 made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
                 states, mask = file.get_tensor("states"), file.get_tensor("mask")
-        except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
         if made_from != words.fingerprint or not fits:
             raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
+        if fault := _fault(states, mask):
+            raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
         check_sums(folder)
-        return cls(words.names, words.hypotheses, states, mask.bool(), words.fingerprint)
+        return cls(words.names, words.hypotheses, states, mask, words.fingerprint)
 
 
 class _Words(Settings):
     """labels.json"""
 
     version: Literal[1]
-    names: list[str]
+    names: list[str] = Field(min_length=2)
     hypotheses: list[str]
     fingerprint: dict[str, str]
 
@@ -78,7 +101,22 @@ class _Words(Settings):
     def _has_one_hypothesis_per_name(self) -> "_Words":
         if len(self.names) != len(self.hypotheses):
             raise ValueError(f"{len(self.names)} names, but {len(self.hypotheses)} hypotheses")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a label is named twice")
+        if not all(word.strip() for word in [*self.names, *self.hypotheses]):
+            raise ValueError("a label has no name or no wording")
         return self
+
+
+def _fault(states: Tensor, mask: Tensor) -> str | None:
+    """What is wrong with states [K, P, H] and mask [K, P], if anything is."""
+    if states.dtype not in FLOATS.values() or mask.dtype != torch.bool:
+        return f"states are {states.dtype} and their mask {mask.dtype}, where floats and bool are expected"
+    if not mask.any(1).all():  # which P = 0 fails too
+        return "a label has no token"
+    if states.shape[2] == 0 or not torch.isfinite(states).all():
+        return "its states are not finite numbers"
+    return None
 
 
 def _read_words(path: Path) -> _Words:

@@ -81,6 +81,8 @@ class LTuningModel(nn.Module):
 
         Raises UserError where the state is of another backbone.
         """
+        if strays := {name for name in state if name.startswith(f"{INSIDE}.")} - self.inside().keys():
+            raise UserError(f"the trained state has '{min(strays)}', which this backbone does not train: train again")
         for name, parameter in self.inside().items():
             with whole(parameter):
                 if name not in state or state[name].shape != parameter.shape:

@@ -26,6 +26,9 @@ from pipeline.ownership import (
     temporary_of,
 )
 
+ADDED_LATER = frozenset({"weights", "label states: weights"})
+"""Parts that fingerprints of older versions lack. Their lack makes nothing stale; the other parts are compared."""
+
 
 class RunDir:
     """Paths inside one run directory (the layout is a stable surface, see README)."""
@@ -287,7 +290,7 @@ def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
     phrases = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
-        if before != after:
+        if before != after and not (before is None and key in ADDED_LATER):
             phrases.append(f"{key} was {_short(before)}, now {_short(after)}")
     return phrases
 

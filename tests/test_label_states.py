@@ -64,6 +64,10 @@ def test_files_of_two_runs_are_not_mixed(tmp_path: Path) -> None:
         {"names": ["a", "b", "c"], "hypotheses": ["a", "b", "c"]},
         {"names": None},
         {"fingerprint": {"backbone": 3}},
+        {"names": ["same", "same"]},
+        {"names": ["a", " "]},
+        {"hypotheses": ["", "b"]},
+        {"names": [], "hypotheses": []},
     ],
     ids=str,
 )
@@ -114,3 +118,48 @@ def test_states_that_are_not_finite_are_refused() -> None:
     backbone = FrozenBackbone(network, facts_of(network.config))
     with pytest.raises(UserError, match="states of the labels are not finite"):
         read_hypotheses(backbone, torch.tensor([[5, 6]]), torch.tensor([[True, True]]))
+
+
+STATES = torch.ones(2, 3, 8)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"states": STATES.long(), "mask": MASK},
+        {"states": STATES.to(torch.float8_e4m3fn), "mask": MASK},
+        {"states": STATES.index_fill(2, torch.tensor([3]), torch.nan), "mask": MASK},
+        {"states": STATES.index_fill(2, torch.tensor([3]), -torch.inf), "mask": MASK},
+        {"states": STATES, "mask": MASK.float()},
+        {"states": STATES, "mask": MASK.long() * 7},
+        {"states": STATES, "mask": torch.tensor([[True] * 3, [False] * 3])},
+        {"states": STATES[:, :0], "mask": MASK[:, :0]},
+        {"states": STATES[..., :0], "mask": MASK},
+    ],
+    ids=["int64", "float8", "nan", "inf", "float mask", "int mask", "no token", "P = 0", "H = 0"],
+)
+def test_states_that_no_backbone_gives_are_refused(tmp_path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    example().save(tmp_path)
+    metadata = {"fingerprint": json.dumps({"backbone": "a"})}
+    save_file({name: tensor.clone() for name, tensor in tensors.items()}, tmp_path / STATES_FILE, metadata=metadata)
+    with pytest.raises(
+        UserError, match=r"^[^\n]*label_states\.safetensors' is damaged \([^\n]*run encode-labels again$"
+    ):
+        LabelStates.load(tmp_path)
+
+
+def test_states_of_no_labels_are_refused(tmp_path: Path) -> None:
+    LabelStates([], [], torch.zeros(0, 3, 8), torch.zeros(0, 3, dtype=torch.bool), {}).save(tmp_path)
+    with pytest.raises(UserError, match=r"labels\.json' is damaged"):
+        LabelStates.load(tmp_path)
+
+
+def test_older_states_are_compared_by_what_they_have_and_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    states, now = example(), {"backbone": "a", "weights": "abc"}
+    assert states.changes(now) == [] and "a change elsewhere would go unnoticed" in caplog.text
+    assert states.changes(now | {"backbone": "b"}) == ["backbone was 'a', now 'b'"]
+    assert states.changes(now | {"tokenizer": "c"}) == ["tokenizer was absent, now 'c'"]
+    caplog.clear()
+    newer = LabelStates(states.names, states.hypotheses, states.states, states.mask, now)
+    assert newer.changes(now) == [] and newer.changes(now | {"weights": "abd"}) == ["weights was 'abc', now 'abd'"]
+    assert not caplog.text

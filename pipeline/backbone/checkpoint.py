@@ -9,9 +9,12 @@ import hashlib
 import json
 import math
 import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import BinaryIO
+from random import Random
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -27,9 +30,15 @@ PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
 DTYPES = FLOATS | INTEGERS | {"BOOL": torch.bool}
+LARGEST_HEADER = 100_000_000
+"""Bytes; the limit of the safetensors library."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
-LONGEST_HEADER = 100_000_000
-"""Bytes; safetensors has the same bound."""
+WEIGHTS_PART = "weights"
+"""The part of a fingerprint that stands for every tensor; artefacts made before it existed lack it."""
+TENSOR_SAMPLES, LARGEST_GAP = 64, 4 << 20
+"""Samples of each tensor at least, and bytes for which there is at least one."""
+READERS = 16
+"""Threads that read samples: on a network file system each read waits for an answer."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +49,8 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     offset: int
+    size: int
+    """In bytes."""
 
 
 class Checkpoint:
@@ -51,8 +62,9 @@ class Checkpoint:
         for file in files:
             entries, raw = _read_header(file)
             for name, entry in entries.items():
-                offset = 8 + len(raw) + entry["data_offsets"][0]
-                self.tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), offset)
+                first, last = entry["data_offsets"]
+                offset = 8 + len(raw) + first
+                self.tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), offset, last - first)
 
     @property
     def stored_bytes(self) -> int:
@@ -114,9 +126,13 @@ def _read_index(index: Path) -> dict[str, str]:
 
 
 def fingerprint(config: BackboneConfig, checkpoint: Checkpoint) -> dict[str, str]:
-    """Identity of config.json and of each weights file: size and a hash of its header and of a few samples of its data.
+    """Identity of config.json, of each weights file, and of the weights as a whole.
 
-    The samples tell two fine-tunings of one model apart, whose headers are equal, without reading it all.
+    A file's part is its size and a hash of its header and of 16 samples, which leave out most tensors. The part
+    "weights" is a hash of samples of every tensor: a tensor of up to 256 KiB is read whole, of a larger one 4 KiB out
+    of each 64th part, or out of every 4 MiB where that is less. So a change to a whole tensor is seen, and so is one
+    to any two neighbouring 64ths of it, or 8 MiB. A smaller change, such as one word's embedding, can fall between the
+    samples: the fingerprint finds mix-ups and damage, and is not a proof against somebody who hides a change.
     """
     described = _required(config, "config.json")
     parts = {described.name: hashlib.sha256(described.read_bytes()).hexdigest()}
@@ -128,7 +144,40 @@ def fingerprint(config: BackboneConfig, checkpoint: Checkpoint) -> dict[str, str
                 stream.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
                 digest.update(stream.read(SAMPLE_BYTES))
         parts[file.name] = f"{size} bytes, {digest.hexdigest()}"
-    return parts
+    return parts | {WEIGHTS_PART: _sampled_digest(checkpoint)}
+
+
+def _sampled_digest(checkpoint: Checkpoint) -> str:
+    digest = hashlib.sha256()
+    with ThreadPoolExecutor(READERS) as pool:
+        for part in pool.map(lambda name: _tensor_digest(name, checkpoint.tensors[name]), sorted(checkpoint.tensors)):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _tensor_digest(name: str, stored: StoredTensor) -> bytes:
+    """Hash of a tensor's name, type, shape and samples."""
+    digest = hashlib.sha256(f"{name}\0{stored.dtype}\0{stored.shape}\0".encode())
+    try:
+        with stored.file.open("rb", buffering=0) as stream:
+            for first, last in _samples(stored.size, Random(name)):
+                digest.update(os.pread(stream.fileno(), last - first, stored.offset + first))
+    except OSError as error:
+        raise UserError(f"{stored.file}: cannot read {name}: {error}") from error
+    return digest.digest()
+
+
+def _samples(size: int, places: Random) -> list[tuple[int, int]]:
+    """Bytes [first, last) of a tensor that its fingerprint reads.
+
+    Each lies at another place within its stretch: at equal distances all might fall into the same columns.
+    """
+    if size <= TENSOR_SAMPLES * SAMPLE_BYTES:
+        return [(0, size)]
+    count = max(TENSOR_SAMPLES, math.ceil(size / LARGEST_GAP))
+    starts = [index * size // count for index in range(count + 1)]
+    firsts = [start + int(places.random() * (end - start - SAMPLE_BYTES)) for start, end in pairwise(starts)]
+    return [(first, first + SAMPLE_BYTES) for first in firsts]
 
 
 def shortened(names: list[str], limit: int = 8) -> str:
@@ -189,30 +238,42 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0]
 
 
-def _read_header(file: Path) -> tuple[dict[str, dict], bytes]:
-    """The header (name -> dtype, shape, data_offsets) and its bytes; refuses a file that is not as long as it says."""
+def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], bytes]:
+    """The header (name -> dtype, shape, data_offsets) and its bytes.
+
+    UserError where it is not one, where its tensors' sizes are not those of their data, or the file's is not theirs.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
-            raw = stream.read(length) if length <= min(size - 8, LONGEST_HEADER) else b"{}"
-        entries = json.loads(raw)
+            raw = stream.read(length) if length <= min(size - 8, LARGEST_HEADER) else b"{}"
+        entries: dict[str, dict[str, Any]] = json.loads(raw)
         entries.pop("__metadata__", None)
-        misfit = next((name for name, entry in entries.items() if not _fits(entry)), None)
-        expected = 8 + length + max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        placed = sorted((*entry["data_offsets"], name) for name, entry in entries.items())
+        expected = 8 + length + max((end for _, end, _ in placed), default=0)
+        faulty = _faulty_tensor(entries, placed)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{file}: not a readable safetensors file ({first_line(error)}); fetch it again") from error
-    if misfit is not None:
-        raise UserError(f"{file}: {misfit} has not the bytes that its type and shape take; fetch it again")
     if size != expected:
-        raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is cut off; fetch it again")
+        state = "cut off" if size < expected else "damaged"
+        raise UserError(f"{file}: has {size} bytes where its header wants {expected}, so it is {state}; fetch it again")
+    if faulty is not None:
+        raise UserError(f"{file}: {faulty}'s type and shape do not fit the bytes it has in the file; fetch it again")
     return entries, raw
 
 
-def _fits(entry: dict) -> bool:
-    """Whether a tensor's bytes are as many as its type and shape take. (Unknown types are refused later.)"""
-    (first, last), shape = entry["data_offsets"], entry["shape"]
-    if not all(type(number) is int and number >= 0 for number in (first, last, *shape)):
-        return False
-    dtype = DTYPES.get(entry["dtype"])
-    return last - first == math.prod(shape) * dtype.itemsize if dtype else first <= last
+def _faulty_tensor(entries: dict[str, dict[str, Any]], placed: list[tuple[int, int, str]]) -> str | None:
+    """The first tensor whose bytes do not follow the one before, or are more or fewer than its type and shape need."""
+    end = 0
+    for first, last, name in placed:
+        dtype, shape = entries[name]["dtype"], entries[name]["shape"]
+        counts = [first, last, *shape]
+        if any(type(count) is not int or count < 0 for count in counts) or not isinstance(dtype, str):
+            return name
+        # Types that are not read, such as those of quantised checkpoints, are refused later where they are wanted.
+        needed = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else last - first
+        if first != end or last - first != needed:
+            return name
+        end = last
+    return None

@@ -64,7 +64,9 @@ def load_backbone(
 
 
 def weights_fingerprint(config: BackboneConfig) -> dict[str, str]:
-    """File name -> size and hash of header and samples, for config.json and the weights; equal on all ranks.
+    """`checkpoint.fingerprint` of the model, equal on all ranks.
+
+    Every rank takes it, since each node may see files of its own; the page cache reads them once for a node's ranks.
 
     Collective where a process group exists. Raises UserError, on every rank, where the ranks see different files.
     """
@@ -82,7 +84,7 @@ def _open_alike(config: BackboneConfig) -> tuple[Checkpoint, dict[str, str]]:
         if there != seen[0]:
             differing = sorted(name for name in seen[0] | there if seen[0].get(name) != there.get(name))
             raise UserError(
-                f"rank {rank} sees another {', '.join(differing)} of {config.name_or_path} than rank 0; "
+                f"rank {rank} does not see the same {', '.join(differing)} of {config.name_or_path} as rank 0; "
                 "give every node the same files"
             )
     return checkpoint, here

@@ -8,20 +8,29 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.errors import UserError
 from pipeline.rundir import sha256_of
 
+PROBE = "A snowman \N{SNOWMAN}"
+"""Has a character that small vocabularies lack."""
+
 
 def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the backbone. Raises UserError where there is none."""
+    """The tokenizer that belongs to the backbone. Raises UserError where there is none, or a damaged one."""
+    location = config.location
     try:
-        return AutoTokenizer.from_pretrained(
-            config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
+        tokenizer = AutoTokenizer.from_pretrained(
+            location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
-    except UserError:
+        # Some damage, such as an unknown token that is unknown itself, shows only when a text is read.
+        if None in tokenizer.convert_ids_to_tokens(tokenizer(PROBE)["input_ids"]):
+            raise ValueError("it gives a text tokens that it does not know itself")
+    except (KeyboardInterrupt, SystemExit):
         raise
-    except Exception as error:  # a damaged or hostile file makes transformers and tokenizers fail in any way
-        reason = " ".join(str(error).split())
+    # Damaged files raise whatever the code that trips over them raises. Rust's panics are not even an Exception.
+    except BaseException as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: no tokenizer could be loaded: {reason}"
         ) from error
+    return tokenizer
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

@@ -38,7 +38,7 @@ def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, st
     Raises UserError that names the settings under which the checkpoint's run would not be the same run.
     """
     old = with_defaults(config, state.fingerprint, fingerprint)
-    changed = {key for key in old.keys() | fingerprint.keys() if old.get(key) != fingerprint.get(key)}
+    changed = {key for key in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {key})}
     batch_size, accumulation = config.train.batch_size, config.train.gradient_accumulation
     same_batch = batch_size * accumulation * world_size == state.global_batch
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS

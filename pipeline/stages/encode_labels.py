@@ -16,7 +16,7 @@ from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
 from pipeline.label_states import NAMES_FILE, LabelStates, read_hypotheses
 from pipeline.provenance import current_data
-from pipeline.rundir import atomic_dir, differences, read_json, sha256_of
+from pipeline.rundir import atomic_dir, read_json, sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def current_label_states(config: RunConfig) -> LabelStates:
     tokenizer = load_tokenizer(config.backbone)
     names = read_json(config.run_dir.manifest_file)["labels"]
     wanted = label_fingerprint(config, tokenizer, names, hypotheses(names, config.labels))
-    changed = differences(states.fingerprint, wanted)
+    changed = states.changes(wanted)
     if changed:
         raise UserError(f"'{config.run_dir.labels}' does not fit: {'; '.join(changed)}; run encode-labels again")
     return states
@@ -80,7 +80,7 @@ def _found(folder: Path, wanted: dict[str, str]) -> LabelStates | None:
     except UserError as error:
         log.warning("encode-labels: made again, since %s", error)
         return None
-    changed = differences(states.fingerprint, wanted)
+    changed = states.changes(wanted)
     if changed:
         log.info("encode-labels: %s is stale (%s), made again", folder, "; ".join(changed))
         return None

@@ -4,12 +4,13 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pipeline.backbone.checkpoint import INDEX, WEIGHTS, fingerprint, open_checkpoint
+from pipeline.backbone.checkpoint import INDEX, WEIGHTS, WEIGHTS_PART, fingerprint, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.names import match_names
 from pipeline.errors import UserError
@@ -74,9 +75,59 @@ def test_fingerprint_tells_models_of_one_shape_apart(folder: Path, saved: Path) 
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     first, second = (fingerprint(config_of(path), open_checkpoint(config_of(path))) for path in (saved, folder))
     assert first == fingerprint(config_of(saved), open_checkpoint(config_of(saved)))
-    assert set(first) == {"config.json", WEIGHTS}
+    assert set(first) == {"config.json", WEIGHTS, WEIGHTS_PART}
     assert first["config.json"] == second["config.json"]
-    assert first[WEIGHTS] != second[WEIGHTS]
+    assert first[WEIGHTS] != second[WEIGHTS] and first[WEIGHTS_PART] != second[WEIGHTS_PART]
+
+
+LARGE = {"embedding": (3000, 256), "expert": (64, 16, 1024), "output": (256, 4096), "norm": (256,), "scale": ()}
+
+
+def large_fingerprint(folder: Path, altered: str | None = None, *where: slice) -> str:
+    """Of weights that are mostly larger than what is sampled of them, one of them altered in a place."""
+    folder.mkdir(exist_ok=True)
+    (folder / "config.json").write_text("{}")
+    generator = torch.Generator().manual_seed(0)
+    weights = {name: torch.rand(size, generator=generator) + 1 for name, size in LARGE.items()}
+    if altered is not None:
+        weights[altered][where] *= -1
+    save_file(weights, folder / WEIGHTS)
+    return fingerprint(config_of(folder), open_checkpoint(config_of(folder)))[WEIGHTS_PART]
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_fingerprint_sees_a_change_to_every_tensor(tmp_path: Path, name: str) -> None:
+    untouched = large_fingerprint(tmp_path)
+    assert untouched == large_fingerprint(tmp_path) != large_fingerprint(tmp_path, name)
+
+
+@pytest.mark.parametrize("name", ["embedding", "expert", "output"])
+def test_fingerprint_sees_a_change_to_a_32nd_of_the_rows_wherever_it_is(tmp_path: Path, name: str) -> None:
+    untouched = large_fingerprint(tmp_path)
+    count = LARGE[name][0] // 32 + 1
+    for start in range(0, LARGE[name][0] - count, count):
+        assert large_fingerprint(tmp_path, name, slice(start, start + count)) != untouched, start
+
+
+def test_fingerprint_sees_a_change_to_some_columns(tmp_path: Path) -> None:
+    untouched = large_fingerprint(tmp_path)
+    for start in range(0, 4096, 512):
+        assert large_fingerprint(tmp_path, "output", slice(None), slice(start, start + 512)) != untouched, start
+
+
+def test_fingerprint_reads_small_tensors_whole(tmp_path: Path) -> None:
+    untouched = large_fingerprint(tmp_path)
+    for place in range(0, 256, 17):
+        assert large_fingerprint(tmp_path, "norm", slice(place, place + 1)) != untouched, place
+
+
+def test_fingerprint_sees_two_tensors_of_one_size_exchanged(folder: Path, saved: Path) -> None:
+    weights = load_file(folder / WEIGHTS)
+    first, second = "layers.0.mlp.up_proj.weight", "layers.0.mlp.gate_proj.weight"
+    weights[first], weights[second] = weights[second], weights[first]
+    save_file(weights, folder / WEIGHTS)
+    before, after = (fingerprint(config_of(path), open_checkpoint(config_of(path))) for path in (saved, folder))
+    assert before[WEIGHTS_PART] != after[WEIGHTS_PART]
 
 
 def refusal(folder: Path) -> str:
@@ -108,6 +159,48 @@ def test_a_truncated_file_is_named(folder: Path, kept: int) -> None:
 def test_a_file_that_is_no_safetensors_is_named(folder: Path) -> None:
     (folder / WEIGHTS).write_bytes(b"version https://git-lfs.github.com/spec/v1\n" * 3)
     assert WEIGHTS in refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"dtype": "F64"}, "norm.weight's type and shape do not fit"),
+        ({"dtype": "BF16"}, "norm.weight's type and shape do not fit"),
+        ({"shape": [4, 5]}, "norm.weight's type and shape do not fit"),
+        ({"shape": [-4, -4]}, "norm.weight's type and shape do not fit"),
+        ({"shape": [16.0]}, "norm.weight's type and shape do not fit"),
+        ({"shape": 16}, "not a readable safetensors file"),
+        ({"dtype": ["F32"]}, "norm.weight's type and shape do not fit"),
+        ({"data_offsets": [0, 64]}, "where its header wants"),
+        ({"data_offsets": [0]}, "not a readable safetensors file"),
+        ({"data_offsets": [0, 1 << 60]}, "where its header wants"),
+    ],
+    ids=str,
+)
+def test_a_header_that_does_not_fit_its_data_is_refused(folder: Path, change: dict[str, Any], message: str) -> None:
+    file = folder / WEIGHTS
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["norm.weight"] |= change
+    raw = json.dumps(header).encode()
+    file.write_bytes(len(raw).to_bytes(8, "little") + raw + content[8 + length :])
+    assert f"{file}: " in (told := refusal(folder)) and message in told
+
+
+@pytest.mark.parametrize(
+    "header", [b"[" * 200_000, b'{"a": 3}', b"[]", b"\xff" * 9], ids=["deep", "int", "list", "text"]
+)
+def test_a_header_that_is_none_is_refused(folder: Path, header: bytes) -> None:
+    (folder / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    assert "not a readable safetensors file" in refusal(folder)
+
+
+def test_a_header_of_an_absurd_length_is_not_read(folder: Path) -> None:
+    with (folder / WEIGHTS).open("wb") as stream:
+        stream.write((1 << 36).to_bytes(8, "little"))
+        stream.truncate(1 << 37)  # sparse
+    assert "so it is cut off" in refusal(folder)
 
 
 def test_a_file_cut_while_it_is_read_is_an_error(folder: Path) -> None:

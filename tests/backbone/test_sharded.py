@@ -71,7 +71,7 @@ def test_a_tensor_may_have_fewer_elements_than_ranks(results: dict, world: int) 
         ("fault-nan", "layers.1.mlp.down_proj.weight holds values that are not finite"),
         ("fault-truncated", "cut off"),
         ("one-rank-absent", "no model.safetensors"),
-        ("one-rank-other", "sees another model.safetensors"),
+        ("one-rank-other", "does not see the same model.safetensors"),
     ],
 )
 def test_a_fault_that_one_rank_sees_is_an_error_on_all(results: dict, world: int, fault: str, words: str) -> None:

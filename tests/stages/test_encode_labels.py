@@ -2,14 +2,17 @@
 
 import logging
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.config import RunConfig
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.errors import UserError
+from pipeline.integrity import SUMS
 from pipeline.label_states import STATES_FILE, LabelStates
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
@@ -124,3 +127,19 @@ def test_preprocess_comes_first(config: RunConfig) -> None:
         encode_labels(elsewhere)
     with pytest.raises(UserError, match=r"labels\.json' does not exist"):
         current_label_states(elsewhere)
+
+
+def test_states_of_an_older_version_stay_current(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(tmp_path)
+    preprocess(config)
+    states = encode_labels(config)
+    older = {part: value for part, value in states.fingerprint.items() if part != "weights"}
+    (config.run_dir.labels / SUMS).unlink()
+    replace(states, fingerprint=older).save(config.run_dir.labels)
+    assert encode_labels(config).fingerprint == current_label_states(config).fingerprint == older
+    assert "made by an older version" in caplog.text
+
+    weights = load_file(tmp_path / "backbone" / "model.safetensors")
+    save_file({name: tensor * 2 for name, tensor in weights.items()}, tmp_path / "backbone" / "model.safetensors")
+    with pytest.raises(UserError, match=r"model\.safetensors was .*run encode-labels again"):
+        current_label_states(config)
