@@ -15,6 +15,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.backbone.ranks import Ranks
 from pipeline.calibration import load_calibration, tempered_softmax
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import encode_hypotheses, hypotheses
@@ -50,6 +51,8 @@ class LTuningClassifier:
     >>> classifier = LTuningClassifier.from_pretrained("runs/sst2")
     >>> classifier.predict(["a gripping film"])[0].label
     'positive'
+
+    It works alone: in a program of several processes each may load it, and classify texts of its own, when it likes.
     """
 
     adapter: Adapter
@@ -86,9 +89,10 @@ class LTuningClassifier:
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
         tokenizer = load_tokenizer(config)
-        adapter.check_backbone(weights_fingerprint(config), tokenizer_fingerprint(tokenizer))
+        alone = Ranks.alone()
+        adapter.check_backbone(weights_fingerprint(config, alone), tokenizer_fingerprint(tokenizer))
         reads = adapter.config.method.reads_wordings
-        base = load_backbone(config, zero_config=None, device=target, output_layer=reads)
+        base = load_backbone(config, zero_config=None, device=target, output_layer=reads, ranks=alone)
         frozen = FrozenBackbone(base, facts_of(base.config))
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
@@ -112,6 +116,7 @@ class LTuningClassifier:
             rows,
             len(self.labels),
             self.rows_per_forward,
+            ranks=Ranks.alone(),
             pad_token_id=pad_token_id(self.tokenizer),
             device=self.device,
             readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),

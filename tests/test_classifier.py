@@ -1,11 +1,15 @@
 """The Python API: lazy import, pairs, open label sets, and clear errors."""
 
+import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from datasets import Dataset
 
 from pipeline import LTuningClassifier
@@ -129,3 +133,42 @@ def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter directory"):
         LTuningClassifier.from_pretrained(tmp_path)
     assert len(LabelStates.load(config.run_dir.labels).names) == 3
+
+
+ELSEWHERE = [
+    ["a goal", "shares fell", "stars are born", "they won the cup", "the bank", "light"],
+    ["profit", "a cup", "x"],
+]
+"""Texts of one rank and of the other."""
+
+
+def _in_a_process_group(rank: int, folder: str) -> None:
+    """What each rank of a stranger's program gets for its own texts; then one of them goes on alone."""
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=wait)
+    found: list[list[dict[str, float]]] = []
+    if rank == 0:  # loading and other labels too, while the other rank has not begun
+        classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
+        found.append([one.scores for one in classifier.with_labels(["war", "art"]).predict(ELSEWHERE[0])])
+    dist.barrier()
+    classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
+    for texts in (ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]):
+        found.append([one.scores for one in classifier.predict(texts)])
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    if rank == 1:
+        with pytest.raises(UserError, match="no adapter directory"):
+            LTuningClassifier.from_pretrained(f"{folder}/none", "cpu")
+    dist.destroy_process_group()
+
+
+def test_each_rank_of_a_process_group_classifies_its_own_texts(tmp_path: Path) -> None:
+    tiny_run(tmp_path)
+    torch.multiprocessing.spawn(_in_a_process_group, (str(tmp_path),), nprocs=2)
+    alone = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
+    war = alone.with_labels(["war", "art"])
+    for rank in range(2):
+        texts = [ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]]
+        expected = [[one.scores for one in alone.predict(part)] for part in texts]
+        if rank == 0:
+            expected.insert(0, [one.scores for one in war.predict(ELSEWHERE[0])])
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

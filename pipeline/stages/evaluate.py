@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter import Adapter, AdapterConfig, adapter_fingerprint, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
+from pipeline.backbone.ranks import Ranks
 from pipeline.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
@@ -79,6 +80,7 @@ def _score_splits(
             split.rows,
             len(names),
             config.evaluate.batch_size,
+            ranks=Ranks.joined(),
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=config.method.joint_readings(len(names)),

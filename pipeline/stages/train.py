@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 
 from pipeline.adapter import SUMMARY
-from pipeline.backbone.ranks import on_every_rank
+from pipeline.backbone.ranks import Ranks
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
@@ -91,7 +91,7 @@ def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | N
     path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
     if path is None:
         return None
-    state = on_every_rank(lambda: load_state(path))
+    state = Ranks.joined().on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
 
