@@ -71,7 +71,7 @@ def load_backbone(
 def weights_fingerprint(config: BackboneConfig, ranks: Ranks | None = None) -> dict[str, str]:
     """File name -> size and hash of header and samples, for config.json and the weights; equal on all ranks.
 
-    Collective among `ranks` (None: `Ranks.joined`). Raises UserError, on every rank, where the ranks see different files.
+    Collective among `ranks` (None: `Ranks.joined`). Raises UserError, on every rank, where they see different files.
     """
     return _open_alike(config, ranks or Ranks.joined())[1]
 
