@@ -88,7 +88,7 @@ class LTuningClassifier:
         config = adapter.config.backbone
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        tokenizer = load_tokenizer(config)
+        tokenizer = load_tokenizer(config, special_tokens=adapter.config.data.special_tokens)
         alone = Ranks.alone()
         adapter.check_backbone(weights_fingerprint(config, alone), tokenizer_fingerprint(tokenizer))
         reads = adapter.config.method.reads_wordings

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.data.sources import SHOWN, some
+from pipeline.data.tokenizer import encode, special_texts
 from pipeline.errors import UserError
 
 BATCH_ROWS = 256
@@ -43,15 +44,15 @@ def tokenise(
     processes = min(workers or len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_WORKER)
     if processes > 1:  # a forked process must not use the tokenizer's own threads, and warns unless told so
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    encode = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
+    encode_batch = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
     result = rows.map(
-        encode,
+        encode_batch,
         batched=True,
         batch_size=BATCH_ROWS,
         writer_batch_size=BATCH_ROWS,
         num_proc=processes if processes > 1 else None,
         cache_file_name=str(arrow_file),
-        features=_features(rows, encode),
+        features=_features(rows, encode_batch),
         new_fingerprint=split,  # nothing is cached between runs: the manifest says what is current
         desc=f"tokenising {split}",
     )
@@ -70,6 +71,15 @@ def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
         "truncated": int(column(rows, "truncated").sum()),
         "per_label": dict(zip(names, counts, strict=True)),
     }
+
+
+def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows of a tokenised split have a special token of the backbone written in a text."""
+    found = np.zeros(len(rows), dtype=bool)
+    for name in {"text", "text_pair"} & set(rows.column_names):
+        for token in special_texts(tokenizer):
+            found |= pc.match_substring(rows.data.column(name), token).to_numpy()
+    return int(found.sum())
 
 
 def column(rows: Dataset, name: str) -> NDArray[Any]:
@@ -134,25 +144,15 @@ def _encode(
 def token_columns(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None
 ) -> dict[str, list[list[int]]]:
-    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two.
-
-    Padding and truncation are always said: a tokenizer.json may have its own.
-    """
-    encoded = tokenizer(
-        *texts,
-        padding=False,
-        truncation="longest_first" if max_length else False,
-        max_length=max_length,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two."""
+    encoded = encode(tokenizer, *texts, max_length=max_length)
     # Of a single text the type ids are all 0, which is what every backbone assumes without them.
     names = ["input_ids"] + ["token_type_ids"] * (len(texts) == 2 and "token_type_ids" in encoded)
     return {name: encoded[name] for name in names}
 
 
-def _features(rows: Dataset, encode: Any) -> Features:
-    tokens = {name: List(Value("int32")) for name in encode(rows[:1]) if name.endswith("_ids")}
+def _features(rows: Dataset, encode_batch: Any) -> Features:
+    tokens = {name: List(Value("int32")) for name in encode_batch(rows[:1]) if name.endswith("_ids")}
     kinds = {"label": Value("int64"), **tokens, "length": Value("int32"), "truncated": Value("bool")}
     return Features({**rows.features, **kinds})
 

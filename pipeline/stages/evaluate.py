@@ -69,7 +69,7 @@ def _score_splits(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     model = _load_model(accelerator, config, adapter, tokenizer)
     pad_token, names = pad_token_id(tokenizer), adapter.labels.names
     metrics, tables, scored = {}, [], {}

@@ -21,7 +21,7 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
-from pipeline.data.tokenising import balanced_subset, rows_per_label, summary, tokenise
+from pipeline.data.tokenising import balanced_subset, rows_per_label, rows_with_special_tokens, summary, tokenise
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError
 from pipeline.integrity import is_whole
@@ -40,7 +40,7 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         The manifest: version, fingerprint, labels (names in index order), splits (rows, tokens, longest, truncated,
-        per_label of each), warnings, has_pair.
+        per_label of each), special_tokens (rows of each that have some in a text), warnings, has_pair.
 
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
@@ -56,23 +56,22 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
 def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     _check_max_length(config.backbone, config.data.max_length)
     sources = {split: source for split in SPLITS if (source := getattr(config.data, split)) is not None}
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
         manifest = read_json(run.manifest_file)
-        changed = differences(manifest["fingerprint"], wanted)
+        changed = differences(manifest["fingerprint"], with_special_tokens(config, wanted, manifest))
+        if "special_tokens" not in manifest:
+            changed.append("special tokens in texts were not looked for")
         if not changed:
             log.info("preprocess: %s is current", run.data)
             return manifest
         log.info("preprocess: %s is stale (%s), made again", run.data, "; ".join(changed))
     with atomic_dir(run.data, sums=True) as folder, TemporaryDirectory(dir=folder) as scratch:
-        manifest = {
-            "version": VERSION,
-            "fingerprint": wanted,
-            **_build(config, sources, tokenizer, folder, Path(scratch)),
-        }
+        built = _build(config, sources, tokenizer, folder, Path(scratch))
+        manifest = {"version": VERSION, "fingerprint": with_special_tokens(config, wanted, built), **built}
         write_json(folder / run.manifest_file.name, manifest)
     _report(manifest)
     return manifest
@@ -91,15 +90,23 @@ def _build(
     names = label_names(list(train.labels), config.labels.names, train.label_names)
     hypotheses(names, config.labels)  # a wording that does not fit is said before the long work
     indices = _each(splits, lambda split: _checked_labels(split, splits[split], names))
-    tokenised = {}
+    tokenised, special = {}, {}
     for split, read_rows in splits.items():
         rows = _kept(config, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
+        special[split] = rows_with_special_tokens(result, tokenizer)
     warnings = [*_label_warnings(names, tokenised), *_overlap_warnings(splits), *_cut_warnings(tokenised, config)]
-    return {"labels": names, "splits": tokenised, "warnings": warnings, "has_pair": config.data.text_pair is not None}
+    pair = config.data.text_pair is not None
+    return {
+        "labels": names,
+        "splits": tokenised,
+        "special_tokens": special,
+        "warnings": warnings,
+        "has_pair": pair,
+    }
 
 
 def _save_quietly(rows: Dataset, folder: Path) -> None:
@@ -133,6 +140,16 @@ def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrain
         "labels.names": json.dumps(config.labels.names, ensure_ascii=False),
         "tokenizer": tokenizer_fingerprint(tokenizer),
     }
+
+
+def with_special_tokens(config: RunConfig, fingerprint: dict[str, str], manifest: dict[str, Any]) -> dict[str, str]:
+    """The fingerprint of data of which the manifest is known: how special tokens are read counts where there are some.
+
+    So the data, and with them the training, of an older version stay current where they are the same.
+    """
+    read_as = "special" if config.data.special_tokens else "text"
+    counts = manifest.get("special_tokens", {})
+    return fingerprint | {f"data.{split}.special_tokens": read_as for split, count in counts.items() if count}
 
 
 def _draw(config: RunConfig, key: str) -> str:

@@ -100,7 +100,7 @@ def build_trainer(
     accelerator: Accelerator, config: RunConfig, labels: LabelStates, state: RunState | None = None
 ) -> Trainer:
     """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)
