@@ -124,6 +124,19 @@ def test_pairs_and_prompts(tmp_path: Path) -> None:
     assert np.isfinite(list(longer[0].scores.values())).all()
 
 
+def test_a_score_does_not_depend_on_the_neighbours_length(tmp_path: Path) -> None:
+    """longrope has other factors for texts beyond its original positions."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [5.0] * 2}
+    rope |= {"factor": 8.0, "original_max_position_embeddings": 32}
+    save_tiny(tmp_path / "backbone", "llama_gqa", rope_parameters=rope)
+    tiny_run(tmp_path)
+    classifier = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
+    texts = ["a goal", "shares fell " * 3, "stars are born in clouds of dust " * 6, "light"]
+    for text, together in zip(texts, classifier.predict(texts), strict=True):
+        alone = classifier.predict([text])[0]
+        assert alone.scores == pytest.approx(together.scores, abs=1e-5)
+
+
 def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
     moved = save_tiny(tmp_path / "same", "llama_gqa")
     LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(moved))
