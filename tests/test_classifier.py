@@ -5,15 +5,17 @@ import subprocess
 import sys
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.distributed as dist
 from datasets import Dataset
 
 from pipeline import LTuningClassifier
-from pipeline.classifier import encode_texts
+from pipeline.classifier import encode_texts, text_columns
 from pipeline.config import RunConfig
 from pipeline.data.tokenising import tokenise
 from pipeline.errors import UserError
@@ -110,6 +112,68 @@ def test_texts_that_cannot_be_scored(classifier: LTuningClassifier) -> None:
         classifier.predict(["a goal", " "])
     with pytest.raises(UserError, match=r"text 1 has 2 part\(s\), this adapter was trained on 1"):
         classifier.predict([("a", "b")])
+
+
+def test_a_string_is_one_text_and_a_column_its_values(classifier: LTuningClassifier) -> None:
+    texts = ["refund", "a goal"]
+    expected = classifier.predict(texts)
+    assert classifier.predict("refund") == classifier.predict(["refund"])
+    assert len(classifier.predict("refund")) == 1
+    for column in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=[7, 7])):
+        assert classifier.predict(column) == expected
+    assert classifier.predict(Dataset.from_dict({"x": texts})["x"]) == expected
+    assert classifier.predict(text for text in texts) == expected
+    for nothing in ([], (), np.array([]), pd.Series([], dtype=object)):
+        assert classifier.predict(nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a goal", None], "text 2 is not a string, but of type NoneType: None"),
+        (["a goal", 3], "text 2 is not a string, but of type int: 3"),
+        ([float("nan")], "text 1 is not a string, but of type float: nan"),
+        (np.array([1.5]), "text 1 is not a string, but of type float64"),
+        ([b"a goal"], "text 1 is not a string, but of type bytes"),
+        (pd.Series(["a", None], dtype=object), "text 2 is not a string"),
+        ([{"text": "a"}], "text 1 is not a string, but of type dict"),
+        (["a", "half \ud83d"], "text 2 is not Unicode text .surrogates not allowed.: 'half"),
+        (None, "expected a list of texts, got NoneType"),
+        (7, "expected a list of texts, got int"),
+        (b"a goal", "expected a list of texts, got bytes"),
+        ({"a goal": 1}, "expected a list of texts, got dict"),
+        ({"a goal"}, "expected a list of texts, got set"),
+        (pd.DataFrame({"text": ["a goal"]}), "expected a list of texts, got DataFrame"),
+        ([["a", "b"]], r"text 1 has 2 part\(s\)"),
+        ("  ", "text 1 is empty"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place(classifier: LTuningClassifier, texts: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        classifier.predict(texts)
+
+
+def test_labels_are_strings(classifier: LTuningClassifier) -> None:
+    with pytest.raises(UserError, match="at least two different names, got: abc"):
+        classifier.with_labels("abc")
+    with pytest.raises(UserError, match="label 2 is not a string, but of type int: 1"):
+        classifier.with_labels(["art", 1])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="label's wording 1 is not a string, but of type NoneType"):
+        classifier.with_labels(["art", "war"], {"art": None})  # type: ignore[dict-item]
+    assert classifier.with_labels(np.array(["art", "war"])).labels == ["art", "war"]
+
+
+def test_pairs() -> None:
+    """A tuple of two strings is one pair where there are pairs, else two texts."""
+    assert text_columns(("a", "b"), pairs=True) == [["a"], ["b"]]
+    assert text_columns(("a", "b"), pairs=False) == [["a", "b"]]
+    assert text_columns([("a", "b"), ["c", "d"]], pairs=True) == [["a", "c"], ["b", "d"]]
+    assert text_columns(np.array([["a", "b"], ["c", "d"]]), pairs=True) == [["a", "c"], ["b", "d"]]
+    for texts in (["a", "b"], "ab", ("a", "b", "c")):
+        with pytest.raises(UserError, match=r"text 1 has 1 part\(s\), this adapter was trained on 2"):
+            text_columns(texts, pairs=True)
+    with pytest.raises(UserError, match="text 1 is not a string, but of type NoneType"):
+        text_columns([("a", None)], pairs=True)  # type: ignore[list-item]
 
 
 def test_pairs_and_prompts(tmp_path: Path) -> None:
