@@ -112,12 +112,11 @@ def _estimate(options: argparse.Namespace) -> None:
 def _predict(options: argparse.Namespace) -> None:
     from pipeline.stages.predict import predict
 
-    labels = [name.strip() for part in options.labels or () for name in part.split(",")]
     predict(
         options.run or options.adapter,
         options.input,
         options.output,
-        labels=labels or None,
+        labels=options.labels,
         format=options.format,
         device=options.device,
         backbone=options.backbone,

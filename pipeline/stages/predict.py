@@ -1,6 +1,8 @@
 """Labels for unlabelled texts, from a file or standard input to JSON lines, in constant memory."""
 
+import csv
 import json
+import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +14,8 @@ from pipeline.classifier import LTuningClassifier, Prediction
 from pipeline.errors import UserError
 from pipeline.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
 from pipeline.rundir import atomic_file
+
+log = logging.getLogger(__name__)
 
 CHUNK_TEXTS = 256
 """Texts read, scored and written at a time."""
@@ -32,14 +36,16 @@ def predict(
 
     `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
     input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
-    is ready. `labels`: score these by their wording, in place of those of training. `backbone`: where it is, if moved.
+    is ready. `labels`: score these (see `split_labels`) by their wording, in place of those of training. `backbone`:
+    where it is, if moved.
     `calibrated`: probabilities with the temperature fitted on the validation split.
-    Raises UserError naming the line of a text that cannot be read.
+    Raises UserError naming the line of a text that cannot be read, and for labels that can be read in two ways.
     """
     check_input(input, format)
     classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone, calibrated=calibrated)
     if labels:
-        classifier = classifier.with_labels(labels)
+        classifier = classifier.with_labels(split_labels(labels, classifier.labels))
+        log.info("predict: among %s", ", ".join(map(repr, classifier.labels)))
     data = classifier.adapter.config.data
     rows = read_texts(input, data.text, data.text_pair, format, quoted=data.quoting)
     # Someone who types wants the answer to each line.
@@ -52,6 +58,34 @@ def predict(
             file.flush()
             count += len(part)
     return count
+
+
+def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:
+    """The labels that the values list, each one or several between commas; quotes protect a comma, as in a CSV file.
+
+    A value that is a label of training is never split. Raises UserError where one may be meant within a value.
+    """
+    names = []
+    for value in values:
+        parts = [value.strip()] if value.strip() in trained else _fields(value)
+        for label in trained:
+            if "," in label and label in value and label not in parts:
+                raise UserError(
+                    f"--labels {value!r}: is the label {label!r} meant, or its parts? Put each label in quotes, as in "
+                    f'\'"{label}","..."\', or give each a --labels of its own'
+                )
+        names += parts
+    return names
+
+
+def _fields(value: str) -> list[str]:
+    try:
+        (fields,) = csv.reader([value], skipinitialspace=True, strict=True)
+    except csv.Error as error:
+        raise UserError(
+            f"--labels {value!r}: {error}; a label with a comma stands in quotes: '\"A, or B\",C'"
+        ) from error
+    return [field.strip() for field in fields]
 
 
 def _classify(classifier: LTuningClassifier, part: list[TextRow]) -> list[Prediction]:

@@ -11,7 +11,7 @@ from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.stages import predict as stage
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import predict, split_labels
 from tests.tiny_run import TEXTS, tiny_run
 
 
@@ -47,6 +47,48 @@ def test_standard_input_to_standard_output_with_other_labels(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [set(line["scores"]) for line in lines] == [{"art", "war"}] * 2
     assert "truncated" not in lines[0] and lines[1]["truncated"] is True
+
+
+TRAINED = ["Roads, rails", "Health", 'The "Net"', "a,b,c"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["library,parking"], ["library", "parking"]),
+        ([" library , parking ", "pool"], ["library", "parking", "pool"]),
+        (["Roads, rails"], ["Roads, rails"]),
+        ([" Roads, rails ", "Health,Sport"], ["Roads, rails", "Health", "Sport"]),
+        (['"Roads, rails",Sport'], ["Roads, rails", "Sport"]),
+        (['Sport, "Roads, rails"'], ["Sport", "Roads, rails"]),
+        (['"Sea, air","a ""b"""'], ["Sea, air", 'a "b"']),
+        (['The "Net"'], ['The "Net"']),
+        (['5" pipes,The "Net"'], ['5" pipes', 'The "Net"']),
+        (["a,b,c", "Roads"], ["a,b,c", "Roads"]),
+    ],
+)
+def test_labels_are_split_as_a_csv_record_but_those_of_training_never(values: list[str], labels: list[str]) -> None:
+    assert split_labels(values, TRAINED) == labels
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Roads, rails,Sport", "is the label 'Roads, rails' meant, or its parts"),
+        ("Sport,a,b,c", "is the label 'a,b,c' meant, or its parts"),
+        ('"Sea, air', "unexpected end of data; a label with a comma"),
+        ("one\ntwo", "new-line character"),
+    ],
+)
+def test_labels_that_can_be_read_in_two_ways_are_refused(value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        split_labels([value], TRAINED)
+
+
+def test_a_label_with_a_comma_is_scored_as_one(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out"), labels=['"a,b",art'], device="cpu")
+    assert list(lines_of(tmp_path / "out")[0]["scores"]) == ["a,b", "art"]
 
 
 def test_each_part_is_written_before_the_next_is_read(
