@@ -5,15 +5,15 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
+from pipeline.adapter import adapter_folder
 from pipeline.classifier import LTuningClassifier, Prediction
 from pipeline.errors import UserError
+from pipeline.output import check_output, opened_output
 from pipeline.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
-from pipeline.rundir import atomic_file
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,16 @@ def predict(
 
     `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
     input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
-    is ready. `labels`: score these (see `split_labels`) by their wording, in place of those of training. `backbone`:
-    where it is, if moved.
-    `calibrated`: probabilities with the temperature fitted on the validation split.
-    Raises UserError naming the line of a text that cannot be read, and for labels that can be read in two ways.
+    is ready, as do devices and pipes. `labels`: score these (see `split_labels`) by their wording, in place of those of
+    training. `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the
+    validation split.
+    Raises UserError naming the line of a text that cannot be read, for labels that can be read in two ways, and where
+    `output` is something that is read.
     """
     check_input(input, format)
+    check_output(output, [input, adapter_folder(adapter)])
     classifier = LTuningClassifier.from_pretrained(adapter, device, backbone=backbone, calibrated=calibrated)
+    check_output(output, [backbone or classifier.adapter.config.backbone.location])
     if labels:
         classifier = classifier.with_labels(split_labels(labels, classifier.labels))
         log.info("predict: among %s", ", ".join(map(repr, classifier.labels)))
@@ -51,11 +54,10 @@ def predict(
     # Someone who types wants the answer to each line.
     chunk = 1 if input == STANDARD_INPUT and sys.stdin.isatty() else CHUNK_TEXTS
     count = 0
-    with _opened(output) as file:
+    with opened_output(output) as write:
         for part in _chunks(rows, chunk):
-            for row, prediction in zip(part, _classify(classifier, part), strict=True):
-                file.write(json.dumps(_record(row, prediction), ensure_ascii=False) + "\n")
-            file.flush()
+            records = map(_record, part, _classify(classifier, part))
+            write("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
             count += len(part)
     return count
 
@@ -116,12 +118,3 @@ def _chunks(rows: Iterable[TextRow], size: int) -> Iterator[list[TextRow]]:
     remaining = iter(rows)
     while part := list(islice(remaining, size)):
         yield part
-
-
-@contextmanager
-def _opened(output: str) -> Iterator[TextIO]:
-    if output == "-":
-        yield sys.stdout
-        return
-    with atomic_file(Path(output)) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        yield file

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -135,3 +136,30 @@ def test_a_missing_input_is_said_before_the_backbone_is_loaded(
         predict(config.run.dir, str(tmp_path / "none.txt"), device="cpu")
     with pytest.raises(UserError, match="unknown ending"):
         predict(config.run.dir, str(tmp_path / "none.doc"), device="cpu")
+
+
+def test_nothing_that_is_read_is_written(config: RunConfig, tmp_path: Path) -> None:
+    source, link = tmp_path / "texts.csv", tmp_path / "link.csv"
+    source.write_text("text\na goal\n")
+    link.symlink_to(source)
+    adapter, backbone = config.run_dir.adapter, Path(config.backbone.name_or_path)
+    read = [source, link, adapter / "labels.json", adapter / "new.jsonl", backbone / "config.json"]
+    before = [path.read_bytes() if path.exists() else None for path in read]
+    for output in read:
+        with pytest.raises(UserError, match="would overwrite what is read"):
+            predict(config.run.dir, str(source), str(output), device="cpu")
+    assert [path.read_bytes() if path.exists() else None for path in read] == before
+    assert predict(config.run.dir, str(source), str(config.run_dir.path / "out.jsonl"), device="cpu") == 1
+    (config.run_dir.path / "out.jsonl").unlink()
+
+
+def test_a_link_stays_a_link_and_a_pipe_gets_the_lines(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    (tmp_path / "link").symlink_to("far.jsonl")
+    predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "link"), device="cpu")
+    assert (tmp_path / "link").is_symlink() and len(lines_of(tmp_path / "far.jsonl")) == 1
+    reading, writing = os.pipe()
+    predict(config.run.dir, str(tmp_path / "texts.txt"), f"/dev/fd/{writing}", device="cpu")
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == (tmp_path / "far.jsonl").read_text()
