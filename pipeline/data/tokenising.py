@@ -12,6 +12,7 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.config import DataConfig
 from pipeline.data.sources import SHOWN, some
 from pipeline.data.tokenizer import encode, special_texts
 from pipeline.errors import UserError
@@ -80,6 +81,15 @@ def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) 
         for token in special_texts(tokenizer):
             found |= pc.match_substring(rows.data.column(name), token).to_numpy()
     return int(found.sum())
+
+
+def with_special_tokens(fingerprint: dict[str, str], config: DataConfig, counts: Mapping[str, int]) -> dict[str, str]:
+    """The fingerprint of tokenised splits of which so many rows have special tokens in a text.
+
+    How these are read is part of it where there are some: all else stays current, whatever version made it.
+    """
+    read_as = "special" if config.special_tokens else "text"
+    return fingerprint | {f"data.{split}.special_tokens": read_as for split, count in counts.items() if count}
 
 
 def column(rows: Dataset, name: str) -> NDArray[Any]:

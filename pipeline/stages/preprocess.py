@@ -21,12 +21,19 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.data.labels import hypotheses, label_indices, label_names
 from pipeline.data.sources import CheckedSplit, nearest, overlap, read_split, some, split_file
-from pipeline.data.tokenising import balanced_subset, rows_per_label, rows_with_special_tokens, summary, tokenise
+from pipeline.data.tokenising import (
+    balanced_subset,
+    rows_per_label,
+    rows_with_special_tokens,
+    summary,
+    tokenise,
+    with_special_tokens,
+)
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError
 from pipeline.integrity import is_whole
 from pipeline.launcher import world_size
-from pipeline.rundir import atomic_dir, differences, read_json, write_json
+from pipeline.rundir import RunDir, atomic_dir, differences, read_json, write_json
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -62,16 +69,16 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
         manifest = read_json(run.manifest_file)
-        changed = differences(manifest["fingerprint"], with_special_tokens(config, wanted, manifest))
-        if "special_tokens" not in manifest:
-            changed.append("special tokens in texts were not looked for")
+        special = _special_tokens(manifest, run, tokenizer)
+        changed = differences(manifest["fingerprint"], with_special_tokens(wanted, config.data, special))
         if not changed:
             log.info("preprocess: %s is current", run.data)
             return manifest
         log.info("preprocess: %s is stale (%s), made again", run.data, "; ".join(changed))
     with atomic_dir(run.data, sums=True) as folder, TemporaryDirectory(dir=folder) as scratch:
         built = _build(config, sources, tokenizer, folder, Path(scratch))
-        manifest = {"version": VERSION, "fingerprint": with_special_tokens(config, wanted, built), **built}
+        fingerprint = with_special_tokens(wanted, config.data, built["special_tokens"])
+        manifest = {"version": VERSION, "fingerprint": fingerprint, **built}
         write_json(folder / run.manifest_file.name, manifest)
     _report(manifest)
     return manifest
@@ -142,14 +149,12 @@ def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrain
     }
 
 
-def with_special_tokens(config: RunConfig, fingerprint: dict[str, str], manifest: dict[str, Any]) -> dict[str, str]:
-    """The fingerprint of data of which the manifest is known: how special tokens are read counts where there are some.
-
-    So the data, and with them the training, of an older version stay current where they are the same.
-    """
-    read_as = "special" if config.data.special_tokens else "text"
-    counts = manifest.get("special_tokens", {})
-    return fingerprint | {f"data.{split}.special_tokens": read_as for split, count in counts.items() if count}
+def _special_tokens(manifest: dict[str, Any], run: RunDir, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """By split the rows that have some in a text. Older versions, which did not count them, read them as such."""
+    if "special_tokens" in manifest:
+        return manifest["special_tokens"]
+    splits = {split: Dataset.load_from_disk(str(run.data / split)) for split in manifest["splits"]}
+    return {split: rows_with_special_tokens(rows, tokenizer) for split, rows in splits.items()}
 
 
 def _draw(config: RunConfig, key: str) -> str:
