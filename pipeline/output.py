@@ -52,17 +52,18 @@ def opened_output(output: str) -> Iterator[Callable[[str], None]]:
         with atomic_file(Path(os.path.realpath(output))) as temporary, open(temporary, "w", encoding="utf-8") as file:
             yield partial(_write, file)
     else:
-        with _stream(output if descriptor is None else os.dup(descriptor), output) as write:
+        with _stream(output, descriptor) as write:
             yield write
 
 
 @contextmanager
-def _stream(place: str | int, name: str) -> Iterator[Callable[[str], None]]:
+def _stream(name: str, descriptor: int | None) -> Iterator[Callable[[str], None]]:
     def write(text: str) -> None:
         with _faults_told(name):
             _write(file, text)
 
     with _faults_told(name):
+        place = name if descriptor is None else os.dup(descriptor)
         file = open(place, "w", encoding="utf-8")  # noqa: SIM115 (its end may fail again, which says nothing new)
     try:
         yield write

@@ -104,6 +104,8 @@ def test_devices_stay_devices() -> None:
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
     with pytest.raises(UserError, match=r"cannot write '/dev/full' \(No space left on device\)"):
         put("/dev/full", "a")
+    with pytest.raises(UserError, match=r"cannot write '/dev/fd/999' \(Bad file descriptor\)"):
+        put("/dev/fd/999", "a")
 
 
 def test_a_descriptor_is_written_on_not_replaced(tmp_path: Path) -> None:
