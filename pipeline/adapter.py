@@ -62,6 +62,8 @@ class TextSettings(Settings):
     """Tokens kept of each text."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted; null: csv yes, tsv no."""
+    special_tokens: bool = True
+    """Is a special token of the backbone in a text read as one; it was in adapters that do not say so."""
 
 
 class AdapterConfig(Settings):
@@ -86,7 +88,10 @@ class AdapterConfig(Settings):
     def flat(self) -> dict[str, str]:
         """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
         aside = {"name_or_path", "revision", "gradient_checkpointing"}
-        sections = self.model_dump(mode="json", exclude={"version": True, "backbone": aside})
+        # How special tokens are read matters where there are some; the data's fingerprint knows that.
+        sections = self.model_dump(
+            mode="json", exclude={"version": True, "backbone": aside, "data": {"special_tokens"}}
+        )
         return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
 
 

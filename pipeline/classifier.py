@@ -1,6 +1,6 @@
 """The Python API: a trained adapter on its backbone, ready to classify texts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.backbone.ranks import Ranks
 from pipeline.calibration import tempered_softmax
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
@@ -28,6 +29,7 @@ from pipeline.model import LTuningModel
 from pipeline.scoring import score
 
 Text = str | tuple[str, str]
+"""One text, or a pair of them for adapters that were trained on pairs."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class LTuningClassifier:
     >>> classifier = LTuningClassifier.from_pretrained("runs/sst2")
     >>> classifier.predict(["a gripping film"])[0].label
     'positive'
+
+    It works alone: in a program of several processes each may load it, and classify texts of its own, when it likes.
     """
 
     adapter: Adapter
@@ -87,12 +91,13 @@ class LTuningClassifier:
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        weights = weights_fingerprint(config)
+        alone = Ranks.alone()
+        weights = weights_fingerprint(config, alone)
         adapter.check_backbone(weights)
-        tokenizer = load_tokenizer(config)
+        tokenizer = load_tokenizer(config, special_tokens=adapter.config.data.special_tokens)
         adapter.check_backbone(weights, tokenizer_fingerprint(tokenizer))
         reads = adapter.config.method.reads_wordings
-        base = load_backbone(config, zero_config=None, device=target, output_layer=reads)
+        base = load_backbone(config, zero_config=None, device=target, output_layer=reads, ranks=alone)
         frozen = FrozenBackbone(base, facts_of(base.config))
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
@@ -102,20 +107,24 @@ class LTuningClassifier:
         names = list(adapter.labels.names)
         return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
 
-    def predict(self, texts: Sequence[Text]) -> list[Prediction]:
+    def predict(self, texts: Text | Iterable[Text]) -> list[Prediction]:
         """One prediction per text, or per pair of texts if the adapter was trained on pairs.
 
-        Raises UserError for an empty text, for single texts in place of pairs or the reverse, and for scores that are
-        not finite.
+        `texts` is a list, an array or a column of them. A string is one text. A tuple of two strings is one pair if the
+        adapter was trained on pairs, else two texts.
+        Raises UserError, with its position, for what is not a string, or is empty, for single texts in place of pairs
+        or the reverse, and for scores that are not finite.
         """
-        if not texts:
+        columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
+        if not columns:
             return []
-        rows = encode_texts(self.tokenizer, self._columns(texts), self.adapter.config.data.max_length)
+        rows = encode_texts(self.tokenizer, columns, self.adapter.config.data.max_length)
         scores = score(
             self.model,
             rows,
             len(self.labels),
             self.rows_per_forward,
+            ranks=Ranks.alone(),
             pad_token_id=pad_token_id(self.tokenizer),
             device=self.device,
             readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
@@ -127,24 +136,25 @@ class LTuningClassifier:
             for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
         ]
 
-    def with_labels(self, names: Sequence[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
+    def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
         """The same classifier among other labels, which need not have been in training: their wording is enough.
 
         A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared;
         the temperature stays that of the training labels.
-        Raises UserError for methods that do not read the wording, fewer than two labels, labels that read alike, and
-        wordings too long for the adapter.
+        Raises UserError for methods that do not read the wording, fewer than two labels, what is not a string, labels
+        that read alike, and wordings too long for the adapter.
         """
         if not self.adapter.config.method.open_labels:
             method = self.adapter.config.method.name
             raise UserError(f"{method} knows only the labels of its training: other labels need lt_prefix or lt_prompt")
-        names = list(map(label_name, names))
+        names = list(map(label_name, _strings(names, "label")))
         if len(names) < 2 or len(set(names)) < len(names) or not all(names):
             raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
         trained = self.adapter.labels
         as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
         known = {name: text for name, text in as_trained.items() if name in names}
-        known |= {label_name(name): text for name, text in (texts or {}).items()}
+        given = dict(zip(texts or {}, _strings((texts or {}).values(), "label's wording"), strict=True))
+        known |= {label_name(name): text for name, text in given.items()}
         words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
         input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
         input_ids, mask = self._fit_prompt(input_ids, mask)
@@ -168,19 +178,52 @@ class LTuningClassifier:
         width = (0, max(0, trained - found))
         return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
 
-    def _columns(self, texts: Sequence[Text]) -> list[list[str]]:
-        """The texts by column: one, or two for pairs."""
-        wanted = 1 if self.adapter.config.data.text_pair is None else 2
-        rows = [(text,) if isinstance(text, str) else tuple(text) for text in texts]
-        for number, row in enumerate(rows, start=1):
-            if len(row) != wanted:
-                raise UserError(f"text {number} has {len(row)} part(s), this adapter was trained on {wanted}")
-            if not all(part.strip() for part in row):
-                raise UserError(f"text {number} is empty")
-        return [list(column) for column in zip(*rows, strict=True)]
-
     def _by_label(self, values: np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+
+
+def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]]:
+    """The texts by column: one, or two for pairs; none where there is no text. UserError as `predict` says."""
+    if pairs and isinstance(texts, tuple) and [isinstance(part, str) for part in texts] == [True, True]:
+        texts = [(texts[0], texts[1])]
+    wanted = 2 if pairs else 1
+    rows = []
+    for number, text in enumerate(_listed(texts, "text"), start=1):
+        parts = text if isinstance(text, list | tuple | np.ndarray) else [text]
+        if len(parts) != wanted:
+            raise UserError(f"text {number} has {len(parts)} part(s), this adapter was trained on {wanted}")
+        rows.append([_string(part, f"text {number}") for part in parts])
+        if not all(part.strip() for part in rows[-1]):
+            raise UserError(f"text {number} is empty")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def _strings(values: str | Iterable[str], what: str) -> list[str]:
+    """The strings, of which one alone is one. UserError, with its position, for what is not a string."""
+    return [_string(value, f"{what} {number}") for number, value in enumerate(_listed(values, what), start=1)]
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    """What is in a list, array or column, in its order; a string alone is one thing, not its letters.
+
+    UserError for tables and mappings, of which one would get the names, and for sets, which have no order.
+    """
+    if isinstance(values, str):
+        return [values]
+    ordered = isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes | bytearray)
+    if not ordered or hasattr(values, "columns"):
+        raise UserError(f"expected a list of {what}s, got {type(values).__name__}")
+    return list(values)
+
+
+def _string(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{place} is not a string, but of type {type(value).__name__}: {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} is not Unicode text ({error.reason}): {value!a:.60}") from error
+    return str(value)
 
 
 def encode_texts(

@@ -14,6 +14,7 @@ from pipeline.command_line import build_parser
 from pipeline.errors import PREEMPTED, RANK_LOST, Preempted, UserError
 from pipeline.escapes import visible
 from pipeline.launcher import rank, world_size
+from pipeline.output import ReaderGone, ended_by_signals, whole_output
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
@@ -27,7 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     _set_up_logging(options.debug)
     try:
-        COMMANDS.get(options.command, _stage)(options)
+        with whole_output(needed=options.command in PRINTING or getattr(options, "dry_run", False)):
+            COMMANDS.get(options.command, _stage)(options)
     except UserError as error:
         return _fail(str(error), 2, options.debug)
     except Preempted as preempted:
@@ -36,9 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return PREEMPTED
     except KeyboardInterrupt:
         return _fail("interrupted", 130, options.debug)
-    except BrokenPipeError:
-        # The reader of our output has gone (predict | head); nothing is left to say to it.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except ReaderGone:
         return 0
     except Exception as error:
         return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
@@ -117,15 +117,15 @@ def _estimate(options: argparse.Namespace) -> None:
     estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
 
 
+@ended_by_signals()
 def _predict(options: argparse.Namespace) -> None:
     from pipeline.stages.predict import predict
 
-    labels = [name.strip() for part in options.labels or () for name in part.split(",")]
     predict(
         options.run or options.adapter,
         options.input,
         options.output,
-        labels=labels or None,
+        labels=options.labels,
         format=options.format,
         device=options.device,
         backbone=options.backbone,
@@ -134,6 +134,7 @@ def _predict(options: argparse.Namespace) -> None:
     )
 
 
+@ended_by_signals()
 def _report(options: argparse.Namespace) -> None:
     if options.compare:
         from pipeline.stages.report_comparison import report_comparison
@@ -178,6 +179,10 @@ COMMANDS = {
     "report": _report,
     "doctor": _doctor,
 }
+
+
+PRINTING = ("estimate", "predict", "doctor")
+"""Commands whose results go to standard output."""
 
 
 def _stage_function(name: str) -> Any:

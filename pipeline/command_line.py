@@ -79,7 +79,11 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
         "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
     )
     command.add_argument(
-        "--labels", action="append", metavar="A,B", help="other labels, scored from their wording alone"
+        "--labels",
+        action="append",
+        metavar="A,B",
+        help="other labels, scored from their wording alone; may be repeated; quotes protect a comma, as in CSV: "
+        "'\"A, or B\",C'; a value that is a label of training is never split",
     )
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"

@@ -48,9 +48,10 @@ def check_input(source: str, format: Format | None = None) -> None:
     """UserError for a file that cannot be opened or has an unknown format: cheap, before anything is loaded."""
     if format is None:
         format_of(source)
-    if source != STANDARD_INPUT:
-        with _opened(source):
-            pass
+    if source == STANDARD_INPUT and sys.stdin is None:
+        raise UserError("standard input is closed: give a file as input")
+    with _opened(source):
+        pass
 
 
 def read_texts(

@@ -7,6 +7,7 @@ from typing import Any
 from pipeline.adapter import SUMMARY, adapter_fingerprint
 from pipeline.config import RunConfig
 from pipeline.data.fingerprint import READING, data_fingerprint, place_of, source_identity, sources_of
+from pipeline.data.tokenising import special_token_rows, with_special_tokens
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.engine.resume import with_defaults
 from pipeline.errors import UserError
@@ -31,8 +32,11 @@ def current_data(config: RunConfig) -> dict[str, Any]:
     manifest: dict[str, Any] = read_json(config.run_dir.manifest_file)
     sources = sources_of(config.data)
     identities = {split: _identity_now(source, split, manifest) for split, source in sources.items()}
-    tokenizer = tokenizer_fingerprint(load_tokenizer(config.backbone))
-    wanted = data_fingerprint(config.data, config.labels.names, config.run.seed, tokenizer, identities)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
+    names, seed = config.labels.names, config.run.seed
+    wanted = data_fingerprint(config.data, names, seed, tokenizer_fingerprint(tokenizer), identities)
+    special = special_token_rows(manifest, config.run_dir.data, tokenizer)
+    wanted = with_special_tokens(wanted, config.data, special)
     changed = _changes(manifest, wanted, sources)
     if changed:
         raise UserError(f"'{config.run_dir.data}' was made otherwise: {'; '.join(changed)}; run preprocess again")

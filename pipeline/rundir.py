@@ -135,7 +135,7 @@ def _write_faults_told(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place of `path` when the block ends without an error."""
+    """Yields a temporary sibling that takes the place, and the mode, of `path` when the block ends without an error."""
     temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}.tmp")
     try:
         with _write_faults_told(path):
@@ -143,6 +143,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             yield temporary
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
+            with suppress(FileNotFoundError):
+                shutil.copymode(path, temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
     finally:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pipeline.backbone.ranks import Ranks
 from pipeline.data.batches import collate
 
 Texts: TypeAlias = Dataset | Sequence[dict[str, Any]]
@@ -24,13 +25,14 @@ def score(
     label_count: int,
     rows_per_forward: int,
     *,
+    ranks: Ranks,
     pad_token_id: int,
     device: torch.device,
     readings: int | None = None,
     description: str | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
-    """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all ranks.
+    """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all of `ranks`.
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
@@ -40,23 +42,22 @@ def score(
     each forward of all ranks, and may raise to end the scoring.
     """
     assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
     chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
     rows_per_text = readings or len(chunks[0])
     batches = _text_batches(_lengths(texts), max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(texts), label_count)
-    steps = range(0, len(batches), world)
+    steps = range(0, len(batches), ranks.size)
     with _evaluation(model), torch.no_grad():
-        hidden = True if description is None or rank > 0 else None  # None: unless on a terminal
+        hidden = True if description is None or ranks.rank > 0 else None  # None: unless on a terminal
         for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
             if before_batch is not None:
                 before_batch()
             # A rank without a batch of its own repeats the last one, and drops the result.
-            rows = batches[min(first + rank, len(batches) - 1)]
+            rows = batches[min(first + ranks.rank, len(batches) - 1)]
             result = _score_batch(model, [texts[int(row)] for row in rows], chunks, pad_token_id, device)
-            if first + rank < len(batches):
+            if first + ranks.rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
-    return _sum_over_ranks(scores, device).numpy()
+    return _sum_over_ranks(scores, ranks, device).numpy()
 
 
 def _score_batch(
@@ -86,9 +87,9 @@ def _lengths(texts: Texts) -> NDArray:
     return np.array([len(text["input_ids"]) for text in texts])
 
 
-def _sum_over_ranks(scores: Tensor, device: torch.device, rows: int = 65536) -> Tensor:
+def _sum_over_ranks(scores: Tensor, ranks: Ranks, device: torch.device, rows: int = 65536) -> Tensor:
     """Joins the ranks' disjoint rows: all others are zero, so the sum is exact. In parts, to spare device memory."""
-    if dist.is_initialized():
+    if ranks.size > 1:
         for part in scores.split(rows):
             summed = part.to(device)
             dist.all_reduce(summed)

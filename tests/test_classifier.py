@@ -1,15 +1,21 @@
 """The Python API: lazy import, pairs, open label sets, and clear errors."""
 
+import json
 import subprocess
 import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
+import torch.distributed as dist
 from datasets import Dataset
 
 from pipeline import LTuningClassifier
-from pipeline.classifier import encode_texts
+from pipeline.classifier import encode_texts, text_columns
 from pipeline.config import RunConfig
 from pipeline.data.tokenising import tokenise
 from pipeline.errors import UserError
@@ -111,6 +117,68 @@ def test_texts_that_cannot_be_scored(classifier: LTuningClassifier) -> None:
         classifier.predict([("a", "b")])
 
 
+def test_a_string_is_one_text_and_a_column_its_values(classifier: LTuningClassifier) -> None:
+    texts = ["refund", "a goal"]
+    expected = classifier.predict(texts)
+    assert classifier.predict("refund") == classifier.predict(["refund"])
+    assert len(classifier.predict("refund")) == 1
+    for column in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=[7, 7])):
+        assert classifier.predict(column) == expected
+    assert classifier.predict(Dataset.from_dict({"x": texts})["x"]) == expected
+    assert classifier.predict(text for text in texts) == expected
+    for nothing in ([], (), np.array([]), pd.Series([], dtype=object)):
+        assert classifier.predict(nothing) == []
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["a goal", None], "text 2 is not a string, but of type NoneType: None"),
+        (["a goal", 3], "text 2 is not a string, but of type int: 3"),
+        ([float("nan")], "text 1 is not a string, but of type float: nan"),
+        (np.array([1.5]), "text 1 is not a string, but of type float64"),
+        ([b"a goal"], "text 1 is not a string, but of type bytes"),
+        (pd.Series(["a", None], dtype=object), "text 2 is not a string"),
+        ([{"text": "a"}], "text 1 is not a string, but of type dict"),
+        (["a", "half \ud83d"], "text 2 is not Unicode text .surrogates not allowed.: 'half"),
+        (None, "expected a list of texts, got NoneType"),
+        (7, "expected a list of texts, got int"),
+        (b"a goal", "expected a list of texts, got bytes"),
+        ({"a goal": 1}, "expected a list of texts, got dict"),
+        ({"a goal"}, "expected a list of texts, got set"),
+        (pd.DataFrame({"text": ["a goal"]}), "expected a list of texts, got DataFrame"),
+        ([["a", "b"]], r"text 1 has 2 part\(s\)"),
+        ("  ", "text 1 is empty"),
+    ],
+)
+def test_what_is_no_text_is_refused_by_its_place(classifier: LTuningClassifier, texts: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        classifier.predict(texts)
+
+
+def test_labels_are_strings(classifier: LTuningClassifier) -> None:
+    with pytest.raises(UserError, match="at least two different names, got: abc"):
+        classifier.with_labels("abc")
+    with pytest.raises(UserError, match="label 2 is not a string, but of type int: 1"):
+        classifier.with_labels(["art", 1])  # type: ignore[list-item]
+    with pytest.raises(UserError, match="label's wording 1 is not a string, but of type NoneType"):
+        classifier.with_labels(["art", "war"], {"art": None})  # type: ignore[dict-item]
+    assert classifier.with_labels(np.array(["art", "war"])).labels == ["art", "war"]
+
+
+def test_pairs() -> None:
+    """A tuple of two strings is one pair where there are pairs, else two texts."""
+    assert text_columns(("a", "b"), pairs=True) == [["a"], ["b"]]
+    assert text_columns(("a", "b"), pairs=False) == [["a", "b"]]
+    assert text_columns([("a", "b"), ["c", "d"]], pairs=True) == [["a", "c"], ["b", "d"]]
+    assert text_columns(np.array([["a", "b"], ["c", "d"]]), pairs=True) == [["a", "c"], ["b", "d"]]
+    for texts in (["a", "b"], "ab", ("a", "b", "c")):
+        with pytest.raises(UserError, match=r"text 1 has 1 part\(s\), this adapter was trained on 2"):
+            text_columns(texts, pairs=True)
+    with pytest.raises(UserError, match="text 1 is not a string, but of type NoneType"):
+        text_columns([("a", None)], pairs=True)  # type: ignore[list-item]
+
+
 def test_pairs_and_prompts(tmp_path: Path) -> None:
     """LT-prompt is not bound to a number of label tokens: longer wordings pass."""
     config = tiny_run(tmp_path, pairs=True, method={"name": "lt_prompt", "init_std": 0.5})
@@ -123,6 +191,19 @@ def test_pairs_and_prompts(tmp_path: Path) -> None:
     assert np.isfinite(list(longer[0].scores.values())).all()
 
 
+def test_a_score_does_not_depend_on_the_neighbours_length(tmp_path: Path) -> None:
+    """longrope has other factors for texts beyond its original positions."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [5.0] * 2}
+    rope |= {"factor": 8.0, "original_max_position_embeddings": 32}
+    save_tiny(tmp_path / "backbone", "llama_gqa", rope_parameters=rope)
+    tiny_run(tmp_path)
+    classifier = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
+    texts = ["a goal", "shares fell " * 3, "stars are born in clouds of dust " * 6, "light"]
+    for text, together in zip(texts, classifier.predict(texts), strict=True):
+        alone = classifier.predict([text])[0]
+        assert alone.scores == pytest.approx(together.scores, abs=1e-5)
+
+
 def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
     moved = save_tiny(tmp_path / "same", "llama_gqa")
     LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(moved))
@@ -132,3 +213,42 @@ def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no adapter directory"):
         LTuningClassifier.from_pretrained(tmp_path)
     assert len(LabelStates.load(config.run_dir.labels).names) == 3
+
+
+ELSEWHERE = [
+    ["a goal", "shares fell", "stars are born", "they won the cup", "the bank", "light"],
+    ["profit", "a cup", "x"],
+]
+"""Texts of one rank and of the other."""
+
+
+def _in_a_process_group(rank: int, folder: str) -> None:
+    """What each rank of a stranger's program gets for its own texts; then one of them goes on alone."""
+    wait = timedelta(seconds=60)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=wait)
+    found: list[list[dict[str, float]]] = []
+    if rank == 0:  # loading and other labels too, while the other rank has not begun
+        classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
+        found.append([one.scores for one in classifier.with_labels(["war", "art"]).predict(ELSEWHERE[0])])
+    dist.barrier()
+    classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
+    for texts in (ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]):
+        found.append([one.scores for one in classifier.predict(texts)])
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    if rank == 1:
+        with pytest.raises(UserError, match="no adapter directory"):
+            LTuningClassifier.from_pretrained(f"{folder}/none", "cpu")
+    dist.destroy_process_group()
+
+
+def test_each_rank_of_a_process_group_classifies_its_own_texts(tmp_path: Path) -> None:
+    tiny_run(tmp_path)
+    torch.multiprocessing.spawn(_in_a_process_group, (str(tmp_path),), nprocs=2)
+    alone = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
+    war = alone.with_labels(["war", "art"])
+    for rank in range(2):
+        texts = [ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]]
+        expected = [[one.scores for one in alone.predict(part)] for part in texts]
+        if rank == 0:
+            expected.insert(0, [one.scores for one in war.predict(ELSEWHERE[0])])
+        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected

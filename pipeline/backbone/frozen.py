@@ -15,6 +15,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import NO_TOKEN, Injection
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.prefix_cache import PrefixCache
+from pipeline.backbone.rope import follow_each_row
 
 WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
 
@@ -33,6 +34,7 @@ class FrozenBackbone(nn.Module):
         self.model: Any = model.base_model
         self.facts = facts
         self._deberta = deberta.DebertaPrefix(model) if facts.family in deberta.FAMILIES else None
+        follow_each_row(model)
         self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
         self._first_position = model.config.pad_token_id + 1 if facts.family == "roberta" else 0
         if gradient_checkpointing:

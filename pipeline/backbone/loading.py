@@ -26,7 +26,7 @@ from pipeline.backbone.linear import QuantizedLinear, quantized_like
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.names import Source, match_names
 from pipeline.backbone.partition import Partitioner
-from pipeline.backbone.ranks import gather_objects, on_every_rank
+from pipeline.backbone.ranks import Ranks
 from pipeline.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -34,52 +34,57 @@ _BAR: dict[str, Any] = {"desc": "loading backbone", "unit": "B", "unit_scale": T
 
 
 def load_backbone(
-    config: BackboneConfig, *, zero_config: dict[str, Any] | None, device: torch.device, output_layer: bool = False
+    config: BackboneConfig,
+    *,
+    zero_config: dict[str, Any] | None,
+    device: torch.device,
+    output_layer: bool = False,
+    ranks: Ranks | None = None,
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
     With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
-    rank reads its own share; with None every rank holds everything. Collective where a process group exists.
+    rank reads its own share; with None every rank holds everything. Collective among `ranks` (None: `Ranks.joined`).
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
     same on all ranks, and for weights that are not finite.
     """
-    checkpoint, _ = _open_alike(config)
+    ranks = ranks or Ranks.joined()
+    checkpoint, _ = _open_alike(config, ranks)
     dtype = getattr(torch, config.dtype)
-    model, sources = on_every_rank(lambda: _build(config, dtype, checkpoint, output_layer))
+    model, sources = ranks.on_every(lambda: _build(config, dtype, checkpoint, output_layer))
     quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
-    is_main = not dist.is_initialized() or dist.get_rank() == 0
     with tqdm(
-        total=checkpoint.stored_bytes // partitioner.world_size, **_BAR, disable=None if is_main else True
+        total=checkpoint.stored_bytes // partitioner.world_size, **_BAR, disable=True if ranks.rank else None
     ) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
-        on_every_rank(lambda: _fill(model, quantized, dtype, rows))
+        ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:
         _share_scales(list(quantized.values()))
-    if is_main:
+    if ranks.rank == 0:
         _report(model, config, quantized)
     return model.requires_grad_(False).eval()
 
 
-def weights_fingerprint(config: BackboneConfig) -> dict[str, str]:
+def weights_fingerprint(config: BackboneConfig, ranks: Ranks | None = None) -> dict[str, str]:
     """`checkpoint.fingerprint` of the model, equal on all ranks.
 
     Every rank takes it, since each node may see files of its own; the page cache reads them once for a node's ranks.
 
-    Collective where a process group exists. Raises UserError, on every rank, where the ranks see different files.
+    Collective among `ranks` (None: `Ranks.joined`). Raises UserError, on every rank, where they see different files.
     """
-    return _open_alike(config)[1]
+    return _open_alike(config, ranks or Ranks.joined())[1]
 
 
-def _open_alike(config: BackboneConfig) -> tuple[Checkpoint, dict[str, str]]:
+def _open_alike(config: BackboneConfig, ranks: Ranks) -> tuple[Checkpoint, dict[str, str]]:
     def open_here() -> tuple[Checkpoint, dict[str, str]]:
         checkpoint = open_checkpoint(config)
         return checkpoint, fingerprint(config, checkpoint)
 
-    checkpoint, here = on_every_rank(open_here)
-    seen = gather_objects(here)
+    checkpoint, here = ranks.on_every(open_here)
+    seen = ranks.gather(here)
     for rank, there in enumerate(seen):
         if there != seen[0]:
             differing = sorted(name for name in seen[0] | there if seen[0].get(name) != there.get(name))

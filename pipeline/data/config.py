@@ -32,6 +32,8 @@ class DataConfig(Settings):
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
     max_length: int = Field(default=256, ge=2)
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
+    special_tokens: bool = False
+    """A special token of the backbone (</s>, [SEP]) in a text: true: is that token; false: is read as written."""
     train_limit: int | None = Field(default=None, ge=1)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
     train_per_label: int | None = Field(default=None, ge=1)

@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.backbone.injection import NO_TOKEN
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import label_name
+from pipeline.data.tokenizer import encode
 from pipeline.errors import UserError, nearest
 
 ANCHOR = "a"
@@ -43,7 +44,7 @@ def encode_hypotheses(
     Raises:
         UserError: two hypotheses become the same tokens, or one becomes none or more than `max_length`.
     """
-    rows = tokenizer(list(hypotheses), truncation=False, padding=False, verbose=False)["input_ids"]
+    rows = encode(tokenizer, hypotheses)["input_ids"]
     _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
     for text, row in zip(hypotheses, rows, strict=True):
         if not 0 < len(row) <= max_length:
@@ -67,7 +68,7 @@ def continuations(tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str],
         UserError: a hypothesis of more than `max_length` tokens.
     """
     texts = [ANCHOR, *(f"{ANCHOR} {text}" for text in hypotheses)]
-    before, *joined = tokenizer(texts, add_special_tokens=False, padding=False, verbose=False)["input_ids"]
+    before, *joined = encode(tokenizer, texts, add_special_tokens=False)["input_ids"]
     assert all(row[: len(before)] == before for row in joined), f"the tokenizer joins {ANCHOR!r} with what follows"
     rows = [row[len(before) :] for row in joined]
     for text, row in zip(hypotheses, rows, strict=True):

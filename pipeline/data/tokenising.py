@@ -12,6 +12,8 @@ from datasets import Dataset, Features, List, Value
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.data.config import DataConfig
+from pipeline.data.tokenizer import encode, special_texts
 from pipeline.errors import SHOWN, UserError, some
 
 BATCH_ROWS = 256
@@ -42,15 +44,15 @@ def tokenise(
     processes = min(workers or len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_WORKER)
     if processes > 1:  # a forked process must not use the tokenizer's own threads, and warns unless told so
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    encode = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
+    encode_batch = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
     result = rows.map(
-        encode,
+        encode_batch,
         batched=True,
         batch_size=BATCH_ROWS,
         writer_batch_size=BATCH_ROWS,
         num_proc=processes if processes > 1 else None,
         cache_file_name=str(arrow_file),
-        features=_features(rows, encode),
+        features=_features(rows, encode_batch),
         new_fingerprint=split,  # nothing is cached between runs: the manifest says what is current
         desc=f"tokenising {split}",
     )
@@ -69,6 +71,32 @@ def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
         "truncated": int(column(rows, "truncated").sum()),
         "per_label": dict(zip(names, counts, strict=True)),
     }
+
+
+def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows of a tokenised split have a special token of the backbone written in a text."""
+    found = np.zeros(len(rows), dtype=bool)
+    for name in {"text", "text_pair"} & set(rows.column_names):
+        for token in special_texts(tokenizer):
+            found |= pc.match_substring(rows.data.column(name), token).to_numpy()
+    return int(found.sum())
+
+
+def special_token_rows(manifest: Mapping[str, Any], data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """`rows_with_special_tokens` by split, of data/ and its manifest. Older versions did not count them."""
+    if "special_tokens" in manifest:
+        return dict(manifest["special_tokens"])
+    splits = {split: Dataset.load_from_disk(str(data / split)) for split in manifest["splits"]}
+    return {split: rows_with_special_tokens(rows, tokenizer) for split, rows in splits.items()}
+
+
+def with_special_tokens(fingerprint: dict[str, str], config: DataConfig, counts: Mapping[str, int]) -> dict[str, str]:
+    """The fingerprint of tokenised splits of which so many rows have special tokens in a text.
+
+    How these are read is part of it where there are some: all else stays current, whatever version made it.
+    """
+    read_as = "special" if config.special_tokens else "text"
+    return fingerprint | {f"data.{split}.special_tokens": read_as for split, count in counts.items() if count}
 
 
 def column(rows: Dataset, name: str) -> NDArray[Any]:
@@ -133,25 +161,15 @@ def _encode(
 def token_columns(
     tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None
 ) -> dict[str, list[list[int]]]:
-    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two.
-
-    Padding and truncation are always said: a tokenizer.json may have its own.
-    """
-    encoded = tokenizer(
-        *texts,
-        padding=False,
-        truncation="longest_first" if max_length else False,
-        max_length=max_length,
-        return_attention_mask=False,
-        verbose=False,
-    )
+    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two."""
+    encoded = encode(tokenizer, *texts, max_length=max_length)
     # Of a single text the type ids are all 0, which is what every backbone assumes without them.
     names = ["input_ids"] + ["token_type_ids"] * (len(texts) == 2 and "token_type_ids" in encoded)
     return {name: encoded[name] for name in names}
 
 
-def _features(rows: Dataset, encode: Any) -> Features:
-    tokens = {name: List(Value("int32")) for name in encode(rows[:1]) if name.endswith("_ids")}
+def _features(rows: Dataset, encode_batch: Any) -> Features:
+    tokens = {name: List(Value("int32")) for name in encode_batch(rows[:1]) if name.endswith("_ids")}
     kinds = {"label": Value("int64"), **tokens, "length": Value("int32"), "truncated": Value("bool")}
     return Features({**rows.features, **kinds})
 

@@ -1,8 +1,9 @@
-"""The backbone's own tokenizer: loaded, identified, and asked for its padding token."""
+"""The backbone's own tokenizer: loaded, identified, and the one way in which texts and labels become tokens."""
 
 import json
+from collections.abc import Sequence
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.errors import UserError
@@ -12,11 +13,14 @@ PROBE = "A snowman \N{SNOWMAN}"
 """Has a character that small vocabularies lack."""
 
 
-def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to the backbone. Raises UserError where there is none, or a damaged one."""
+def load_tokenizer(config: BackboneConfig, *, special_tokens: bool = False) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to the backbone. Raises UserError where there is none, or a damaged one.
+
+    `special_tokens`: a special token that is written in a text (`</s>`) becomes that token, not its characters' tokens.
+    """
     location = config.location
     try:
-        tokenizer = AutoTokenizer.from_pretrained(
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
             location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
         # Some damage, such as an unknown token that is unknown itself, shows only when a text is read.
@@ -30,7 +34,49 @@ def load_tokenizer(config: BackboneConfig) -> PreTrainedTokenizerBase:
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: no tokenizer could be loaded: {reason}"
         ) from error
+    tokenizer.split_special_tokens = not special_tokens
     return tokenizer
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase,
+    *texts: Sequence[str],
+    add_special_tokens: bool = True,
+    max_length: int | None = None,
+) -> BatchEncoding:
+    """`input_ids`, and whatever else the tokenizer gives, of one column of texts, or of two, the parts of pairs.
+
+    Not padded; longer ones are cut to `max_length`. Both are always said: a tokenizer.json may have its own settings.
+    """
+    columns = [_readable(tokenizer, column) if tokenizer.split_special_tokens else list(column) for column in texts]
+    return tokenizer(
+        *columns,
+        add_special_tokens=add_special_tokens,
+        padding=False,
+        truncation="longest_first" if max_length else False,
+        max_length=max_length,
+        return_attention_mask=False,
+        verbose=False,
+    )
+
+
+def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """How the tokenizer's special tokens are written."""
+    added = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return sorted({*added, *tokenizer.all_special_tokens})
+
+
+def _readable(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
+    """The texts with a space in each special token that would be read as one all the same.
+
+    Unigram models (DeBERTa-v3) have them among their ordinary pieces, where `split_special_tokens` does not help.
+    """
+    written = [token for token in special_texts(tokenizer) if any(token in text for text in texts)]
+    for token in written:
+        found = tokenizer(token, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+        if tokenizer.convert_tokens_to_ids(token) in found:
+            texts = [text.replace(token, f"{token[0]} {token[1:]}") for text in texts]
+    return list(texts)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:

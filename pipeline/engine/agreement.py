@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbone.ranks import gather_objects
+from pipeline.backbone.ranks import Ranks
 from pipeline.config import RunConfig
 from pipeline.engine.deepspeed_config import deepspeed_file
 from pipeline.errors import UserError
@@ -23,10 +23,11 @@ def check_alike(parts: Mapping[str, Any]) -> None:
     Collective where a process group exists.
     """
     mine = {key: str(value) for key, value in parts.items()}
-    hashes = gather_objects(sha256_of(*(text for item in sorted(mine.items()) for text in item)))
+    ranks = Ranks.joined()
+    hashes = ranks.gather(sha256_of(*(text for item in sorted(mine.items()) for text in item)))
     if len(set(hashes)) == 1:
         return
-    seen = gather_objects(mine)
+    seen = ranks.gather(mine)
     keys = dict.fromkeys(key for there in seen for key in there)
     phrases = [_phrase(key, [there.get(key, "absent") for there in seen]) for key in keys]
     different = [phrase for phrase in phrases if phrase]

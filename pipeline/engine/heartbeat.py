@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterable
 
-from pipeline.backbone.ranks import gather_objects
+from pipeline.backbone.ranks import Ranks
 from pipeline.errors import RANK_LOST
 from pipeline.launcher import rank
 
@@ -40,7 +40,7 @@ class Heartbeat:
         self._socket = _open_socket()
         self._socket.settimeout(self.interval_seconds / 2)
         token = secrets.token_bytes(16)  # strangers' datagrams are not listened to
-        peers = gather_objects((self._socket.getsockname(), socket.gethostname(), token))
+        peers = Ranks.joined().gather((self._socket.getsockname(), socket.gethostname(), token))
         self._addresses = [address for address, _, _ in peers]
         self._hosts = [host for _, host, _ in peers]
         self._token = peers[0][2]

@@ -16,6 +16,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.tokenizer import encode
 from pipeline.distributed.zero import give_back, is_partitioned, whole
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.label_states import LabelStates
@@ -84,7 +85,7 @@ def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) 
     """The words that methods start from. Every rank must look up the same embeddings."""
     return Vocabulary(
         tokens=sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)),
-        encode=lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        encode=lambda text: encode(tokenizer, [text], add_special_tokens=False)["input_ids"][0],
         embed=partial(_embed, backbone),
     )
 

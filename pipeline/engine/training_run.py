@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from pipeline.adapter import save_adapter
+from pipeline.backbone.ranks import Ranks
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.engine.checkpoint_writer import CheckpointWriter
@@ -186,6 +187,7 @@ class TrainingRun:
             validation.rows,
             len(self.labels.names),
             self.config.evaluate.batch_size,
+            ranks=Ranks.joined(),
             pad_token_id=self.trainer.pad_token_id,
             device=self.accelerator.device,
             readings=self.config.method.joint_readings(len(self.labels.names)),

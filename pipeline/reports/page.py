@@ -12,7 +12,7 @@ import vl_convert
 from markupsafe import Markup
 
 from pipeline.escapes import visible
-from pipeline.rundir import write_text
+from pipeline.output import opened_output
 
 HERE = Path(__file__).parent
 
@@ -21,8 +21,10 @@ log = logging.getLogger(__name__)
 
 def write_page(path: Path, template: str, **values: Any) -> None:
     """Renders a page into its file, and says where it is."""
-    write_text(path, render(template, **values))
-    log.info("report: %s (%.1f MB)", path, path.stat().st_size / 1e6)
+    page = render(template, **values)
+    with opened_output(str(path)) as write:
+        write(page)
+    log.info("report: %s (%.1f MB)", path, len(page.encode()) / 1e6)
 
 
 def render(template: str, **values: Any) -> str:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
-from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.data.tokenizer import load_tokenizer, special_texts, tokenizer_fingerprint
 from pipeline.engine.inference import load_frozen, prepare_inference, release
 from pipeline.engine.startup import on_main_process, start
 from pipeline.errors import UserError
@@ -25,7 +25,7 @@ def encode_labels(config: RunConfig) -> LabelStates:
     """Makes labels/ in the run directory, or finds it current. Raises UserError where data/ is not current."""
     accelerator = start(config)
     names = on_main_process(accelerator, lambda: current_data(config))["labels"]
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     words = hypotheses(names, config.labels)
     wanted = label_fingerprint(config, tokenizer, names, words)
     folder = config.run_dir.labels
@@ -58,6 +58,7 @@ def label_fingerprint(
 ) -> dict[str, str]:
     """Everything the label states depend on, part by part."""
     backbone = config.backbone
+    special = any(token in word for token in special_texts(tokenizer) for word in words)
     return {
         "backbone": backbone.name_or_path,
         "backbone.revision": str(backbone.revision),
@@ -68,6 +69,8 @@ def label_fingerprint(
         "labels": sha256_of(*names),
         "hypotheses": sha256_of(*words),
         "data.max_length": str(config.data.max_length),
+        # Only where it matters, so that older label states stay current.
+        **({"data.special_tokens": str(config.data.special_tokens)} if special else {}),
     }
 
 

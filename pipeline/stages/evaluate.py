@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter import Adapter, AdapterConfig, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
+from pipeline.backbone.ranks import Ranks
 from pipeline.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
@@ -66,7 +67,7 @@ def _score_splits(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     model = _load_model(accelerator, config, adapter, tokenizer)
     pad_token, names = pad_token_id(tokenizer), adapter.labels.names
     metrics, tables, scored = {}, [], {}
@@ -77,6 +78,7 @@ def _score_splits(
             split.rows,
             len(names),
             config.evaluate.batch_size,
+            ranks=Ranks.joined(),
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=config.method.joint_readings(len(names)),

@@ -22,7 +22,8 @@ def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
     manifest = _checked_data(config)
     words = hypotheses(manifest["labels"], config.labels)
-    _, mask = encode_hypotheses(load_tokenizer(config.backbone), words, config.data.max_length)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
+    _, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
     prompt_tokens = mask.shape[1]
     ranks = world_size()
     # Words that are now known: how many labels a text is judged against depends on them.

@@ -21,7 +21,16 @@ from pipeline.data.fingerprint import data_fingerprint, place_of, source_identit
 from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap, read_split
-from pipeline.data.tokenising import balanced_subset, column, rows_per_label, summary, tokenise
+from pipeline.data.tokenising import (
+    balanced_subset,
+    column,
+    rows_per_label,
+    rows_with_special_tokens,
+    special_token_rows,
+    summary,
+    tokenise,
+    with_special_tokens,
+)
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.errors import UserError, some
 from pipeline.integrity import is_whole, write_sums
@@ -40,7 +49,8 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
 
     Returns:
         The manifest: version, fingerprint, sources (name of each split's), labels (names in index order), splits (rows,
-        tokens, longest, truncated, per_label of each), warnings, has_pair.
+        tokens, longest, truncated, per_label of each), special_tokens (rows of each split that have some in a text),
+        warnings, has_pair.
 
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
@@ -56,13 +66,14 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
 def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     _check_max_length(config.backbone, config.data.max_length)
     sources = sources_of(config.data)
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
         manifest = read_json(run.manifest_file)
-        changed = differences(manifest["fingerprint"], wanted)
+        special = special_token_rows(manifest, run.data, tokenizer)
+        changed = differences(manifest["fingerprint"], with_special_tokens(wanted, config.data, special))
         if not changed:
             if manifest["version"] < VERSION:
                 manifest = _renewed(manifest, config, sources)
@@ -70,11 +81,12 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
             return manifest
         log.info("preprocess: %s is stale (%s), made again", run.data, "; ".join(changed))
     with atomic_dir(run.data, sums=True) as folder, TemporaryDirectory(dir=folder) as scratch:
+        built = _build(config, sources, tokenizer, folder, Path(scratch))
         manifest = {
             "version": VERSION,
-            "fingerprint": wanted,
+            "fingerprint": with_special_tokens(wanted, config.data, built["special_tokens"]),
             "sources": {split: place_of(source) for split, source in sources.items()},
-            **_build(config, sources, tokenizer, folder, Path(scratch)),
+            **built,
         }
         if changed := differences(wanted, _fingerprint(config, sources, tokenizer)):
             raise UserError(f"preprocess: the texts changed while they were read ({'; '.join(changed)}): run it again")
@@ -91,19 +103,26 @@ def _build(
     splits, labels, indices = _read(config, sources, scratch)
     names = labels.names
     hypotheses(names, config.labels)  # a wording that does not fit is said before the long work
-    tokenised = {}
+    tokenised, special = {}, {}
     for split, read_rows in splits.items():
         rows = _kept(config, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
         result = tokenise(rows, tokenizer, indices[split], config.data.max_length, config.data.workers, file, split)
         _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
+        special[split] = rows_with_special_tokens(result, tokenizer)
     warnings = [
         *_label_warnings(labels, splits, tokenised),
         *_overlap_warnings(splits),
         *_cut_warnings(tokenised, config),
     ]
-    return {"labels": names, "splits": tokenised, "warnings": warnings, "has_pair": config.data.text_pair is not None}
+    return {
+        "labels": names,
+        "splits": tokenised,
+        "special_tokens": special,
+        "warnings": warnings,
+        "has_pair": config.data.text_pair is not None,
+    }
 
 
 def _read(
@@ -172,6 +191,7 @@ def _check_max_length(config: BackboneConfig, max_length: int) -> None:
 
 
 def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
+    """Everything that data/ depends on, part by part, but for special tokens in the texts."""
     identities = _each(sources, lambda split: source_identity(sources[split], split))
     seed, names = config.run.seed, config.labels.names
     return data_fingerprint(config.data, names, seed, tokenizer_fingerprint(tokenizer), identities)

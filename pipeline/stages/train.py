@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.backbone.ranks import on_every_rank
+from pipeline.backbone.ranks import Ranks
 from pipeline.config import RunConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
@@ -114,7 +114,7 @@ def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | N
     path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
     if path is None:
         return None
-    state = on_every_rank(lambda: load_state(path))
+    state = Ranks.joined().on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
 
@@ -123,7 +123,7 @@ def build_trainer(
     accelerator: Accelerator, config: RunConfig, labels: LabelStates, state: RunState | None = None
 ) -> Trainer:
     """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
-    tokenizer = load_tokenizer(config.backbone)
+    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
     check_positions(config, backbone.facts, labels.prompt_tokens)

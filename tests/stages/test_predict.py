@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
 from pipeline.errors import UserError
 from pipeline.stages import predict as stage
-from pipeline.stages.predict import predict
+from pipeline.stages.predict import predict, split_labels
 from tests.tiny_run import TEXTS, tiny_run
 
 
@@ -47,6 +48,48 @@ def test_standard_input_to_standard_output_with_other_labels(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [set(line["scores"]) for line in lines] == [{"art", "war"}] * 2
     assert "truncated" not in lines[0] and lines[1]["truncated"] is True
+
+
+TRAINED = ["Roads, rails", "Health", 'The "Net"', "a,b,c"]
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (["library,parking"], ["library", "parking"]),
+        ([" library , parking ", "pool"], ["library", "parking", "pool"]),
+        (["Roads, rails"], ["Roads, rails"]),
+        ([" Roads, rails ", "Health,Sport"], ["Roads, rails", "Health", "Sport"]),
+        (['"Roads, rails",Sport'], ["Roads, rails", "Sport"]),
+        (['Sport, "Roads, rails"'], ["Sport", "Roads, rails"]),
+        (['"Sea, air","a ""b"""'], ["Sea, air", 'a "b"']),
+        (['The "Net"'], ['The "Net"']),
+        (['5" pipes,The "Net"'], ['5" pipes', 'The "Net"']),
+        (["a,b,c", "Roads"], ["a,b,c", "Roads"]),
+    ],
+)
+def test_labels_are_split_as_a_csv_record_but_those_of_training_never(values: list[str], labels: list[str]) -> None:
+    assert split_labels(values, TRAINED) == labels
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("Roads, rails,Sport", "is the label 'Roads, rails' meant, or its parts"),
+        ("Sport,a,b,c", "is the label 'a,b,c' meant, or its parts"),
+        ('"Sea, air', "unexpected end of data; a label with a comma"),
+        ("one\ntwo", "new-line character"),
+    ],
+)
+def test_labels_that_can_be_read_in_two_ways_are_refused(value: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        split_labels([value], TRAINED)
+
+
+def test_a_label_with_a_comma_is_scored_as_one(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out"), labels=['"a,b",art'], device="cpu")
+    assert list(lines_of(tmp_path / "out")[0]["scores"]) == ["a,b", "art"]
 
 
 def test_each_part_is_written_before_the_next_is_read(
@@ -93,3 +136,30 @@ def test_a_missing_input_is_said_before_the_backbone_is_loaded(
         predict(config.run.dir, str(tmp_path / "none.txt"), device="cpu")
     with pytest.raises(UserError, match="unknown ending"):
         predict(config.run.dir, str(tmp_path / "none.doc"), device="cpu")
+
+
+def test_nothing_that_is_read_is_written(config: RunConfig, tmp_path: Path) -> None:
+    source, link = tmp_path / "texts.csv", tmp_path / "link.csv"
+    source.write_text("text\na goal\n")
+    link.symlink_to(source)
+    adapter, backbone = config.run_dir.adapter, Path(config.backbone.name_or_path)
+    read = [source, link, adapter / "labels.json", adapter / "new.jsonl", backbone / "config.json"]
+    before = [path.read_bytes() if path.exists() else None for path in read]
+    for output in read:
+        with pytest.raises(UserError, match="would overwrite what is read"):
+            predict(config.run.dir, str(source), str(output), device="cpu")
+    assert [path.read_bytes() if path.exists() else None for path in read] == before
+    assert predict(config.run.dir, str(source), str(config.run_dir.path / "out.jsonl"), device="cpu") == 1
+    (config.run_dir.path / "out.jsonl").unlink()
+
+
+def test_a_link_stays_a_link_and_a_pipe_gets_the_lines(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "texts.txt").write_text("a goal\n")
+    (tmp_path / "link").symlink_to("far.jsonl")
+    predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "link"), device="cpu")
+    assert (tmp_path / "link").is_symlink() and len(lines_of(tmp_path / "far.jsonl")) == 1
+    reading, writing = os.pipe()
+    predict(config.run.dir, str(tmp_path / "texts.txt"), f"/dev/fd/{writing}", device="cpu")
+    os.close(writing)
+    with os.fdopen(reading) as pipe:
+        assert pipe.read() == (tmp_path / "far.jsonl").read_text()

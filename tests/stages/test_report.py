@@ -171,3 +171,15 @@ def test_runs_that_cannot_be_reported(config: RunConfig, tmp_path: Path, capsys:
     shutil.rmtree(tmp_path / "run" / "evaluation")
     assert main(["report", "--run", str(tmp_path / "run")]) == 2
     assert "run the stage that writes it first" in capsys.readouterr().err
+
+
+def test_nothing_that_is_read_is_written(config: RunConfig) -> None:
+    run_dir = config.run_dir
+    read = [run_dir.config_file, run_dir.metrics_file, run_dir.adapter / "labels.json", Path(str(config.data.test))]
+    for output in [*read, run_dir.adapter / "page.html", Path(config.backbone.name_or_path) / "config.json"]:
+        before = output.read_bytes() if output.exists() else None
+        with pytest.raises(UserError, match="would overwrite what is read"):
+            report(config.run.dir, str(output))
+        assert (output.read_bytes() if output.exists() else None) == before
+    assert report(config.run.dir) == report(config.run.dir, str(run_dir.path / "report.html"))
+    (run_dir.path / "report.html").unlink()
