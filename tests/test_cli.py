@@ -143,7 +143,7 @@ def test_an_adapter_of_another_backbone_and_no_adapter(
     assert main([*predict, "--run", str(folder / "run"), "--backbone", str(tmp_path / "other")]) == 2
     assert "another backbone" in error_of(capsys)
     assert main([*predict, "--run", str(tmp_path)]) == 2
-    assert "is no adapter directory" in error_of(capsys)
+    assert "is not an adapter directory" in error_of(capsys)
 
 
 def test_label_tokens_count_towards_the_positions(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
