@@ -49,6 +49,8 @@ FORMAT_VERSION = 2
 """
 TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
 SUMMARY = "summary.json"
+LONGEST_TEXT = 1 << 24
+"""Tokens; more than any backbone reads, and few enough for every tokenizer's counter."""
 
 
 class TextSettings(Settings):
@@ -58,7 +60,7 @@ class TextSettings(Settings):
     """Column of the text."""
     text_pair: str | None
     """Column of the second text."""
-    max_length: int
+    max_length: int = Field(ge=2, le=LONGEST_TEXT)
     """Tokens kept of each text."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted; null: csv yes, tsv no."""

@@ -215,6 +215,15 @@ def test_a_config_that_asks_for_more_than_there_is_takes_no_memory(folder: Path,
             load_adapter(folder).build_method(FACTS)
 
 
+@pytest.mark.parametrize("value", [-5, 0, 1, 10**9, 10**30, 1.5, None])
+def test_a_length_that_no_text_can_be_cut_to_is_refused(folder: Path, value: Any) -> None:
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"data": values["data"] | {"max_length": value}}))
+    with pytest.raises(UserError, match=r"adapter_config\.json' is damaged: data\.max_length"):
+        load_adapter(folder)
+
+
 def test_a_checksum_of_a_file_elsewhere_is_damage_and_the_file_is_not_read(folder: Path) -> None:
     for name in ("/dev/zero", "../adapter/labels.json"):
         (folder / SUMS).write_text(f"{'0' * 64}  {name}\n# 1 files\n")

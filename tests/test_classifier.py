@@ -210,7 +210,7 @@ def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
     other = save_tiny(tmp_path / "other", "llama_gqa", intermediate_size=48)
     with pytest.raises(UserError, match=r"made for another backbone than .*: config\.json was"):
         LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(other))
-    with pytest.raises(UserError, match="no adapter directory"):
+    with pytest.raises(UserError, match="not an adapter directory"):
         LTuningClassifier.from_pretrained(tmp_path)
     assert len(LabelStates.load(config.run_dir.labels).names) == 3
 

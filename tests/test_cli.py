@@ -155,7 +155,7 @@ def test_an_adapter_of_another_backbone_and_no_adapter(
     assert main([*predict, "--run", str(folder / "run"), "--backbone", str(tmp_path / "other")]) == 2
     assert "another backbone" in error_of(capsys)
     assert main([*predict, "--run", str(tmp_path)]) == 2
-    assert "is no adapter directory" in error_of(capsys)
+    assert "is not an adapter directory" in error_of(capsys)
 
 
 def without_lock(folder: Path) -> dict[Path, int]:

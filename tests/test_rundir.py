@@ -280,6 +280,13 @@ def test_differences_are_readable() -> None:
     assert differences(old, json.loads(json.dumps(old))) == []
 
 
+def test_a_part_that_older_versions_did_not_know_makes_nothing_stale() -> None:
+    for part in ("weights", "label states: weights"):
+        assert differences({"seed": "1"}, {"seed": "1", part: "abc"}) == []
+        assert len(differences({"seed": "1"}, {"seed": "2", part: "abc"})) == 1
+        assert differences({part: "abc"}, {part: "abd"}) == [f"{part} was 'abc', now 'abd'"]
+
+
 def test_create_takes_away_what_a_killed_process_left_half_written_and_nothing_else(tmp_path: Path) -> None:
     run = RunDir(tmp_path / "run")
     run.create()

@@ -103,7 +103,7 @@ def test_scores_that_are_not_finite_end_it_and_leave_the_old_figures(config: Run
     adapter = load_adapter(config.run_dir.adapter)
     before = config.run_dir.metrics_file.read_bytes()
     try:
-        broken = {name: torch.full_like(tensor, torch.nan) for name, tensor in adapter.method_state.items()}
+        broken = {name: torch.full_like(tensor, 3e38) for name, tensor in adapter.method_state.items()}
         save_adapter(config.run_dir.adapter, broken, config, adapter.labels)
         with pytest.raises(UserError, match="validation split: 6 of 6 rows have NaN"):
             evaluate(config)
