@@ -13,8 +13,8 @@ import tempfile
 from statistics import median
 
 from pipeline.config import RunConfig, load_config
+from pipeline.core.run_dir import RunDir
 from pipeline.engine.startup import leave
-from pipeline.rundir import RunDir
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train

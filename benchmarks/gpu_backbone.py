@@ -149,10 +149,10 @@ def build_ours(
 ) -> tuple[Callable[[], None], int]:
     """One training step of ours, by the parts the train stage uses; and the elements of the frozen layers."""
     from pipeline.config import parse_config
-    from pipeline.engine.inference import exact_buffers, load_frozen
-    from pipeline.engine.optimization import build_optimizer
+    from pipeline.engine.models import exact_buffers, load_frozen
     from pipeline.engine.startup import start
-    from pipeline.model import LTuningModel
+    from pipeline.methods.model import LTuningModel
+    from pipeline.training.optimizer import build_optimizer
 
     preset = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
     config = parse_config(

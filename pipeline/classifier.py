@@ -1,6 +1,6 @@
 """The Python API: a trained adapter on its backbone, ready to classify texts."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.adapter import Adapter, adapter_folder, load_adapter
+from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
+from pipeline.adapter.label_states import read_hypotheses
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.backbone.pooling import resolve_pooling
-from pipeline.backbone.ranks import Ranks
-from pipeline.calibration import tempered_softmax
+from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
-from pipeline.data.tokenising import token_columns
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.errors import UserError
-from pipeline.label_states import read_hypotheses
-from pipeline.metrics import predictions
-from pipeline.model import LTuningModel
-from pipeline.scoring import score
+from pipeline.data.tokens import encode_texts
+from pipeline.distributed.ranks import Ranks
+from pipeline.evaluation.calibration import tempered_softmax
+from pipeline.evaluation.metrics import predictions
+from pipeline.evaluation.scoring import score
+from pipeline.methods.model import LTuningModel
 
 Text = str | tuple[str, str]
 """One text, or a pair of them for adapters that were trained on pairs."""
@@ -224,27 +224,3 @@ def _string(value: Any, place: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{place} is not Unicode text ({error.reason}): {value!a:.60}") from error
     return str(value)
-
-
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int
-) -> list[dict[str, Any]]:
-    """Rows for `scoring.score`, with the tokens that preprocess makes of the same texts, and `truncated` of each."""
-    rows = _tokens(tokenizer, columns, None)
-    long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
-    if long:
-        cut = _tokens(tokenizer, [[column[index] for index in long] for column in columns], max_length)
-        for index, row in zip(long, cut, strict=True):
-            rows[index] = row | {"truncated": True}
-    for number, row in enumerate(rows, start=1):
-        if not row["input_ids"]:
-            raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
-        row.setdefault("truncated", False)
-    return rows
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int | None
-) -> list[dict[str, Any]]:
-    encoded = token_columns(tokenizer, columns, max_length)
-    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

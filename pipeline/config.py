@@ -12,15 +12,16 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.core.errors import UserError
+from pipeline.core.ownership import run_of_config
+from pipeline.core.run_dir import RunDir
+from pipeline.core.settings import Settings
+from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
-from pipeline.engine.config import EngineConfig, LoggingConfig, TrainConfig
-from pipeline.errors import UserError
-from pipeline.evaluation_config import EvaluateConfig
+from pipeline.engine.config import EngineConfig, LoggingConfig
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.methods import METHOD_NAMES, AnyMethodConfig
-from pipeline.ownership import run_of_config
-from pipeline.rundir import RunDir
-from pipeline.settings import Settings
-from pipeline.yaml12 import dump_yaml, load_yaml
+from pipeline.training.config import TrainConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
 _SHORT = reprlib.Repr()

@@ -15,13 +15,13 @@ import torch.distributed as dist
 from datasets import Dataset
 
 from pipeline import LTuningClassifier
-from pipeline.classifier import encode_texts, text_columns
+from pipeline.adapter.label_states import LabelStates
+from pipeline.classifier import text_columns
 from pipeline.config import RunConfig
-from pipeline.data.tokenising import tokenise
-from pipeline.errors import UserError
-from pipeline.label_states import LabelStates
-from tests.tiny import save_tiny, tiny_tokenizer
-from tests.tiny_run import TEXTS, tiny_run
+from pipeline.core.errors import UserError
+from pipeline.data.tokens import encode_texts, tokenise
+from tests.support.tiny import save_tiny, tiny_tokenizer
+from tests.support.tiny_run import TEXTS, tiny_run
 
 LABELS = sorted(TEXTS)
 

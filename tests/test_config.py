@@ -8,9 +8,9 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline.config import RunConfig, config_keys, load_config, parse_config
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
+from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.methods import METHOD_NAMES
-from pipeline.yaml12 import dump_yaml, load_yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 LEAST: dict[str, Any] = {

@@ -15,15 +15,15 @@ from pipeline import LTuningClassifier
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.model_config import load_model_config
 from pipeline.cli import main
-from pipeline.comparison import load_comparison
+from pipeline.comparison.config import load_comparison
 from pipeline.config import RunConfig, load_config, parse_config
+from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import read_split
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.errors import UserError
 from pipeline.stages.evaluate import evaluate
-from tests.tiny import save_tiny
-from tests.tiny_run import tiny_run
+from tests.support.tiny import save_tiny
+from tests.support.tiny_run import tiny_run
 
 CODE = """
 from pathlib import Path

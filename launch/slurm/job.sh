@@ -40,7 +40,7 @@ run_ranks() {
     if [ -n "${LTUNE_LOCAL:-}" ]; then each_node rm -rf "$LTUNE_LOCAL"; fi
 }
 
-# Copies what a stage reads to every node. The program finds it by LTUNE_LOCAL (pipeline/launcher.py).
+# Copies what a stage reads to every node. The program finds it by LTUNE_LOCAL (pipeline/distributed/launcher.py).
 stage_in() {
     local folders=("${LTUNE_RUN_DIR:-$(run_dir "$@")}/data" "$(config_value backbone.name_or_path "$@")")
     export LTUNE_LOCAL="$LTUNE_STAGE_IN/ltune-$SLURM_JOB_ID"

@@ -7,9 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.errors import UserError
-from pipeline.launcher import local_copy
-from pipeline.settings import Settings
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Settings
+from pipeline.distributed.launcher import local_copy
 
 PACKAGE_SCHEME = "package:"
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 FAMILIES = ("deberta", "deberta-v2")
 

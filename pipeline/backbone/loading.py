@@ -19,15 +19,15 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-from pipeline.backbone.checkpoint import Checkpoint, fingerprint, open_checkpoint
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import DECODERS
-from pipeline.backbone.linear import QuantizedLinear, quantized_like
+from pipeline.backbone.int8 import QuantizedLinear, quantized_like
 from pipeline.backbone.model_config import load_model_config
-from pipeline.backbone.names import Source, match_names
 from pipeline.backbone.partition import Partitioner
-from pipeline.backbone.ranks import Ranks
-from pipeline.errors import UserError
+from pipeline.backbone.weight_names import Source, match_names
+from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
+from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 _BAR: dict[str, Any] = {"desc": "loading backbone", "unit": "B", "unit_scale": True, "unit_divisor": 1024}

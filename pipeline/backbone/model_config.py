@@ -3,7 +3,7 @@
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pipeline.core.errors import UserError
 from pipeline.distributed.zero import Shares
-from pipeline.errors import UserError
 
 RowReader = Callable[[int, int], Tensor]
 """(first, last) -> rows [first, last) of the parameter, in the form it is kept in."""

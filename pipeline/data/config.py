@@ -5,8 +5,8 @@ from collections.abc import Iterable
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.core.settings import Settings
 from pipeline.data.labels import label_name
-from pipeline.settings import Settings
 
 
 class DataConfig(Settings):

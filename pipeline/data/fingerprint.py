@@ -10,10 +10,10 @@ from pathlib import Path
 from datasets import load_dataset_builder
 from datasets.exceptions import DatasetsError
 
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import hub_arguments, split_file
-from pipeline.errors import UserError
-from pipeline.rundir import sha256_of
 
 SPLITS = ("train", "validation", "test")
 READING = ("text", "text_pair", "label", "quoting")

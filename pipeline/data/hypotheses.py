@@ -8,10 +8,10 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.injection import NO_TOKEN
+from pipeline.core.errors import UserError, nearest
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import label_name
 from pipeline.data.tokenizer import encode
-from pipeline.errors import UserError, nearest
 
 ANCHOR = "a"
 """A word that no tokenizer joins with the next one."""

@@ -14,7 +14,7 @@ from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from pipeline.errors import SHOWN, UserError, nearest, some
+from pipeline.core.errors import SHOWN, UserError, nearest, some
 
 NAMES_KEY = "labels.names"
 

@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.errors import UserError
 from pipeline.data.json_objects import DECODER, row_of_line, row_of_value
 from pipeline.data.labels import label_name
-from pipeline.errors import UserError
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line, quoted field or JSON object accepted; more is a file of another kind or a quote never closed."""

@@ -17,10 +17,10 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.core.errors import SHOWN, UserError, nearest, some
 from pipeline.data.config import DataConfig
 from pipeline.data.labels import FileLabels, LabelSeen, value_name
 from pipeline.data.readers import ARROW_BATCH_ROWS, Row, Table, arrow_rows, names_of_ids, open_file
-from pipeline.errors import SHOWN, UserError, nearest, some
 
 EMBEDDED = Path(__file__).parent / "embedded"
 MAX_LABELS = 10_000

@@ -9,9 +9,9 @@ import numpy as np
 from datasets import Dataset, load_from_disk
 from numpy.typing import NDArray
 
-from pipeline.errors import UserError
-from pipeline.launcher import local_copy
-from pipeline.paths import is_plain_name
+from pipeline.core.errors import UserError
+from pipeline.core.paths import is_plain_name
+from pipeline.distributed.launcher import local_copy
 
 
 @dataclass(frozen=True)

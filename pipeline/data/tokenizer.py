@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.errors import UserError
-from pipeline.rundir import sha256_of
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import UserError
 
 PROBE = "A snowman \N{SNOWMAN}"
 """Has a character that small vocabularies lack."""

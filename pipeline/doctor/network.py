@@ -5,9 +5,9 @@ import socket
 import urllib.error
 import urllib.request
 
+from pipeline.distributed.launcher import world_size
 from pipeline.doctor.check import Check, ok, reason, warning
 from pipeline.doctor.hardware import hub_cache
-from pipeline.launcher import world_size
 
 RENDEZVOUS_PORT = 29500
 """Where torchrun, deepspeed and accelerate meet unless told otherwise."""

@@ -14,8 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from pipeline.distributed.launcher import rank, world_size
 from pipeline.doctor.check import Check, failure, ok, reason, warning
-from pipeline.launcher import rank, world_size
 
 PATIENCE_SECONDS = 60
 """How long ranks wait for each other."""

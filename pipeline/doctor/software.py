@@ -86,7 +86,7 @@ def bitsandbytes() -> list[Check]:
     try:
         import torch
 
-        from pipeline.backbone.linear import Int8Linear
+        from pipeline.backbone.int8 import Int8Linear
 
         device = "cuda" if torch.cuda.is_available() else "cpu"
         layer = Int8Linear(32, 16, False, torch.bfloat16, 6.0)

@@ -6,11 +6,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.backbone.ranks import Ranks
 from pipeline.config import RunConfig
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.deepspeed_config import deepspeed_file
-from pipeline.errors import UserError
-from pipeline.rundir import sha256_of
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate")
 SHOWN = 3

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
 from pipeline.distributed.zero import zero_faults
-from pipeline.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 

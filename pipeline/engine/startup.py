@@ -14,12 +14,12 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.distributed.heartbeat import Heartbeat
+from pipeline.distributed.launcher import free_port, world_size
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.deepspeed_config import resolve_deepspeed
-from pipeline.engine.heartbeat import Heartbeat
-from pipeline.errors import UserError
-from pipeline.launcher import free_port, world_size
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.settings import Settings
+from pipeline.core.settings import Settings
 
 
 class Reader(Protocol):

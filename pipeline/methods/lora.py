@@ -6,11 +6,11 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.linear import QuantizedLinear
-from pipeline.errors import UserError
+from pipeline.backbone.int8 import QuantizedLinear
+from pipeline.core.errors import UserError
+from pipeline.core.settings import Distinct
 from pipeline.methods.heads import ClassHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
-from pipeline.settings import Distinct
 
 
 class LoRAConfig(TextClassifierConfig):

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comparison_tables import OURS, PLACE, key_of, rows_by
-from pipeline.errors import UserError
+from pipeline.comparison.tables import OURS, PLACE, key_of, rows_by
+from pipeline.core.errors import UserError
 from pipeline.reports.figures import Rows
 
 COLUMNS = {

@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from pipeline.calibration import tempered_softmax
-from pipeline.metrics import CALIBRATION_BINS
+from pipeline.evaluation.calibration import tempered_softmax
+from pipeline.evaluation.metrics import CALIBRATION_BINS
 
 Rows = list[dict[str, Any]]
 

@@ -11,8 +11,8 @@ import jinja2
 import vl_convert
 from markupsafe import Markup
 
-from pipeline.escapes import visible
-from pipeline.output import opened_output
+from pipeline.core.escapes import visible
+from pipeline.core.output import opened_output
 
 HERE = Path(__file__).parent
 

@@ -13,20 +13,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pipeline.adapter import Adapter, load_adapter
+from pipeline.adapter.directory import Adapter, load_adapter
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.pooling import pool
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json
+from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
-from pipeline.errors import UserError
-from pipeline.evaluation_config import Split
+from pipeline.engine.provenance import evaluation_fingerprint, texts_have_changed, training_changes
+from pipeline.evaluation.config import Split
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
-from pipeline.provenance import evaluation_fingerprint, texts_have_changed, training_changes
 from pipeline.reports import figures
 from pipeline.reports.figures import Rows, ScoredSplit
-from pipeline.rundir import RunDir, read_json
 
 
 @dataclass(frozen=True)

@@ -13,21 +13,23 @@ from typing import Any
 from accelerate import Accelerator
 from filelock import FileLock
 
-from pipeline.adapter import load_adapter
-from pipeline.comparison import ComparisonConfig, Group, cell_config, groups, settings, share_of
-from pipeline.comparison_tables import write_tables
+from pipeline.adapter.directory import load_adapter
+from pipeline.comparison.config import ComparisonConfig, Group, cell_config, groups, settings, share_of
+from pipeline.comparison.curve import read_curve
+from pipeline.comparison.tables import write_tables
 from pipeline.config import RunConfig, load_config
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import DivergedError, UserError
+from pipeline.core.files import read_json, remove, write_json
+from pipeline.core.ownership import claim
+from pipeline.core.run_lock import RunLock
+from pipeline.distributed.launcher import rank, world_size
 from pipeline.engine.agreement import check_alike
 from pipeline.engine.startup import on_main_process, start
-from pipeline.errors import DivergedError, UserError
-from pipeline.launcher import rank, world_size
-from pipeline.run_lock import RunLock
-from pipeline.rundir import claim, read_json, remove, sha256_of, write_json
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import check_unchanged, train, training_fingerprint
-from pipeline.training_curve import read_curve
 
 log = logging.getLogger(__name__)
 

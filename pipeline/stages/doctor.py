@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from pipeline.accelerator import announce_device
+from pipeline.core.errors import UserError
+from pipeline.distributed.device import announce_device
+from pipeline.distributed.launcher import rank, world_size
 from pipeline.doctor import hardware, network, ranks, software
 from pipeline.doctor.check import Check, run_checks
-from pipeline.errors import UserError
-from pipeline.launcher import rank, world_size
 
 COLOURS = {"ok": "\033[32m", "warning": "\033[33m", "failure": "\033[31m"}
 

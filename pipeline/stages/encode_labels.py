@@ -7,16 +7,17 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.adapter.label_states import NAMES_FILE, LabelStates, read_hypotheses
 from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_dir, read_json
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer, special_texts, tokenizer_fingerprint
-from pipeline.engine.inference import load_frozen, prepare_inference, release
+from pipeline.engine.models import load_frozen, prepare_inference, release
+from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import on_main_process, start
-from pipeline.errors import UserError
-from pipeline.label_states import NAMES_FILE, LabelStates, read_hypotheses
-from pipeline.provenance import current_data
-from pipeline.rundir import atomic_dir, read_json, sha256_of
 
 log = logging.getLogger(__name__)
 

@@ -13,22 +13,24 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.adapter import Adapter, AdapterConfig, load_adapter, write_card
+from pipeline.adapter.directory import Adapter, AdapterConfig, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
-from pipeline.backbone.ranks import Ranks
-from pipeline.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.config import RunConfig
+from pipeline.core.artefact import differences
+from pipeline.core.checksums import check_sums, is_whole
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_dir, read_json, write_json
+from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.engine.inference import build_model, load_frozen, load_inside, prepare_inference, release
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
+from pipeline.engine.provenance import current_data, evaluation_fingerprint, training_changes
 from pipeline.engine.startup import on_main_process, start
-from pipeline.errors import UserError
-from pipeline.integrity import check_sums, is_whole
-from pipeline.limits import window_warning
-from pipeline.metrics import predictions, split_metrics
-from pipeline.provenance import current_data, evaluation_fingerprint, training_changes
-from pipeline.rundir import RunDir, atomic_dir, differences, read_json, write_json
-from pipeline.scoring import score
+from pipeline.evaluation.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
+from pipeline.evaluation.metrics import predictions, split_metrics
+from pipeline.evaluation.scoring import score
+from pipeline.methods.limits import window_warning
 
 log = logging.getLogger(__name__)
 

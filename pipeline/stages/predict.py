@@ -9,12 +9,12 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pipeline.adapter import adapter_folder
+from pipeline.adapter.directory import adapter_folder
 from pipeline.classifier import LTuningClassifier, Prediction
-from pipeline.errors import UserError
-from pipeline.escapes import visible
-from pipeline.output import check_output, opened_output
-from pipeline.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
+from pipeline.core.errors import UserError
+from pipeline.core.escapes import visible
+from pipeline.core.output import check_output, opened_output
+from pipeline.data.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
 
 log = logging.getLogger(__name__)
 

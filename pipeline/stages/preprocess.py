@@ -17,11 +17,16 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
+from pipeline.core.artefact import differences
+from pipeline.core.checksums import is_whole, write_sums
+from pipeline.core.errors import UserError, some
+from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.data.fingerprint import data_fingerprint, place_of, source_identity, sources_of
 from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap, read_split
-from pipeline.data.tokenising import (
+from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.data.tokens import (
     balanced_subset,
     column,
     rows_per_label,
@@ -31,11 +36,7 @@ from pipeline.data.tokenising import (
     tokenise,
     with_special_tokens,
 )
-from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
-from pipeline.errors import UserError, some
-from pipeline.integrity import is_whole, write_sums
-from pipeline.launcher import world_size
-from pipeline.rundir import atomic_dir, differences, read_json, write_json
+from pipeline.distributed.launcher import world_size
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")

@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import RunConfig
-from pipeline.output import check_output
+from pipeline.core.output import check_output
+from pipeline.core.run_dir import RunDir
 from pipeline.reports import charts, figures
 from pipeline.reports.page import write_page
 from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
-from pipeline.rundir import RunDir
 
 SECTIONS = [
     ("curves", "Learning curves"),

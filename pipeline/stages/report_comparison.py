@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline.errors import UserError
-from pipeline.output import check_output
+from pipeline.core.errors import UserError
+from pipeline.core.output import check_output
 from pipeline.reports.comparison import load_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import write_page

@@ -7,25 +7,26 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from pipeline.backbone.ranks import Ranks
+from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
+from pipeline.core.artefact import differences
+from pipeline.core.checksums import check_sums
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json, remove
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
-from pipeline.engine.inference import build_model, load_frozen, release, vocabulary_of
-from pipeline.engine.preemption import Preemption
-from pipeline.engine.resume import checkpoint_to_resume, load_state, resumed_config, with_defaults
-from pipeline.engine.run_state import RunState
+from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
+from pipeline.engine.provenance import current_data, training_fingerprint, with_defaults
 from pipeline.engine.startup import on_main_process, start
-from pipeline.engine.training import Trainer
-from pipeline.engine.training_run import TrainingRun, write_untrained
-from pipeline.errors import UserError
-from pipeline.integrity import check_sums
-from pipeline.label_states import LabelStates
-from pipeline.limits import check_positions, window_warning
-from pipeline.provenance import current_data, training_fingerprint
-from pipeline.rundir import differences, read_json, remove
+from pipeline.methods.limits import check_positions, window_warning
 from pipeline.stages.encode_labels import current_label_states
+from pipeline.training.loop import TrainingRun, write_untrained
+from pipeline.training.preemption import Preemption
+from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_config
+from pipeline.training.run_state import RunState
+from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 

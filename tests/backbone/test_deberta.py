@@ -9,8 +9,8 @@ from transformers import AutoModel, BertConfig, PreTrainedModel
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from pipeline.errors import UserError
-from tests.tiny import tiny_model
+from pipeline.core.errors import UserError
+from tests.support.tiny import tiny_model
 
 IDS = torch.randint(4, 200, (2, 6), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])

@@ -8,8 +8,8 @@ from transformers import AutoConfig, DynamicCache
 
 from pipeline.backbone import deberta
 from pipeline.backbone.facts import facts_of
-from pipeline.errors import UserError
-from tests.tiny import FAMILIES, tiny_model
+from pipeline.core.errors import UserError
+from tests.support.tiny import FAMILIES, tiny_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,7 +11,7 @@ from pipeline.backbone import deberta
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from tests.tiny import FAMILIES, PAD_ID, tiny_model
+from tests.support.tiny import FAMILIES, PAD_ID, tiny_model
 
 B, T, P = 3, 5, 4
 CACHED = [family for family, (model_type, _) in FAMILIES.items() if model_type not in deberta.FAMILIES]

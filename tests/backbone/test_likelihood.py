@@ -11,10 +11,10 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import DECODERS, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN
-from pipeline.backbone.linear import QuantizedLinear
+from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
-from pipeline.errors import UserError
-from tests.tiny import FAMILIES, PAD_ID, save_tiny
+from pipeline.core.errors import UserError
+from tests.support.tiny import FAMILIES, PAD_ID, save_tiny
 
 TEXTS = [[5, 9, 200, 31, 7], [8], [100, 4, 250, 17, 17, 60, 3]]
 CONTINUATIONS = [[40, 41, 42], [43, 300, 44, 45], [46]]

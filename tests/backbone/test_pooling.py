@@ -4,7 +4,7 @@ import torch
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.pooling import pool, resolve_pooling
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 1, 1], [0, 1, 1, 0]])
 HIDDEN = torch.arange(16, dtype=torch.double).view(4, 4, 1) * torch.tensor([1.0, -1.0], dtype=torch.double)

@@ -3,7 +3,7 @@ from typing import Any
 import torch
 
 from pipeline.backbone.prefix_cache import PrefixCache
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 
 def test_stores_nothing_but_the_prefix() -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from tests.tiny import tiny_model
+from tests.support.tiny import tiny_model
 
 LIMIT = 8
 """Tokens up to which the short factors hold."""

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.backbone.worlds import run_worlds
-from tests.tiny import save_tiny
+from tests.support.tiny import save_tiny
+from tests.support.worlds import run_worlds
 
 WORLDS = [1, 2, 3, 4]
 
@@ -21,7 +21,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     for family in ("llama_gqa", "bert", "gpt2"):
         save_tiny(folder / family, family)
     _make_faults(folder)
-    return run_worlds("tests.backbone.sharded:check_world", WORLDS, folder, timeout_seconds=240)
+    return run_worlds("tests.support.sharded:check_world", WORLDS, folder, timeout_seconds=240)
 
 
 def _make_faults(folder: Path) -> None:

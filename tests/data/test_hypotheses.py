@@ -1,10 +1,10 @@
 import pytest
 from tokenizers import normalizers
 
+from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
-from pipeline.errors import UserError
-from tests.tiny import tiny_tokenizer
+from tests.support.tiny import tiny_tokenizer
 
 
 def test_hypotheses_by_template_and_by_text():

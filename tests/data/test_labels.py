@@ -15,6 +15,7 @@ from datasets import ClassLabel, Features, Value
 from hypothesis import HealthCheck, assume, event, given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.labels import (
     FileLabels,
@@ -27,7 +28,6 @@ from pipeline.data.labels import (
     value_name,
 )
 from pipeline.data.sources import read_split
-from pipeline.errors import UserError
 
 SPLITS = ("train", "validation", "test")
 

@@ -7,8 +7,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipeline.core.errors import UserError
 from pipeline.data.readers import open_file
-from pipeline.errors import UserError
 
 
 def read(path, content, quoting=None):

@@ -4,9 +4,9 @@ import pandas as pd
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
+from pipeline.core.errors import UserError, nearest, some
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import EMBEDDED, overlap, read_split, split_file
-from pipeline.errors import UserError, nearest, some
 
 
 def read(tmp_path, source, **keys):

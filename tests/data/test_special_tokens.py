@@ -9,17 +9,17 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from pipeline import LTuningClassifier
-from pipeline.adapter import CONFIG
+from pipeline.adapter.directory import CONFIG
 from pipeline.backbone.config import BackboneConfig
 from pipeline.config import RunConfig
+from pipeline.core.checksums import write_sums
+from pipeline.core.files import read_json, write_json
 from pipeline.data.tokenizer import encode, load_tokenizer, special_texts
-from pipeline.integrity import write_sums
-from pipeline.rundir import read_json, write_json
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import training_fingerprint
-from tests.tiny import tiny_tokenizer
-from tests.tiny_run import tiny_config, tiny_run
+from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny_run import tiny_config, tiny_run
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "<|im_start|>", "<image>"]
 CORPUS = ["a gripping film that never lets go", "the plot is thin, and the jokes fall flat", "[]<>|/_", *SPECIAL] * 20

@@ -11,7 +11,7 @@ from torch import nn
 
 from pipeline.distributed import zero
 from pipeline.engine.startup import start
-from tests.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config
 
 HOW_TO_MEND = "this version of DeepSpeed lacks a name that pipeline/distributed/zero.py uses: mend it there"
 

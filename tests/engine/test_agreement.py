@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
+from pipeline.core.errors import UserError
+from pipeline.distributed.launcher import rank
 from pipeline.engine.agreement import check_alike
-from pipeline.errors import UserError
-from pipeline.launcher import rank
-from tests.backbone.worlds import run_worlds
-from tests.stages.processes import launch, run_script
-from tests.tiny_run import tiny_config
+from tests.support.processes import launch, run_script
+from tests.support.tiny_run import tiny_config
+from tests.support.worlds import run_worlds
 
 OTHERWISE = {
     "rate": "train.learning_rate=0.02",

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from pipeline.config import RunConfig, parse_config
+from pipeline.core.errors import UserError
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
-from pipeline.errors import UserError
 
 
 def config_of(path: Path | str, **train: Any) -> RunConfig:

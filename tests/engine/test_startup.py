@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from pipeline.cli import main
+from pipeline.core.errors import UserError
 from pipeline.engine.startup import on_main_process, start
-from pipeline.errors import UserError
-from tests.backbone.worlds import run_worlds
-from tests.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config
+from tests.support.worlds import run_worlds
 
 
 def test_another_config_in_the_same_process_starts_afresh(tmp_path: Path) -> None:
@@ -76,7 +76,7 @@ def test_alone_errors_are_raised_as_they_are(tmp_path: Path) -> None:
 def test_rank_0_works_and_all_ranks_know_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)  # of the engines started above in this process
-    first, second = run_worlds("tests.engine.ranks:main_process", [2], tmp_path, 120)[2]
+    first, second = run_worlds("tests.support.main_process:main_process", [2], tmp_path, 120)[2]
     assert first["world"] == [2, 2, 0] and second["world"] == [2, 2, 1]
     assert first["calls"] == 1 and second["calls"] == 0
     for rank in (first, second):

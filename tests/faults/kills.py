@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from tests.faults.runs import VARIANTS, Workshop
-from tests.stages.faults import PHASES
+from tests.support.faults import PHASES
 
 CALLS = {"step": 8, "save": 4, "background write": 4, "latest": 4, "prune": 4, "evaluation": 6, "best adapter": 3}
 """How often a phase's function is called in an undisturbed run, where that is more than once."""

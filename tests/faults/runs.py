@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.stages.processes import launch
-from tests.tiny_run import tiny_config
+from tests.support.processes import launch
+from tests.support.tiny_run import tiny_config
 
 VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     "fp32": {},

@@ -18,7 +18,7 @@ import pytest
 
 from tests.faults import damage, elastic, kills, trouble
 from tests.faults.runs import Workshop
-from tests.stages.processes import run_script
+from tests.support.processes import run_script
 
 Result = dict[str, Any]
 LAUNCH_SECONDS = 110

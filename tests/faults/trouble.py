@@ -108,7 +108,7 @@ def second_process(workshop: Workshop) -> dict[str, Any]:
     run = workshop.copy("prepared", "twice")
     child = os.fork()
     if child == 0:
-        from pipeline.run_lock import RunLock
+        from pipeline.core.run_lock import RunLock
 
         lock = RunLock(workshop.folder / run)
         lock.acquire()

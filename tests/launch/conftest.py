@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launcher import free_port
+from pipeline.distributed.launcher import free_port
 from tests.launch.runs import adapter_files, copy_of_run, prepared_run, start, statuses
 
 

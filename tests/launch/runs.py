@@ -14,7 +14,7 @@ import psutil
 from pipeline.config import RunConfig
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
-from tests.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SLOW = Path(__file__).parent / "slow"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.launcher import free_port
+from pipeline.distributed.launcher import free_port
 from tests.launch.runs import (
     REPOSITORY,
     adapter_files,

@@ -17,10 +17,10 @@ from pipeline.data.batches import collate
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import MethodConfig, Vocabulary
 from pipeline.methods.heads import build_head
+from pipeline.methods.model import LTuningModel
 from pipeline.methods.prompt import PromptTuning
 from pipeline.methods.text_classifier import TextClassifier
-from pipeline.model import LTuningModel
-from tests.tiny import PAD_ID, tiny_model, tiny_tokenizer
+from tests.support.tiny import PAD_ID, tiny_model, tiny_tokenizer
 
 K, P, H = 5, 3, 16
 CLASSIFIERS: list[dict[str, Any]] = [

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.inventory import Workload, take_inventory
-from pipeline.backbone.linear import QuantizedLinear
+from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
+from pipeline.core.errors import UserError
 from pipeline.data.batches import collate
-from pipeline.errors import UserError
+from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.methods.full import FullConfig
 from pipeline.methods.lora import LoRAConfig
-from pipeline.model import LTuningModel
-from tests.tiny import FAMILIES, PAD_ID, save_tiny, tiny_model
+from pipeline.methods.model import LTuningModel
+from tests.support.tiny import FAMILIES, PAD_ID, save_tiny, tiny_model
 
 K, RANK = 3, 2
 ALL = torch.arange(K)

@@ -11,12 +11,12 @@ from pipeline.reports.comparison import Method, Place, load_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import render
 from pipeline.reports.palette import COLOURS, style_of
-from tests.reports.compared import invent
+from tests.support.compared import invent
 
 
 @pytest.fixture(autouse=True)
 def _few_resamples(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.statistics.RESAMPLES", 20)
+    monkeypatch.setattr("pipeline.comparison.statistics.RESAMPLES", 20)
 
 
 def line(method: str, **values: Any) -> dict[str, Any]:

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from pipeline.calibration import tempered_softmax
-from pipeline.metrics import expected_calibration_error
+from pipeline.evaluation.calibration import tempered_softmax
+from pipeline.evaluation.metrics import expected_calibration_error
 from pipeline.reports import charts, figures
 from pipeline.reports.figures import ScoredSplit
 

@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 from pipeline import LTuningClassifier
 from pipeline.cli import main
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.stages.run import run
-from tests.stages.processes import launch, run_script
-from tests.tiny import save_tiny, tiny_model, tiny_tokenizer
-from tests.tiny_run import TEXTS, tiny_config
+from tests.support.processes import launch, run_script
+from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
+from tests.support.tiny_run import TEXTS, tiny_config
 
 SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "log_every": 1}
 METHODS = {

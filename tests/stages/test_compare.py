@@ -13,14 +13,14 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-from pipeline import run_lock
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
-from pipeline.comparison import describe, groups, load_comparison, share_of
+from pipeline.comparison.config import describe, groups, load_comparison, share_of
 from pipeline.config import load_config
-from pipeline.ownership import MARK
-from tests.test_run_lock import owner_of
-from tests.tiny_run import tiny_config
+from pipeline.core import run_lock
+from pipeline.core.ownership import MARK
+from tests.core.test_run_lock import owner_of
+from tests.support.tiny_run import tiny_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
 COMPARISONS = sorted([*RECIPES.glob("compare/*.yaml"), *RECIPES.glob("table1/*.yaml")])

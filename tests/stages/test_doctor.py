@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.distributed.launcher import free_port
 from pipeline.doctor import hardware, network, ranks, software
 from pipeline.doctor.check import Check, run_checks
-from pipeline.launcher import free_port
 from pipeline.stages.doctor import merged, table
-from tests.backbone.worlds import REPOSITORY
-from tests.stages.processes import launch, run_script
+from tests.support.processes import launch, run_script
+from tests.support.worlds import REPOSITORY
 
 
 def rows_of(output: str) -> dict[str, str]:

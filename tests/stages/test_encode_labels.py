@@ -9,15 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from pipeline.adapter.label_states import STATES_FILE, LabelStates
 from pipeline.config import RunConfig
+from pipeline.core.checksums import SUMS
+from pipeline.core.errors import UserError
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.errors import UserError
-from pipeline.integrity import SUMS
-from pipeline.label_states import STATES_FILE, LabelStates
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
-from tests.tiny import save_tiny, tiny_model
-from tests.tiny_run import tiny_config
+from tests.support.tiny import save_tiny, tiny_model
+from tests.support.tiny_run import tiny_config
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,11 @@ import torch
 from sklearn.metrics import accuracy_score
 
 from pipeline import LTuningClassifier
-from pipeline.adapter import load_adapter, save_adapter
+from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.stages.evaluate import evaluate
-from tests.tiny_run import TEXTS, tiny_run
+from tests.support.tiny_run import TEXTS, tiny_run
 
 
 @pytest.fixture(scope="module")

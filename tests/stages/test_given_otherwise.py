@@ -11,13 +11,13 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import UserError
 from pipeline.data.fingerprint import source_identity
-from pipeline.errors import UserError
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.report import report
 from pipeline.stages.run import run
 from pipeline.stages.train import train
-from tests.tiny_run import tiny_config
+from tests.support.tiny_run import tiny_config
 
 STAGES = ("encode-labels", "train", "evaluate")
 

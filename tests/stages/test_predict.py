@@ -10,10 +10,10 @@ import pytest
 
 from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import predict, split_labels
-from tests.tiny_run import TEXTS, tiny_run
+from tests.support.tiny_run import TEXTS, tiny_run
 
 
 @pytest.fixture(scope="module")

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 from datasets import ClassLabel, Dataset, Features, Value, load_from_disk
 
-from pipeline.errors import UserError
-from pipeline.integrity import check_sums, write_sums
-from pipeline.ownership import MARK
-from pipeline.rundir import read_json, write_json
+from pipeline.core.checksums import check_sums, write_sums
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json, write_json
+from pipeline.core.ownership import MARK
 from pipeline.stages import preprocess as module
 from pipeline.stages.preprocess import preprocess
-from tests.stages.labelled import ROWS, config_in, write
-from tests.tiny import save_tiny, tiny_tokenizer
+from tests.support.labelled import ROWS, config_in, write
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 
 @pytest.fixture(scope="module")

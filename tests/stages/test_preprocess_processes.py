@@ -8,8 +8,8 @@ from pathlib import Path
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from tests.stages.labelled import ROWS, config_in, write
-from tests.tiny import save_tiny
+from tests.support.labelled import ROWS, config_in, write
+from tests.support.tiny import save_tiny
 
 REPOSITORY = Path(__file__).parents[2]
 

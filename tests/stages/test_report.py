@@ -9,11 +9,11 @@ from playwright.sync_api import Browser, Page
 
 from pipeline.cli import main
 from pipeline.config import RunConfig
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 from pipeline.stages.report import SECTIONS, report
 from pipeline.stages.run import run
-from tests.stages.browser import MOST_BYTES, needs_browser, open_page, paper_and_ink, start_browser, take_screenshots
-from tests.tiny_run import tiny_config
+from tests.support.browser import MOST_BYTES, needs_browser, open_page, paper_and_ink, start_browser, take_screenshots
+from tests.support.tiny_run import tiny_config
 
 LABEL = "</script><script>window.harmed=1</script>"
 TEXTS = [

@@ -9,8 +9,8 @@ from playwright.sync_api import Browser
 
 from pipeline.cli import main
 from pipeline.reports.comparison_page import SECTIONS
-from tests.reports.compared import invent
-from tests.stages.browser import MOST_BYTES, needs_browser, open_page, paper_and_ink, start_browser, take_screenshots
+from tests.support.browser import MOST_BYTES, needs_browser, open_page, paper_and_ink, start_browser, take_screenshots
+from tests.support.compared import invent
 
 DATASET = "</script><script>window.harmed=1</script>"
 METHOD = "<img src=x onerror='window.harmed=1'>"
@@ -23,7 +23,7 @@ FIGURES = 3 * 5 + 1
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     folder = tmp_path_factory.mktemp("comparisons")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipeline.statistics.RESAMPLES", 100)
+        patch.setattr("pipeline.comparison.statistics.RESAMPLES", 100)
         invent(folder / "first", ["sst2", DATASET], methods=METHODS)
         published = {"minilm": {"rte": {"prefix": 0.875}}}
         invent(folder / "second", ["rte"], methods=METHODS, sizes=("16", "256", "all"), published=published)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.resume import with_defaults
-from tests.stages.processes import launch, run_script
-from tests.tiny_run import tiny_config
+from pipeline.engine.provenance import with_defaults
+from tests.support.processes import launch, run_script
+from tests.support.tiny_run import tiny_config
 
 Result = dict[str, Any]
 

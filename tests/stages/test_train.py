@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
 from pipeline.engine.startup import start
-from pipeline.engine.training import Trainer
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.stages.train import build_trainer
+from pipeline.training.trainer import Trainer
 from tests.launch.runs import environment
-from tests.tiny import save_tiny
+from tests.support.tiny import save_tiny
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = {"apple": "red fruit", "bicycle": "two wheels", "cloud": "high up"}

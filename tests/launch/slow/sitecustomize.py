@@ -12,7 +12,7 @@ from types import ModuleType
 from typing import Any
 
 SECONDS = 1.0
-MODULE = "pipeline.engine.training"
+MODULE = "pipeline.training.trainer"
 
 
 class SlowSteps:

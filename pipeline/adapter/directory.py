@@ -1,0 +1,298 @@
+"""The adapter directory: all that a trained classifier is, without the backbone. Nothing in it is ever unpickled.
+
+adapter.safetensors         trained tensors of the tuning method, by parameter name
+adapter_config.json         AdapterConfig
+label_states.safetensors    label states [K, P, H] and mask;  labels.json: names, hypotheses, fingerprint
+README.md                   model card
+calibration.json            temperature of the probabilities, once evaluate has fitted it
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.adapter.card import model_card
+from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.weights import FLOATS, shortened
+from pipeline.config import RunConfig
+from pipeline.core.checksums import read_whole
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_dir, write_json, write_text
+from pipeline.core.run_dir import RunDir
+from pipeline.core.settings import Settings
+from pipeline.data.config import LabelsConfig
+from pipeline.data.hypotheses import continuations
+from pipeline.evaluation.calibration import FILE as CALIBRATION
+from pipeline.evaluation.calibration import load_calibration
+from pipeline.methods import AnyMethodConfig, TuningMethod
+from pipeline.methods.model import without_inside
+
+FORMAT_VERSION = 2
+"""Raised whenever a file means something else than before, however alike it looks.
+
+1: had four meanings, one after the other. lt_prefix first stored the weight of its token scores as it is used, then
+   times sqrt(H); later label tuning got a shortlist, and lost an optional bias. Key and tensor names tell these apart,
+   but not the first from the second (`_converted`). An adapter of zero_shot, which stores nothing, is always scored
+   as this version does it.
+2: the last of these.
+"""
+TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
+SUMMARY = "summary.json"
+LONGEST_TEXT = 1 << 24
+"""Tokens; more than any backbone reads, and few enough for every tokenizer's counter."""
+
+
+class TextSettings(Settings):
+    """How texts were read in training."""
+
+    text: str
+    """Column of the text."""
+    text_pair: str | None
+    """Column of the second text."""
+    max_length: int = Field(ge=2, le=LONGEST_TEXT)
+    """Tokens kept of each text."""
+    quoting: bool | None = None
+    """Are fields of csv and tsv files quoted; null: csv yes, tsv no."""
+    special_tokens: bool = True
+    """Is a special token of the backbone in a text read as one; it was in adapters that do not say so."""
+
+
+class AdapterConfig(Settings):
+    """adapter_config.json: what is needed to use the adapter, and nothing of how it was trained."""
+
+    version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
+    """Of this file format."""
+    backbone: BackboneConfig
+    method: AnyMethodConfig
+    labels: LabelsConfig
+    """Template that words labels which were not in training."""
+    data: TextSettings
+
+    @classmethod
+    def of_run(cls, config: RunConfig) -> "AdapterConfig":
+        """What a run with this config trains."""
+        data = TextSettings(**config.data.model_dump(include=set(TextSettings.model_fields)))
+        return cls(
+            version=FORMAT_VERSION, backbone=config.backbone, method=config.method, labels=config.labels, data=data
+        )
+
+    def flat(self) -> dict[str, str]:
+        """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
+        aside = {"name_or_path", "revision", "gradient_checkpointing"}
+        # How special tokens are read matters where there are some; the data's fingerprint knows that.
+        sections = self.model_dump(
+            mode="json", exclude={"version": True, "backbone": aside, "data": {"special_tokens"}}
+        )
+        return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A loaded adapter directory."""
+
+    config: AdapterConfig
+    method_state: dict[str, Tensor]
+    labels: LabelStates
+    temperature: float = 1.0
+    """What scores are divided by to become probabilities; 1 unless `load_adapter` was asked for the fitted one."""
+
+    def build_method(self, facts: BackboneFacts) -> TuningMethod:
+        """The trained method for the backbone of these sizes, in the backbone's compute dtype, as it ran in training.
+
+        UserError if its tensors do not fit.
+        """
+        # What belongs into the backbone is there once the model is built: `LTuningModel.load_inside`.
+        state = without_inside(self.method_state)
+        expected = self._expected_forms(facts)
+        found = {name: _form(tensor) for name, tensor in state.items()}
+        if expected != found:
+            wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+            name = wrong[0]
+            raise UserError(
+                f"{TENSORS}: {len(wrong)} tensors do not fit {self.config.method.name} on "
+                f"'{self.config.backbone.name_or_path}', first '{name}': {found.get(name, 'absent')}, "
+                f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on, or train again"
+            )
+        method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
+        method.load_state_dict(state)
+        return method.to(getattr(torch, self.config.backbone.dtype))
+
+    def _expected_forms(self, facts: BackboneFacts) -> dict[str, str]:
+        """Of the method's tensors, by name, before any memory is taken for them."""
+        width, name = self.labels.states.shape[2], self.config.backbone.name_or_path
+        if width != facts.hidden_size:
+            raise UserError(f"the label states are {width} wide, '{name}' {facts.hidden_size}: take another backbone")
+        try:
+            with torch.device("meta"):
+                method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
+        except (RuntimeError, OverflowError, TypeError) as error:
+            raise UserError(f"{CONFIG} asks for impossible sizes: copy the adapter directory again") from error
+        return {name: _form(tensor) for name, tensor in method.state_dict().items()}
+
+    def wordings(
+        self, tokenizer: PreTrainedTokenizerBase, facts: BackboneFacts, hypotheses: Sequence[str]
+    ) -> Tensor | None:
+        """Tokens [K, Q] of labels worded like this, for `LTuningModel`, where the method reads them.
+
+        UserError where text and wording do not fit the backbone's positions.
+        """
+        if not (self.config.method.reads_wordings and facts.is_decoder):
+            return None
+        room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
+        return continuations(tokenizer, hypotheses, room)
+
+    def check_backbone(self, weights: Mapping[str, str], tokenizer: str | None = None) -> None:
+        """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""
+        # The other parts are settings, such as its name, which may be another one now.
+        others = {part: value for part, value in self.labels.fingerprint.items() if part not in weights}
+        now = {} if tokenizer is None else {"tokenizer": tokenizer}
+        changed = self.labels.changes({**others, **weights, **now})
+        if changed:
+            raise UserError(
+                f"the adapter was made for another backbone than '{self.config.backbone.name_or_path}' is now: "
+                f"{'; '.join(changed)}; give the backbone it was trained on"
+            )
+
+
+def save_adapter(
+    path: Path,
+    method_state: Mapping[str, Tensor],
+    config: RunConfig,
+    labels: LabelStates,
+    metrics: Mapping[str, Mapping[str, Any]] | None = None,
+    summary: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes the directory whole or not at all. `metrics`: split -> `split_metrics`, for the model card.
+
+    `summary`, of the run that ends with this adapter, is kept in it as summary.json.
+    """
+    adapter_config = AdapterConfig.of_run(config)
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
+    with atomic_dir(Path(path), sums=True) as folder:
+        # Not save_file: its error on a full disk is no OSError, and its files are readable by their owner alone.
+        (folder / TENSORS).write_bytes(save(state, metadata={"format": "pt"}))
+        write_json(folder / CONFIG, adapter_config.model_dump(mode="json"))
+        labels.save(folder)
+        write_card(folder, Adapter(adapter_config, state, labels), metrics or {})
+        if summary is not None:
+            write_json(folder / SUMMARY, summary)
+
+
+def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, Any]]) -> None:
+    """(Re)writes README.md of an adapter directory with these figures."""
+    config = adapter.config
+    text = model_card(
+        backbone=config.backbone.name_or_path,
+        revision=config.backbone.revision,
+        method=config.method.name,
+        parameters=sum(tensor.numel() for tensor in adapter.method_state.values()),
+        labels=list(zip(adapter.labels.names, adapter.labels.hypotheses, strict=True)),
+        pair=config.data.text_pair is not None,
+        max_length=config.data.max_length,
+        open_labels=config.method.open_labels,
+        results=metrics,
+    )
+    write_text(Path(path) / CARD, text)
+
+
+def load_adapter(path: Path, *, calibrated: bool = False) -> Adapter:
+    """Reads the directory: one whole adapter, also where another one takes its place meanwhile.
+
+    `calibrated`: with the temperature that evaluate fitted. UserError names the file that is missing, damaged, of
+    another format or not calibrated.
+    """
+    return read_whole(Path(path), lambda folder: _load(folder, calibrated))
+
+
+def adapter_folder(path: str | Path) -> Path:
+    """The adapter directory that `path` is, or that the run directory `path` holds."""
+    run_dir = RunDir(path)
+    # While the adapter of a run is replaced, it may be absent for a moment.
+    is_run = run_dir.config_file.is_file() or run_dir.adapter.is_dir()
+    return run_dir.adapter if is_run else run_dir.path
+
+
+def adapter_fingerprint(path: Path) -> str:
+    """Hash of everything in an adapter directory that scores depend on."""
+    return read_whole(Path(path), _fingerprint)
+
+
+def _fingerprint(folder: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(folder.iterdir()):
+        # What starts with a dot is a file that `atomic_file` is writing, or a killed process was.
+        if file.name not in (CARD, CALIBRATION) and not file.name.startswith("."):
+            digest.update(f"{file.name}\0{file.stat().st_size}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
+
+
+def _load(folder: Path, calibrated: bool) -> Adapter:
+    if not (folder / CONFIG).is_file():
+        raise UserError(
+            f"'{folder}' is not an adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
+        )
+    config, state = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
+    temperature = load_calibration(folder).temperature if calibrated else 1.0
+    return Adapter(config, state, LabelStates.load(folder), temperature)
+
+
+def _read_config(file: Path) -> AdapterConfig:
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+        version = values.get("version") if isinstance(values, dict) else None
+        if isinstance(version, int) and version > FORMAT_VERSION:
+            raise UserError(
+                f"'{file}' has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
+            )
+        return AdapterConfig.model_validate(_converted(values, file) if version == 1 else values)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        key = ".".join(str(part) for part in fault["loc"])
+        if key == "backbone.trust_remote_code":
+            raise UserError(f"'{file}': {key}: {fault['msg'].removeprefix('Value error, ')}") from error
+        raise UserError(f"'{file}' is damaged: {key}: {fault['msg']}; copy the adapter directory again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"'{file}' cannot be read ({error}); copy the adapter directory again") from error
+
+
+def _converted(values: dict[str, Any], file: Path) -> dict[str, Any]:
+    """Version 1 as version 2, where its meaning is certain."""
+    method = dict(values["method"]) if isinstance(values.get("method"), dict) else {}
+    if method.get("name") in ("lt_prefix", "lt_prompt"):
+        stores_scores = method["name"] == "lt_prefix" and method.get("pooling") != "tokens"
+        if method.pop("bias", False) or ("shortlist" not in method and stores_scores):
+            raise UserError(f"'{file}' has an early form of format version 1, which has no equivalent: train again")
+        method.setdefault("shortlist", None)
+    return values | {"version": FORMAT_VERSION, "method": method}
+
+
+def _form(tensor: Tensor) -> str:
+    """Shape and kind of numbers; how precise they are may differ."""
+    return f"{'floats' if tensor.is_floating_point() else 'integers'} {list(tensor.shape)}"
+
+
+def _read_tensors(file: Path) -> dict[str, Tensor]:
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"'{file}' is missing or damaged ({error}); copy the adapter directory again") from error
+    faulty = [
+        name
+        for name, tensor in tensors.items()
+        if tensor.dtype not in (*FLOATS.values(), torch.int64) or not torch.isfinite(tensor).all()
+    ]
+    if faulty:
+        raise UserError(f"'{file}': {shortened(faulty)}: not finite numbers; copy the adapter directory again")
+    return tensors

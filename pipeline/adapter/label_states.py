@@ -1,0 +1,148 @@
+"""Label states: the frozen backbone's reading of each label's hypothesis, made once and kept in a file."""
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from pydantic import Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from torch import Tensor, nn
+
+from pipeline.backbone.weights import FLOATS, WEIGHTS_PART
+from pipeline.core.artefact import differences
+from pipeline.core.checksums import check_sums, read_whole
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json, write_json
+from pipeline.core.settings import Settings
+
+log = logging.getLogger(__name__)
+
+STATES_FILE = "label_states.safetensors"
+NAMES_FILE = "labels.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class LabelStates:
+    """The labels of a classifier in index order, as words and as states."""
+
+    names: list[str]
+    hypotheses: list[str]
+    states: Tensor
+    """[K, P, H], last hidden states in the backbone's compute dtype; zero where `mask` is False."""
+    mask: Tensor
+    """[K, P] bool"""
+    fingerprint: dict[str, str]
+    """What the states were made from: backbone, weights, tokenizer, hypotheses, dtype."""
+
+    @property
+    def prompt_tokens(self) -> int:
+        """P"""
+        return self.mask.shape[1]
+
+    def changes(self, current: Mapping[str, str]) -> list[str]:
+        """What is not as it was when the states were made, one phrase per part of the fingerprint; none: they fit.
+
+        A warning says so where they are older than the part that stands for every tensor of the backbone.
+        """
+        if WEIGHTS_PART in current and WEIGHTS_PART not in self.fingerprint:
+            log.warning(
+                "the label states were made by an older version, which took few samples of the backbone's weights: "
+                "only those are compared, so a change elsewhere would go unnoticed"
+            )
+        return differences(self.fingerprint, current)
+
+    def save(self, folder: Path) -> None:
+        """Writes both files into an existing folder."""
+        tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
+        # Not save_file: its error on a full disk is no OSError.
+        data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
+        (folder / STATES_FILE).write_bytes(data)
+        words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
+        write_json(folder / NAMES_FILE, words)
+
+    @classmethod
+    def load(cls, folder: Path) -> "LabelStates":
+        """Reads what `save` wrote. Raises UserError for missing, damaged or mixed-up files."""
+        return read_whole(folder, cls._load)
+
+    @classmethod
+    def _load(cls, folder: Path) -> "LabelStates":
+        words = _read_words(folder / NAMES_FILE)
+        path = folder / STATES_FILE
+        try:
+            with safetensors.safe_open(path, framework="pt") as file:
+                made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
+                states, mask = file.get_tensor("states"), file.get_tensor("mask")
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:
+            raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
+        fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
+        if made_from != words.fingerprint or not fits:
+            raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
+        if fault := _fault(states, mask):
+            raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
+        check_sums(folder)
+        return cls(words.names, words.hypotheses, states, mask, words.fingerprint)
+
+
+class _Words(Settings):
+    """labels.json"""
+
+    version: Literal[1]
+    names: list[str] = Field(min_length=2)
+    hypotheses: list[str]
+    fingerprint: dict[str, str]
+
+    @model_validator(mode="after")
+    def _has_one_hypothesis_per_name(self) -> "_Words":
+        if len(self.names) != len(self.hypotheses):
+            raise ValueError(f"{len(self.names)} names, but {len(self.hypotheses)} hypotheses")
+        if len(set(self.names)) < len(self.names):
+            raise ValueError("a label is named twice")
+        if not all(word.strip() for word in [*self.names, *self.hypotheses]):
+            raise ValueError("a label has no name or no wording")
+        return self
+
+
+def _fault(states: Tensor, mask: Tensor) -> str | None:
+    """What is wrong with states [K, P, H] and mask [K, P], if anything is."""
+    if states.dtype not in FLOATS.values() or mask.dtype != torch.bool:
+        return f"states are {states.dtype} and their mask {mask.dtype}, where floats and bool are expected"
+    if not mask.any(1).all():  # which P = 0 fails too
+        return "a label has no token"
+    if states.shape[2] == 0 or not torch.isfinite(states).all():
+        return "its states are not finite numbers"
+    return None
+
+
+def _read_words(path: Path) -> _Words:
+    value = read_json(path)
+    try:
+        return _Words.model_validate(value)
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"]
+        raise UserError(f"'{path}' is damaged ({reason}): run encode-labels again") from error
+
+
+def read_hypotheses(backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32) -> Tensor:
+    """The backbone's last hidden states of hypotheses: input_ids [K, P], mask [K, P] -> [K, P, H] on the CPU.
+
+    `backbone` is a FrozenBackbone or an engine around one; under ZeRO-3 every rank must call this alike.
+    """
+    chunks = []
+    with torch.no_grad():
+        for start in range(0, len(input_ids), rows_per_forward):
+            rows = slice(start, start + rows_per_forward)
+            hidden = backbone(input_ids[rows], mask[rows].long())
+            chunks.append((hidden * mask[rows].unsqueeze(-1)).cpu())
+    states = torch.cat(chunks)
+    if not torch.isfinite(states).all():
+        raise UserError(
+            "the backbone's states of the labels are not finite: check its weights, or set backbone.dtype=float32"
+        )
+    return states

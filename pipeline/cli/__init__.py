@@ -1,0 +1,237 @@
+"""The command line: one subcommand per stage, each a thin call of the stage's function."""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pipeline.cli.options import build_parser
+from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, UserError
+from pipeline.core.escapes import visible
+from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
+from pipeline.distributed.device import announce_device
+from pipeline.distributed.launcher import rank, world_size
+
+if TYPE_CHECKING:
+    from pipeline.config import RunConfig
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status: 0, 2 for a fault the user can mend, 1 for ours, 130 interrupted.
+
+    85 asks to be started again: a signal ended training after a checkpoint. 86: another rank was lost.
+    """
+    options = build_parser().parse_args(arguments)
+    _set_up_logging(options.debug)
+    try:
+        with whole_output(needed=options.command in PRINTING or getattr(options, "dry_run", False)):
+            COMMANDS.get(options.command, _stage)(options)
+    except UserError as error:
+        return _fail(str(error), 2, options.debug)
+    except Preempted as preempted:
+        logging.getLogger("pipeline").info("%s", preempted)
+        _leave_group()
+        return PREEMPTED
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130, options.debug)
+    except ReaderGone:
+        return 0
+    except Exception as error:
+        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
+    _leave_group()
+    return 0
+
+
+def _load(options: argparse.Namespace) -> "RunConfig":
+    announce_device()
+    from pipeline.config import load_config
+
+    return load_config(options.config, options.overrides).trusted(options.trust_remote_code)
+
+
+def _stage(options: argparse.Namespace) -> None:
+    config = _load(options)
+    overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
+    with _own_run_dir(config):
+        if world_size() > 1:
+            from pipeline.engine.agreement import check_alike
+
+            check_alike({"the command": options.command, "--overwrite": bool(overwrite)})
+        _stage_function(options.command)(config, **overwrite)
+        # Only now: what was refused must not stand beside what an earlier config made.
+        if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
+            _on_rank_0(config, lambda: config.run_dir.write_config(config.to_kept_yaml()))
+
+
+@contextmanager
+def _own_run_dir(config: "RunConfig") -> Iterator[None]:
+    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
+    from pipeline.core.ownership import check_ours
+    from pipeline.core.run_lock import RunLock
+
+    lock = RunLock(config.run_dir.path)
+
+    def take() -> None:
+        check_ours(config.run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
+        lock.acquire()
+        config.run_dir.create()
+
+    _on_rank_0(config, take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _on_rank_0(config: "RunConfig", work: Callable[[], None]) -> None:
+    if world_size() == 1:
+        work()
+    else:
+        # Late: one process needs no DeepSpeed for this, which takes seconds to import.
+        from pipeline.engine.startup import on_main_process, start
+
+        on_main_process(start(config), work)
+
+
+def _run(options: argparse.Namespace) -> None:
+    if not options.dry_run:
+        _stage(options)
+        return
+    if rank() == 0:
+        config = _load(options)
+        from pipeline.stages.dry_run import plan
+
+        plan(config)
+
+
+def _estimate(options: argparse.Namespace) -> None:
+    if rank() != 0:
+        return
+    config = _load(options)
+    from pipeline.stages.estimate import estimate
+
+    estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
+
+
+@ended_by_signals()
+def _predict(options: argparse.Namespace) -> None:
+    from pipeline.stages.predict import predict
+
+    predict(
+        options.run or options.adapter,
+        options.input,
+        options.output,
+        labels=options.labels,
+        format=options.format,
+        device=options.device,
+        backbone=options.backbone,
+        calibrated=options.calibrated,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+@ended_by_signals()
+def _report(options: argparse.Namespace) -> None:
+    if options.compare:
+        from pipeline.stages.report_comparison import report_comparison
+
+        report_comparison(options.compare, options.output)
+    else:
+        from pipeline.stages.report import report
+
+        report(
+            options.run,
+            options.output,
+            texts=not options.no_texts,
+            trust_remote_code=options.trust_remote_code,
+        )
+
+
+def _doctor(options: argparse.Namespace) -> None:
+    from pipeline.stages.doctor import doctor
+
+    doctor(options.run)
+
+
+def _compare(options: argparse.Namespace) -> None:
+    announce_device()
+    from pipeline.comparison.config import describe, load_comparison, parse_share
+
+    comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
+    share = parse_share(options.cells) if options.cells else None
+    if options.dry_run:
+        print(visible(describe(comparison), keep="\n"))
+        return
+    from pipeline.stages.compare import compare
+
+    compare(comparison, share, overwrite=options.overwrite)
+
+
+COMMANDS = {
+    "run": _run,
+    "compare": _compare,
+    "estimate": _estimate,
+    "predict": _predict,
+    "report": _report,
+    "doctor": _doctor,
+}
+
+
+PRINTING = ("estimate", "predict", "doctor")
+"""Commands whose results go to standard output."""
+
+
+def _stage_function(name: str) -> Any:
+    """The stage's function, imported only now: `--help` must not wait for torch."""
+    module = __import__(f"pipeline.stages.{name.replace('-', '_')}", fromlist=["pipeline"])
+    return getattr(module, name.replace("-", "_"))
+
+
+def _set_up_logging(debug: bool) -> None:
+    """Plain lines on standard error; ranks other than 0 speak only of trouble."""
+    first = rank() == 0
+    handler = logging.StreamHandler()
+    handler.setFormatter(_Formatter("%(message)s"))
+    logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+    if not debug:
+        # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+
+
+class _Record(logging.LogRecord):
+    """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
+
+    def getMessage(self) -> str:  # noqa: N802 (the library's name)
+        return visible(super().getMessage().replace("\n", " "))
+
+
+class _Formatter(logging.Formatter):
+    """The message alone, and below it the traceback where there is one."""
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 (the library's name)
+        return visible(super().formatException(ei), keep="\n\t")
+
+
+def _fail(message: str, status: int, debug: bool) -> int:
+    if debug:
+        logging.getLogger("pipeline").exception("traceback:")
+    if startup := sys.modules.get("pipeline.engine.startup"):
+        lost = startup.explain_failure(message, known=status != 1)
+        message, status = (lost, RANK_LOST) if lost else (message, status)
+    who = f"rank {rank()}: " if world_size() > 1 else ""
+    print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    return status
+
+
+def _leave_group() -> None:
+    """Ends the process group, if a stage has joined one."""
+    if startup := sys.modules.get("pipeline.engine.startup"):
+        startup.leave()

@@ -1,0 +1,187 @@
+"""The config of a comparison: methods x backbones x data sets x training sizes x seeds, and the cells it is made of."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, PositiveInt, ValidationError, field_validator
+
+from pipeline.backbone.config import TrustRemoteCode
+from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
+from pipeline.core.artefact import sha256_of
+from pipeline.core.errors import UserError
+from pipeline.core.paths import LONGEST_NAME, is_plain_name
+from pipeline.core.settings import Distinct, Settings
+
+MOST_SHARES = 10_000
+
+Part = dict[str, dict[str, Any]]
+"""Sections of a run config, e.g. {train: {max_steps: 100}}."""
+
+
+class ComparisonConfig(Settings):
+    """compare.yaml. A cell's run config is `base`, overlaid by its backbone's, data set's and method's sections."""
+
+    dir: str
+    """Where the results, and the runs they come from, are written."""
+    base: Part = {}
+    """What all runs share."""
+    backbones: dict[str, Part] = Field(min_length=1)
+    """Name -> sections, with backbone.name_or_path."""
+    datasets: dict[str, Part] = Field(min_length=1)
+    """Name -> sections: data, labels, and train.best_metric, which is the figure that counts."""
+    methods: dict[str, Part] = Field(min_length=1)
+    """Name -> sections; method.name is the name itself unless given."""
+    reference: str | None = None
+    """The method that all others are compared with; null: the baseline that is best on validation."""
+    sizes: Distinct[PositiveInt | Literal["all"]] = Field(default=["all"], min_length=1)
+    """Training texts of every label; of one that has fewer, all."""
+    split: Literal["test", "validation"] = "test"
+    """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
+    seeds: Distinct[Seed] = Field(default=[0, 1, 2, 3, 4], min_length=1)
+    """Each setting that was chosen is run with all of them; the choice is made with the first."""
+    published: dict[str, dict[str, dict[str, float]]] = {}
+    """Backbone -> data set -> method -> a figure from elsewhere, in the same metric, to stand beside ours."""
+    grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
+    """section.key -> values: every trained method is tuned over all combinations, on validation."""
+    trust_remote_code: TrustRemoteCode = False
+    """Run the code that ships with the backbones."""
+
+    def trusted(self, trust_remote_code: bool) -> "ComparisonConfig":
+        """The same with this said of `trust_remote_code`."""
+        return self.model_copy(update={"trust_remote_code": trust_remote_code})
+
+    @field_validator("backbones", "datasets", "methods")
+    @classmethod
+    def _can_be_folders(cls, parts: dict[str, Part]) -> dict[str, Part]:
+        for name in parts:
+            if not is_plain_name(name):
+                raise ValueError(
+                    f"{name!r} becomes a folder: take a name without / and \\, that starts with no dot, of at most "
+                    f"{LONGEST_NAME} bytes"
+                )
+        return parts
+
+
+@dataclass(frozen=True)
+class Group:
+    """What is tuned once, and then run with every seed."""
+
+    dataset: str
+    backbone: str
+    method: str
+    size: int | str
+    """Training texts of every label, or all."""
+
+    @property
+    def path(self) -> Path:
+        """Where its runs lie below the comparison's directory."""
+        return Path("runs", self.dataset, self.backbone, self.method, str(self.size))
+
+
+def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """Reads compare.yaml and applies `key=value`. Raises UserError for every fault, those of all cells included."""
+    values = read_yaml(Path(file))
+    for override in overrides:
+        apply_override(values, override)
+    try:
+        comparison = ComparisonConfig.model_validate(values)
+    except ValidationError as error:
+        faults = "; ".join(f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}" for fault in error.errors())
+        raise UserError(f"{file}: {faults}") from error
+    if comparison.reference not in (None, *comparison.methods):
+        raise UserError(
+            f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
+        )
+    _check_published(comparison, file)
+    for group in groups(comparison):
+        for setting in settings(comparison):
+            _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))
+    return comparison
+
+
+def groups(comparison: ComparisonConfig) -> list[Group]:
+    """All there are, in an order that keeps a data set's together."""
+    axes = (comparison.datasets, comparison.backbones, comparison.methods, comparison.sizes)
+    return [Group(*names) for names in itertools.product(*axes)]
+
+
+def share_of(groups: list[Group], share: tuple[int, int]) -> list[Group]:
+    """The i-th of n shares (i, n). Methods and data sets differ in cost: each share has about as many of both."""
+    number, count = share
+    shares: list[list[Group]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=lambda group: group.method):
+        loads = [(sum(other.dataset == group.dataset for other in part), len(part)) for part in shares]
+        shares[loads.index(min(loads))].append(group)
+    return [group for group in groups if group in shares[number]]
+
+
+def settings(comparison: ComparisonConfig) -> list[dict[str, Any]]:
+    """All points of the grid; one empty point where there is no grid."""
+    return [dict(zip(comparison.grid, values, strict=True)) for values in itertools.product(*comparison.grid.values())]
+
+
+def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int) -> RunConfig:
+    """The run config of one cell."""
+    parts = [comparison.base, comparison.backbones[group.backbone], comparison.datasets[group.dataset]]
+    values: Part = {"method": {"name": group.method}}
+    for part in (*parts, comparison.methods[group.method]):
+        for section, keys in part.items():
+            values[section] = values.get(section, {}) | keys
+    for key, value in setting.items():
+        set_key(values, key, value)
+    folder = Path(comparison.dir, group.path, _folder_of(setting), f"seed-{seed}")
+    values["run"] = {"dir": str(folder), "seed": seed}
+    if group.size != "all":
+        values["data"] = values.get("data", {}) | {"train_limit": None, "train_per_label": group.size}
+    config = parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+    return config.trusted(comparison.trust_remote_code)
+
+
+def _folder_of(setting: dict[str, Any]) -> str:
+    """The folder of one point of the grid: its values for reading, or where those can be no name, their hash."""
+    name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
+    return name if is_plain_name(name) else f"setting-{sha256_of(name)[:16]}"
+
+
+def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
+    known = {(group.backbone, group.dataset, group.method) for group in groups(comparison)}
+    for backbone, datasets in comparison.published.items():
+        for dataset, methods in datasets.items():
+            for method in methods:
+                if (backbone, dataset, method) not in known:
+                    raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is no cell of this comparison")
+
+
+def _check(group: Group, config: RunConfig) -> None:
+    where = f"cell {group.dataset}/{group.backbone}/{group.method}"
+    if config.train.best_metric == "log_loss":
+        raise UserError(
+            f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
+        )
+    if config.data.validation is None or config.data.test is None:
+        raise UserError(f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed")
+
+
+def parse_share(text: str) -> tuple[int, int]:
+    """`I/N` as numbers. Raises UserError where it is no share."""
+    first, slash, count = text.partition("/")
+    numbers = slash and first.isdecimal() and count.isdecimal() and max(len(first), len(count)) <= len(str(MOST_SHARES))
+    if not (numbers and int(first) < int(count) <= MOST_SHARES):
+        raise UserError(f"--cells {text!r}: write I/N with I from 0 to N - 1, such as 0/4, and N up to {MOST_SHARES}")
+    return int(first), int(count)
+
+
+def describe(comparison: ComparisonConfig) -> str:
+    """What will be run: the groups, and how many runs they are made of."""
+    points = len(settings(comparison))
+    lines = []
+    runs = 0
+    for group in groups(comparison):
+        config = cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0])
+        count = len(comparison.seeds) + points - 1 if config.method.is_trained else 1
+        runs += count
+        lines.append(f"{group.path}: {count} runs, {config.method.name}")
+    return "\n".join([*lines, f"{len(lines)} groups, {runs} runs"])

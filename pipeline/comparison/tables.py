@@ -1,0 +1,234 @@
+"""What a comparison's rows say together: tidy files for programs, tables with intervals for people.
+
+results.parquet, results.csv    one row per (data set, backbone, method, size, seed)
+summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside what it is compared with
+tables.md                       the same for reading: all means side by side, then each data set with its intervals
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipeline.comparison.curve import steps_to_share, value_within
+from pipeline.comparison.statistics import Difference, compare_predictions
+from pipeline.core.escapes import for_markdown, visible
+from pipeline.core.files import atomic_file, write_text
+from pipeline.core.run_dir import RunDir
+
+Row = dict[str, Any]
+OURS = ("lt_prefix", "lt_prompt")
+"""Methods that are compared with the best of the others."""
+PLACE = ("dataset", "backbone", "size")
+
+
+Published = Mapping[str, Mapping[str, Mapping[str, float]]]
+"""Backbone -> data set -> method -> figure."""
+
+
+def write_tables(
+    folder: Path, rows: list[Row], reference: str | None = None, published: Published | None = None
+) -> None:
+    """Writes all files into the comparison's directory and prints tables.md.
+
+    All methods are compared with `reference`, or with the best baseline; `published` figures stand beside them.
+    """
+    _write(folder / "results", [_tidy(row) for row in rows])
+    summary = [line for place in rows_by(rows, PLACE) for line in summarise(folder, place, reference)]
+    for line in summary:
+        figures = (published or {}).get(line["backbone"], {}).get(line["dataset"], {})
+        line["published"] = figures.get(line["method"]) if line["size"] == "all" else None
+    _write(folder / "summary", summary)
+    tables = [_overview(part) for part in rows_by(summary, ["size"])]
+    tables += [_table(place) for place in rows_by(summary, PLACE)]
+    text = "\n\n".join(tables) + "\n"
+    write_text(folder / "tables.md", text)
+    print(visible(text, keep="\n"))
+
+
+def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
+    """One line per method of one (data set, backbone, size), best mean first."""
+    methods = {part[0]["method"]: part for part in rows_by(rows, ["method"])}
+    baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
+    # Chosen on validation, so that the choice does not favour it on the test texts.
+    best = reference or max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
+    trained = [part for part in methods.values() if part[0]["steps"]]
+    fastest = min(trained, key=lambda part: _mean(part, "seconds"), default=[])
+    equal = max((row["seconds"] for row in fastest), default=0.0)
+    lines = []
+    for part in methods.values():
+        other = None if best is None or part is methods[best] else methods[best]
+        lines.append(_line(folder, part, other, equal) | {"best_baseline": best})
+    return sorted(lines, key=lambda line: -line["mean"])
+
+
+def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_seconds: float) -> Row:
+    """Mean over seeds, spread, cost, and the difference to the baseline."""
+    metric, first = rows[0]["metric"], rows[0]
+    values = [row["figures"][metric] for row in rows]
+    within = [value for row in rows if (value := value_within(row["curve"], equal_seconds)) is not None]
+    steps = [count for row in rows if (count := steps_to_share(row["curve"])) is not None]
+    difference = None if baseline is None else _difference(folder, rows, baseline)
+    return {
+        **{key: first[key] for key in ("dataset", "backbone", "size", "method", "metric")},
+        "mean": float(np.mean(values)),
+        "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        "seeds": len(values),
+        "difference": None if difference is None else difference.mean,
+        "low": None if difference is None else difference.low,
+        "high": None if difference is None else difference.high,
+        "mcnemar_p": None if difference is None else difference.mcnemar_p,
+        "verdict": None if difference is None else difference.verdict,
+        "validation": _mean(rows, "validation"),
+        "equal_seconds": equal_seconds,
+        "validation_at_equal_seconds": float(np.mean(within)) if len(within) == len(rows) else None,
+        "seconds": _mean(rows, "seconds"),
+        "steps": first["steps"],
+        "steps_to_95_percent": float(np.mean(steps)) if steps else None,
+        "parameters": first["parameters"],
+        "setting": json.dumps(first["setting"]),
+    }
+
+
+def _difference(folder: Path, rows: list[Row], baseline: list[Row]) -> Difference:
+    truth, first = _predictions(folder, rows)
+    other_truth, second = _predictions(folder, baseline)
+    assert np.array_equal(truth, other_truth), "all cells of a data set have the same test texts"
+    labels, indices = np.unique(np.concatenate([truth, first.ravel(), second.ravel()]), return_inverse=True)
+    parts = np.split(indices, [truth.size, truth.size + first.size])
+    shapes = (truth.shape, first.shape, second.shape)
+    truth, first, second = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    return compare_predictions(truth, first, second, len(labels), rows[0]["metric"])
+
+
+def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
+    """Labels [N] and predictions [S, N] of the texts compared on, as words, in the order of the source."""
+    truth, predicted = np.empty(0), []
+    for row in rows:
+        columns = ["split", "row", "label", "prediction"]
+        table = pq.read_table(RunDir(folder / row["run"]).predictions_file, columns=columns)
+        table = table.filter(pc.equal(table["split"], row["split"])).sort_by("row")
+        truth = np.asarray(table["label"].to_pylist())
+        predicted.append(table["prediction"].to_pylist())
+    return truth, np.asarray(predicted)
+
+
+def _tidy(row: Row) -> Row:
+    """Nested figures as columns; what varies in form as JSON."""
+    plain = {key: value for key, value in row.items() if key not in ("figures", "fingerprint")}
+    figures = {f"{row['split']}_{key}": value for key, value in row["figures"].items()}
+    nested = {key: json.dumps(plain[key]) for key in ("setting", "grid", "curve") if key in plain}
+    return plain | figures | {"grid": "[]"} | nested
+
+
+def _write(path: Path, lines: list[Row]) -> None:
+    table = pa.Table.from_pylist(lines)
+    with atomic_file(path.with_suffix(".parquet")) as file:
+        pq.write_table(table, file)
+    with atomic_file(path.with_suffix(".csv")) as file:
+        pyarrow.csv.write_csv(table, file)
+
+
+def _overview(lines: list[Row]) -> str:
+    """All means and spreads of one size: a row per backbone and method, a column per data set (paper, Table 1)."""
+    datasets = list(dict.fromkeys(line["dataset"] for line in lines))
+    metrics = {line["dataset"]: line["metric"] for line in lines}
+    body = []
+    for part in rows_by(lines, ["backbone", "method"]):
+        cells = {line["dataset"]: _mean_and_spread(line) + _published(line) for line in part}
+        names = [for_markdown(part[0][key]) for key in ("backbone", "method")]
+        body.append([*names, *(cells.get(dataset, "") for dataset in datasets)])
+    header = ["backbone", "method", *(f"{for_markdown(dataset)} ({metrics[dataset]})" for dataset in datasets)]
+    rules = ["---", "---", *["---:"] * len(datasets)]
+    note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
+    if any(_published(line) for line in lines):
+        note += " In brackets: the published figure."
+    return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
+
+
+def _mean_and_spread(line: Row) -> str:
+    mark = {"better": " ↑", "worse": " ↓"}.get(line["verdict"] or "", "")
+    return f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else "") + mark
+
+
+def _published(line: Row) -> str:
+    return "" if line["published"] is None else f" ({line['published']:.4f})"
+
+
+def _size(line: Row) -> str:
+    return "all training texts" if line["size"] == "all" else f"{line['size']} training texts per label"
+
+
+def _markdown(rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(cells) + " |" for cells in rows]
+
+
+def _table(lines: list[Row]) -> str:
+    """One data set, backbone and size, with intervals and costs."""
+    first = lines[0]
+    columns = [
+        "method",
+        first["metric"],
+        f"difference to {for_markdown(str(first['best_baseline']))}",
+        "verdict",
+        "McNemar p (accuracy)",
+    ]
+    columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
+    body = [
+        [
+            f"**{for_markdown(line['method'])}**"
+            if line["method"] == line["best_baseline"]
+            else for_markdown(line["method"]),
+            _mean_and_spread(line),
+            _interval(line),
+            line["verdict"] or "",
+            _number(line["mcnemar_p"], ".3f"),
+            _number(line["validation"], ".4f"),
+            _number(line["validation_at_equal_seconds"], ".4f"),
+            _number(line["steps_to_95_percent"], ".0f"),
+            _number(line["seconds"], ".0f"),
+            f"{line['parameters']:,}",
+        ]
+        for line in lines
+    ]
+    seeds = max(line["seeds"] for line in lines)
+    title = (
+        f"### {for_markdown(first['dataset'])}, {for_markdown(first['backbone'])}, {_size(first)}, up to {seeds} seeds"
+    )
+    rules = ["---", *["---:"] * (len(columns) - 1)]
+    return "\n".join([title, "", *_markdown([columns, rules, *body])])
+
+
+def _interval(line: Row) -> str:
+    if line["difference"] is None:
+        return ""
+    return f"{line['difference']:+.4f} [{line['low']:+.4f}, {line['high']:+.4f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def _mean(rows: list[Row], key: str) -> float:
+    return float(np.mean([row[key] for row in rows]))
+
+
+def key_of(row: Row, keys: Iterable[str]) -> tuple[str, ...]:
+    """The values of these keys."""
+    return tuple(row[key] for key in keys)
+
+
+def rows_by(rows: list[Row], keys: Iterable[str]) -> list[list[Row]]:
+    """Rows with equal keys together, in the order in which the keys first occur."""
+    keys = list(keys)
+    places = {key_of(row, keys): place for place, row in reversed(list(enumerate(rows)))}
+    ordered = sorted(rows, key=lambda row: places[key_of(row, keys)])
+    return [list(part) for _, part in groupby(ordered, key=lambda row: key_of(row, keys))]

@@ -1,0 +1,204 @@
+"""Which folders are ours: what another program or a person put somewhere is never taken over, moved or removed.
+
+A folder that this program writes into holds a mark. One without a mark is taken only if it is new or empty, or if an
+older version, which left no mark, has plainly written it.
+"""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from ruamel.yaml.error import YAMLError
+
+from pipeline.core.checksums import SUMS
+from pipeline.core.errors import UserError
+from pipeline.core.files import temporary_of, write_json
+from pipeline.core.yaml import load_yaml
+
+Kind = Literal["run", "comparison"]
+
+MARK = "ltune.json"
+VERSION = 1
+"""Of the layout of run and comparison directories."""
+CONFIG = "config.yaml"
+LOCK = ".lock"
+SECTIONS = {"run", "backbone", "data", "labels", "method", "train", "evaluate", "engine", "logging"}
+"""Every kept config has them all, since every key is written out. A person's config seldom has."""
+ARTEFACTS = {
+    "data": ("manifest.json", "fingerprint"),
+    "labels": ("labels.json", "fingerprint"),
+    "adapter": ("adapter_config.json", "backbone"),
+    "adapter-final": ("adapter_config.json", "backbone"),
+    "evaluation": ("fingerprint.json", "adapter"),
+}
+"""Folders of a run directory, each with a file by which it is known and a key in that file."""
+LINKED = {"data", "labels"}
+"""What several runs may share by symbolic links, as `compare` lets them: it is replaced whole, never written into."""
+CHECKPOINTS = "checkpoints"
+_STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
+"""Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
+
+
+OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
+"""All that this program writes at the top of a run directory."""
+
+
+def mark_of(kind: Kind) -> dict[str, Any]:
+    """What the mark says."""
+    return {"directory": kind, "version": VERSION}
+
+
+def cannot_be_written(folder: Path, error: OSError) -> UserError:
+    """What is told of a run directory that cannot be written."""
+    return UserError(f"run.dir '{folder}' cannot be written ({error.strerror or error}): choose another run.dir")
+
+
+def check_ours(folder: Path, kind: Kind) -> bool:
+    """Whether the folder is marked; False where it may be marked: it is new, empty, or of an older version.
+
+    Raises UserError where it is somebody else's, or something in it is, and where it cannot be read.
+    """
+    try:
+        return _check_ours(folder, kind)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+
+
+def _check_ours(folder: Path, kind: Kind) -> bool:
+    entries = {entry.name for entry in folder.iterdir()} if folder.exists() else set()
+    # After the listing: other processes write the mark first, so what they wrote is only listed where the mark is.
+    marked = _is_marked(folder, kind)
+    if not marked and not _is_unused(folder, entries) and not _is_of_older_version(folder, kind):
+        names = sorted(entries)
+        shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
+        key = "run.dir" if kind == "run" else "dir"
+        raise UserError(
+            f"{key} '{folder}' holds {shown} and is not a {kind} directory: choose a new or an empty folder"
+        )
+    if kind == "run":
+        _check_artefacts(folder)
+    return marked
+
+
+def run_of_config(file: Path) -> Path | None:
+    """The run directory whose config.yaml this file is; None where it is another config."""
+    folder = file.parent
+    if file.name != CONFIG or not file.is_file():
+        return None
+    known = _is_marked(folder, "run", strict=False) or any(_is_artefact(folder / name) for name in ARTEFACTS)
+    return folder if known else None
+
+
+def _is_marked(folder: Path, kind: Kind, *, strict: bool = True) -> bool:
+    """UserError, if `strict`, for a mark that says something else."""
+    file = folder / MARK
+    if not file.is_file():
+        return False
+    mark = _read(file)
+    if mark == mark_of(kind):
+        return True
+    if not strict:
+        return False
+    if not isinstance(mark, dict) or "version" not in mark:
+        raise UserError(f"'{file}' is damaged: remove it if '{folder}' is a {kind} directory, or choose another folder")
+    if mark["version"] != VERSION:
+        raise UserError(
+            f"'{folder}' has layout version {mark['version']}, this program writes {VERSION}: "
+            "use the version that made it, or choose another folder"
+        )
+    raise UserError(f"'{folder}' is a {mark.get('directory')} directory, not a {kind} directory: choose another folder")
+
+
+def _is_unused(folder: Path, entries: set[str]) -> bool:
+    """Nothing is there but what comes before the mark: a lock, temporaries of ours, the log of a batch job."""
+    rest = {name for name in entries if name != LOCK and temporary_of(name) is None}
+    if "logs" in rest and {file.name for file in (folder / "logs").glob("*")} == {"slurm"}:
+        rest.remove("logs")
+    return not rest
+
+
+def _is_of_older_version(folder: Path, kind: Kind) -> bool:
+    """What version 0.1 wrote, without a mark."""
+    if kind == "run":
+        return _is_kept_config(folder / CONFIG) or _is_artefact(folder / "data")
+    if not any(file.name != LOCK for file in folder.rglob("*") if file.is_file()):
+        return True  # killed before its first cell
+    cells = folder.glob(f"runs/*/*/*/*/*/seed-*/{CONFIG}")
+    return any(map(_is_kept_config, cells)) or any(map(_is_artefact, folder.glob("shared/*/*/*/data")))
+
+
+def _check_artefacts(folder: Path) -> None:
+    """UserError where one of our names in a run directory is taken by something else."""
+    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG):
+        path = folder / name
+        if path.is_symlink() and not (name in LINKED and (_is_artefact(path) or not path.exists())):
+            raise UserError(
+                f"'{path}' is a symbolic link: put what it names in its place, or let run.dir itself be the link"
+            )
+    for name in (*ARTEFACTS, CHECKPOINTS):
+        path = folder / name
+        if path.exists() and not (_is_checkpoints(path) if name == CHECKPOINTS else _is_artefact(path)):
+            raise UserError(f"'{path}' was not written by this program: move it away, or choose another run.dir")
+    if _is_somebodys_config(folder / CONFIG):
+        raise UserError(
+            f"'{folder / CONFIG}' is not a config that this program wrote: move it away, or choose another run.dir"
+        )
+
+
+def _is_artefact(path: Path) -> bool:
+    """A folder of ours by its name, though some of its files may be damaged; or an empty one."""
+    file, key = ARTEFACTS[path.name]
+    found = _read(path / file)
+    if isinstance(found, dict) and key in found:
+        return True
+    try:
+        lines = (path / SUMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return path.is_dir() and not any(path.iterdir())
+    return any(line.endswith(f"  {file}") for line in lines)
+
+
+def _is_checkpoints(path: Path) -> bool:
+    """Steps and LATEST alone, and one of them as we write it; or an empty folder."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir() if temporary_of(entry.name) is None}
+    ours = not names or "LATEST" in names or any((path / name / "state.json").is_file() for name in names)
+    return ours and all(map(_STEP.fullmatch, names))
+
+
+def _is_kept_config(file: Path) -> bool:
+    values = _read_yaml(file)
+    return isinstance(values, dict) and values.keys() >= SECTIONS
+
+
+def _is_somebodys_config(file: Path) -> bool:
+    """A config, but not one that we kept. What cannot be read at all is a damaged one of ours."""
+    values = _read_yaml(file)
+    return isinstance(values, dict) and not values.keys() >= SECTIONS
+
+
+def _read_yaml(file: Path) -> Any:
+    try:
+        return load_yaml(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, YAMLError):
+        return None
+
+
+def _read(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+
+
+def claim(folder: Path, kind: Kind) -> None:
+    """Makes the folder and marks it as ours. Raises UserError where it is somebody else's, or cannot be written."""
+    if check_ours(folder, kind):
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_be_written(folder, error) from error
+    write_json(folder / MARK, mark_of(kind))

@@ -1,0 +1,75 @@
+"""The run directory: where everything lies that one run reads and writes."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from pipeline.core.files import condemn, put_back, remove_temporaries, write_faults_named, write_text
+from pipeline.core.ownership import ARTEFACTS, CHECKPOINTS, CONFIG, OWN_NAMES, cannot_be_written, claim
+
+
+class RunDir:
+    """Paths inside one run directory (the layout is a stable surface, see README)."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / CONFIG
+        self.preempted = self.path / "PREEMPTED"
+        self.data = self.path / "data"
+        self.manifest_file = self.data / "manifest.json"
+        self.labels = self.path / "labels"
+        self.checkpoints = self.path / CHECKPOINTS
+        self.adapter = self.path / "adapter"
+        self.adapter_final = self.path / "adapter-final"
+        self.summary_file = self.adapter_final / "summary.json"
+        self.evaluation = self.path / "evaluation"
+        self.metrics_file = self.evaluation / "metrics.json"
+        self.predictions_file = self.evaluation / "predictions.parquet"
+        self.evaluation_fingerprint_file = self.evaluation / "fingerprint.json"
+        self.logs = self.path / "logs"
+        self.metrics_log = self.logs / "metrics.jsonl"
+        self.cost_file = self.logs / "cost.json"
+
+    @property
+    def is_finished(self) -> bool:
+        """Does it hold the adapter of a training that came to its end?"""
+        return self.summary_file.is_file() and self.adapter.is_dir()
+
+    @property
+    def is_trained(self) -> bool:
+        """Does it hold anything that training has made, finished or not?"""
+        return any(path.exists() for path in (self.adapter, self.adapter_final, self.checkpoints))
+
+    def create(self) -> None:
+        """Makes and marks the directory, and ends what a killed process left half done in it. One rank calls it.
+
+        Raises UserError where it is somebody else's (see `ownership`), or cannot be written.
+        """
+        claim(self.path, "run")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.path):
+                pass
+            for name in ARTEFACTS:
+                put_back(self.path / name)
+            remove_temporaries(self.path, OWN_NAMES)
+            self.preempted.unlink(missing_ok=True)
+        except OSError as error:
+            raise cannot_be_written(self.path, error) from error
+
+    def write_config(self, text: str) -> None:
+        """Keeps the resolved config, untouched if it is the same. One rank calls it."""
+        current = self.config_file.read_bytes() if self.config_file.is_file() else None
+        if current != text.encode():
+            write_text(self.config_file, text)
+
+    def remove_training(self) -> None:
+        """Takes away what `train` left and what was made from it, so that it starts afresh. One rank calls it.
+
+        In this order: where this is killed in between, there is the finished run, or nothing to go on from or to be
+        taken for the new run's. Raises UserError where something cannot be removed.
+        """
+        for path in (self.evaluation, self.checkpoints, self.adapter, self.adapter_final):
+            with write_faults_named(path):
+                if os.path.lexists(path):
+                    condemn(path, path.name)

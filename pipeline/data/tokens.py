@@ -1,0 +1,205 @@
+"""Turns the checked rows of a split into tokens, in parallel, from Arrow to Arrow."""
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from datasets import Dataset, Features, List, Value
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.core.errors import SHOWN, UserError, some
+from pipeline.data.config import DataConfig
+from pipeline.data.tokenizer import encode, special_texts
+
+BATCH_ROWS = 256
+ROWS_PER_WORKER = 10_000
+"""Fewer rows are not worth the start of another process."""
+
+
+def tokenise(
+    rows: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    indices: Mapping[str, int],
+    max_length: int,
+    workers: int | None,
+    arrow_file: Path,
+    split: str,
+) -> Dataset:
+    """Adds the columns input_ids, token_type_ids (pairs only, where the tokenizer gives them), length in tokens and
+    truncated; label becomes an index. Written to `arrow_file` and memory-mapped.
+
+    Args:
+        rows: columns row, text, text_pair if there is one, label (a string).
+        indices: label index by label value.
+        workers: at most this many processes; None: one per core this process may use.
+
+    Raises:
+        UserError: a text becomes no token at all.
+    """
+    processes = min(workers or len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_WORKER)
+    if processes > 1:  # a forked process must not use the tokenizer's own threads, and warns unless told so
+        os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    encode_batch = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
+    result = rows.map(
+        encode_batch,
+        batched=True,
+        batch_size=BATCH_ROWS,
+        writer_batch_size=BATCH_ROWS,
+        num_proc=processes if processes > 1 else None,
+        cache_file_name=str(arrow_file),
+        features=_features(rows, encode_batch),
+        new_fingerprint=split,  # nothing is cached between runs: the manifest says what is current
+        desc=f"tokenising {split}",
+    )
+    _refuse_empty(result, split)
+    return result
+
+
+def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
+    """Counts of a tokenised split, as the manifest gives them."""
+    lengths, labels = column(rows, "length"), column(rows, "label")
+    counts = np.bincount(labels, minlength=len(names)).tolist()
+    return {
+        "rows": len(rows),
+        "tokens": int(lengths.sum()),
+        "longest": int(lengths.max()),
+        "truncated": int(column(rows, "truncated").sum()),
+        "per_label": dict(zip(names, counts, strict=True)),
+    }
+
+
+def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
+    """How many rows of a tokenised split have a special token of the backbone written in a text."""
+    found = np.zeros(len(rows), dtype=bool)
+    for name in {"text", "text_pair"} & set(rows.column_names):
+        for token in special_texts(tokenizer):
+            found |= pc.match_substring(rows.data.column(name), token).to_numpy()
+    return int(found.sum())
+
+
+def special_token_rows(manifest: Mapping[str, Any], data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
+    """`rows_with_special_tokens` by split, of data/ and its manifest. Older versions did not count them."""
+    if "special_tokens" in manifest:
+        return dict(manifest["special_tokens"])
+    splits = {split: Dataset.load_from_disk(str(data / split)) for split in manifest["splits"]}
+    return {split: rows_with_special_tokens(rows, tokenizer) for split, rows in splits.items()}
+
+
+def with_special_tokens(fingerprint: dict[str, str], config: DataConfig, counts: Mapping[str, int]) -> dict[str, str]:
+    """The fingerprint of tokenised splits of which so many rows have special tokens in a text.
+
+    How these are read is part of it where there are some: all else stays current, whatever version made it.
+    """
+    read_as = "special" if config.special_tokens else "text"
+    return fingerprint | {f"data.{split}.special_tokens": read_as for split, count in counts.items() if count}
+
+
+def column(rows: Dataset, name: str) -> NDArray[Any]:
+    """A column of numbers [rows] of a data set without reading the others."""
+    return rows.data.column(name).to_numpy()
+
+
+def rows_per_label(labels: NDArray[np.integer], count: int, seed: int) -> NDArray[np.int64]:
+    """`count` row indices of every label, all of a label that has fewer, in ascending order, without replacement.
+
+    Args:
+        labels: label index of each row [rows].
+    """
+    kept = {value: min(count, rows) for value, rows in zip(*np.unique(labels, return_counts=True), strict=True)}
+    return _drawn(labels, kept, seed)
+
+
+def balanced_subset(labels: NDArray[np.integer], limit: int, seed: int) -> NDArray[np.int64]:
+    """`limit` row indices in ascending order, drawn without replacement, with each label's share kept.
+
+    Shares are rounded by largest remainder (ties to the smaller label), with at least one row of every label.
+
+    Args:
+        labels: label index of each row [rows]; at least as many rows, and at most as many labels, as `limit`.
+    """
+    values, counts = np.unique(labels, return_counts=True)
+    assert len(values) <= limit <= len(labels)
+    exact = counts * limit / len(labels)
+    kept = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while kept.sum() < limit:
+        kept[np.argmax(exact - kept)] += 1
+    while kept.sum() > limit:  # rare labels were lifted to one row: the most over-represented others make room
+        kept[np.argmax(np.where(kept > 1, kept - exact, -np.inf))] -= 1
+    return _drawn(labels, dict(zip(values, kept, strict=True)), seed)
+
+
+def _drawn(labels: NDArray[np.integer], kept: Mapping[int, int], seed: int) -> NDArray[np.int64]:
+    """So many rows of each label, in ascending order."""
+    generator = np.random.default_rng(seed)
+    return np.sort(np.concatenate([generator.permutation(np.flatnonzero(labels == v))[:n] for v, n in kept.items()]))
+
+
+def _encode(
+    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, indices: dict[str, int], max_length: int
+) -> dict[str, list[Any]]:
+    texts = [batch[name] for name in ("text", "text_pair") if name in batch]
+    encoded = token_columns(tokenizer, texts, None)
+    long = [index for index, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    cut = token_columns(tokenizer, [[column[i] for i in long] for column in texts], max_length) if long else {}
+    for name, rows in cut.items():
+        for index, row in zip(long, rows, strict=True):
+            encoded[name][index] = row
+    truncated = np.zeros(len(batch["text"]), dtype=bool)
+    truncated[long] = True
+    return encoded | {
+        "label": [indices[value] for value in batch["label"]],
+        "length": [len(row) for row in encoded["input_ids"]],
+        "truncated": truncated.tolist(),
+    }
+
+
+def token_columns(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None
+) -> dict[str, list[list[int]]]:
+    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two."""
+    encoded = encode(tokenizer, *texts, max_length=max_length)
+    # Of a single text the type ids are all 0, which is what every backbone assumes without them.
+    names = ["input_ids"] + ["token_type_ids"] * (len(texts) == 2 and "token_type_ids" in encoded)
+    return {name: encoded[name] for name in names}
+
+
+def _features(rows: Dataset, encode_batch: Any) -> Features:
+    tokens = {name: List(Value("int32")) for name in encode_batch(rows[:1]) if name.endswith("_ids")}
+    kinds = {"label": Value("int64"), **tokens, "length": Value("int32"), "truncated": Value("bool")}
+    return Features({**rows.features, **kinds})
+
+
+def _refuse_empty(rows: Dataset, split: str) -> None:
+    empty = np.flatnonzero(pc.equal(rows.data.column("length"), 0).to_numpy(zero_copy_only=False))
+    if len(empty):
+        places = [f"row {rows[int(index)]['row']}" for index in empty[:SHOWN]]
+        raise UserError(f"{split}: {len(empty)} texts become no token at all: {some(places, len(empty))}")
+
+
+def encode_texts(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int
+) -> list[dict[str, Any]]:
+    """Rows for `scoring.score`, with the tokens that preprocess makes of the same texts, and `truncated` of each."""
+    rows = _tokens(tokenizer, columns, None)
+    long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
+    if long:
+        cut = _tokens(tokenizer, [[column[index] for index in long] for column in columns], max_length)
+        for index, row in zip(long, cut, strict=True):
+            rows[index] = row | {"truncated": True}
+    for number, row in enumerate(rows, start=1):
+        if not row["input_ids"]:
+            raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
+        row.setdefault("truncated", False)
+    return rows
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int | None
+) -> list[dict[str, Any]]:
+    encoded = token_columns(tokenizer, columns, max_length)
+    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

@@ -1,0 +1,132 @@
+"""Backbones and models ready to run: sharded by ZeRO-3 or whole on each rank, as the DeepSpeed config says."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.cpu_speed import SLOW, bfloat16_slowdown
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.tokenizer import encode
+from pipeline.distributed.zero import give_back, is_partitioned, whole
+from pipeline.engine.deepspeed_config import zero_stage
+from pipeline.methods.base import TuningMethod, Vocabulary
+from pipeline.methods.model import LTuningModel, without_inside
+
+log = logging.getLogger(__name__)
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_layer: bool = False) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3.
+
+    `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
+    """
+    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and accelerator.is_main_process:
+        _warn_if_slow()
+    resolved = accelerator.state.deepspeed_plugin.deepspeed_config
+    zero_config = resolved if zero_stage(resolved) == 3 else None
+    model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
+    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+
+
+def _warn_if_slow() -> None:
+    times = bfloat16_slowdown()
+    if times > SLOW:
+        log.warning("bfloat16 takes %.1f times as long as float32 on this CPU: set backbone.dtype=float32", times)
+
+
+def build_model(
+    accelerator: Accelerator,
+    config: BackboneConfig,
+    backbone: FrozenBackbone,
+    method: TuningMethod,
+    labels: LabelStates,
+    wordings: Tensor | None = None,
+) -> LTuningModel:
+    """Backbone, method and label states as one model, on the device and in the compute dtype.
+
+    Where some parameters are partitioned already, DeepSpeed 0.19.8 neither casts nor moves the others.
+    """
+    device, dtype = accelerator.device, DTYPES[config.dtype]
+    pooling = resolve_pooling(config.pooling, backbone.facts)
+    states, mask = labels.states.to(device, dtype), labels.mask.to(device)
+    wordings = None if wordings is None else wordings.to(device)
+    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, wordings)
+    for parameter in model.inside().values():
+        if not is_partitioned(parameter):
+            parameter.data = parameter.data.to(device, dtype)
+    return model
+
+
+def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
+    """Copies a trained state into a model that no engine holds yet. Every rank must call this."""
+    model.method.load_state_dict(without_inside(state))
+    load_inside(model, state)
+
+
+def load_inside(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
+    """The backbone's part of that alone, sharded or not."""
+    model.load_inside(state, partial(whole, written=True))
+
+
+def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+    """The words that methods start from. Every rank must look up the same embeddings."""
+    return Vocabulary(
+        tokens=sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)),
+        encode=lambda text: encode(tokenizer, [text], add_special_tokens=False)["input_ids"][0],
+        embed=partial(_embed, backbone),
+    )
+
+
+def _embed(backbone: FrozenBackbone, token_ids: Tensor) -> Tensor:
+    """Input embeddings of tokens [N] -> [N, H] float32 on the CPU."""
+    embedding = backbone.model.get_input_embeddings()
+    weight = embedding.get_parameter("weight")
+    # The module is called, since some families scale what it holds.
+    with whole(weight), torch.no_grad():
+        return embedding(token_ids.to(weight.device)).float().cpu()
+
+
+def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -> nn.Module:
+    """A module to call without gradients: inside a ZeRO-3 engine, or cast and moved where nothing is sharded."""
+    module.eval()
+    if zero_stage(accelerator.state.deepspeed_plugin.deepspeed_config) == 3:
+        with exact_buffers(module):
+            engine = accelerator.prepare(module)
+        engine.eval()
+        return engine
+    with exact_buffers(module):
+        return module.to(accelerator.device, DTYPES[dtype])
+
+
+def release(accelerator: Accelerator, module: nn.Module) -> None:
+    """Ends the use of a model: its engine is destroyed, its weights are given back.
+
+    DeepSpeed 0.19.8 keeps modules in lists and hooks of its own beyond their engine's end. A comparison, which has an
+    engine per stage and cell, would hold all their backbones.
+    """
+    accelerator.free_memory()
+    for parameter in module.parameters():
+        give_back(parameter)
+
+
+@contextmanager
+def exact_buffers(module: nn.Module) -> Iterator[None]:
+    """Keeps fp32 buffers of frozen backbones (rotary frequencies) out of a cast of the whole module to bf16."""
+    backbones = [part for part in module.modules() if isinstance(part, FrozenBackbone)]
+    saved = [backbone.float_buffers() for backbone in backbones]
+    yield
+    for backbone, buffers in zip(backbones, saved, strict=True):
+        backbone.restore_buffers(buffers)

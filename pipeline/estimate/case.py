@@ -1,0 +1,105 @@
+"""The case that is estimated: sizes of a run, from its config and its backbone's alone."""
+
+import math
+import sys
+
+import torch
+from transformers import PreTrainedConfig
+
+from pipeline.backbone.facts import facts_of
+from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.engine.config import EngineConfig
+from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
+from pipeline.estimate.costs import GPUS, Case, ZeroSettings
+from pipeline.estimate.inventory import Workload, take_inventory
+from pipeline.methods.limits import candidate_count
+
+ASSUMED_PROMPT_TOKENS = 16
+"""Length of the longest hypothesis, where nobody has tokenised them yet."""
+
+
+ASSUMED_LABELS = 2
+"""K, where labels.names does not give it, and labels.texts has no more."""
+
+
+MOST_RANKS = 1_000_000
+
+
+def build_case(
+    config: RunConfig,
+    hf_config: PreTrainedConfig,
+    world_size: int,
+    gpu: str,
+    bandwidth: float | None = None,
+    prompt_tokens: int | None = None,
+) -> Case:
+    """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length."""
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
+    if not 1 <= world_size <= MOST_RANKS:
+        raise UserError(f"--world-size {world_size}: give a number of GPUs from 1 to {MOST_RANKS:,}")
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise UserError(f"--bandwidth {bandwidth}: give GB/s per GPU, a finite number above 0")
+    if prompt_tokens is not None and prompt_tokens < 1:
+        raise UserError(f"prompt_tokens is {prompt_tokens}: give the length of the longest hypothesis, 1 or more")
+    facts = facts_of(hf_config)
+    prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
+    workload = Workload(
+        rows=config.train.batch_size * rows_per_text(config),
+        text_tokens=config.data.max_length,
+        prompt_tokens=config.method.injected_tokens(prompt_tokens),
+        injects=config.method.injects,
+    )
+    sizes = (facts, prompt_tokens, _label_count(config) or _assumed_labels(config))
+    with torch.device("meta"):
+        method = config.method.build(*sizes)
+    inventory = take_inventory(hf_config, config.backbone, workload, method.attach)
+    return Case(
+        facts=facts,
+        inventory=inventory,
+        workload=workload,
+        trainable=config.method.trainable_count(*sizes) + inventory.trained_elements,
+        world_size=world_size,
+        gpu=GPUS[gpu],
+        zero=_zero_settings(config, world_size),
+        accumulation=config.train.gradient_accumulation,
+        rows_alone=_rows_alone(config),
+        bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
+    )
+
+
+def rows_per_text(config: RunConfig) -> int:
+    """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named."""
+    if config.train.objective == "pairs":
+        return 1
+    labels = _label_count(config) or sys.maxsize
+    rows = min(candidate_count(config, labels), config.method.joint_readings(labels) or sys.maxsize)
+    if rows == sys.maxsize:
+        raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
+    return rows
+
+
+def _rows_alone(config: RunConfig) -> int:
+    """Texts that label tuning reads for its shortlist in a pass."""
+    shortlisted = config.method.joint_readings(_label_count(config) or sys.maxsize) is not None
+    return config.train.batch_size if shortlisted and config.method.open_labels else 0
+
+
+def _label_count(config: RunConfig) -> int:
+    """K where the config gives it, else 0. Not from labels.texts, which may word some labels and not others."""
+    return len(config.labels.names or ())
+
+
+def _assumed_labels(config: RunConfig) -> int:
+    return max(ASSUMED_LABELS, len(config.labels.texts))
+
+
+def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:
+    """The configured ZeRO-3 sizes; where another stage is configured, those of our preset."""
+    resolved = resolve_deepspeed(config, world_size)
+    if zero_stage(resolved) != 3:
+        preset = "bf16" if config.backbone.quantization == "none" else "int8"
+        engine = EngineConfig(deepspeed=f"ds_configs/zero3_{preset}.json")
+        resolved = resolve_deepspeed(config.model_copy(update={"engine": engine}), world_size)
+    return ZeroSettings.of(resolved["zero_optimization"])

@@ -1,0 +1,274 @@
+"""Memory per rank and time per step, from sizes alone; for a backbone sharded by ZeRO-3 and for a whole one per rank.
+
+W ranks. A step is one optimizer step: `accumulation` forward and backward passes on every rank. All bytes are per rank.
+Not counted: the CUDA context, allocator fragmentation and library workspaces; `USABLE` leaves room for them.
+"""
+
+from dataclasses import dataclass, fields
+from math import ceil
+from typing import Any, Literal
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.estimate.inventory import Inventory, Weight, Workload
+
+USABLE = 0.9
+"""Share of a GPU's memory that a plan may fill."""
+EFFICIENCY = 0.4
+"""Share of the peak FLOP/s that large matrix products reach in a training step."""
+GPUS_PER_NODE = 8
+NETWORK_BYTES_PER_SECOND = 50e9
+"""Between nodes, per GPU: one 400 Gbit/s port each."""
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """Figures of the makers' data sheets; the link is one direction of NVLink, or PCIe where there is none."""
+
+    memory_bytes: float
+    flops: float
+    """Dense bf16 (V100: fp16) operations per second."""
+    link_bytes_per_second: float
+
+
+GPUS = {
+    "h200": Gpu(141e9, 989e12, 450e9),
+    "h100-80": Gpu(80e9, 989e12, 450e9),
+    "a100-80": Gpu(80e9, 312e12, 300e9),
+    "a100-40": Gpu(40e9, 312e12, 300e9),
+    "l40s": Gpu(48e9, 362e12, 32e9),
+    "v100-32": Gpu(32e9, 125e12, 150e9),
+}
+
+
+@dataclass(frozen=True)
+class ZeroSettings:
+    """The sizes, in elements, that a DeepSpeed JSON sets for ZeRO-3; defaults are DeepSpeed's."""
+
+    prefetch: int = 50_000_000
+    live: int = 1_000_000_000
+    persistent: int = 100_000
+    reduce_bucket: int = 500_000_000
+    node_ranks: int = 1
+    """Ranks that share a second copy of the backbone among themselves (ZeRO++ hpZ); 1: none."""
+
+    @classmethod
+    def of(cls, zero_optimization: dict[str, Any]) -> "ZeroSettings":
+        """From the `zero_optimization` section."""
+        keys = {
+            "prefetch": "stage3_prefetch_bucket_size",
+            "live": "stage3_max_live_parameters",
+            "persistent": "stage3_param_persistence_threshold",
+            "reduce_bucket": "reduce_bucket_size",
+            "node_ranks": "zero_hpz_partition_size",
+        }
+        return cls(**{name: int(zero_optimization[key]) for name, key in keys.items() if key in zero_optimization})
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on one rank at the worst moment of a step."""
+
+    frozen: int
+    """The backbone: this rank's shard, row scales, buffers, and small parameters that stay gathered."""
+    gathered: int
+    """Whole weights alive at once, and the buffer of one gathering."""
+    dequantised: int
+    """The largest 8-bit matrix in the compute dtype, for one product in backward."""
+    activations: int
+    injection: int
+    """Prefix or prompt as produced and as picked for each row, and its gradient."""
+    trainable: int
+    gradients: int
+    master: int
+    """fp32 copies of the trainable parameters."""
+    adam: int
+    """Two fp32 moments."""
+    buckets: int
+    """The engine's buffer for reducing gradients."""
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, field.name) for field in fields(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One way to hold the backbone."""
+
+    backbone: Literal["sharded", "replicated"]
+    checkpointing: bool
+    memory: Memory
+    communication_bytes: int
+    """Received per rank and step."""
+    communication_seconds: float
+    compute_seconds: float
+
+    @property
+    def step_seconds(self) -> float:
+        """Gathering runs ahead of the computation, so the longer of the two counts."""
+        return max(self.communication_seconds, self.compute_seconds)
+
+
+@dataclass(frozen=True)
+class Case:
+    """Everything an estimate is made from."""
+
+    facts: BackboneFacts
+    inventory: Inventory
+    workload: Workload
+    trainable: int
+    """Trainable elements."""
+    world_size: int
+    gpu: Gpu
+    zero: ZeroSettings
+    accumulation: int = 1
+    rows_alone: int = 0
+    """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
+    bytes_per_second: float | None = None
+    """Interconnect per rank; None: the GPU's own link within a node, NETWORK_BYTES_PER_SECOND beyond."""
+
+
+def plans(case: Case) -> list[Plan]:
+    """All four ways, the simplest first: replicated or sharded, each without and with activation checkpointing."""
+    return [_plan(case, sharded, checkpointing) for sharded in (False, True) for checkpointing in (False, True)]
+
+
+def best_plan(case: Case) -> Plan | None:
+    """The fastest that fits, the simplest among equals; None if nothing fits."""
+    fitting = [plan for plan in plans(case) if plan.memory.total <= USABLE * case.gpu.memory_bytes]
+    return min(fitting, key=lambda plan: plan.step_seconds, default=None)
+
+
+def at_rest_bytes(inventory: Inventory, world_size: int) -> int:
+    """A rank's partitions of all backbone parameters: every tensor is padded to a multiple of W elements."""
+    return sum(ceil(weight.elements / world_size) * weight.item_bytes for weight in inventory.weights)
+
+
+def second_copy_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
+    """A rank's part of its node's own copy, from which a frozen backbone is gathered."""
+    node_ranks = min(zero.node_ranks, world_size)
+    return at_rest_bytes(inventory, node_ranks) if 1 < node_ranks < world_size else 0
+
+
+def gathered_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
+    """Whole backbone weights alive at once when W > 1, at most.
+
+    DeepSpeed fetches ahead while fewer than `live` elements are whole, parameter by parameter, so the last one may
+    overshoot. Wide embeddings, needed at the very start, take their share of that limit first.
+    """
+    fetched = sorted(_partitioned(inventory, zero), key=lambda weight: (weight.in_layer, -weight.elements))
+    largest = max((weight.elements for weight in fetched if weight.in_layer), default=0)
+    left = zero.live + largest
+    total = 0
+    for weight in fetched:
+        taken = min(weight.elements, left)
+        total += taken * weight.item_bytes
+        left -= taken
+    return total
+
+
+def forward_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
+    """Received by one rank in a forward pass alone: every partitioned weight once."""
+    fetched = sum(weight.elements * weight.item_bytes for weight in _partitioned(inventory, zero))
+    return int(fetched * _received_share(zero, world_size))
+
+
+def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int, checkpointing: bool) -> int:
+    """Received by one rank in one forward and backward pass: weights come once for each, embeddings for forward only.
+
+    What is whole when forward ends stays for backward, so `live` elements come once. Not so with checkpointing, where
+    the recomputation's own fetches take the room; but a recomputed layer stays whole until its backward is done.
+    """
+    fetched = _partitioned(inventory, zero)
+    in_layers = [weight for weight in fetched if weight.in_layer]
+    elements = sum(weight.elements for weight in in_layers)
+    layer_bytes = sum(weight.elements * weight.item_bytes for weight in in_layers)
+    others = sum(weight.elements * weight.item_bytes for weight in fetched if not weight.in_layer)
+    kept = 0.0 if checkpointing or not elements else min(1.0, zero.live / elements)
+    return int((others + layer_bytes * (2 - kept)) * _received_share(zero, world_size))
+
+
+def _received_share(zero: ZeroSettings, world_size: int) -> float:
+    """Of a gathered weight, what does not lie on the rank itself."""
+    holders = min(zero.node_ranks, world_size) if zero.node_ranks > 1 else world_size
+    return (holders - 1) / holders
+
+
+def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:
+    """Weights that are gathered anew for every use."""
+    return [weight for weight in inventory.weights if weight.elements > zero.persistent]
+
+
+def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
+    received = _communication_bytes(case, sharded, checkpointing)
+    within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
+    speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
+    # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
+    in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
+    tokens = case.workload.tokens * (3 if checkpointing else 2) + case.rows_alone * case.workload.text_tokens
+    operations = 2 * in_layers * tokens * case.accumulation
+    return Plan(
+        backbone="sharded" if sharded else "replicated",
+        checkpointing=checkpointing,
+        memory=_memory(case, sharded, checkpointing),
+        communication_bytes=received,
+        communication_seconds=received / speed,
+        compute_seconds=operations / (EFFICIENCY * case.gpu.flops),
+    )
+
+
+def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
+    inventory, world_size = case.inventory, case.world_size
+    item_bytes, shard = inventory.compute_item_bytes, ceil(case.trainable / world_size)
+    gathers = sharded and world_size > 1
+    frozen, gathered = inventory.weight_bytes, 0
+    if gathers:
+        small = [weight for weight in inventory.weights if weight.elements <= case.zero.persistent]
+        frozen = at_rest_bytes(inventory, world_size) + sum(w.elements * w.item_bytes for w in small)
+        frozen += second_copy_bytes(inventory, case.zero, world_size)
+        gathered = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
+    largest = max((weight.elements for weight in inventory.weights if weight.quantised), default=0)
+    return Memory(
+        frozen=frozen + inventory.buffer_bytes,
+        gathered=gathered,
+        dequantised=largest * item_bytes,
+        activations=inventory.checkpointed_activation_bytes if checkpointing else inventory.activation_bytes,
+        injection=3 * _injection_elements(case) * item_bytes,
+        trainable=(case.trainable + (shard if gathers else 0)) * item_bytes,
+        gradients=case.trainable * item_bytes + shard * 4,
+        master=shard * 4,
+        adam=shard * 8,
+        # ZeRO-2 fills a second bucket while the first is reduced.
+        buckets=case.zero.reduce_bucket * item_bytes * (1 if sharded else 2),
+    )
+
+
+def _gather_buffer_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
+    """Several weights are gathered into one flat buffer and copied out of it."""
+    in_layers = [weight for weight in _partitioned(inventory, zero) if weight.in_layer]
+    if not in_layers:
+        return 0
+    item_bytes = max(weight.item_bytes for weight in in_layers)
+    overshoot = max(weight.elements for weight in in_layers)
+    return min(zero.prefetch + overshoot, sum(weight.elements for weight in in_layers)) * item_bytes
+
+
+def _injection_elements(case: Case) -> int:
+    facts, workload = case.facts, case.workload
+    if workload.injects is None:
+        return 0
+    if workload.injects == "prompt":
+        return workload.rows * workload.prompt_tokens * facts.hidden_size
+    return 2 * facts.layers * workload.rows * facts.kv_heads * workload.prompt_tokens * facts.head_dim
+
+
+def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
+    """Backbone weights (sharded only), and for the trainable part: gradients reduced, new values gathered."""
+    others = (case.world_size - 1) / case.world_size
+    trainable = case.trainable * case.inventory.compute_item_bytes * others
+    if not sharded:
+        return int(trainable * (case.accumulation + 1))
+    backbone = backbone_traffic_bytes(case.inventory, case.zero, case.world_size, checkpointing)
+    if case.rows_alone:
+        backbone += forward_traffic_bytes(case.inventory, case.zero, case.world_size)
+    return int(case.accumulation * (backbone + 3 * trainable))

@@ -1,0 +1,195 @@
+"""What a backbone's weights and activations weigh, found from its config alone.
+
+The model is built, and run once, on fake tensors: they have shapes and types but no contents, so a 405B model takes
+seconds and no memory, and every family is counted by its own code instead of by a formula of ours.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from transformers import AutoModel, PreTrainedConfig
+from transformers import __version__ as version
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import BackboneFacts, facts_of
+from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
+from pipeline.backbone.injection import Injection
+from pipeline.backbone.int8 import QuantizedLinear, quantized_like
+from pipeline.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One parameter as the loader stores it."""
+
+    elements: int
+    item_bytes: int
+    in_layer: bool
+    """Part of a transformer layer, so read again in backward; embeddings are not."""
+    quantised: bool
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """A backbone's frozen state and the activations of one forward pass, in bytes."""
+
+    weights: tuple[Weight, ...]
+    buffer_bytes: int
+    """Row scales and the model's own buffers, which ZeRO-3 does not partition."""
+    layers: int
+    compute_item_bytes: int
+    activation_bytes: int
+    """Kept by autograd between forward and backward, the injection's own tensors included."""
+    checkpointed_activation_bytes: int
+    """Layer inputs, and one layer's activations while it is recomputed."""
+
+    trained_elements: int = 0
+    """Of parameters that a method trains inside the backbone; they are not among `weights`."""
+
+    @property
+    def elements(self) -> int:
+        return sum(weight.elements for weight in self.weights)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(weight.elements * weight.item_bytes for weight in self.weights)
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One forward pass of one rank."""
+
+    rows: int
+    """(text, label) pairs, B."""
+    text_tokens: int
+    """T"""
+    prompt_tokens: int
+    """P"""
+    injects: Literal["prefix", "prompt"] | None = "prefix"
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that run through every layer's matrices."""
+        return self.rows * (self.text_tokens + (self.prompt_tokens if self.injects == "prompt" else 0))
+
+
+def take_inventory(
+    hf_config: PreTrainedConfig,
+    config: BackboneConfig,
+    workload: Workload,
+    attach: Callable[[nn.Module], None] | None = None,
+) -> Inventory:
+    """Builds and runs the backbone on fake tensors, with what `attach` puts into it.
+
+    Raises UserError for unsupported models.
+    """
+    facts = facts_of(hf_config)
+    dtype: torch.dtype = getattr(torch, config.dtype)
+    with torch.device("meta"):
+        model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
+        if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
+            model.pooler = None
+        backbone = FrozenBackbone(model, facts)
+        if attach is not None:
+            attach(model)
+    # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        _make_fake(model)
+        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype))
+        checkpoint_layers(model)
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype))
+        # Only now: autograd keeps as little of the quantised layers as of frozen linear ones.
+        if config.quantization != "none":
+            _quantise(model, config)
+    return Inventory(
+        weights=_weights(model),
+        buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
+        layers=facts.layers,
+        compute_item_bytes=dtype.itemsize,
+        activation_bytes=saved,
+        checkpointed_activation_bytes=boundaries + saved // facts.layers,
+        trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+    )
+
+
+def _make_fake(model: nn.Module) -> None:
+    """Gives every tensor on meta a fake one on the CPU in its place, a tied one once."""
+    made: dict[Tensor, Tensor] = {}
+
+    def fake(tensor: Tensor) -> Tensor:
+        if tensor not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
+            is_parameter = isinstance(tensor, nn.Parameter)
+            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
+        return made[tensor]
+
+    for module in model.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, name, fake(parameter))
+        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
+            setattr(module, name, fake(buffer))
+
+
+def _quantise(model: nn.Module, config: BackboneConfig) -> None:
+    """Puts the loader's layers in the place of the linear ones."""
+    for name, module in list(model.named_modules()):
+        if any(parameter.requires_grad for parameter in module.parameters()):
+            continue
+        layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
+        if layer is not None:
+            model.set_submodule(name, layer)
+
+
+def _weights(model: nn.Module) -> tuple[Weight, ...]:
+    """Every frozen parameter, a tied one once."""
+    layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    in_layers = {parameter for layer in layers for parameter in layer.parameters()}
+    quantised = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
+    return tuple(
+        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantised)
+        for parameter in model.parameters()
+        if not parameter.requires_grad
+    )
+
+
+def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection | None]:
+    """FrozenBackbone's arguments: input_ids and attention_mask [B, T], and a trained injection of B rows or None."""
+    rows, prompt_tokens = workload.rows, workload.prompt_tokens
+    input_ids = torch.zeros(rows, workload.text_tokens, dtype=torch.long)
+    mask = torch.ones(rows, prompt_tokens, dtype=torch.bool)
+    injection = None
+    if workload.injects == "prompt":
+        prompt = torch.empty(rows, prompt_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
+        injection = Injection(mask=mask, prompt=prompt)
+    elif workload.injects == "prefix":
+        shape = (facts.layers, 2, rows, facts.kv_heads, prompt_tokens, facts.head_dim)
+        injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
+    return input_ids, torch.ones_like(input_ids), injection
+
+
+def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None]) -> int:
+    """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
+    own = {tensor.untyped_storage()._cdata for tensor in [*backbone.parameters(), *backbone.buffers()]}
+    # Holding each storage keeps its identity from being given to a later one.
+    kept: dict[int, torch.UntypedStorage] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in own:
+            kept[storage._cdata] = storage
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        try:
+            backbone(*inputs)
+        except DataDependentOutputException as error:
+            raise UserError(
+                f"transformers {version} computes part of this backbone from values: its activations "
+                "can only be estimated with transformers 5.23 or newer"
+            ) from error
+    return sum(storage.nbytes() for storage in kept.values())

@@ -1,0 +1,84 @@
+"""Temperature scaling (Guo et al. 2017, section 4.2): one number that makes the probabilities honest, not the labels.
+
+The temperature is fitted on the validation split by *evaluate*, and kept in calibration.json beside the adapter.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, ValidationError
+from scipy.optimize import minimize_scalar
+from sklearn import metrics as sk
+from sklearn.utils.extmath import softmax
+
+from pipeline.core.errors import UserError
+from pipeline.core.files import read_json, write_json
+from pipeline.core.settings import Settings
+from pipeline.evaluation.metrics import expected_calibration_error
+
+FILE = "calibration.json"
+LOWEST, HIGHEST = 0.02, 50.0
+"""Bounds of the temperature: where every validation text is labelled rightly, the best one would be 0."""
+
+
+class Calibration(Settings):
+    """calibration.json"""
+
+    temperature: float = Field(ge=LOWEST, le=HIGHEST, allow_inf_nan=False)
+    """The scores are divided by it before the softmax; above 1 where the scores are too sure of themselves."""
+    texts: int = Field(ge=1)
+    """Validation texts it was fitted on."""
+
+
+def fit_temperature(scores: NDArray, truth: NDArray) -> Calibration:
+    """The temperature with the lowest log-loss: scores [N, K], truth [N] (label indices).
+
+    In 1 / temperature the log-loss is convex, so there is one minimum.
+    """
+    scores = scores.astype(np.float64)
+
+    def log_loss(log_temperature: float) -> float:
+        return _log_loss(scores, truth, float(np.exp(log_temperature)))
+
+    bounds = (np.log(LOWEST), np.log(HIGHEST))
+    found = minimize_scalar(log_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    return Calibration(temperature=float(np.exp(found.x)), texts=len(truth))
+
+
+def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Softmax of scores [N, K] / temperature."""
+    shares: NDArray[np.float64] = softmax(scores.astype(np.float64) / temperature)
+    return shares
+
+
+def calibrated_figures(scores: NDArray, truth: NDArray, calibration: Calibration) -> dict[str, float]:
+    """What the temperature makes of `log_loss` and `ece`, ready for JSON."""
+    temperature = calibration.temperature
+    return {
+        "temperature": temperature,
+        "log_loss": _log_loss(scores, truth, temperature),
+        "ece": expected_calibration_error(tempered_softmax(scores, temperature), truth),
+    }
+
+
+def keep_calibration(adapter: Path, calibration: Calibration) -> None:
+    """Writes calibration.json beside the adapter, untouched if it is the same."""
+    values = calibration.model_dump()
+    if not (adapter / FILE).is_file() or read_json(adapter / FILE) != values:
+        write_json(adapter / FILE, values)
+
+
+def load_calibration(adapter: Path) -> Calibration:
+    """Raises UserError where there is none, or a damaged one."""
+    file = adapter / FILE
+    if not file.is_file():
+        raise UserError(f"'{adapter}' is not calibrated ({FILE} is missing): run evaluate with a validation split")
+    try:
+        return Calibration.model_validate(read_json(file))
+    except ValidationError as error:
+        raise UserError(f"'{file}' is damaged ({error.errors()[0]['msg']}): run evaluate again") from error
+
+
+def _log_loss(scores: NDArray, truth: NDArray, temperature: float) -> float:
+    return float(sk.log_loss(truth, tempered_softmax(scores, temperature), labels=np.arange(scores.shape[1])))

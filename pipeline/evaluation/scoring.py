@@ -1,0 +1,107 @@
+"""Scores of every label for every text: the one place that loops over labels."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from datasets import Dataset
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.data.batches import collate
+from pipeline.distributed.ranks import Ranks
+
+Texts: TypeAlias = Dataset | Sequence[dict[str, Any]]
+"""Tokenised texts; each row has `input_ids` and whatever else `collate` reads."""
+
+
+def score(
+    model: nn.Module,
+    texts: Texts,
+    label_count: int,
+    rows_per_forward: int,
+    *,
+    ranks: Ranks,
+    pad_token_id: int,
+    device: torch.device,
+    readings: int | None = None,
+    description: str | None = None,
+    before_batch: Callable[[], None] | None = None,
+) -> NDArray[np.float32]:
+    """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all of `ranks`.
+
+    `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
+    DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
+    time and rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are
+    batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of forwards,
+    as ZeRO-3 needs it. `description` labels a progress bar of rank 0 on a terminal. `before_batch` is called before
+    each forward of all ranks, and may raise to end the scoring.
+    """
+    assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
+    chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
+    rows_per_text = readings or len(chunks[0])
+    batches = _text_batches(_lengths(texts), max(1, rows_per_forward // rows_per_text))
+    scores = torch.zeros(len(texts), label_count)
+    steps = range(0, len(batches), ranks.size)
+    with _evaluation(model), torch.no_grad():
+        hidden = True if description is None or ranks.rank > 0 else None  # None: unless on a terminal
+        for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
+            if before_batch is not None:
+                before_batch()
+            # A rank without a batch of its own repeats the last one, and drops the result.
+            rows = batches[min(first + ranks.rank, len(batches) - 1)]
+            result = _score_batch(model, [texts[int(row)] for row in rows], chunks, pad_token_id, device)
+            if first + ranks.rank < len(batches):
+                scores[torch.from_numpy(rows)] = result
+    return _sum_over_ranks(scores, ranks, device).numpy()
+
+
+def _score_batch(
+    model: nn.Module, rows: list[dict[str, Any]], chunks: list[Tensor], pad_token_id: int, device: torch.device
+) -> Tensor:
+    """B texts against all labels, chunk by chunk -> [B, K] float32 on the CPU."""
+    inputs = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id).items()}
+    candidates = (labels.to(device).expand(len(rows), -1) for labels in chunks)
+    return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
+
+
+def _label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
+    """All labels in order, in chunks of nearly equal size, the first the largest, none above `rows_per_forward`."""
+    count = -(-label_count // rows_per_forward)
+    return list(torch.arange(label_count).tensor_split(count))
+
+
+def _text_batches(lengths: NDArray, size: int) -> list[NDArray[np.int64]]:
+    """Row numbers, longest texts first: if memory is short, it shows at once."""
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def _lengths(texts: Texts) -> NDArray:
+    if isinstance(texts, Dataset):
+        return np.asarray(texts["length"])
+    return np.array([len(text["input_ids"]) for text in texts])
+
+
+def _sum_over_ranks(scores: Tensor, ranks: Ranks, device: torch.device, rows: int = 65536) -> Tensor:
+    """Joins the ranks' disjoint rows: all others are zero, so the sum is exact. In parts, to spare device memory."""
+    if ranks.size > 1:
+        for part in scores.split(rows):
+            summed = part.to(device)
+            dist.all_reduce(summed)
+            part.copy_(summed)
+    return scores
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

@@ -1,0 +1,109 @@
+"""The classifier: a frozen backbone, a tuning method and the label states it judges texts against."""
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from pipeline.backbone.config import Pooling
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection
+from pipeline.backbone.pooling import pool
+from pipeline.core.errors import UserError
+from pipeline.methods.base import TuningMethod
+
+INSIDE = "backbone"
+"""Trained parameters of the backbone have names that start with this and a dot."""
+
+
+def without_inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tuning method's part of a trained state."""
+    return {name: tensor for name, tensor in state.items() if not name.startswith(f"{INSIDE}.")}
+
+
+class LTuningModel(nn.Module):
+    """Scores (text, label) candidates."""
+
+    label_states: Tensor
+    label_mask: Tensor
+    wordings: Tensor | None
+
+    def __init__(
+        self,
+        backbone: FrozenBackbone,
+        method: TuningMethod,
+        label_states: Tensor,
+        label_mask: Tensor,
+        pooling: Pooling,
+        wordings: Tensor | None = None,
+    ) -> None:
+        """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean.
+
+        wordings [K, Q]: tokens of the labels behind a text, for methods that read them (`continuations`).
+        """
+        super().__init__()
+        method.attach(backbone.model)
+        self.backbone = backbone
+        self.method = method
+        self.pooling = pooling
+        self.register_buffer("label_states", label_states, persistent=False)
+        self.register_buffer("label_mask", label_mask.bool(), persistent=False)
+        self.register_buffer("wordings", wordings, persistent=False)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        candidates: Tensor,
+        token_type_ids: Tensor | None = None,
+    ) -> Tensor:
+        """How true each candidate label is of its text.
+
+        input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
+        """
+        read = _Reader(self, input_ids, attention_mask, token_type_ids)
+        return self.method.scores(read, candidates, self.label_states, self.label_mask)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that training may change, by name. Optimizer, saving, loading and counting all ask here."""
+        return dict(self.method.named_parameters()) | self.inside()
+
+    def inside(self) -> dict[str, nn.Parameter]:
+        """Those of them that are part of the backbone (LoRA's, or all of it)."""
+        named = self.backbone.named_parameters(prefix=INSIDE)
+        return {name: parameter for name, parameter in named if parameter.requires_grad}
+
+    def load_inside(
+        self, state: Mapping[str, Tensor], whole: Callable[[nn.Parameter], AbstractContextManager] = nullcontext
+    ) -> None:
+        """Copies the values of `inside()` out of a trained state. `whole` makes a parameter whole for the time.
+
+        Raises UserError where the state is of another backbone.
+        """
+        if strays := {name for name in state if name.startswith(f"{INSIDE}.")} - self.inside().keys():
+            raise UserError(f"the trained state has '{min(strays)}', which this backbone does not train: train again")
+        for name, parameter in self.inside().items():
+            with whole(parameter):
+                if name not in state or state[name].shape != parameter.shape:
+                    raise UserError(f"the trained state has no '{name}' of shape {list(parameter.shape)}: train again")
+                parameter.data.copy_(state[name])
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What a method's `scores` may ask about the texts of one batch; see `pipeline.methods.base.Reader`."""
+
+    model: LTuningModel
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_type_ids: Tensor | None
+
+    def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
+        types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
+        return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
+
+    def likelihood(self, labels: Tensor, /) -> Tensor:
+        assert self.model.wordings is not None, "the model was built without the labels' wordings"
+        return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.wordings[labels])

@@ -1,0 +1,221 @@
+"""The run loop of training: steps, figures, evaluations, checkpoints, early stopping, and how it all ends."""
+
+import logging
+import math
+import time
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import numpy as np
+from safetensors import SafetensorError
+from torch import Tensor
+from tqdm import tqdm
+
+from pipeline.adapter.directory import save_adapter
+from pipeline.adapter.label_states import LabelStates
+from pipeline.config import RunConfig
+from pipeline.core.errors import DivergedError, Preempted, UserError
+from pipeline.core.files import read_json, write_json
+from pipeline.data.splits import load_split
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.startup import on_main_process
+from pipeline.evaluation.metrics import split_metrics
+from pipeline.evaluation.scoring import score
+from pipeline.training.checkpoint_writer import CheckpointWriter
+from pipeline.training.metrics_log import MetricsLog
+from pipeline.training.peak_memory import peak_memory
+from pipeline.training.preemption import Preemption
+from pipeline.training.run_state import Best, LogPosition, RunState
+from pipeline.training.trainer import Trainer
+
+log = logging.getLogger(__name__)
+
+
+def write_untrained(config: RunConfig, labels: LabelStates, fingerprint: dict[str, str]) -> dict[str, Any]:
+    """What `TrainingRun.finish` writes, for a method that takes no steps. One rank calls it."""
+    counts = read_json(config.run_dir.manifest_file)["splits"]["train"]["per_label"]
+    state = config.method.untrained_state([counts[name] for name in labels.names])
+    summary = {"fingerprint": fingerprint, "steps": 0, "best_step": 0, "validation": {}}
+    save_adapter(config.run_dir.adapter, state, config, labels)
+    save_adapter(config.run_dir.adapter_final, state, config, labels, summary=summary)
+    return summary
+
+
+class TrainingRun:
+    """The loop around a trainer: figures, evaluations, checkpoints, early stopping. The same on every rank."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        config: RunConfig,
+        labels: LabelStates,
+        fingerprint: dict[str, str],
+        state: RunState | None = None,
+    ) -> None:
+        self.trainer, self.config, self.labels, self.fingerprint = trainer, config, labels, fingerprint
+        self.accelerator = trainer.accelerator
+        self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+        self.step = state.step if state else 0
+        self.step_saved = self.step_logged = self.step
+        self.best = state.best if state else Best()
+        self.evaluation_due = state is not None and state.evaluation_due
+        position = state.metrics_log if state else LogPosition()
+        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, position)
+        stop, keep = config.train.on_write_error == "stop", config.train.keep_checkpoints
+        self.writer = CheckpointWriter(config.run_dir.checkpoints, keep, stop_on_error=stop)
+        self.clock = time.perf_counter()
+        # None: off without a terminal, where metrics.jsonl tells the same.
+        hidden = None if self.accelerator.is_main_process else True
+        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
+
+    def to_end(self, preemption: Preemption) -> None:
+        """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
+        settings = self.config.train
+        if self.evaluation_due:
+            self._evaluate(preemption)
+        while not self._is_over():
+            self._heed(preemption)
+            loss = self.trainer.step(self.step)
+            self.step += 1
+            if not math.isfinite(loss):
+                raise DivergedError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
+            self.bar.update()
+            evaluate = self.validation is not None and self._is_due(settings.eval_every)
+            # Before an evaluation too, so that its place in time is known.
+            if self._is_due(settings.log_every) or evaluate:
+                self._log_step(loss)
+            if evaluate:
+                self._evaluate(preemption)
+            if self._is_due(settings.save_every):
+                self._save()
+        self.bar.close()
+
+    def finish(self) -> dict[str, Any]:
+        """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
+        state = self.trainer.trained_state()
+        summary = {
+            "fingerprint": self.fingerprint,
+            "steps": self.step,
+            "best_step": self.best.step or self.step,
+            "validation": self.best.figures,
+        }
+
+        def write() -> None:
+            self.writer.wait()
+            final = self.config.run_dir.adapter_final
+            self._write_adapter(self.best.parameters or state)
+            write_json(self.config.run_dir.cost_file, {**peak_memory(), "ranks": self.accelerator.num_processes})
+            save_adapter(final, state, self.config, self.labels, summary=summary)
+
+        on_main_process(self.accelerator, write)
+        self.metrics_log.close()
+        return summary
+
+    def _is_over(self) -> bool:
+        patience, since = self.config.train.early_stopping_patience, self.best.evaluations_since
+        if patience is not None and since >= patience:
+            log.info("train: %d evaluations without a better %s, stopped", since, self.config.train.best_metric)
+            return True
+        return self.step >= self.trainer.total_steps
+
+    def _heed(self, preemption: Preemption) -> None:
+        """Every rank must call this at the same point of the loop."""
+        if signal := preemption.requested(self.accelerator):
+            self._stop(signal)
+
+    def _stop(self, signal: str) -> NoReturn:
+        if self.step > self.step_saved:
+            self._save()
+        on_main_process(self.accelerator, self.writer.wait)
+        self.bar.close()
+        self.metrics_log.close()
+        on_main_process(self.accelerator, lambda: self._leave_sign(signal))
+        raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
+
+    def _leave_sign(self, signal: str) -> None:
+        """For launchers that lose exit status 85."""
+        try:
+            write_json(self.config.run_dir.preempted, {"step": self.step, "signal": signal})
+        except UserError as error:
+            log.warning("train: %s", error)
+
+    def _save(self) -> None:
+        """Lets a checkpoint be written. Raises UserError on every rank where the one before could not, by option."""
+        state = RunState(
+            step=self.step,
+            optimizer=self.trainer.optimizer_state(),
+            best=replace(self.best),
+            global_batch=self.trainer.global_batch,
+            metrics_log=self.metrics_log.position(),
+            evaluation_due=self.evaluation_due,
+            fingerprint=self.fingerprint,
+        )
+        on_main_process(self.accelerator, lambda: self.writer.submit(state, self.metrics_log.sync))
+        self.step_saved = self.step
+
+    def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
+        metrics = {"validation": self.best.figures} if self.best.figures else None
+        save_adapter(self.config.run_dir.adapter, parameters, self.config, self.labels, metrics)
+
+    def _is_due(self, every: int) -> bool:
+        return self.step % every == 0 or self.step == self.trainer.total_steps
+
+    def _log_step(self, loss: float) -> None:
+        seconds = time.perf_counter() - self.clock
+        speed = (self.step - self.step_logged) * self.trainer.global_batch / seconds
+        figures = {
+            "loss": loss,
+            "learning_rate": self.trainer.learning_rate,
+            "gradient_norm": self.trainer.gradient_norm(),
+            "examples_per_second": speed,
+            "seconds": seconds,
+        }
+        self.metrics_log.write(self.step, figures)
+        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.step_logged, self.clock = self.step, time.perf_counter()
+
+    def _evaluate(self, preemption: Preemption) -> None:
+        """Figures of the validation split; the adapter is saved at once if it is the best so far.
+
+        A signal interrupts it between two batches; the resumed run begins it anew.
+        """
+        started, validation = time.perf_counter(), self.validation
+        assert validation is not None
+        self.evaluation_due = True
+        scores = score(
+            self.trainer.engine,
+            validation.rows,
+            len(self.labels.names),
+            self.config.evaluate.batch_size,
+            ranks=Ranks.joined(),
+            pad_token_id=self.trainer.pad_token_id,
+            device=self.accelerator.device,
+            readings=self.config.method.joint_readings(len(self.labels.names)),
+            before_batch=lambda: self._heed(preemption),
+        )
+        self.evaluation_due = False
+        majority = int(np.bincount(self.trainer.train.labels).argmax())
+        figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")
+        shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
+        self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
+        accuracy, log_loss = shown["accuracy"], shown["log_loss"]
+        log.info("train: step %d, validation accuracy %.4f, log-loss %.4f", self.step, accuracy, log_loss)
+        if len(np.unique(scores.argmax(axis=1))) == 1:
+            log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
+        self._keep_if_best(figures)
+        self.clock += time.perf_counter() - started
+
+    def _keep_if_best(self, figures: dict[str, Any]) -> None:
+        metric = self.config.train.best_metric
+        if not self.best.better(metric, figures):
+            self.best.evaluations_since += 1
+            return
+        self.best.replace(metric, self.step, figures, self.trainer.trained_state())
+
+        def write() -> None:
+            try:
+                self._write_adapter(self.best.parameters)
+            except (OSError, SafetensorError, UserError) as error:
+                log.warning("BEST ADAPTER NOT WRITTEN: %s. Training goes on and writes it at the end", error)
+
+        on_main_process(self.accelerator, write)

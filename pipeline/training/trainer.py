@@ -1,0 +1,125 @@
+"""The training loop's parts: the engine around the model, one step, and the trained state."""
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.config import RunConfig
+from pipeline.data.batches import (
+    Ints,
+    collate,
+    epoch_batches,
+    pair_candidates,
+    rank_slice,
+    sampled_candidates,
+)
+from pipeline.data.splits import Split
+from pipeline.engine.models import exact_buffers, load_trained
+from pipeline.methods.limits import candidate_count
+from pipeline.methods.model import LTuningModel
+from pipeline.training.optimizer import build_optimizer, learning_rate
+from pipeline.training.optimizer_state import OptimizerState, gather_parameters, gather_state, restore_state
+
+
+class Trainer:
+    """A model, its engine and its optimizer. A step is a function of the state, the seed and the step's number."""
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        config: RunConfig,
+        model: LTuningModel,
+        train: Split,
+        pad_token_id: int,
+        state: OptimizerState | None = None,
+    ) -> None:
+        """`state` is what an earlier run left, on any number of ranks."""
+        self.accelerator, self.config, self.train, self.pad_token_id = accelerator, config, train, pad_token_id
+        self.label_count = len(model.label_states)
+        settings = config.train
+        self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
+        self.steps_per_epoch = -(-len(train) // self.global_batch)
+        self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        self._epoch, self._batches = -1, list[Ints]()
+        if state is not None:
+            # Before the engine is built: it makes its copies in the compute dtype from these.
+            load_trained(model, state.parameters)
+        optimizer = build_optimizer(model.trainable().values(), settings)
+        _check_optimizer(optimizer, model)
+        with exact_buffers(model):
+            self.engine, self.optimizer = accelerator.prepare(model, optimizer)
+        self.model = model
+        if state is not None:
+            restore_state(self.engine, model.trainable(), state)
+
+    def step(self, step: int) -> float:
+        """Optimizer step number `step`, from 0; its loss, averaged over the global batch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            batches = epoch_batches(self.train.lengths, self.global_batch, self.config.run.seed, epoch)
+            self._epoch, self._batches = epoch, batches
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(step, self.total_steps, self.config.train)
+        self.engine.train()
+        rows = self._batches[position]
+        candidates, targets = self._candidates(rows, epoch)
+        settings, rank, world = self.config.train, self.accelerator.process_index, self.accelerator.num_processes
+        losses = []
+        for part in rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation):
+            self._seed_dropout(step, int(part[0]))
+            with self.accelerator.accumulate(self.engine):
+                loss = self._loss(rows[part], candidates[part], targets[part])
+                self.accelerator.backward(loss)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            losses.append(loss.detach())
+        return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+
+    def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
+        """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""
+        labels, seed = self.train.labels[rows], self.config.run.seed
+        if self.config.train.objective == "pairs":
+            return pair_candidates(rows, labels, seed, epoch, self.label_count)
+        count = candidate_count(self.config, self.label_count)
+        return sampled_candidates(rows, labels, seed, epoch, self.label_count, count)
+
+    def _seed_dropout(self, step: int, position: int) -> None:
+        """Dropout is drawn anew from (seed, step, position in the global batch): a resumed run draws the same."""
+        key = np.random.SeedSequence([self.config.run.seed, step, position])
+        torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
+
+    def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
+        """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels."""
+        device = self.accelerator.device
+        inputs = {name: value.to(device) for name, value in collate(self.train.take(rows), self.pad_token_id).items()}
+        scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
+        target = torch.as_tensor(targets, device=device)
+        if self.config.train.objective == "pairs":
+            return functional.binary_cross_entropy_with_logits(scores[:, 0], target)
+        return functional.cross_entropy(scores, target)
+
+    @property
+    def learning_rate(self) -> float:
+        """Of the last step."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    def gradient_norm(self) -> float:
+        """Of the last step, before clipping."""
+        return float(self.engine.get_global_grad_norm() or 0.0)
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """The L-Tuning parameters in fp32 on the CPU, whole. Every rank must call this."""
+        return gather_parameters(self.model.trainable())
+
+    def optimizer_state(self) -> OptimizerState:
+        """Parameters and Adam's state after at least one step. Every rank must call this."""
+        return gather_state(self.engine, self.model.trainable())
+
+
+def _check_optimizer(optimizer: torch.optim.Optimizer, model: LTuningModel) -> None:
+    """The optimizer holds exactly the method's parameters, and nothing else takes a gradient."""
+    method = {id(parameter) for parameter in model.trainable().values()}
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert held == method and all(id(p) in method for p in model.parameters() if p.requires_grad)

@@ -1,0 +1,359 @@
+"""The adapter directory: round trip, model card, and every kind of damage."""
+
+import json
+import os
+import re
+import shutil
+import stat
+import sys
+from pathlib import Path
+from subprocess import Popen
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
+from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.config import RunConfig, parse_config
+from pipeline.core.checksums import SUMS, read_whole
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_dir
+from pipeline.core.yaml import load_yaml
+from pipeline.evaluation.calibration import Calibration, keep_calibration
+from pipeline.evaluation.metrics import split_metrics
+from pipeline.methods import METHOD_NAMES
+
+FACTS = BackboneFacts("llama", 16, 2, 4, 2, 4, 128, True)
+LABELS = LabelStates(
+    names=["sport", "a|b <x>"],
+    hypotheses=["This text is about sport.", "This text is about `a|b`."],
+    states=torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)),
+    mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
+    fingerprint={"backbone": "x", "model.safetensors": "10 bytes, abc", "tokenizer": "tokens"},
+)
+
+
+def some_config(**backbone: str) -> RunConfig:
+    return parse_config(
+        {
+            "run": {"dir": "runs/x"},
+            "backbone": {"name_or_path": "somebody/some-model", "dtype": "float32"} | backbone,
+            "data": {"train": "train.tsv", "text": "sentence", "max_length": 64},
+            "method": {"name": "lt_prefix"},
+        }
+    )
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    method = some_config().method.build(FACTS, 5, 3)
+    save_adapter(tmp_path / "adapter", method.state_dict(), some_config(), LABELS)
+    return tmp_path / "adapter"
+
+
+def test_round_trip(folder: Path) -> None:
+    assert {file.name for file in folder.iterdir()} == {
+        "SHA256SUMS",
+        "adapter.safetensors",
+        "adapter_config.json",
+        "label_states.safetensors",
+        "labels.json",
+        "README.md",
+    }
+    torch.manual_seed(0)
+    original = some_config().method.build(FACTS, 5, 3)
+    adapter = load_adapter(folder)
+    loaded = adapter.build_method(FACTS)
+    for name, tensor in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
+    assert adapter.labels.names == LABELS.names and torch.equal(adapter.labels.states, LABELS.states)
+    assert adapter.config.data.text == "sentence" and adapter.config.data.max_length == 64
+
+
+def test_saving_again_replaces_and_the_fingerprint_follows_the_content_not_the_card(folder: Path) -> None:
+    before = adapter_fingerprint(folder)
+    adapter = load_adapter(folder)
+    write_card(folder, adapter, {})
+    assert adapter_fingerprint(folder) == before
+    save_adapter(folder, adapter.method_state, some_config(), LABELS)
+    assert adapter_fingerprint(folder) == before
+    changed = {name: tensor + 1 for name, tensor in adapter.method_state.items()}
+    save_adapter(folder, changed, some_config(), LABELS)
+    assert adapter_fingerprint(folder) != before
+    assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
+
+
+def test_model_card_tells_results_beside_the_baseline_and_escapes_labels(folder: Path) -> None:
+    scores = torch.eye(2)[[0, 1, 1]].numpy()
+    figures = split_metrics(scores, torch.tensor([0, 1, 0]).numpy(), LABELS.names, majority=0)
+    write_card(folder, load_adapter(folder), {"test": figures})
+    card = (folder / "README.md").read_text()
+    head = load_yaml(card.split("---\n")[1])
+    assert head["base_model"] == "somebody/some-model"
+    assert "| test | 3 | 0.6667 |" in card and "| test, majority baseline (sport) | 3 | 0.6667 |" in card
+    assert r"| a\|b &lt;x> | This text is about \`a\|b\`. |" in card
+    # P = 5, L = 2, G * D = 8, H = 16: H + P^2 * 2 * L * G * D for the prefix, 2H + H^2 + 1 for the head.
+    assert f"{16 + 25 * 2 * 2 * 8 + 32 + 256 + 1:,} parameters" in card
+
+
+def test_a_backbone_of_other_sizes_is_refused_by_name(folder: Path) -> None:
+    adapter = load_adapter(folder)
+    first = "first 'producer.expand.weight': floats [160, 5], expected floats [240, 5]"
+    with pytest.raises(UserError, match=re.escape(f"do not fit lt_prefix on 'somebody/some-model', {first}")):
+        adapter.build_method(BackboneFacts("llama", 16, 3, 4, 2, 4, 128, True))
+    with pytest.raises(UserError, match="label states are 16 wide, 'somebody/some-model' 32"):
+        adapter.build_method(BackboneFacts("llama", 32, 2, 4, 2, 8, 128, True))
+
+
+@pytest.mark.parametrize("name", ["adapter.safetensors", "label_states.safetensors"])
+def test_a_truncated_or_missing_file_is_named(folder: Path, name: str) -> None:
+    content = (folder / name).read_bytes()
+    (folder / name).write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=name):
+        load_adapter(folder)
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        load_adapter(folder)
+
+
+def test_a_wrong_or_newer_config_is_refused(folder: Path) -> None:
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"version": 3, "something": "new"}))
+    with pytest.raises(UserError, match="format version 3, this program reads up to 2"):
+        load_adapter(folder)
+    for wrong in ({"version": 0}, {"version": None}, {"version": 2.5}, {"version": [1]}, {"version": "one"}):
+        file.write_text(json.dumps(values | wrong))
+        with pytest.raises(UserError, match="is damaged: version"):
+            load_adapter(folder)
+    file.write_text(json.dumps({key: value for key, value in values.items() if key != "version"}))
+    with pytest.raises(UserError, match="is damaged: version: Field required"):
+        load_adapter(folder)
+    for nothing in ("[]", "null", "3"):
+        file.write_text(nothing)
+        with pytest.raises(UserError, match="is damaged"):
+            load_adapter(folder)
+    file.write_text('{"a":' * 100_000)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_adapter(folder)
+    file.write_text(json.dumps(values | {"method": {"name": "unheard_of"}}))
+    with pytest.raises(UserError, match="is damaged: method"):
+        load_adapter(folder)
+    file.write_text("{")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_adapter(folder)
+    file.unlink()
+    with pytest.raises(UserError, match="is not an adapter directory"):
+        load_adapter(folder)
+
+
+def test_another_backbone_is_refused_by_part(folder: Path) -> None:
+    adapter = load_adapter(folder)
+    adapter.check_backbone({"model.safetensors": "10 bytes, abc"}, "tokens")
+    with pytest.raises(
+        UserError, match=r"another backbone than 'somebody/some-model' is now: model.safetensors was '10 b"
+    ):
+        adapter.check_backbone({"model.safetensors": "11 bytes, abd"}, "tokens")
+    with pytest.raises(UserError, match="tokenizer was 'tokens', now 'others'"):
+        adapter.check_backbone({"model.safetensors": "10 bytes, abc"}, "others")
+    with pytest.raises(UserError, match=r"model-00001-of-00002\.safetensors was absent"):
+        adapter.check_backbone({"model-00001-of-00002.safetensors": "5 bytes, a"}, "tokens")
+
+
+def test_the_adapter_of_a_run_directory_is_found(folder: Path) -> None:
+    assert adapter_folder(folder.parent) == adapter_folder(folder) == folder
+
+
+def test_every_file_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save_adapter(tmp_path / "adapter", {"weight": torch.zeros(2)}, some_config(), LABELS)
+    finally:
+        os.umask(before)
+    modes = {file.name: stat.filemode(file.stat().st_mode) for file in (tmp_path / "adapter").iterdir()}
+    assert set(modes.values()) == {"-rw-r-----"}, modes
+
+
+NOT_FINITE = {name: torch.tensor([1.0, value]) for name, value in (("nan", torch.nan), ("inf", torch.inf))}
+
+
+@pytest.mark.parametrize(
+    ("name", "tensor"),
+    [
+        *[("head.logits.weight", value) for value in NOT_FINITE.values()],
+        ("head.logits.weight", torch.ones(2, 16, dtype=torch.int64)),
+        ("head.logits.weight", torch.ones(2, 16, dtype=torch.bool)),
+        ("head.logits.weight", torch.ones(2, 16).to(torch.float8_e4m3fn)),
+        ("head.logits.weight", torch.ones(2, 17)),
+        ("head.logits.weight", torch.tensor(1.0)),
+        ("head.logits.weight", None),
+        ("something.else", torch.ones(1)),
+    ],
+    ids=repr,
+)
+def test_tensors_that_no_training_leaves_are_refused(folder: Path, name: str, tensor: torch.Tensor | None) -> None:
+    state = load_file(folder / "adapter.safetensors")
+    state.pop(name, None)
+    save_file(state | ({} if tensor is None else {name: tensor}), folder / "adapter.safetensors")
+    (folder / SUMS).unlink()
+    with pytest.raises(UserError, match=rf"^[^\n]*adapter\.safetensors[^\n]*{name}[^\n]*$"):
+        load_adapter(folder).build_method(FACTS)
+
+
+@pytest.mark.parametrize("size", [10**9, 10**30])
+def test_a_config_that_asks_for_more_than_there_is_takes_no_memory(folder: Path, size: int) -> None:
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    (folder / SUMS).unlink()
+    for method in ({"name": "lt_prefix", "pooling": "tokens", "rank": size}, {"name": "prefix", "tokens": size}):
+        file.write_text(json.dumps(values | {"method": method}))
+        with pytest.raises(UserError, match=r"do not fit|impossible sizes"):
+            load_adapter(folder).build_method(FACTS)
+
+
+@pytest.mark.parametrize("value", [-5, 0, 1, 10**9, 10**30, 1.5, None])
+def test_a_length_that_no_text_can_be_cut_to_is_refused(folder: Path, value: Any) -> None:
+    file = folder / "adapter_config.json"
+    values = json.loads(file.read_text())
+    file.write_text(json.dumps(values | {"data": values["data"] | {"max_length": value}}))
+    with pytest.raises(UserError, match=r"adapter_config\.json' is damaged: data\.max_length"):
+        load_adapter(folder)
+
+
+def test_a_checksum_of_a_file_elsewhere_is_damage_and_the_file_is_not_read(folder: Path) -> None:
+    for name in ("/dev/zero", "../adapter/labels.json"):
+        (folder / SUMS).write_text(f"{'0' * 64}  {name}\n# 1 files\n")
+        with pytest.raises(UserError, match="is not what was written"):
+            load_adapter(folder)
+
+
+def with_method(folder: Path, method: dict[str, Any], version: int) -> Path:
+    """The adapter with another config, which its checksums do not know."""
+    file = folder / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"version": version, "method": method}))
+    (folder / SUMS).unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_version_1_with_todays_keys_is_version_2(folder: Path, name: str) -> None:
+    method = some_config().model_copy(update={"method": parse_method(name)}).method.model_dump(mode="json")
+    configs = [load_adapter(with_method(folder, method, version)).config for version in (1, 2)]
+    assert configs[0] == configs[1] and configs[0].version == 2 and configs[0].method.name == name
+
+
+def parse_method(name: str) -> Any:
+    values = {"run": {"dir": "x"}, "backbone": {"name_or_path": "x"}, "data": {"train": "x"}, "method": {"name": name}}
+    return parse_config(values).method
+
+
+EARLY = {"head": "label_aware", "bias": False, "dropout": 0.0}
+"""Keys that label tuning had before there was a shortlist."""
+SCORES = EARLY | {"name": "lt_prefix", "pooling": "scores", "rank": None, "init_std": 0.02}
+
+
+def test_version_1_without_a_shortlist_is_read_with_every_label_where_that_is_certain(folder: Path) -> None:
+    for method in (
+        EARLY | {"name": "lt_prompt", "init_std": None},
+        SCORES | {"pooling": "tokens"},
+    ):
+        config = load_adapter(with_method(folder, method, 1)).config
+        assert config.method.model_dump()["shortlist"] is None and config.method.joint_readings(77) is None
+    config = load_adapter(with_method(folder, SCORES | {"shortlist": 4}, 1)).config
+    assert config.method.joint_readings(77) == 4, "the bias, which was off, is left out"
+
+
+@pytest.mark.parametrize(
+    "method",
+    [SCORES, SCORES | {"pooling": "softmax"}, SCORES | {"shortlist": 4, "bias": True}],
+    ids=["scores", "softmax", "bias"],
+)
+def test_version_1_of_two_meanings_is_refused(folder: Path, method: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"adapter_config\.json' has an early form of format version 1.*: train again"):
+        load_adapter(with_method(folder, method, 1))
+    with pytest.raises(UserError, match="is damaged"):
+        load_adapter(with_method(folder, method | {"bias": True}, 2))
+
+
+WRITER = """
+import os, sys
+from pathlib import Path
+from pipeline.adapter import load_adapter, write_card
+from tests.test_adapter import numbered_adapter
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+os.fsync = lambda descriptor: None  # so that it is faster than the reader
+for number in range(1, count + 1):
+    numbered_adapter(folder, number)
+    write_card(folder, load_adapter(folder), {})  # as evaluate does it
+(folder.parent / "ended").touch()
+"""
+
+
+def numbered_adapter(folder: Path, number: int) -> None:
+    """Puts a calibrated adapter into the folder's place, all of whose files depend on a number."""
+    labels = LabelStates(
+        names=[f"first {number}", "second"],
+        hypotheses=LABELS.hypotheses,
+        states=torch.full_like(LABELS.states, number),
+        mask=LABELS.mask,
+        fingerprint=LABELS.fingerprint | {"number": str(number)},
+    )
+    config = some_config()
+    config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": number + 2})})
+    state, made = {"weight": torch.full((1000,), float(number))}, folder.with_name("made")
+    save_adapter(made, state, config, labels, summary={"number": number})
+    keep_calibration(made, Calibration(temperature=1 + number / 1000, texts=5))
+    with atomic_dir(folder, sums=True) as temporary:
+        shutil.copytree(made, temporary, dirs_exist_ok=True)
+
+
+def test_a_load_sees_one_whole_adapter_while_others_take_its_place(tmp_path: Path) -> None:
+    folder, count = tmp_path / "adapter", 120
+    numbered_adapter(folder, 0)
+    (tmp_path / "config.yaml").touch()
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2])])}
+    seen, prints = [], set()
+    with Popen([sys.executable, "-c", WRITER, str(folder), str(count)], env=environment) as writer:
+        try:
+            while not (tmp_path / "ended").exists() and writer.poll() is None:
+                adapter = load_adapter(adapter_folder((folder, tmp_path)[len(seen) % 2]), calibrated=True)
+                number = int(adapter.labels.fingerprint["number"])
+                assert adapter.labels.names[0] == f"first {number}"
+                assert adapter.config.data.max_length == number + 2 and adapter.temperature == 1 + number / 1000
+                assert bool((adapter.labels.states == number).all())
+                assert bool((adapter.method_state["weight"] == number).all())
+                seen.append(number)
+                prints.add(adapter_fingerprint(folder))
+        finally:
+            assert writer.wait() == 0
+    assert seen == sorted(seen) and len(set(seen)) > count // 20
+    assert len(prints) <= count + 1, "only whole adapters have a fingerprint"
+
+
+def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
+    with pytest.raises(UserError, match="is not calibrated"):
+        load_adapter(folder, calibrated=True)
+    keep_calibration(folder, Calibration(temperature=1.5, texts=5))
+    assert load_adapter(folder).temperature == 1.0 and load_adapter(folder, calibrated=True).temperature == 1.5
+    for temperature in ("1e-320", "NaN", "Infinity", "-1", "0", "1e9", '"1"', "null"):
+        (folder / "calibration.json").write_text(f'{{"temperature": {temperature}, "texts": 5}}')
+        if temperature != '"1"':
+            with pytest.raises(UserError, match=r"calibration\.json' is damaged"):
+                load_adapter(folder, calibrated=True)
+        load_adapter(folder)
+
+
+def test_a_folder_that_never_rests_is_an_error(folder: Path, tmp_path: Path) -> None:
+    other = shutil.copytree(folder, tmp_path / "other")
+
+    def exchange(path: Path) -> None:
+        path.rename(tmp_path / "aside")
+        other.rename(path)
+        (tmp_path / "aside").rename(other)
+
+    with pytest.raises(UserError, match="was replaced 200 times while it was read"):
+        read_whole(folder, exchange)

@@ -1,0 +1,66 @@
+"""A run directory has one owner, who loses it with its life."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.core import run_lock
+from pipeline.core.errors import UserError
+from pipeline.core.run_lock import RunLock
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
+
+
+def owner_of(folder: Path, *, with_child: bool = False) -> int:
+    """A process that holds the lock until it is killed; `with_child` it leaves a child behind."""
+    ready, told = os.pipe()
+    owner = os.fork()
+    if owner == 0:
+        lock = RunLock(folder)
+        lock.acquire()
+        child = os.fork() if with_child else 0
+        if with_child and child == 0:
+            time.sleep(20)
+            os._exit(0)
+        os.write(told, str(child).zfill(10).encode())
+        time.sleep(20)
+        os._exit(0)
+    os.read(ready, 10)
+    return owner
+
+
+@pytest.mark.parametrize("with_child", [False, True])
+def test_the_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, with_child: bool) -> None:
+    owner = owner_of(tmp_path / "run", with_child=with_child)
+    with pytest.raises(UserError, match=rf"is in use by process {owner} on .*: wait for it to end, or choose another"):
+        RunLock(tmp_path / "run").acquire()
+    os.kill(owner, signal.SIGKILL)
+    os.waitpid(owner, 0)
+    lock = RunLock(tmp_path / "run")
+    lock.acquire()
+    assert (tmp_path / "run" / ".lock").read_text().startswith(f"process {os.getpid()} on ")
+    lock.release()
+
+
+def test_a_released_lock_is_free_for_others(tmp_path: Path) -> None:
+    lock = RunLock(tmp_path)
+    lock.acquire()
+    lock.release()
+    os.kill(owner_of(tmp_path), signal.SIGKILL)
+
+
+def test_a_file_system_without_locks_is_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*arguments: object) -> None:
+        raise OSError(38, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.lockf", unknown)
+    RunLock(tmp_path).acquire()
+    assert "cannot be locked" in caplog.text and "let only one command at a time write it" in caplog.text

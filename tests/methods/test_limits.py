@@ -1,0 +1,149 @@
+"""What a backbone allows: the rule for sliding windows, held against the models themselves."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection
+from pipeline.config import RunConfig, parse_config
+from pipeline.methods.limits import window_warning
+from pipeline.stages.dry_run import plan
+from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.train import train
+from tests.support.tiny import save_tiny, tiny_model
+from tests.support.tiny_run import tiny_config
+
+P, T = 3, 12
+SLIDING: dict[str, dict[str, Any]] = {
+    "mistral": {},
+    "gemma2": {"layer_types": ["sliding_attention"] * 2},
+    "gemma3": {"layer_types": ["sliding_attention"] * 2},
+    "qwen2": {"use_sliding_window": True, "max_window_layers": 0},
+    "qwen3": {"use_sliding_window": True, "max_window_layers": 0},
+}
+
+
+def backbone_of(family: str, window: int, layers: int = 2, **keys: Any) -> FrozenBackbone:
+    if "layer_types" in keys:
+        keys["layer_types"] = keys["layer_types"][:layers]
+    network = tiny_model(family, sliding_window=window, num_hidden_layers=layers, **keys).double()
+    return FrozenBackbone(network, facts_of(network.config))
+
+
+def states_that_depend_on(backbone: FrozenBackbone, slot: int, kind: str) -> list[bool]:
+    """By text token: does its last state change with what is injected at `slot`?"""
+    facts = backbone.facts
+    torch.manual_seed(0)
+    ids = torch.randint(4, 300, (1, T))
+    shape = (facts.layers, 2, 1, facts.kv_heads, P, facts.head_dim) if kind == "prefix" else (1, P, facts.hidden_size)
+    first = torch.randn(shape, dtype=torch.float64)
+    second = first.clone()
+    place: Any = (..., slot, slice(None))
+    second[place] = torch.randn_like(second[place])
+
+    def read(values: Tensor) -> Tensor:
+        injection = Injection(mask=torch.ones(1, P, dtype=torch.bool), **{kind: values})
+        return backbone(ids, torch.ones_like(ids), injection)
+
+    with torch.no_grad():
+        return (read(first) != read(second))[0].any(-1).tolist()
+
+
+@pytest.mark.parametrize("kind", ["prefix", "prompt"])
+@pytest.mark.parametrize("family", SLIDING)
+@pytest.mark.parametrize("window", [2, 4, 6])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_the_rule_is_what_the_models_do(family: str, window: int, layers: int, kind: str) -> None:
+    """A state depends on what lies up to L * (W - 1) positions before it, the injected positions counted.
+
+    Of a prefix, on those slots alone that the first token of the text can see: slots do not read one another.
+    """
+    backbone = backbone_of(family, window, layers, **SLIDING[family])
+    assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (window, layers)
+    for slot in range(P):
+        seen = kind == "prompt" or P - slot <= window - 1
+        reached = [seen and P + token - slot <= layers * (window - 1) for token in range(T)]
+        assert states_that_depend_on(backbone, slot, kind) == reached
+
+
+@pytest.mark.parametrize("window", range(2, T + P + 3))
+def test_it_is_said_exactly_where_the_last_token_misses_some_or_all(window: int) -> None:
+    backbone = backbone_of("mistral", window, 1)
+    depends = [states_that_depend_on(backbone, slot, "prefix")[-1] for slot in range(P)]
+    config = tiny_config_with(max_length=T)
+    said = window_warning(config, backbone.facts, P)
+    assert (said is None) == all(depends)
+    assert ("as if nothing were injected" in (said or "")) == (not any(depends))
+
+
+def test_with_one_layer_that_sees_all_something_is_left() -> None:
+    backbone = backbone_of("gemma2", 2, layer_types=["sliding_attention", "full_attention"])
+    assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (2, 1)
+    assert all(states_that_depend_on(backbone, 0, "prefix"))
+    said = window_warning(tiny_config_with(max_length=T), backbone.facts, P)
+    assert said is not None and "in 1 of 2 layers" in said and "as if nothing" not in said
+
+
+@pytest.mark.parametrize(
+    ("family", "keys"),
+    [
+        ("mistral", {"sliding_window": None}),
+        ("qwen2", {"use_sliding_window": False, "sliding_window": 3}),
+        ("gemma3", {"layer_types": ["full_attention"] * 2, "sliding_window": 3}),
+        ("llama", {"sliding_window": 3}),  # Llama does not know the key
+    ],
+)
+def test_no_window_no_words(family: str, keys: dict[str, Any]) -> None:
+    facts = facts_of(tiny_model(family, **keys).config)
+    assert facts.sliding_window is None and window_warning(tiny_config_with(max_length=99), facts, P) is None
+
+
+def test_what_is_said_tells_what_to_do() -> None:
+    facts = replace(facts_of(tiny_model("mistral").config), sliding_window=64, sliding_layers=2)
+    assert window_warning(tiny_config_with(max_length=62), facts, 2) is None
+    assert window_warning(tiny_config_with(max_length=99), facts, 0) is None, "nothing is injected"
+    said = window_warning(tiny_config_with(max_length=63), facts, 2)
+    assert said == (
+        "a sliding window of 64 positions in all layers is shorter than 2 injected tokens and data.max_length=63: "
+        "texts of more than 62 tokens are read with a part of them hidden; set data.max_length to 62 or less"
+    )
+    assert "take a backbone with a wider window" in str(window_warning(tiny_config_with(max_length=5), facts, 64))
+
+
+def tiny_config_with(**data: Any) -> RunConfig:
+    return parse_config(
+        {
+            "run": {"dir": "run"},
+            "backbone": {"name_or_path": "none"},
+            "data": {"train": "none.tsv"} | data,
+            "method": {"name": "prefix", "tokens": P},
+        }
+    )
+
+
+def test_dry_run_training_and_evaluation_say_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save_tiny(tmp_path / "backbone", "mistral", sliding_window=8)
+    training = {"max_steps": 1, "batch_size": 4}
+    config = tiny_config(
+        tmp_path, method={"name": "prefix", "tokens": 3}, train=training, logging={"trackers": ["jsonl"]}
+    )
+    said = "a sliding window of 8 positions in all layers is shorter than 3 injected tokens and data.max_length=64"
+    plan(config)
+    assert f"warning: {said}" in capsys.readouterr().out
+    preprocess(config)
+    encode_labels(config)
+    with caplog.at_level(logging.WARNING, "pipeline"):
+        train(config)
+        evaluate(config)
+    assert f"train: {said}" in caplog.text and f"evaluate: {said}" in caplog.text

@@ -1,0 +1,87 @@
+"""The model that joins backbone, method and label states."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.data.batches import collate
+from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.lt_prompt import LTPromptConfig
+from pipeline.methods.model import LTuningModel
+from tests.support.tiny import PAD_ID, tiny_model
+
+K, P, H = 4, 3, 16
+METHODS = {
+    "prefix": LTPrefixConfig(init_std=0.5),
+    "tokens": LTPrefixConfig(pooling="tokens", init_std=0.5),
+    "prompt": LTPromptConfig(),
+}
+ALL = torch.arange(K)
+
+
+def model_of(method: str, family: str = "llama_gqa") -> LTuningModel:
+    network = tiny_model(family).double()
+    facts = facts_of(network.config)
+    torch.manual_seed(3)
+    tuning = METHODS[method].build(facts, P, K).double()
+    for parameter in tuning.parameters():
+        parameter.data += 0.3 * torch.randn_like(parameter)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    states = torch.randn(K, P, H, dtype=torch.float64) * mask[..., None]
+    return LTuningModel(FrozenBackbone(network, facts), tuning, states, mask, "last" if facts.is_decoder else "mean")
+
+
+@pytest.fixture
+def texts() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    rows = [
+        {"input_ids": torch.randint(4, 300, (length,), generator=generator).tolist()} | {"token_type_ids": [0] * length}
+        for length in (5, 9, 2)
+    ]
+    return collate(rows, PAD_ID)
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "bert"])
+@pytest.mark.parametrize("method", METHODS)
+def test_candidates_together_equal_one_by_one(method: str, family: str, texts: dict[str, Tensor]) -> None:
+    model = model_of(method, family)
+    scores = model(**texts, candidates=ALL.expand(3, K))
+    assert scores.shape == (3, K) and scores.dtype == torch.float32
+    assert len(scores.unique()) == 3 * K, "every text and every label counts"
+    for row in range(3):
+        single = {name: value[row : row + 1] for name, value in texts.items()}
+        for label in range(K):
+            assert_same(model(**single, candidates=torch.tensor([[label]])), scores[row : row + 1, label : label + 1])
+    # In any order, with repetition, different for each text.
+    candidates = torch.tensor([[3, 0, 0], [1, 1, 1], [2, 3, 1]])
+    assert_same(model(**texts, candidates=candidates), scores.gather(1, candidates))
+
+
+def test_only_the_method_is_trained_and_kept(texts: dict[str, Tensor]) -> None:
+    model = model_of("prefix").train()
+    model(**texts, candidates=ALL.expand(3, K)).sum().backward()
+    trained = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert trained == {f"method.{name}" for name in model.trainable()}
+    assert not any(parameter.requires_grad for parameter in model.backbone.parameters())
+    assert not {"label_states", "label_mask"} & set(model.state_dict()), "they have a file of their own"
+
+
+def test_gradients_of_repeated_labels_add_up(texts: dict[str, Tensor]) -> None:
+    """A batch with one label twice has the gradient of its parts together."""
+
+    def gradient(candidates: Tensor, rows: slice) -> Tensor:
+        model = model_of("prefix")
+        model(**{name: value[rows] for name, value in texts.items()}, candidates=candidates[rows]).sum().backward()
+        parameter = model.trainable()["producer.expand.weight"]
+        assert parameter.grad is not None
+        return parameter.grad
+
+    candidates = torch.tensor([[1], [1], [0]])
+    parts = [gradient(candidates, slice(row, row + 1)) for row in range(3)]
+    torch.testing.assert_close(gradient(candidates, slice(0, 3)), sum(parts), rtol=1e-6, atol=1e-8)

@@ -1,0 +1,96 @@
+"""The dry run and the run agree on what can be trained."""
+
+import gc
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from pipeline.cli import main
+from pipeline.config import load_config
+from pipeline.core.errors import UserError
+from pipeline.methods import METHOD_NAMES
+from tests.support.tiny import save_tiny
+from tests.support.tiny_run import TEXTS, tiny_config
+
+IMPOSSIBLE = {("full", "int8"), ("full", "int8_weight_only")}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
+    folder = tmp_path_factory.mktemp("plan")
+    save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM)
+    yield folder
+    gc.unfreeze()
+
+
+def both(folder: Path, *overrides: str, **sections: dict[str, Any]) -> tuple[int, int]:
+    """Exit statuses of the dry run and of the run itself."""
+    config = tiny_config(
+        folder, train={"max_steps": 1, "batch_size": 4, "objective": "candidates"}, logging={"trackers": ["jsonl"]}
+    )
+    file = folder / "given.yaml"
+    file.write_text(json.dumps(config.model_dump(mode="json") | sections))
+    arguments = ["run", "--config", str(file), *overrides]
+    return main([*arguments, "--dry-run"]), main(arguments)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int8_weight_only"])
+@pytest.mark.parametrize("name", METHOD_NAMES)
+def test_methods_and_quantizations(
+    folder: Path, name: str, quantization: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    overrides = [f"run.dir={folder / f'{name}-{quantization}'}", f"backbone.quantization={quantization}"]
+    found = both(folder, *overrides, method={"name": name})
+    said = capsys.readouterr()
+    if (name, quantization) in IMPOSSIBLE:
+        assert found == (2, 2)
+        assert f"method {name} trains the backbone's own weights" in said.err
+        assert "set backbone.quantization=none" in said.err and "trainable parameters" not in said.out
+    else:
+        assert found == (0, 0), said.err
+        assert "trainable parameters: " in said.out
+
+
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ({"name": "lora", "targets": ["no_such_layer"]}, "method.targets"),
+        ({"name": "lora", "targets": []}, "method.targets"),
+        ({"name": "prefix", "tokens": 100}, "exceed the backbone's 128 positions"),
+    ],
+)
+def test_what_training_refuses_the_dry_run_refuses(
+    folder: Path, method: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert both(folder, f"run.dir={folder / 'refused'}", method=method) == (2, 2)
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(errors) == 2 and all(words in line for line in errors)
+
+
+def test_the_fault_is_named_with_the_config_file(tmp_path: Path) -> None:
+    file = tmp_path / "full.yaml"
+    file.write_text(tiny_config(tmp_path).to_yaml())
+    overrides = ["backbone.quantization=int8", 'method={"name": "full"}']
+    with pytest.raises(UserError, match=r"full\.yaml: method full trains .* or take method lora$"):
+        load_config(file, overrides)
+
+
+def test_labels_that_are_worded_do_not_count_the_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One wording of three labels: not K = 1."""
+    texts = {"texts": {"sport": "Sport."}}
+    file = folder / "worded.yaml"
+    counts = []
+    for labels in (texts, texts | {"names": sorted(TEXTS)}, {"texts": {name: f"{name}." for name in TEXTS}}):
+        file.write_text(tiny_config(folder, method={"name": "linear_probe"}, labels=labels).to_yaml())
+        assert main(["estimate", "--config", str(file)]) == 0
+        printed = capsys.readouterr().out
+        counts.append(int(printed.split("linear_probe: ")[1].split(" ")[0].replace(",", "")))
+        assumed = "labels.names is not set: " in printed
+        assert assumed == ("names" not in labels)
+    hidden = 16
+    assert counts == [2 * (hidden + 1), 3 * (hidden + 1), 3 * (hidden + 1)]
