@@ -11,6 +11,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
+from pipeline.adapter.directory import FORMAT_VERSION, AdapterConfig, TextSettings
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.core.ownership import run_of_config
@@ -64,6 +65,13 @@ class RunConfig(Settings):
     @property
     def run_dir(self) -> RunDir:
         return RunDir(self.run.dir)
+
+    def adapter_config(self) -> AdapterConfig:
+        """What a run with this config trains."""
+        data = TextSettings(**self.data.model_dump(include=set(TextSettings.model_fields)))
+        return AdapterConfig(
+            version=FORMAT_VERSION, backbone=self.backbone, method=self.method, labels=self.labels, data=data
+        )
 
     def trusted(self, trust_remote_code: bool) -> "RunConfig":
         """The same with this said of `backbone.trust_remote_code`."""

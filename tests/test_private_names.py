@@ -14,6 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 
 # module of ours -> private attribute -> what it is, to be looked up; None where only a living object has it
 PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
+    "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
+    "backbone.rope": {"_buffers": None},
     "engine.startup": {"_reset_state": "accelerate.state.AcceleratorState._reset_state"},
     "estimate.inventory": {
         "_cdata": "torch.UntypedStorage._cdata",

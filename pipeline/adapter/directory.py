@@ -26,7 +26,6 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.weights import FLOATS, shortened
-from pipeline.config import RunConfig
 from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, write_json, write_text
@@ -79,14 +78,6 @@ class AdapterConfig(Settings):
     labels: LabelsConfig
     """Template that words labels which were not in training."""
     data: TextSettings
-
-    @classmethod
-    def of_run(cls, config: RunConfig) -> "AdapterConfig":
-        """What a run with this config trains."""
-        data = TextSettings(**config.data.model_dump(include=set(TextSettings.model_fields)))
-        return cls(
-            version=FORMAT_VERSION, backbone=config.backbone, method=config.method, labels=config.labels, data=data
-        )
 
     def flat(self) -> dict[str, str]:
         """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
@@ -169,7 +160,7 @@ class Adapter:
 def save_adapter(
     path: Path,
     method_state: Mapping[str, Tensor],
-    config: RunConfig,
+    config: AdapterConfig,
     labels: LabelStates,
     metrics: Mapping[str, Mapping[str, Any]] | None = None,
     summary: Mapping[str, Any] | None = None,
@@ -178,14 +169,13 @@ def save_adapter(
 
     `summary`, of the run that ends with this adapter, is kept in it as summary.json.
     """
-    adapter_config = AdapterConfig.of_run(config)
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
     with atomic_dir(Path(path), sums=True) as folder:
         # Not save_file: its error on a full disk is no OSError, and its files are readable by their owner alone.
         (folder / TENSORS).write_bytes(save(state, metadata={"format": "pt"}))
-        write_json(folder / CONFIG, adapter_config.model_dump(mode="json"))
+        write_json(folder / CONFIG, config.model_dump(mode="json"))
         labels.save(folder)
-        write_card(folder, Adapter(adapter_config, state, labels), metrics or {})
+        write_card(folder, Adapter(config, state, labels), metrics or {})
         if summary is not None:
             write_json(folder / SUMMARY, summary)
 

@@ -74,7 +74,10 @@ def rows_per_text(config: RunConfig) -> int:
     if config.train.objective == "pairs":
         return 1
     labels = _label_count(config) or sys.maxsize
-    rows = min(candidate_count(config, labels), config.method.joint_readings(labels) or sys.maxsize)
+    rows = min(
+        candidate_count(config.method, labels, config.train.candidates),
+        config.method.joint_readings(labels) or sys.maxsize,
+    )
     if rows == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
     return rows

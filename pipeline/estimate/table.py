@@ -43,7 +43,7 @@ def report(config: RunConfig, case: Case, gpu: str) -> str:
     rows.append(["received per step, GB", *(f"{plan.communication_bytes / 1e9:.2f}" for plan in found)])
     rows.append(["communication, s per step", *(f"{plan.communication_seconds:.3f}" for plan in found)])
     rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
-    warning = window_warning(config, case.facts, workload.prompt_tokens)
+    warning = window_warning(case.facts, workload.prompt_tokens, config.data.max_length)
     notes = [f"warning: {warning}", ""] if warning else []
     if not _label_count(config):
         notes = [f"labels.names is not set: {_assumed_labels(config)} labels are assumed", "", *notes]

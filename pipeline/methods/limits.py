@@ -1,36 +1,41 @@
 """What a backbone and a set of labels allow, checked before anything is trained."""
 
+from typing import Literal
+
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.methods.base import MethodConfig
 
 MAX_CANDIDATES = 8
 """Of a text that is read once per label, unless train.candidates says otherwise."""
 
 
-def check_positions(config: RunConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
-    """Raises UserError where injection and text together do not fit the backbone. `prompt_tokens`: of the wordings."""
-    injected = config.method.injected_tokens(prompt_tokens)
-    if facts.max_positions is None or injected + config.data.max_length <= facts.max_positions:
+def check_positions(method: MethodConfig, facts: BackboneFacts, prompt_tokens: int, max_length: int) -> None:
+    """Raises UserError where injection and text together do not fit the backbone.
+
+    `prompt_tokens`: P, of the longest hypothesis; `max_length`: of the texts.
+    """
+    injected = method.injected_tokens(prompt_tokens)
+    if facts.max_positions is None or injected + max_length <= facts.max_positions:
         return
     room = facts.max_positions - injected
     kind, shorter = "label", "shorten labels.template or labels.texts"
-    if not config.method.open_labels:
+    if not method.open_labels:
         kind, shorter = "injected", "lower method.tokens"
     advice = f"set data.max_length to {room} or less" if room > 1 else shorter
     raise UserError(
-        f"{injected} {kind} tokens and data.max_length={config.data.max_length} exceed the backbone's "
+        f"{injected} {kind} tokens and data.max_length={max_length} exceed the backbone's "
         f"{facts.max_positions} positions: {advice}"
     )
 
 
-def window_warning(config: RunConfig, facts: BackboneFacts, injected: int) -> str | None:
+def window_warning(facts: BackboneFacts, injected: int, max_length: int) -> str | None:
     """What to say where a sliding window hides injected tokens from parts of long texts; None where it does not.
 
     A token sees the W positions that end with its own, the injected ones counted. So the last of T text tokens sees
     all P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
     """
-    window, length = facts.sliding_window, config.data.max_length
+    window, length = facts.sliding_window, max_length
     if window is None or not injected or injected + length <= window:
         return None
     layers = "all" if facts.sliding_layers == facts.layers else f"{facts.sliding_layers} of {facts.layers}"
@@ -45,9 +50,11 @@ def window_warning(config: RunConfig, facts: BackboneFacts, injected: int) -> st
     )
 
 
-def candidate_count(config: RunConfig, label_count: int) -> int:
-    """C of K = `label_count` labels: against how many a text is judged in a step with objective candidates."""
-    wanted = config.train.candidates
+def candidate_count(method: MethodConfig, label_count: int, wanted: int | Literal["all"] | None) -> int:
+    """C of K = `label_count` labels: against how many a text is judged in a step with objective candidates.
+
+    `wanted`: train.candidates.
+    """
     if wanted is None:
-        wanted = MAX_CANDIDATES if config.method.joint_readings(label_count) is None else "all"
+        wanted = MAX_CANDIDATES if method.joint_readings(label_count) is None else "all"
     return label_count if wanted == "all" else min(wanted, label_count)

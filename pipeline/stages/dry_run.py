@@ -30,7 +30,7 @@ def plan(config: RunConfig) -> None:
     # Words that are now known: how many labels a text is judged against depends on them.
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
     case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
-    check_positions(config, case.facts, prompt_tokens)
+    check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.adapter.directory import Adapter, AdapterConfig, load_adapter, write_card
+from pipeline.adapter.directory import Adapter, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
@@ -100,7 +100,7 @@ def _score_splits(
 def check_adapter(adapter: Adapter, config: RunConfig, names: list[str]) -> None:
     """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
     adapter.check_backbone(weights_fingerprint(config.backbone), tokenizer_fingerprint(load_tokenizer(config.backbone)))
-    changed = differences(adapter.config.flat(), AdapterConfig.of_run(config).flat())
+    changed = differences(adapter.config.flat(), config.adapter_config().flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
     changed = changed or training_changes(config, adapter.labels)
     if changed:
@@ -142,7 +142,9 @@ def _load_model(
     accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
     backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
-    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens))
+    hidden = window_warning(
+        backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens), config.data.max_length
+    )
     if hidden and accelerator.is_main_process:
         log.warning("evaluate: %s", hidden)
     method = adapter.build_method(backbone.facts)

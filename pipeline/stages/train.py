@@ -127,8 +127,8 @@ def build_trainer(
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     split = load_split(config.run_dir.data / "train")
     backbone = load_frozen(accelerator, config.backbone)
-    check_positions(config, backbone.facts, labels.prompt_tokens)
-    hidden = window_warning(config, backbone.facts, config.method.injected_tokens(labels.prompt_tokens))
+    check_positions(config.method, backbone.facts, labels.prompt_tokens, config.data.max_length)
+    hidden = window_warning(backbone.facts, config.method.injected_tokens(labels.prompt_tokens), config.data.max_length)
     if hidden and accelerator.is_main_process:
         log.warning("train: %s", hidden)
     # The initial weights depend on the seed alone, not on what loading the backbone drew.

@@ -36,8 +36,8 @@ def write_untrained(config: RunConfig, labels: LabelStates, fingerprint: dict[st
     counts = read_json(config.run_dir.manifest_file)["splits"]["train"]["per_label"]
     state = config.method.untrained_state([counts[name] for name in labels.names])
     summary = {"fingerprint": fingerprint, "steps": 0, "best_step": 0, "validation": {}}
-    save_adapter(config.run_dir.adapter, state, config, labels)
-    save_adapter(config.run_dir.adapter_final, state, config, labels, summary=summary)
+    save_adapter(config.run_dir.adapter, state, config.adapter_config(), labels)
+    save_adapter(config.run_dir.adapter_final, state, config.adapter_config(), labels, summary=summary)
     return summary
 
 
@@ -105,7 +105,7 @@ class TrainingRun:
             final = self.config.run_dir.adapter_final
             self._write_adapter(self.best.parameters or state)
             write_json(self.config.run_dir.cost_file, {**peak_memory(), "ranks": self.accelerator.num_processes})
-            save_adapter(final, state, self.config, self.labels, summary=summary)
+            save_adapter(final, state, self.config.adapter_config(), self.labels, summary=summary)
 
         on_main_process(self.accelerator, write)
         self.metrics_log.close()
@@ -155,7 +155,7 @@ class TrainingRun:
 
     def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
         metrics = {"validation": self.best.figures} if self.best.figures else None
-        save_adapter(self.config.run_dir.adapter, parameters, self.config, self.labels, metrics)
+        save_adapter(self.config.run_dir.adapter, parameters, self.config.adapter_config(), self.labels, metrics)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.trainer.total_steps

@@ -82,7 +82,7 @@ class Trainer:
         labels, seed = self.train.labels[rows], self.config.run.seed
         if self.config.train.objective == "pairs":
             return pair_candidates(rows, labels, seed, epoch, self.label_count)
-        count = candidate_count(self.config, self.label_count)
+        count = candidate_count(self.config.method, self.label_count, self.config.train.candidates)
         return sampled_candidates(rows, labels, seed, epoch, self.label_count, count)
 
     def _seed_dropout(self, step: int, position: int) -> None:

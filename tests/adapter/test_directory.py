@@ -51,7 +51,7 @@ def some_config(**backbone: str) -> RunConfig:
 def folder(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     method = some_config().method.build(FACTS, 5, 3)
-    save_adapter(tmp_path / "adapter", method.state_dict(), some_config(), LABELS)
+    save_adapter(tmp_path / "adapter", method.state_dict(), some_config().adapter_config(), LABELS)
     return tmp_path / "adapter"
 
 
@@ -79,10 +79,10 @@ def test_saving_again_replaces_and_the_fingerprint_follows_the_content_not_the_c
     adapter = load_adapter(folder)
     write_card(folder, adapter, {})
     assert adapter_fingerprint(folder) == before
-    save_adapter(folder, adapter.method_state, some_config(), LABELS)
+    save_adapter(folder, adapter.method_state, some_config().adapter_config(), LABELS)
     assert adapter_fingerprint(folder) == before
     changed = {name: tensor + 1 for name, tensor in adapter.method_state.items()}
-    save_adapter(folder, changed, some_config(), LABELS)
+    save_adapter(folder, changed, some_config().adapter_config(), LABELS)
     assert adapter_fingerprint(folder) != before
     assert [path.name for path in folder.parent.iterdir()] == ["adapter"]
 
@@ -171,7 +171,7 @@ def test_the_adapter_of_a_run_directory_is_found(folder: Path) -> None:
 def test_every_file_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
-        save_adapter(tmp_path / "adapter", {"weight": torch.zeros(2)}, some_config(), LABELS)
+        save_adapter(tmp_path / "adapter", {"weight": torch.zeros(2)}, some_config().adapter_config(), LABELS)
     finally:
         os.umask(before)
     modes = {file.name: stat.filemode(file.stat().st_mode) for file in (tmp_path / "adapter").iterdir()}
@@ -305,7 +305,7 @@ def numbered_adapter(folder: Path, number: int) -> None:
     config = some_config()
     config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": number + 2})})
     state, made = {"weight": torch.full((1000,), float(number))}, folder.with_name("made")
-    save_adapter(made, state, config, labels, summary={"number": number})
+    save_adapter(made, state, config.adapter_config(), labels, summary={"number": number})
     keep_calibration(made, Calibration(temperature=1 + number / 1000, texts=5))
     with atomic_dir(folder, sums=True) as temporary:
         shutil.copytree(made, temporary, dirs_exist_ok=True)

@@ -80,7 +80,7 @@ def test_it_is_said_exactly_where_the_last_token_misses_some_or_all(window: int)
     backbone = backbone_of("mistral", window, 1)
     depends = [states_that_depend_on(backbone, slot, "prefix")[-1] for slot in range(P)]
     config = tiny_config_with(max_length=T)
-    said = window_warning(config, backbone.facts, P)
+    said = window_warning(backbone.facts, P, config.data.max_length)
     assert (said is None) == all(depends)
     assert ("as if nothing were injected" in (said or "")) == (not any(depends))
 
@@ -89,7 +89,7 @@ def test_with_one_layer_that_sees_all_something_is_left() -> None:
     backbone = backbone_of("gemma2", 2, layer_types=["sliding_attention", "full_attention"])
     assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (2, 1)
     assert all(states_that_depend_on(backbone, 0, "prefix"))
-    said = window_warning(tiny_config_with(max_length=T), backbone.facts, P)
+    said = window_warning(backbone.facts, P, T)
     assert said is not None and "in 1 of 2 layers" in said and "as if nothing" not in said
 
 
@@ -104,19 +104,19 @@ def test_with_one_layer_that_sees_all_something_is_left() -> None:
 )
 def test_no_window_no_words(family: str, keys: dict[str, Any]) -> None:
     facts = facts_of(tiny_model(family, **keys).config)
-    assert facts.sliding_window is None and window_warning(tiny_config_with(max_length=99), facts, P) is None
+    assert facts.sliding_window is None and window_warning(facts, P, 99) is None
 
 
 def test_what_is_said_tells_what_to_do() -> None:
     facts = replace(facts_of(tiny_model("mistral").config), sliding_window=64, sliding_layers=2)
-    assert window_warning(tiny_config_with(max_length=62), facts, 2) is None
-    assert window_warning(tiny_config_with(max_length=99), facts, 0) is None, "nothing is injected"
-    said = window_warning(tiny_config_with(max_length=63), facts, 2)
+    assert window_warning(facts, 2, 62) is None
+    assert window_warning(facts, 0, 99) is None, "nothing is injected"
+    said = window_warning(facts, 2, 63)
     assert said == (
         "a sliding window of 64 positions in all layers is shorter than 2 injected tokens and data.max_length=63: "
         "texts of more than 62 tokens are read with a part of them hidden; set data.max_length to 62 or less"
     )
-    assert "take a backbone with a wider window" in str(window_warning(tiny_config_with(max_length=5), facts, 64))
+    assert "take a backbone with a wider window" in str(window_warning(facts, 64, 5))
 
 
 def tiny_config_with(**data: Any) -> RunConfig:

@@ -90,12 +90,12 @@ def test_a_current_evaluation_is_left_alone_and_a_stale_one_made_again(
     adapter = load_adapter(config.run_dir.adapter)
     try:
         changed = {name: tensor * 2 for name, tensor in adapter.method_state.items()}
-        save_adapter(config.run_dir.adapter, changed, config, adapter.labels)
+        save_adapter(config.run_dir.adapter, changed, config.adapter_config(), adapter.labels)
         with caplog.at_level(logging.INFO, "pipeline"):
             second = evaluate(config)
         assert "is stale (adapter was" in caplog.text and second["test"]["log_loss"] != first["test"]["log_loss"]
     finally:
-        save_adapter(config.run_dir.adapter, adapter.method_state, config, adapter.labels)
+        save_adapter(config.run_dir.adapter, adapter.method_state, config.adapter_config(), adapter.labels)
         assert evaluate(config) == first
 
 
@@ -104,12 +104,12 @@ def test_scores_that_are_not_finite_end_it_and_leave_the_old_figures(config: Run
     before = config.run_dir.metrics_file.read_bytes()
     try:
         broken = {name: torch.full_like(tensor, 3e38) for name, tensor in adapter.method_state.items()}
-        save_adapter(config.run_dir.adapter, broken, config, adapter.labels)
+        save_adapter(config.run_dir.adapter, broken, config.adapter_config(), adapter.labels)
         with pytest.raises(UserError, match="validation split: 6 of 6 rows have NaN"):
             evaluate(config)
         assert config.run_dir.metrics_file.read_bytes() == before
     finally:
-        save_adapter(config.run_dir.adapter, adapter.method_state, config, adapter.labels)
+        save_adapter(config.run_dir.adapter, adapter.method_state, config.adapter_config(), adapter.labels)
 
 
 def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> None:

@@ -74,5 +74,5 @@ def tiny_run(folder: Path, **keys: Any) -> RunConfig:
     config = tiny_config(folder, **keys)
     preprocess(config)
     labels = encode_labels(config)
-    save_adapter(config.run_dir.adapter, untrained_state(config, labels), config, labels)
+    save_adapter(config.run_dir.adapter, untrained_state(config, labels), config.adapter_config(), labels)
     return config
