@@ -71,9 +71,13 @@ def test_each_stage_alone_reads_each_at_most_once(tmp_path: Path, reads: Counter
     reads.clear()
     LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(["a goal"])
     assert reads == ONCE
+
+
+def test_a_dry_run_reads_each_once_and_no_weights(tmp_path: Path, reads: Counter[str]) -> None:
+    config = config_in(tmp_path)
     reads.clear()
     plan(config)
-    assert reads == {"tokenizer": 1, "config.json": 1}, "no weights"
+    assert reads == {"tokenizer": 1, "config.json": 1}
 
 
 def test_a_comparison_reads_each_once_a_backbone(tmp_path: Path, reads: Counter[str]) -> None:
