@@ -22,10 +22,11 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.card import model_card
-from pipeline.adapter.label_states import LabelStates
+from pipeline.adapter.label_states import LabelStates, label_absent
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.weights import FLOATS, shortened
+from pipeline.core.artefact import differences, warn_of_unknown
 from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, write_json, write_text
@@ -149,7 +150,9 @@ class Adapter:
         # The other parts are settings, such as its name, which may be another one now.
         others = {part: value for part, value in self.labels.fingerprint.items() if part not in weights}
         now = {} if tokenizer is None else {"tokenizer": tokenizer}
-        changed = self.labels.changes({**others, **weights, **now})
+        absent, wanted = label_absent(), {**others, **weights, **now}
+        warn_of_unknown("the adapter", self.labels.fingerprint, wanted, absent)
+        changed = differences(self.labels.fingerprint, wanted, absent)
         if changed:
             raise UserError(
                 f"the adapter was made for another backbone than '{self.config.backbone.name_or_path}' is now: "

@@ -3,19 +3,23 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from pipeline.core.artefact import sha256_of
+from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of
 from pipeline.core.errors import UserError
-from pipeline.data.config import DataConfig
+from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.sources import hub_arguments, split_file
 
 SPLITS = ("train", "validation", "test")
+DATA_FORMAT = 2
+"""Of data/, the manifest's `version`. In 1, ids were not always read by the names of their own file, nor names by
+`label_name`, and nobody counted the rows with special tokens."""
 READING = ("text", "text_pair", "label", "quoting")
 """Keys of `data` that say how a source is read."""
 
@@ -48,6 +52,21 @@ def source_identity(source: str, split: str) -> str:
         raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error})") from error
 
 
+def made_from(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprint of data/ with this manifest."""
+    return {FORMAT: str(manifest["version"]), **manifest["fingerprint"]}
+
+
+def data_absent() -> Absent:
+    """What the lack of a part stands for in the fingerprint of data/."""
+    return defaults_of(data=DataConfig, labels=LabelsConfig)
+
+
+def data_artefact(folder: Path, upgrade: Callable[[], None]) -> Artefact:
+    """data/; `upgrade` is from format 1: see `check_labels_of_format_1`."""
+    return Artefact(folder, "preprocess", data_absent(), {"1": upgrade})
+
+
 def data_fingerprint(
     data: DataConfig, names: Sequence[str] | None, seed: int, tokenizer: str, identities: Mapping[str, str]
 ) -> dict[str, str]:
@@ -56,6 +75,7 @@ def data_fingerprint(
     `names`: labels.names; `tokenizer`: its fingerprint; `identities`: split -> `source_identity`.
     """
     return {
+        FORMAT: str(DATA_FORMAT),
         **{f"data.{split}": identity for split, identity in identities.items()},
         **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length")},
         **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},

@@ -22,12 +22,13 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
-from pipeline.engine.provenance import evaluation_fingerprint, texts_have_changed, training_changes
+from pipeline.engine.provenance import evaluated_from, evaluation_artefact, evaluation_fingerprint, texts_have_changed
 from pipeline.evaluation.config import Split
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
 from pipeline.reports import figures
 from pipeline.reports.figures import Rows, ScoredSplit
+from pipeline.training.provenance import training_changes, training_fingerprint
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
 
 def _check_parts(run_dir: RunDir, config: RunConfig, adapter: Adapter, manifest: dict[str, Any]) -> None:
     """Raises UserError where config.yaml, data/, adapter/ and evaluation/ do not belong together."""
-    evaluated = read_json(run_dir.evaluation_fingerprint_file)
-    now = evaluation_fingerprint(run_dir, manifest, ())
-    for part, what in (("data", "other data"), ("adapter", "another adapter")):
-        if evaluated.get(part) != now[part]:
-            raise UserError(f"'{run_dir.evaluation}' is of {what}: run evaluate again")
-    if changed := training_changes(config, adapter.labels):
+    made_from = evaluated_from(run_dir, manifest)
+    wanted = evaluation_fingerprint(run_dir, manifest, made_from["evaluate.splits"].split(", "))
+    evaluation_artefact(run_dir).check(made_from, wanted)
+    sections = (config.method, config.train, config.backbone, config.run.seed)
+    trained = training_fingerprint(*sections, manifest, adapter.labels)
+    if changed := training_changes(run_dir, config.method, trained):
         raise UserError(
             f"'{run_dir.config_file}' is not what the adapter was trained with: {'; '.join(changed)}; run train again"
         )
@@ -108,7 +109,7 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
     source = getattr(run.config.data, run.split.name)
     try:
-        if texts_have_changed(run.config, run.split.name, run.manifest):
+        if texts_have_changed(run.config.data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
             return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
         found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})

@@ -5,12 +5,11 @@ from typing import Any
 
 import torch
 
-from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.escapes import visible
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
-from pipeline.data.tokenizer import load_tokenizer
 from pipeline.distributed.launcher import world_size
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.estimate.case import build_case, rows_per_text
 from pipeline.estimate.table import report
 from pipeline.methods.limits import check_positions
@@ -21,15 +20,15 @@ GPU = "h200"
 
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
-    manifest = _checked_data(config)
+    backbone = backbone_of(config.backbone, config.data)
+    manifest = _checked_data(config, backbone)
     words = hypotheses(manifest["labels"], config.labels)
-    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    _, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
+    _, mask = encode_hypotheses(backbone.tokenizer, words, config.data.max_length)
     prompt_tokens = mask.shape[1]
     ranks = world_size()
     # Words that are now known: how many labels a text is judged against depends on them.
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
-    case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
+    case = build_case(config, backbone.model_config, ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
@@ -51,11 +50,11 @@ def plan(config: RunConfig) -> None:
     print(visible("\n".join(lines), keep="\n"))
 
 
-def _checked_data(config: RunConfig) -> dict[str, Any]:
+def _checked_data(config: RunConfig, backbone: Backbone) -> dict[str, Any]:
     """The manifest that preprocess makes, in a folder that is gone afterwards."""
     with TemporaryDirectory() as folder:
         run = config.run.model_copy(update={"dir": folder})
-        return preprocess(config.model_copy(update={"run": run}))
+        return preprocess(config.model_copy(update={"run": run}), backbone)
 
 
 def _steps(config: RunConfig, train: dict[str, Any], injected_tokens: int, ranks: int) -> list[str]:

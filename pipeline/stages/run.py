@@ -4,6 +4,7 @@ import logging
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.engine.backbone import backbone_of
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -17,10 +18,11 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
 
     `overwrite`: train afresh, over what an earlier run left.
     """
-    preprocess(config)
-    encode_labels(config)
-    train(config, overwrite=overwrite)
-    metrics = evaluate(config)
+    backbone = backbone_of(config.backbone, config.data)
+    preprocess(config, backbone)
+    encode_labels(config, backbone)
+    train(config, backbone, overwrite=overwrite)
+    metrics = evaluate(config, backbone)
     log.info("adapter: %s", config.run_dir.adapter)
     log.info("metrics: %s", config.run_dir.metrics_file)
     return metrics

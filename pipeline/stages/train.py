@@ -9,21 +9,25 @@ from accelerate import Accelerator
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
+from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import load_split
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id
+from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
-from pipeline.engine.provenance import current_data, training_fingerprint, with_defaults
+from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import on_main_process, start
+from pipeline.methods import AnyMethodConfig
 from pipeline.methods.limits import check_positions, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.loop import TrainingRun, write_untrained
 from pipeline.training.preemption import Preemption
+from pipeline.training.provenance import check_training, training_fingerprint
 from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_config
 from pipeline.training.run_state import RunState
 from pipeline.training.trainer import Trainer
@@ -31,9 +35,10 @@ from pipeline.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
+    `backbone`: the command's; None: one of its own.
     An interrupted run goes on from its newest whole checkpoint; with `overwrite` it starts afresh, as a finished one
     does, over what is there. config.yaml is written when training begins. Every rank must call it. Raises UserError
     where an earlier stage has not run or was given something else, where label tokens and text exceed the backbone's
@@ -45,13 +50,11 @@ def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         raise UserError(
             "--overwrite trains afresh, but train.resume names a checkpoint to go on from: give one of them"
         )
+    backbone = backbone or backbone_of(config.backbone, config.data)
     with Preemption(config.train.preemption_signals) as preemption:
-        on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
-        on_main_process(accelerator, lambda: current_data(config))
-        labels = current_label_states(config)
-        fingerprint = training_fingerprint(config, labels)
+        labels, fingerprint = _given(accelerator, config, backbone)
         if not overwrite:
-            summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
+            summary = on_main_process(accelerator, lambda: finished_summary(config.run_dir, config.method, fingerprint))
             if summary is not None:
                 return summary
         begin = partial(_begin, config, overwrite)
@@ -62,7 +65,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         if state is not None:
             config = resumed_config(config, state, fingerprint, accelerator.num_processes)
             accelerator = start(config)
-        trainer = build_trainer(accelerator, config, labels, state)
+        trainer = build_trainer(accelerator, config, backbone, labels, state)
         try:
             on_main_process(accelerator, begin)
             run = TrainingRun(trainer, config, labels, fingerprint, state)
@@ -73,34 +76,38 @@ def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
             release(accelerator, trainer.model)
 
 
-def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
+def _given(accelerator: Accelerator, config: RunConfig, backbone: Backbone) -> tuple[LabelStates, dict[str, str]]:
+    """The label states, and the fingerprint of the training that follows from them, the data and the config."""
+    run, data, labels, seed = config.run_dir, config.data, config.labels, config.run.seed
+
+    def manifest_of_data() -> dict[str, Any]:
+        check_sums(run.data)
+        return current_data(run, data, labels, seed, backbone)
+
+    manifest = on_main_process(accelerator, manifest_of_data)
+    states = current_label_states(run, labels, data.max_length, manifest["labels"], backbone)
+    return states, training_fingerprint(config.method, config.train, config.backbone, seed, manifest, states)
+
+
+def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
     """The summary of a finished run; None where there is none, or where it is damaged and must be written again.
 
     Raises UserError, naming what changed, where it was trained from something else: what is finished is kept.
     """
-    run = config.run_dir
     if not run.is_finished:
         return None
-    try:
-        check_sums(run.adapter_final)
+
+    def read() -> dict[str, Any]:
         check_sums(run.adapter)
-    except UserError as error:
-        log.warning("train: %s; written again from the last checkpoint", error)
+        return dict(read_json(run.summary_file))
+
+    summary = Artefact(run.adapter_final, "train").found(read)
+    if summary is None:
         remove(run.evaluation)  # it brings the figures into the model card
         return None
-    summary: dict[str, Any] = read_json(run.summary_file)
-    check_unchanged(config, summary["fingerprint"], fingerprint)
+    check_training(run, method, fingerprint)
     log.info("train: %s is current", run.adapter)
     return summary
-
-
-def check_unchanged(config: RunConfig, old: dict[str, str], new: dict[str, str]) -> None:
-    """UserError, naming what changed, where a finished run was trained from something else than it would be now."""
-    if changed := differences(with_defaults(config, old, new), new):
-        raise UserError(
-            f"'{config.run_dir.path}' holds a finished run, and {'; '.join(changed)}: set that back, choose another "
-            "run directory, or give --overwrite to train afresh"
-        )
 
 
 def _begin(config: RunConfig, overwrite: bool) -> None:
@@ -121,12 +128,12 @@ def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | N
 
 
 def build_trainer(
-    accelerator: Accelerator, config: RunConfig, labels: LabelStates, state: RunState | None = None
+    accelerator: Accelerator, config: RunConfig, known: Backbone, labels: LabelStates, state: RunState | None = None
 ) -> Trainer:
     """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
-    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
+    tokenizer = known.tokenizer
     split = load_split(config.run_dir.data / "train")
-    backbone = load_frozen(accelerator, config.backbone)
+    backbone = load_frozen(accelerator, known)
     check_positions(config.method, backbone.facts, labels.prompt_tokens, config.data.max_length)
     hidden = window_warning(backbone.facts, config.method.injected_tokens(labels.prompt_tokens), config.data.max_length)
     if hidden and accelerator.is_main_process:

@@ -4,10 +4,10 @@ import logging
 from pathlib import Path
 
 from pipeline.config import RunConfig
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Absent, Fingerprint, differences
 from pipeline.core.errors import UserError
-from pipeline.engine.provenance import with_defaults
 from pipeline.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
+from pipeline.training.provenance import training_absent
 from pipeline.training.run_state import RunState
 
 log = logging.getLogger(__name__)
@@ -38,18 +38,18 @@ def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, st
 
     Raises UserError that names the settings under which the checkpoint's run would not be the same run.
     """
-    old = with_defaults(config, state.fingerprint, fingerprint)
-    changed = {key for key in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {key})}
+    old, absent = state.fingerprint, training_absent(config.method)
+    changed = {part for part in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {part}, absent)}
     batch_size, accumulation = config.train.batch_size, config.train.gradient_accumulation
     same_batch = batch_size * accumulation * world_size == state.global_batch
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
-    harmful = _phrases(old, fingerprint, changed - allowed)
+    harmful = _phrases(old, fingerprint, changed - allowed, absent)
     if harmful:
         raise UserError(
             f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
     if changed:
-        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed)))
+        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed, absent)))
     return config if same_batch else _share_batch(config, state.global_batch, world_size)
 
 
@@ -80,5 +80,6 @@ def load_state(path: Path) -> RunState:
     return read_checkpoint(path)
 
 
-def _phrases(old: dict[str, str], new: dict[str, str], keys: set[str]) -> list[str]:
-    return differences({key: old[key] for key in old.keys() & keys}, {key: new[key] for key in new.keys() & keys})
+def _phrases(old: Fingerprint, new: Fingerprint, parts: set[str], absent: Absent) -> list[str]:
+    before, after = ({part: side[part] for part in side.keys() & parts} for side in (old, new))
+    return differences(before, after, absent)

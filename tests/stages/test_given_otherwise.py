@@ -159,7 +159,7 @@ def test_the_report_shows_no_text_of_a_file_that_changed(folder: Path) -> None:
 def test_the_report_refuses_figures_of_another_adapter_or_other_data(folder: Path) -> None:
     path = other_file(folder, "test")
     assert stage(folder, "preprocess", f"data.test={path}") == 0
-    with pytest.raises(UserError, match="evaluation' is of other data: run evaluate again"):
+    with pytest.raises(UserError, match=r"evaluation' was made otherwise: data: data\.test was .*; run evaluate again"):
         report(str(folder / "run"))
 
 

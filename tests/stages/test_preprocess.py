@@ -10,7 +10,7 @@ from pipeline.core.checksums import check_sums, write_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.ownership import MARK
-from pipeline.stages import preprocess as module
+from pipeline.data import labelled
 from pipeline.stages.preprocess import preprocess
 from tests.support.labelled import ROWS, config_in, write
 from tests.support.tiny import save_tiny, tiny_tokenizer
@@ -204,7 +204,7 @@ def test_older_data_of_a_file_that_is_refused_today_are_refused(tmp_path, config
     write(tmp_path / "train.tsv", ROWS)
     config = config_of(test=write(tmp_path / "test.tsv", [("x", "1")]))
     with monkeypatch.context() as older:  # which took the label for an index
-        older.setattr(module, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
+        older.setattr(labelled, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
         preprocess(config)
     made_by_an_older_version(config.run_dir)
     with pytest.raises(
