@@ -97,7 +97,7 @@ class LTuningClassifier:
         tokenizer = load_tokenizer(config, special_tokens=adapter.config.data.special_tokens)
         adapter.check_backbone(weights, tokenizer_fingerprint(tokenizer))
         reads = adapter.config.method.reads_wordings
-        base = load_backbone(config, zero_config=None, device=target, output_layer=reads, ranks=alone)
+        base = load_backbone(config, zero_config=None, device=target, ranks=alone, output_layer=reads)
         frozen = FrozenBackbone(base, facts_of(base.config))
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)

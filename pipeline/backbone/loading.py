@@ -38,18 +38,17 @@ def load_backbone(
     *,
     zero_config: dict[str, Any] | None,
     device: torch.device,
+    ranks: Ranks,
     output_layer: bool = False,
-    ranks: Ranks | None = None,
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
     With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
-    rank reads its own share; with None every rank holds everything. Collective among `ranks` (None: `Ranks.joined`).
+    rank reads its own share; with None every rank holds everything. Collective among `ranks`.
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
     same on all ranks, and for weights that are not finite.
     """
-    ranks = ranks or Ranks.joined()
     checkpoint, _ = _open_alike(config, ranks)
     dtype = getattr(torch, config.dtype)
     model, sources = ranks.on_every(lambda: _build(config, dtype, checkpoint, output_layer))
@@ -68,14 +67,14 @@ def load_backbone(
     return model.requires_grad_(False).eval()
 
 
-def weights_fingerprint(config: BackboneConfig, ranks: Ranks | None = None) -> dict[str, str]:
+def weights_fingerprint(config: BackboneConfig, ranks: Ranks) -> dict[str, str]:
     """`checkpoint.fingerprint` of the model, equal on all ranks.
 
     Every rank takes it, since each node may see files of its own; the page cache reads them once for a node's ranks.
 
-    Collective among `ranks` (None: `Ranks.joined`). Raises UserError, on every rank, where they see different files.
+    Collective among `ranks`. Raises UserError, on every rank, where they see different files.
     """
-    return _open_alike(config, ranks or Ranks.joined())[1]
+    return _open_alike(config, ranks)[1]
 
 
 def _open_alike(config: BackboneConfig, ranks: Ranks) -> tuple[Checkpoint, dict[str, str]]:

@@ -18,6 +18,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.data.tokenizer import encode
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import give_back, is_partitioned, whole
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.methods.base import TuningMethod, Vocabulary
@@ -28,16 +29,19 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_layer: bool = False) -> FrozenBackbone:
-    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3.
+def load_frozen(
+    accelerator: Accelerator, ranks: Ranks, config: BackboneConfig, *, output_layer: bool = False
+) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3. Collective.
 
     `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
     """
-    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and accelerator.is_main_process:
+    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and ranks.is_main:
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
-    model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
+    device = accelerator.device
+    model = load_backbone(config, zero_config=zero_config, device=device, ranks=ranks, output_layer=output_layer)
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from filelock import FileLock
 
 from pipeline.adapter.directory import load_adapter
@@ -23,9 +22,9 @@ from pipeline.core.errors import DivergedError, UserError
 from pipeline.core.files import read_json, remove, write_json
 from pipeline.core.ownership import claim
 from pipeline.core.run_lock import RunLock
-from pipeline.distributed.launcher import rank, world_size
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.agreement import check_alike
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -50,17 +49,16 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
-    accelerator = _start(comparison, groups(comparison)[0])
-    if world_size() > 1:
-        check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite})
-    on_main_process(accelerator, lambda: claim(Path(comparison.dir), "comparison"))
+    ranks = _start(comparison, groups(comparison)[0])
+    check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite}, ranks)
+    ranks.on_main(lambda: claim(Path(comparison.dir), "comparison"))
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
             with _own_group(comparison, group):
                 rows += run_group(comparison, group, overwrite=overwrite)
-    if share is None and rank() == 0:
-        write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published)
+    if share is None:
+        ranks.on_main(lambda: write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published))
 
 
 def run_group(comparison: ComparisonConfig, group: Group, *, overwrite: bool) -> list[dict[str, Any]]:
@@ -94,11 +92,11 @@ def run_cell(
 ) -> dict[str, Any]:
     """One row of the results; from cell.json where it is current. Without `judge` it is trained and not evaluated."""
     config = cell_config(comparison, group, setting, seed)
-    accelerator = start(config)
-    share_data(accelerator, comparison, group, config, overwrite=overwrite)
+    _, ranks = start(config)
+    share_data(ranks, comparison, group, config, overwrite=overwrite)
     data = read_json(config.run_dir.manifest_file)["fingerprint"]
     fingerprint = sha256_of(config.to_kept_yaml(), comparison.split, *(f"{key}={value}" for key, value in data.items()))
-    found = on_main_process(accelerator, lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
+    found = ranks.on_main(lambda: _found(config.run_dir.path / CELL_FILE, fingerprint, judge))
     run = str(config.run_dir.path.relative_to(comparison.dir))
     if found is not None:
         return found | {"run": run}
@@ -116,16 +114,14 @@ def run_cell(
         "fingerprint": fingerprint,
         **_figures(config, run, comparison.split if judge else None),
     }
-    on_main_process(accelerator, lambda: write_json(config.run_dir.path / CELL_FILE, row))
+    ranks.on_main(lambda: write_json(config.run_dir.path / CELL_FILE, row))
     figure = row["figures"][row["metric"]] if judge else row["validation"]
     on = comparison.split if judge else "validation"
     log.info("compare: %s: %s %.4f on %s, %.0f s", row["run"], row["metric"], figure, on, row["seconds"])
     return row
 
 
-def share_data(
-    accelerator: Accelerator, comparison: ComparisonConfig, group: Group, config: RunConfig, *, overwrite: bool
-) -> None:
+def share_data(ranks: Ranks, comparison: ComparisonConfig, group: Group, config: RunConfig, *, overwrite: bool) -> None:
     """Data and label states that cells have in common are made once, and linked into the cell's run directory."""
     shared = Path(comparison.dir, "shared", group.dataset, group.backbone)
     # A method may have words or a pooling of its own, and a smaller number of texts is drawn by the seed.
@@ -135,7 +131,7 @@ def share_data(
     common = config.model_copy(update={"run": run})
     shared.mkdir(parents=True, exist_ok=True)
     # Other ranks of this process group must be let in, other processes not.
-    with FileLock(shared / ".lock") if accelerator.is_main_process else nullcontext():
+    with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
         preprocess(common)
         labels = encode_labels(common)
 
@@ -146,7 +142,7 @@ def share_data(
         _link(source.data, cell.data)
         _link(source.labels, cell.labels)
 
-    on_main_process(accelerator, link)
+    ranks.on_main(link)
 
 
 def _make_room(config: RunConfig, fingerprint: dict[str, str], overwrite: bool) -> None:
@@ -243,17 +239,17 @@ def _own_group(comparison: ComparisonConfig, group: Group) -> Iterator[None]:
 
     Raises UserError where another process is at them.
     """
-    accelerator = _start(comparison, group)
+    ranks = _start(comparison, group)
     lock = RunLock(Path(comparison.dir, group.path))
-    on_main_process(accelerator, lock.acquire)
+    ranks.on_main(lock.acquire)
     try:
         yield
     finally:
         lock.release()
 
 
-def _start(comparison: ComparisonConfig, group: Group) -> Accelerator:
-    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))
+def _start(comparison: ComparisonConfig, group: Group) -> Ranks:
+    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))[1]
 
 
 @contextmanager

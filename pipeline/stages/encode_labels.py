@@ -15,39 +15,43 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer, special_texts, tokenizer_fingerprint
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 
 log = logging.getLogger(__name__)
 
 
 def encode_labels(config: RunConfig) -> LabelStates:
     """Makes labels/ in the run directory, or finds it current. Raises UserError where data/ is not current."""
-    accelerator = start(config)
-    names = on_main_process(accelerator, lambda: current_data(config))["labels"]
+    accelerator, ranks = start(config)
+    names = ranks.on_main(lambda: current_data(config))["labels"]
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     words = hypotheses(names, config.labels)
-    wanted = label_fingerprint(config, tokenizer, names, words)
+    wanted = label_fingerprint(config, ranks, tokenizer, names, words)
     folder = config.run_dir.labels
     found = _found(folder, wanted)
     if found is not None:
         return found
     input_ids, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
-    backbone = prepare_inference(accelerator, load_frozen(accelerator, config.backbone), config.backbone.dtype)
+    backbone = prepare_inference(accelerator, load_frozen(accelerator, ranks, config.backbone), config.backbone.dtype)
     states = LabelStates(names, words, _read(accelerator, backbone, input_ids, mask), mask, wanted)
     release(accelerator, backbone)
-    on_main_process(accelerator, lambda: _write(states, folder))
+    ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.prompt_tokens, folder)
     return states
 
 
-def current_label_states(config: RunConfig) -> LabelStates:
-    """The label states for training and evaluation. Raises UserError where they were made from something else."""
+def current_label_states(config: RunConfig, ranks: Ranks) -> LabelStates:
+    """The label states for training and evaluation. Raises UserError where they were made from something else.
+
+    Collective.
+    """
     states = LabelStates.load(config.run_dir.labels)
     tokenizer = load_tokenizer(config.backbone)
     names = read_json(config.run_dir.manifest_file)["labels"]
-    wanted = label_fingerprint(config, tokenizer, names, hypotheses(names, config.labels))
+    wanted = label_fingerprint(config, ranks, tokenizer, names, hypotheses(names, config.labels))
     changed = states.changes(wanted)
     if changed:
         raise UserError(f"'{config.run_dir.labels}' does not fit: {'; '.join(changed)}; run encode-labels again")
@@ -55,9 +59,9 @@ def current_label_states(config: RunConfig) -> LabelStates:
 
 
 def label_fingerprint(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, names: list[str], words: list[str]
+    config: RunConfig, ranks: Ranks, tokenizer: PreTrainedTokenizerBase, names: list[str], words: list[str]
 ) -> dict[str, str]:
-    """Everything the label states depend on, part by part."""
+    """Everything the label states depend on, part by part. Collective."""
     backbone = config.backbone
     special = any(token in word for token in special_texts(tokenizer) for word in words)
     return {
@@ -65,7 +69,7 @@ def label_fingerprint(
         "backbone.revision": str(backbone.revision),
         "backbone.dtype": backbone.dtype,
         "backbone.quantization": backbone.quantization,
-        **weights_fingerprint(backbone),
+        **weights_fingerprint(backbone, ranks),
         "tokenizer": tokenizer_fingerprint(tokenizer),
         "labels": sha256_of(*names),
         "hypotheses": sha256_of(*words),

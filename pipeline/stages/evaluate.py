@@ -26,7 +26,7 @@ from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fing
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluation_fingerprint, training_changes
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
@@ -41,23 +41,23 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
     adapter was made from another backbone or with other settings, and where scores are not finite.
     """
-    accelerator = start(config)
+    accelerator, ranks = start(config)
     run_dir = config.run_dir
-    on_main_process(accelerator, lambda: check_sums(run_dir.data))
-    manifest = on_main_process(accelerator, lambda: current_data(config))
+    ranks.on_main(lambda: check_sums(run_dir.data))
+    manifest = ranks.on_main(lambda: current_data(config))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
         raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
     adapter = load_adapter(run_dir.adapter)
-    check_adapter(adapter, config, manifest["labels"])
+    check_adapter(adapter, config, ranks, manifest["labels"])
     wanted = evaluation_fingerprint(run_dir, manifest, splits)
-    if on_main_process(accelerator, lambda: _is_current(run_dir, wanted)):
+    if ranks.on_main(lambda: _is_current(run_dir, wanted)):
         log.info("evaluate: %s is current", run_dir.evaluation)
         metrics = dict(read_json(run_dir.metrics_file))
     else:
-        metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
-        on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
-    on_main_process(accelerator, lambda: _keep_temperature(run_dir, metrics))
+        metrics, tables = _score_splits(accelerator, ranks, config, adapter, splits, majority_label(manifest))
+        ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
+    ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
     for name, figures in metrics.items():
         log.info("evaluate: %s", summary_line(name, figures))
         for note in figures["notes"]:
@@ -66,11 +66,11 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
 
 
 def _score_splits(
-    accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
+    accelerator: Accelerator, ranks: Ranks, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    model = _load_model(accelerator, config, adapter, tokenizer)
+    model = _load_model(accelerator, ranks, config, adapter, tokenizer)
     pad_token, names = pad_token_id(tokenizer), adapter.labels.names
     metrics, tables, scored = {}, [], {}
     for name in splits:
@@ -80,7 +80,7 @@ def _score_splits(
             split.rows,
             len(names),
             config.evaluate.batch_size,
-            ranks=Ranks.joined(),
+            ranks=ranks,
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=config.method.joint_readings(len(names)),
@@ -97,9 +97,10 @@ def _score_splits(
     return metrics, tables
 
 
-def check_adapter(adapter: Adapter, config: RunConfig, names: list[str]) -> None:
-    """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
-    adapter.check_backbone(weights_fingerprint(config.backbone), tokenizer_fingerprint(load_tokenizer(config.backbone)))
+def check_adapter(adapter: Adapter, config: RunConfig, ranks: Ranks, names: list[str]) -> None:
+    """Raises UserError, naming the part, if the adapter is not what this config and data would train. Collective."""
+    weights = weights_fingerprint(config.backbone, ranks)
+    adapter.check_backbone(weights, tokenizer_fingerprint(load_tokenizer(config.backbone)))
     changed = differences(adapter.config.flat(), config.adapter_config().flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
     changed = changed or training_changes(config, adapter.labels)
@@ -139,13 +140,13 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
 
 
 def _load_model(
-    accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
+    accelerator: Accelerator, ranks: Ranks, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
 ) -> nn.Module:
-    backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
+    backbone = load_frozen(accelerator, ranks, config.backbone, output_layer=config.method.reads_wordings)
     hidden = window_warning(
         backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens), config.data.max_length
     )
-    if hidden and accelerator.is_main_process:
+    if hidden and ranks.is_main:
         log.warning("evaluate: %s", hidden)
     method = adapter.build_method(backbone.facts)
     wordings = adapter.wordings(tokenizer, backbone.facts, adapter.labels.hypotheses)

@@ -36,7 +36,7 @@ from pipeline.data.tokens import (
     tokenise,
     with_special_tokens,
 )
-from pipeline.distributed.launcher import world_size
+from pipeline.engine.startup import join
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -56,12 +56,7 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
     """
-    if world_size() == 1:
-        return _preprocess(config)
-    # Late: one process needs no DeepSpeed, which takes seconds to import.
-    from pipeline.engine.startup import on_main_process, start
-
-    return on_main_process(start(config), lambda: _preprocess(config))
+    return join(config).on_main(lambda: _preprocess(config))
 
 
 def _preprocess(config: RunConfig) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / ".." / "shared" / "models" / "stories260k-llama"
@@ -25,7 +26,7 @@ IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 4, 250]])
 
 def load(path: Path, quantization: str = "none", dtype: str = "float32", **keys: float) -> PreTrainedModel:
     config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype=dtype, **keys)
-    return load_backbone(config, zero_config=None, device=torch.device("cpu"))
+    return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
 
 
 def assert_same(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
@@ -141,7 +142,8 @@ def test_config_without_a_base_model(tmp_path: Path) -> None:
 def test_fingerprint_alone(tmp_path: Path) -> None:
     save_tiny(tmp_path / "a", "llama")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    first, second = (weights_fingerprint(BackboneConfig(name_or_path=str(tmp_path / name))) for name in "ab")
+    configs = [BackboneConfig(name_or_path=str(tmp_path / name)) for name in "ab"]
+    first, second = (weights_fingerprint(config, Ranks.alone()) for config in configs)
     assert first == second
 
 

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.core.checksums import write_sums
 from pipeline.core.files import read_json, write_json
 from pipeline.data.tokenizer import encode, load_tokenizer, special_texts
+from pipeline.distributed.ranks import Ranks
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import training_fingerprint
@@ -167,7 +168,7 @@ def test_older_runs_are_trained_again_only_where_a_text_holds_one(tmp_path: Path
     written = config.run_dir.manifest_file.stat().st_mtime_ns
     preprocess(config)
     assert config.run_dir.manifest_file.stat().st_mtime_ns == written, "current"
-    assert training_fingerprint(config, current_label_states(config)) == before
+    assert training_fingerprint(config, current_label_states(config, Ranks.alone())) == before
 
     with_special_text(config)
     preprocess(config)
@@ -175,7 +176,7 @@ def test_older_runs_are_trained_again_only_where_a_text_holds_one(tmp_path: Path
     before = training_fingerprint(config, labels)
     manifest = preprocess(config)
     assert manifest["special_tokens"]["train"] == 1
-    after = training_fingerprint(config, current_label_states(config))
+    after = training_fingerprint(config, current_label_states(config, Ranks.alone()))
     assert after == before | {"data: data.train.special_tokens": "text"}
     assert preprocess(config) == manifest, "current"
     other = config.model_copy(update={"data": config.data.model_copy(update={"special_tokens": True})})

@@ -156,7 +156,8 @@ def test_early_stopping_keeps_the_best(folder: Path) -> None:
 
 
 def trainer_of(config: RunConfig) -> Trainer:
-    return build_trainer(start(config), config, current_label_states(config))
+    accelerator, ranks = start(config)
+    return build_trainer(accelerator, ranks, config, current_label_states(config, ranks))
 
 
 def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_alone(folder: Path) -> None:
