@@ -100,9 +100,9 @@ def _assumed_labels(config: RunConfig) -> int:
 
 def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:
     """The configured ZeRO-3 sizes; where another stage is configured, those of our preset."""
-    resolved = resolve_deepspeed(config, world_size)
+    resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size)
     if zero_stage(resolved) != 3:
         preset = "bf16" if config.backbone.quantization == "none" else "int8"
         engine = EngineConfig(deepspeed=f"ds_configs/zero3_{preset}.json")
-        resolved = resolve_deepspeed(config.model_copy(update={"engine": engine}), world_size)
+        resolved = resolve_deepspeed(engine, config.train, config.backbone.dtype, world_size)
     return ZeroSettings.of(resolved["zero_optimization"])

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from filelock import FileLock
 
 from pipeline.adapter.directory import load_adapter
@@ -26,10 +25,10 @@ from pipeline.core.ownership import claim
 from pipeline.core.run_lock import RunLock
 from pipeline.core.yaml import load_yaml
 from pipeline.data.fingerprint import data_absent, made_from
-from pipeline.distributed.launcher import rank, world_size
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.agreement import check_alike
 from pipeline.engine.backbone import Backbone, backbone_of
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -64,18 +63,17 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
-    accelerator = _start(comparison, groups(comparison)[0])
-    if world_size() > 1:
-        check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite})
-    on_main_process(accelerator, lambda: claim(Path(comparison.dir), "comparison"))
+    ranks = _start(comparison, groups(comparison)[0])
+    check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite}, ranks)
+    ranks.on_main(lambda: claim(Path(comparison.dir), "comparison"))
     backbones = _Backbones()
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
             with _own_group(comparison, group):
                 rows += run_group(comparison, group, backbones, overwrite=overwrite)
-    if share is None and rank() == 0:
-        write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published)
+    if share is None:
+        ranks.on_main(lambda: write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published))
 
 
 class _Backbones:
@@ -123,12 +121,12 @@ def run_cell(
 ) -> dict[str, Any]:
     """One row of the results; from cell.json where it is current. Without `judge` it is trained and not evaluated."""
     config = cell_config(comparison, group, setting, seed)
-    accelerator = start(config)
+    _, ranks = start(config)
     backbone = backbones.of(config)
-    share_data(accelerator, comparison, group, config, backbone, overwrite=overwrite)
+    share_data(ranks, comparison, group, config, backbone, overwrite=overwrite)
     manifest = read_json(config.run_dir.manifest_file)
     fingerprint = _cell_fingerprint(config, comparison.split, manifest)
-    found = on_main_process(accelerator, lambda: _found(config, fingerprint, judge))
+    found = ranks.on_main(lambda: _found(config, fingerprint, judge))
     run = str(config.run_dir.path.relative_to(comparison.dir))
     if found is not None:
         return found | {"run": run}
@@ -146,7 +144,7 @@ def run_cell(
         "fingerprint": fingerprint,
         **_figures(config, backbone, run, comparison.split if judge else None),
     }
-    on_main_process(accelerator, lambda: write_json(config.run_dir.path / CELL_FILE, row))
+    ranks.on_main(lambda: write_json(config.run_dir.path / CELL_FILE, row))
     figure = row["figures"][row["metric"]] if judge else row["validation"]
     on = comparison.split if judge else "validation"
     log.info("compare: %s: %s %.4f on %s, %.0f s", row["run"], row["metric"], figure, on, row["seconds"])
@@ -154,7 +152,7 @@ def run_cell(
 
 
 def share_data(
-    accelerator: Accelerator,
+    ranks: Ranks,
     comparison: ComparisonConfig,
     group: Group,
     config: RunConfig,
@@ -172,7 +170,7 @@ def share_data(
     common = config.model_copy(update={"run": run})
     shared.mkdir(parents=True, exist_ok=True)
     # Other ranks of this process group must be let in, other processes not.
-    with FileLock(shared / ".lock") if accelerator.is_main_process else nullcontext():
+    with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
         manifest = preprocess(common, backbone)
         labels = encode_labels(common, backbone)
     given = (config.method, config.train, config.backbone, config.run.seed)
@@ -185,7 +183,7 @@ def share_data(
         _link(source.data, cell.data)
         _link(source.labels, cell.labels)
 
-    on_main_process(accelerator, link)
+    ranks.on_main(link)
 
 
 def _make_room(config: RunConfig, fingerprint: dict[str, str], overwrite: bool) -> None:
@@ -291,17 +289,17 @@ def _own_group(comparison: ComparisonConfig, group: Group) -> Iterator[None]:
 
     Raises UserError where another process is at them.
     """
-    accelerator = _start(comparison, group)
+    ranks = _start(comparison, group)
     lock = RunLock(Path(comparison.dir, group.path))
-    on_main_process(accelerator, lock.acquire)
+    ranks.on_main(lock.acquire)
     try:
         yield
     finally:
         lock.release()
 
 
-def _start(comparison: ComparisonConfig, group: Group) -> Accelerator:
-    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))
+def _start(comparison: ComparisonConfig, group: Group) -> Ranks:
+    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))[1]
 
 
 @contextmanager

@@ -21,14 +21,15 @@ from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.limits import check_positions, window_warning
 from pipeline.stages.encode_labels import current_label_states
-from pipeline.training.loop import TrainingRun, write_untrained
+from pipeline.training.adapter_writer import AdapterWriter
+from pipeline.training.loop import TrainingRun
 from pipeline.training.preemption import Preemption
-from pipeline.training.provenance import check_training, training_fingerprint
-from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_config
+from pipeline.training.provenance import check_training, training_absent, training_fingerprint
+from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
 from pipeline.training.run_state import RunState
 from pipeline.training.trainer import Trainer
 
@@ -45,30 +46,35 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
     positions, where a checkpoint or a finished run does not fit the config, and where the loss is not finite; Preempted
     after a signal and a checkpoint.
     """
-    accelerator = start(config)
+    accelerator, ranks = start(config)
     if overwrite and config.train.resume not in ("auto", "never"):
         raise UserError(
             "--overwrite trains afresh, but train.resume names a checkpoint to go on from: give one of them"
         )
     backbone = backbone or backbone_of(config.backbone, config.data)
     with Preemption(config.train.preemption_signals) as preemption:
-        labels, fingerprint = _given(accelerator, config, backbone)
+        labels, fingerprint = _given(ranks, config, backbone)
         if not overwrite:
-            summary = on_main_process(accelerator, lambda: finished_summary(config.run_dir, config.method, fingerprint))
+            summary = ranks.on_main(lambda: finished_summary(config.run_dir, config.method, fingerprint))
             if summary is not None:
                 return summary
         begin = partial(_begin, config, overwrite)
+        adapters = AdapterWriter(config.run_dir, config.adapter_config(), labels, fingerprint)
         if not config.method.is_trained:
-            on_main_process(accelerator, begin)
-            return on_main_process(accelerator, lambda: write_untrained(config, labels, fingerprint))
-        state = None if overwrite else state_to_resume(accelerator, config)
+            ranks.on_main(begin)
+            return ranks.on_main(adapters.write_untrained)
+        state = None if overwrite else state_to_resume(ranks, config.train.resume, config.run_dir)
         if state is not None:
-            config = resumed_config(config, state, fingerprint, accelerator.num_processes)
-            accelerator = start(config)
-        trainer = build_trainer(accelerator, config, backbone, labels, state)
+            absent = training_absent(config.method)
+            settings = resumed_settings(config.train, state, fingerprint, absent, ranks.size)
+            config = config.model_copy(update={"train": settings})
+            accelerator, ranks = start(config)
+        trainer = build_trainer(accelerator, ranks, config, backbone, labels, state)
         try:
-            on_main_process(accelerator, begin)
-            run = TrainingRun(trainer, config, labels, fingerprint, state)
+            ranks.on_main(begin)
+            validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+            rows = config.evaluate.batch_size
+            run = TrainingRun(trainer, ranks, adapters, validation=validation, rows_per_forward=rows, state=state)
             with run.writer:
                 run.to_end(preemption)
                 return run.finish()
@@ -76,7 +82,7 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             release(accelerator, trainer.model)
 
 
-def _given(accelerator: Accelerator, config: RunConfig, backbone: Backbone) -> tuple[LabelStates, dict[str, str]]:
+def _given(ranks: Ranks, config: RunConfig, backbone: Backbone) -> tuple[LabelStates, dict[str, str]]:
     """The label states, and the fingerprint of the training that follows from them, the data and the config."""
     run, data, labels, seed = config.run_dir, config.data, config.labels, config.run.seed
 
@@ -84,8 +90,8 @@ def _given(accelerator: Accelerator, config: RunConfig, backbone: Backbone) -> t
         check_sums(run.data)
         return current_data(run, data, labels, seed, backbone)
 
-    manifest = on_main_process(accelerator, manifest_of_data)
-    states = current_label_states(run, labels, data.max_length, manifest["labels"], backbone)
+    manifest = ranks.on_main(manifest_of_data)
+    states = current_label_states(run, labels, data.max_length, manifest["labels"], backbone, ranks)
     return states, training_fingerprint(config.method, config.train, config.backbone, seed, manifest, states)
 
 
@@ -117,26 +123,31 @@ def _begin(config: RunConfig, overwrite: bool) -> None:
     config.run_dir.write_config(config.to_kept_yaml())
 
 
-def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | None:
-    """What an interrupted run left, read by every rank; None to start afresh."""
-    path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
+def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
+    """What an interrupted run left, read by every rank; None to start afresh. Collective."""
+    path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
     if path is None:
         return None
-    state = Ranks.joined().on_every(lambda: load_state(path))
+    state = ranks.on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
 
 
 def build_trainer(
-    accelerator: Accelerator, config: RunConfig, known: Backbone, labels: LabelStates, state: RunState | None = None
+    accelerator: Accelerator,
+    ranks: Ranks,
+    config: RunConfig,
+    known: Backbone,
+    labels: LabelStates,
+    state: RunState | None = None,
 ) -> Trainer:
     """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
     tokenizer = known.tokenizer
     split = load_split(config.run_dir.data / "train")
-    backbone = load_frozen(accelerator, known)
+    backbone = load_frozen(accelerator, ranks, known)
     check_positions(config.method, backbone.facts, labels.prompt_tokens, config.data.max_length)
     hidden = window_warning(backbone.facts, config.method.injected_tokens(labels.prompt_tokens), config.data.max_length)
-    if hidden and accelerator.is_main_process:
+    if hidden and ranks.is_main:
         log.warning("train: %s", hidden)
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
@@ -146,7 +157,14 @@ def build_trainer(
     assert sum(parameter.numel() for parameter in method.parameters()) == config.method.trainable_count(*sizes)
     model = build_model(accelerator, config.backbone, backbone, method, labels)
     count = sum(map(element_count, model.trainable().values()))
-    log.info(
-        "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
+    log.info("train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", ranks.size)
+    return Trainer(
+        accelerator,
+        config.train,
+        model,
+        split,
+        method=config.method,
+        seed=config.run.seed,
+        pad_token_id=pad_token_id(tokenizer),
+        state=state.optimizer if state else None,
     )
-    return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)

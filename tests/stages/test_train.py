@@ -157,7 +157,9 @@ def test_early_stopping_keeps_the_best(folder: Path) -> None:
 
 
 def trainer_of(config: RunConfig) -> Trainer:
-    return build_trainer(start(config), config, backbone_of(config.backbone, config.data), label_states_of(config))
+    accelerator, ranks = start(config)
+    backbone = backbone_of(config.backbone, config.data)
+    return build_trainer(accelerator, ranks, config, backbone, label_states_of(config))
 
 
 def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_alone(folder: Path) -> None:

@@ -11,6 +11,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.files import read_json
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import backbone_of
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
@@ -65,7 +66,7 @@ def label_states_of(config: RunConfig) -> LabelStates:
     """As `train` takes them."""
     names = read_json(config.run_dir.manifest_file)["labels"]
     backbone = backbone_of(config.backbone, config.data)
-    return current_label_states(config.run_dir, config.labels, config.data.max_length, names, backbone)
+    return current_label_states(config.run_dir, config.labels, config.data.max_length, names, backbone, Ranks.alone())
 
 
 def fingerprint_of_training(config: RunConfig, labels: LabelStates) -> dict[str, str]:
