@@ -166,8 +166,8 @@ def build_ours(
             "engine": {"deepspeed": f"ds_configs/zero3_{preset}.json"},
         }
     )
-    accelerator = start(config)
-    backbone = load_frozen(accelerator, Backbone(config.backbone))
+    accelerator, ranks = start(config)
+    backbone = load_frozen(accelerator, ranks, Backbone(config.backbone))
     layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
     trained = config.method.build(backbone.facts, PROMPT_TOKENS, LABELS)
     states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size)

@@ -91,18 +91,19 @@ class LTuningClassifier:
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        known = Backbone(config, special_tokens=adapter.config.data.special_tokens, ranks=Ranks.alone())
-        adapter.check_backbone(known.checkpoint.fingerprint)
+        known = Backbone(config, special_tokens=adapter.config.data.special_tokens)
+        opened = known.opened(Ranks.alone())
+        adapter.check_backbone(opened.fingerprint)
         tokenizer = known.tokenizer
-        adapter.check_backbone(known.checkpoint.fingerprint, known.tokenizer_fingerprint)
+        adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
         reads = adapter.config.method.reads_wordings
         base = load_backbone(
             config,
             zero_config=None,
             device=target,
+            ranks=Ranks.alone(),
             output_layer=reads,
-            ranks=known.ranks,
-            opened=known.checkpoint,
+            opened=opened,
             read_config=lambda: known.model_config,
         )
         frozen = FrozenBackbone(base, known.facts)

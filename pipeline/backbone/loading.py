@@ -49,8 +49,8 @@ def load_backbone(
     *,
     zero_config: dict[str, Any] | None,
     device: torch.device,
+    ranks: Ranks,
     output_layer: bool = False,
-    ranks: Ranks | None = None,
     opened: OpenCheckpoint | None = None,
     read_config: Callable[[], PreTrainedConfig] | None = None,
 ) -> PreTrainedModel:
@@ -58,12 +58,11 @@ def load_backbone(
 
     With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
-    rank reads its own share; with None every rank holds everything. Collective among `ranks` (None: `Ranks.joined`).
+    rank reads its own share; with None every rank holds everything. Collective among `ranks`.
     `opened` and `read_config`: its files and its config.json, where they have been read before.
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
     same on all ranks, and for weights that are not finite.
     """
-    ranks = ranks or Ranks.joined()
     checkpoint = (opened or open_alike(config, ranks)).checkpoint
     read_config = read_config or partial(load_model_config, config)
     dtype = getattr(torch, config.dtype)

@@ -5,12 +5,12 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
-from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, UserError
+from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
 from pipeline.distributed.device import announce_device
@@ -18,6 +18,8 @@ from pipeline.distributed.launcher import rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.core.run_dir import RunDir
+    from pipeline.distributed.ranks import Ranks
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +42,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130, options.debug)
     except ReaderGone:
         return 0
+    except RankFailedError as error:
+        return _fail(f"{error}; --debug shows where", 1, options.debug)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
+        said = f"unexpected {type(error).__name__}: {error}; --debug shows where"
+        return _fail(said, 1, options.debug, known=False)
     _leave_group()
     return 0
 
@@ -56,45 +61,36 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
-    with _own_run_dir(config):
-        if world_size() > 1:
-            from pipeline.engine.agreement import check_alike
+    from pipeline.engine.agreement import check_alike
+    from pipeline.engine.startup import join
 
-            check_alike({"the command": options.command, "--overwrite": bool(overwrite)})
+    ranks = join(config)
+    with _own_run_dir(config.run_dir, ranks):
+        check_alike({"the command": options.command, "--overwrite": bool(overwrite)}, ranks)
         _stage_function(options.command)(config, **overwrite)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
-            _on_rank_0(config, lambda: config.run_dir.write_config(config.to_kept_yaml()))
+            ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))
 
 
 @contextmanager
-def _own_run_dir(config: "RunConfig") -> Iterator[None]:
+def _own_run_dir(run_dir: "RunDir", ranks: "Ranks") -> Iterator[None]:
     """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
     from pipeline.core.ownership import check_ours
     from pipeline.core.run_lock import RunLock
 
-    lock = RunLock(config.run_dir.path)
+    lock = RunLock(run_dir.path)
 
     def take() -> None:
-        check_ours(config.run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
+        check_ours(run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
         lock.acquire()
-        config.run_dir.create()
+        run_dir.create()
 
-    _on_rank_0(config, take)
+    ranks.on_main(take)
     try:
         yield
     finally:
         lock.release()
-
-
-def _on_rank_0(config: "RunConfig", work: Callable[[], None]) -> None:
-    if world_size() == 1:
-        work()
-    else:
-        # Late: one process needs no DeepSpeed for this, which takes seconds to import.
-        from pipeline.engine.startup import on_main_process, start
-
-        on_main_process(start(config), work)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -220,11 +216,12 @@ class _Formatter(logging.Formatter):
         return visible(super().formatException(ei), keep="\n\t")
 
 
-def _fail(message: str, status: int, debug: bool) -> int:
+def _fail(message: str, status: int, debug: bool, *, known: bool = True) -> int:
+    """Says what ended the command. `known`: the message names the cause; else another rank may be the cause."""
     if debug:
         logging.getLogger("pipeline").exception("traceback:")
     if startup := sys.modules.get("pipeline.engine.startup"):
-        lost = startup.explain_failure(message, known=status != 1)
+        lost = startup.explain_failure(message, known=known)
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
     print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)

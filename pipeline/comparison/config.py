@@ -14,6 +14,8 @@ from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, Settings
+from pipeline.data.config import DataConfig
+from pipeline.training.config import TrainConfig
 
 MOST_SHARES = 10_000
 
@@ -98,7 +100,8 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
     _check_published(comparison, file)
     for group in groups(comparison):
         for setting in settings(comparison):
-            _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))
+            config = cell_config(comparison, group, setting, comparison.seeds[0])
+            _check(group, config.train, config.data)
     return comparison
 
 
@@ -155,13 +158,13 @@ def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
                     raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is no cell of this comparison")
 
 
-def _check(group: Group, config: RunConfig) -> None:
+def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
     where = f"cell {group.dataset}/{group.backbone}/{group.method}"
-    if config.train.best_metric == "log_loss":
+    if train.best_metric == "log_loss":
         raise UserError(
             f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
         )
-    if config.data.validation is None or config.data.test is None:
+    if data.validation is None or data.test is None:
         raise UserError(f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed")
 
 

@@ -27,6 +27,13 @@ class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it wa
     """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""
 
 
+class RankFailedError(Exception):
+    """A rank failed unexpectedly, so all of them do; the message names the rank and its exception.
+
+    The command line exits with status 1: the fault is the program's, not the user's.
+    """
+
+
 def some(items: Sequence[str], count: int | None = None) -> str:
     """The first few items, and how many more there are of `count` in all (default: as many as items)."""
     more = (len(items) if count is None else count) - SHOWN

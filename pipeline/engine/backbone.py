@@ -20,11 +20,11 @@ class Backbone:
     own. Each raises UserError, as what reads it does.
     """
 
-    def __init__(self, config: BackboneConfig, *, special_tokens: bool = False, ranks: Ranks | None = None) -> None:
-        """`special_tokens`: see `load_tokenizer`; `ranks`: those that have it together (None: `Ranks.joined`)."""
+    def __init__(self, config: BackboneConfig, *, special_tokens: bool = False) -> None:
+        """`special_tokens`: see `load_tokenizer`."""
         self.config = config
         self.special_tokens = special_tokens
-        self.ranks = ranks
+        self._opened: OpenCheckpoint | None = None
 
     @cached_property
     def model_config(self) -> PreTrainedConfig:
@@ -43,10 +43,11 @@ class Backbone:
     def tokenizer_fingerprint(self) -> str:
         return tokenizer_fingerprint(self.tokenizer)
 
-    @cached_property
-    def checkpoint(self) -> OpenCheckpoint:
-        """Its weights' files, with their identity, equal on all ranks. Collective when it is first asked for."""
-        return open_alike(self.config, self.ranks or Ranks.joined())
+    def opened(self, ranks: Ranks) -> OpenCheckpoint:
+        """Its weights' files, with their identity, equal on all `ranks`. Collective when it is first asked for."""
+        if self._opened is None:
+            self._opened = open_alike(self.config, ranks)
+        return self._opened
 
 
 def backbone_of(config: BackboneConfig, data: DataConfig) -> Backbone:

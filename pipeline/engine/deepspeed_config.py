@@ -5,29 +5,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.distributed.zero import zero_faults
+from pipeline.engine.config import EngineConfig
+from pipeline.training.config import TrainConfig
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed dict without a single "auto". Raises UserError for a wrong file or a contradiction."""
-    path = config.engine.deepspeed
+def resolve_deepspeed(engine: EngineConfig, train: TrainConfig, dtype: str, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed dict without a single "auto". Raises UserError for a wrong file or a contradiction.
+
+    `dtype`: the backbone's.
+    """
+    path = engine.deepspeed
     resolved = _read(path)
     for section in ("optimizer", "scheduler"):
         if section in resolved:
             raise UserError(
                 f"{path}: drop '{section}'; train.learning_rate, train.schedule and their neighbours set it"
             )
-    bfloat16 = config.backbone.dtype == "bfloat16"
-    micro, accumulation = config.train.batch_size, config.train.gradient_accumulation
+    bfloat16 = dtype == "bfloat16"
+    micro, accumulation = train.batch_size, train.gradient_accumulation
     expected = {
         "train_micro_batch_size_per_gpu": (micro, "train.batch_size"),
         "gradient_accumulation_steps": (accumulation, "train.gradient_accumulation"),
         "train_batch_size": (micro * accumulation * world_size, "train.batch_size * gradient_accumulation * ranks"),
-        "gradient_clipping": (config.train.max_grad_norm, "train.max_grad_norm"),
+        "gradient_clipping": (train.max_grad_norm, "train.max_grad_norm"),
     }
     for key, (value, source) in expected.items():
         _fill(resolved, key, value, source, path)

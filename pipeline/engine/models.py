@@ -18,6 +18,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.data.tokenizer import encode
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import give_back, is_partitioned, whole
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.deepspeed_config import zero_stage
@@ -29,13 +30,15 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_frozen(accelerator: Accelerator, backbone: Backbone, *, output_layer: bool = False) -> FrozenBackbone:
-    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3.
+def load_frozen(
+    accelerator: Accelerator, ranks: Ranks, backbone: Backbone, *, output_layer: bool = False
+) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3. Collective.
 
     `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
     """
     config = backbone.config
-    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and accelerator.is_main_process:
+    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and ranks.is_main:
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
@@ -43,8 +46,9 @@ def load_frozen(accelerator: Accelerator, backbone: Backbone, *, output_layer: b
         config,
         zero_config=zero_config,
         device=accelerator.device,
+        ranks=ranks,
         output_layer=output_layer,
-        opened=backbone.checkpoint,
+        opened=backbone.opened(ranks),
         read_config=lambda: backbone.model_config,
     )
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)

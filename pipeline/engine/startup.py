@@ -2,9 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -17,28 +16,36 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.launcher import free_port, world_size
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-_heartbeat: Heartbeat | None = None  # lives as long as the process group
+# Both live as long as the process group.
+_ranks: Ranks | None = None
+_heartbeat: Heartbeat | None = None
 
 
-def start(config: RunConfig) -> Accelerator:
-    """Joins the process group and returns the accelerator, whose DeepSpeed config is complete.
+def join(config: RunConfig) -> Ranks:
+    """The processes of this command, for work without a model: one process alone needs no engine for that."""
+    return Ranks.alone() if world_size() == 1 else start(config)[1]
+
+
+def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
+    """Joins the process group; gives the accelerator, whose DeepSpeed config is complete, and the ranks of the group.
 
     Every stage calls this first; later calls in one process reuse the group. DeepSpeed must know the group before any
     partitioned parameter is made (deepspeedai/DeepSpeed #8084). Raises UserError, on every rank, where the ranks were
     not started with the same config and program.
     """
+    global _ranks, _heartbeat
     _pretend_launcher()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
     # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    resolved = resolve_deepspeed(config, world_size())
+    resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
@@ -54,12 +61,12 @@ def start(config: RunConfig) -> Accelerator:
         log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
         project_dir=str(config.run_dir.logs),
     )
-    check_alike(parts_of_run(config))
+    _ranks = _ranks or Ranks.joined()
+    check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
     _make_deterministic(config.run.seed)
-    global _heartbeat
-    if accelerator.num_processes > 1 and _heartbeat is None:
-        _heartbeat = Heartbeat(config.engine.heartbeat_seconds)
-    return accelerator
+    if _ranks.size > 1 and _heartbeat is None:
+        _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)
+    return accelerator, _ranks
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:
@@ -76,8 +83,9 @@ def explain_failure(message: str, *, known: bool) -> str | None:
 
 
 def leave() -> None:
-    """Ends the process group in good order. A later `start` in this process joins a new one."""
-    global _heartbeat
+    """Ends the process group in good order, the ranks' control group with it. A later `start` joins a new one."""
+    global _ranks, _heartbeat
+    _ranks = None
     if _heartbeat is not None:
         _heartbeat.stop()
         _heartbeat = None
@@ -85,27 +93,6 @@ def leave() -> None:
         end_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         unset_hf_deepspeed_config()
-
-
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Runs `work` on rank 0 alone, however long it takes, and gives its result, or its failure, to every rank."""
-    if accelerator.num_processes == 1:
-        return work()
-    # A group of its own: work on rank 0 may outlast the timeout of ordinary collectives.
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-    outcome: list[object] = [None, None]
-    failure: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            outcome[1] = str(error) if isinstance(error, UserError) else f"rank 0 failed: {error!r}"
-            failure = error
-    torch.distributed.broadcast_object_list(outcome, src=0, group=group)
-    torch.distributed.destroy_process_group(group)
-    if outcome[1] is not None:
-        raise failure or UserError(str(outcome[1]))
-    return outcome[0]  # type: ignore[return-value]
 
 
 def _trackers(names: Sequence[str]) -> list[str]:

@@ -2,8 +2,7 @@
 
 from dataclasses import replace
 
-from pipeline.config import RunConfig
-from pipeline.estimate.case import _assumed_labels, _label_count
+from pipeline.estimate.case import Sections
 from pipeline.estimate.costs import USABLE, Case, Plan, best_plan, plans
 from pipeline.methods.limits import window_warning
 
@@ -26,7 +25,7 @@ MEMORY_ROWS = {
 }
 
 
-def report(config: RunConfig, case: Case, gpu: str) -> str:
+def report(config: Sections, case: Case, gpu: str) -> str:
     """The table and the advice as text; GB are 10^9 bytes."""
     found, workload = plans(case), case.workload
     head = [
@@ -45,13 +44,13 @@ def report(config: RunConfig, case: Case, gpu: str) -> str:
     rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
     warning = window_warning(case.facts, workload.prompt_tokens, config.data.max_length)
     notes = [f"warning: {warning}", ""] if warning else []
-    if not _label_count(config):
-        notes = [f"labels.names is not set: {_assumed_labels(config)} labels are assumed", "", *notes]
+    if not config.label_count:
+        notes = [f"labels.names is not set: {config.assumed_labels} labels are assumed", "", *notes]
     table = [f"{row[0]:<26}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
     return "\n".join([*head, *table, "", *notes, advice(config, case, gpu)])
 
 
-def advice(config: RunConfig, case: Case, gpu: str) -> str:
+def advice(config: Sections, case: Case, gpu: str) -> str:
     """Which plan to take, as config keys; or how many GPUs it would need."""
     plan = best_plan(case)
     if plan is not None:
@@ -66,7 +65,7 @@ def advice(config: RunConfig, case: Case, gpu: str) -> str:
     return f"{lacking} or on more: lower train.batch_size or data.max_length, or take ds_configs/zero3_offload.json"
 
 
-def _as_keys(plan: Plan, config: RunConfig) -> str:
+def _as_keys(plan: Plan, config: Sections) -> str:
     kind = "int8" if plan.backbone == "replicated" or config.backbone.quantization != "none" else "bf16"
     stage = 2 if plan.backbone == "replicated" else 3
     checkpointing = str(plan.checkpointing).lower()

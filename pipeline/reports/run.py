@@ -24,6 +24,7 @@ from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
 from pipeline.engine.provenance import evaluated_from, evaluation_artefact, evaluation_fingerprint, texts_have_changed
 from pipeline.evaluation.config import Split
+from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
 from pipeline.reports import figures
@@ -69,7 +70,10 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     adapter, manifest = load_adapter(run_dir.adapter), read_json(run_dir.manifest_file)
     metrics = read_json(run_dir.metrics_file)
     try:
-        _check_parts(run_dir, config, adapter, manifest)
+        _check_evaluation(run_dir, manifest)
+        sections = (config.method, config.train, config.backbone, config.run.seed)
+        trained = training_fingerprint(*sections, manifest, adapter.labels)
+        _check_training(run_dir, config.method, trained)
         splits = [name for name in metrics if name in get_args(Split)]
         name = "test" if "test" in splits else splits[-1]
         lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
@@ -80,14 +84,15 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     return Run(config.trusted(trust_remote_code), adapter, manifest, metrics[name], scored, log)
 
 
-def _check_parts(run_dir: RunDir, config: RunConfig, adapter: Adapter, manifest: dict[str, Any]) -> None:
-    """Raises UserError where config.yaml, data/, adapter/ and evaluation/ do not belong together."""
+def _check_evaluation(run_dir: RunDir, manifest: dict[str, Any]) -> None:
+    """Raises UserError where evaluation/ is not of the adapter/ and data/ that are there."""
     made_from = evaluated_from(run_dir, manifest)
     wanted = evaluation_fingerprint(run_dir, manifest, made_from["evaluate.splits"].split(", "))
     evaluation_artefact(run_dir).check(made_from, wanted)
-    sections = (config.method, config.train, config.backbone, config.run.seed)
-    trained = training_fingerprint(*sections, manifest, adapter.labels)
-    if changed := training_changes(run_dir, config.method, trained):
+
+
+def _check_training(run_dir: RunDir, method: AnyMethodConfig, wanted: dict[str, str]) -> None:
+    if changed := training_changes(run_dir, method, wanted):
         raise UserError(
             f"'{run_dir.config_file}' is not what the adapter was trained with: {'; '.join(changed)}; run train again"
         )

@@ -9,8 +9,8 @@ from pipeline.config import RunConfig
 from pipeline.core.escapes import visible
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.distributed.launcher import world_size
-from pipeline.engine.backbone import Backbone, backbone_of
-from pipeline.estimate.case import build_case, rows_per_text
+from pipeline.engine.backbone import backbone_of
+from pipeline.estimate.case import Sections, build_case, rows_per_text
 from pipeline.estimate.table import report
 from pipeline.methods.limits import check_positions
 from pipeline.stages.preprocess import preprocess
@@ -21,14 +21,17 @@ GPU = "h200"
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
     backbone = backbone_of(config.backbone, config.data)
-    manifest = _checked_data(config, backbone)
+    with TemporaryDirectory() as folder:
+        elsewhere = config.run.model_copy(update={"dir": folder})
+        manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
     _, mask = encode_hypotheses(backbone.tokenizer, words, config.data.max_length)
     prompt_tokens = mask.shape[1]
     ranks = world_size()
     # Words that are now known: how many labels a text is judged against depends on them.
-    config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
-    case = build_case(config, backbone.model_config, ranks, GPU, prompt_tokens=prompt_tokens)
+    labels = config.labels.model_copy(update={"names": manifest["labels"]})
+    sections = Sections(config.backbone, config.data, labels, config.method, config.train, config.engine)
+    case = build_case(sections, backbone.model_config, ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
@@ -42,29 +45,22 @@ def plan(config: RunConfig) -> None:
             for split, found in manifest["splits"].items()
         ),
         f"labels: {len(words)}, at most {prompt_tokens} tokens each",
-        *_steps(config, manifest["splits"]["train"], config.method.injected_tokens(prompt_tokens), ranks),
+        *_steps(sections, manifest["splits"]["train"], prompt_tokens, ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
-        report(config, case, GPU),
+        report(sections, case, GPU),
     ]
     print(visible("\n".join(lines), keep="\n"))
 
 
-def _checked_data(config: RunConfig, backbone: Backbone) -> dict[str, Any]:
-    """The manifest that preprocess makes, in a folder that is gone afterwards."""
-    with TemporaryDirectory() as folder:
-        run = config.run.model_copy(update={"dir": folder})
-        return preprocess(config.model_copy(update={"run": run}), backbone)
-
-
-def _steps(config: RunConfig, train: dict[str, Any], injected_tokens: int, ranks: int) -> list[str]:
-    settings = config.train
+def _steps(config: Sections, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:
+    settings, injected_tokens = config.train, config.method.injected_tokens(prompt_tokens)
     global_batch = settings.batch_size * settings.gradient_accumulation * ranks
     per_epoch = -(-train["rows"] // global_batch)
     total = settings.max_steps or settings.epochs * per_epoch
     if not config.method.is_trained:
         return ["steps: none, the method is not trained"]
-    readings = rows_per_text(config)
+    readings = rows_per_text(config.method, settings, config.label_count)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     return [
         f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",

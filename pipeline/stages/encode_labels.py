@@ -14,10 +14,11 @@ from pipeline.core.run_dir import RunDir
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import special_texts
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 
 log = logging.getLogger(__name__)
 
@@ -30,12 +31,12 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
 
     `backbone`: the command's; None: one of its own.
     """
-    accelerator = start(config)
+    accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
     run, data, seed = config.run_dir, config.data, config.run.seed
-    names = on_main_process(accelerator, lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
+    names = ranks.on_main(lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
     words = hypotheses(names, config.labels)
-    wanted = label_fingerprint(backbone, data.max_length, names, words)
+    wanted = label_fingerprint(backbone, ranks, data.max_length, names, words)
     folder = run.labels
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
@@ -43,29 +44,31 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted):
             return found
     input_ids, mask = encode_hypotheses(backbone.tokenizer, words, data.max_length)
-    model = prepare_inference(accelerator, load_frozen(accelerator, backbone), config.backbone.dtype)
+    model = prepare_inference(accelerator, load_frozen(accelerator, ranks, backbone), config.backbone.dtype)
     states = LabelStates(names, words, _read(accelerator, model, input_ids, mask), mask, wanted)
     release(accelerator, model)
-    on_main_process(accelerator, lambda: _write(states, folder))
+    ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.prompt_tokens, folder)
     return states
 
 
 def current_label_states(
-    run_dir: RunDir, labels: LabelsConfig, max_length: int, names: list[str], backbone: Backbone
+    run_dir: RunDir, labels: LabelsConfig, max_length: int, names: list[str], backbone: Backbone, ranks: Ranks
 ) -> LabelStates:
-    """The label states for training. Raises UserError where they were made from something else.
+    """The label states for training. Raises UserError where they were made from something else. Collective.
 
     `names`: the labels, as data/ has them; `max_length`: data.max_length.
     """
     states = LabelStates.load(run_dir.labels)
-    wanted = label_fingerprint(backbone, max_length, names, hypotheses(names, labels))
+    wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels))
     label_artefact(run_dir.labels).check(states.fingerprint, wanted)
     return states
 
 
-def label_fingerprint(backbone: Backbone, max_length: int, names: list[str], words: list[str]) -> dict[str, str]:
-    """Everything the label states depend on, part by part. Collective when the backbone is first asked for."""
+def label_fingerprint(
+    backbone: Backbone, ranks: Ranks, max_length: int, names: list[str], words: list[str]
+) -> dict[str, str]:
+    """Everything the label states depend on, part by part. Collective."""
     config = backbone.config
     special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
     return {
@@ -74,7 +77,7 @@ def label_fingerprint(backbone: Backbone, max_length: int, names: list[str], wor
         "backbone.revision": str(config.revision),
         "backbone.dtype": config.dtype,
         "backbone.quantization": config.quantization,
-        **backbone.checkpoint.fingerprint,
+        **backbone.opened(ranks).fingerprint,
         "tokenizer": backbone.tokenizer_fingerprint,
         "labels": sha256_of(*names),
         "hypotheses": sha256_of(*words),

@@ -3,7 +3,7 @@
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.escapes import visible
-from pipeline.estimate.case import build_case
+from pipeline.estimate.case import Sections, build_case
 from pipeline.estimate.costs import Plan, plans
 from pipeline.estimate.table import report
 
@@ -20,6 +20,7 @@ def estimate(
     `bandwidth`: interconnect in GB/s per GPU; `prompt_tokens`: P, the longest hypothesis. Only the backbone's
     config.json is read. Raises UserError for an unknown GPU or backbone.
     """
-    case = build_case(config, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
-    print(visible(report(config, case, gpu), keep="\n"))
+    sections = Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
+    case = build_case(sections, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
+    print(visible(report(sections, case, gpu), keep="\n"))
     return plans(case)

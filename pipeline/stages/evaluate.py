@@ -25,7 +25,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
@@ -42,28 +42,29 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
     adapter was made from another backbone or with other settings, and where scores are not finite.
     """
-    accelerator = start(config)
+    accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
     run_dir, seed = config.run_dir, config.run.seed
-    on_main_process(accelerator, lambda: check_sums(run_dir.data))
-    manifest = on_main_process(accelerator, lambda: current_data(run_dir, config.data, config.labels, seed, backbone))
+    ranks.on_main(lambda: check_sums(run_dir.data))
+    manifest = ranks.on_main(lambda: current_data(run_dir, config.data, config.labels, seed, backbone))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
         raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
     adapter = load_adapter(run_dir.adapter)
-    _check_adapter(adapter, config.adapter_config(), backbone, manifest["labels"], run_dir.adapter)
+    adapter.check_backbone(backbone.opened(ranks).fingerprint, backbone.tokenizer_fingerprint)
+    _check_adapter(adapter, config.adapter_config(), manifest["labels"], run_dir.adapter)
     trained = training_fingerprint(config.method, config.train, config.backbone, seed, manifest, adapter.labels)
     if changed := training_changes(run_dir, config.method, trained):
         raise _trained_otherwise(run_dir.adapter, changed)
     wanted = evaluation_fingerprint(run_dir, manifest, splits)
-    if on_main_process(accelerator, lambda: _is_current(run_dir, manifest, wanted)):
+    if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))
     else:
         metrics, tables = _score_splits(
-            accelerator, config.evaluate.batch_size, run_dir.data, backbone, adapter, splits, majority_label(manifest)
+            accelerator, ranks, config.evaluate.batch_size, run_dir.data, backbone, adapter, splits, manifest
         )
-        on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
-    on_main_process(accelerator, lambda: _keep_temperature(run_dir, metrics))
+        ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
+    ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
     for name, figures in metrics.items():
         log.info("evaluate: %s", summary_line(name, figures))
         for note in figures["notes"]:
@@ -73,15 +74,16 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
 
 def _score_splits(
     accelerator: Accelerator,
+    ranks: Ranks,
     batch_size: int,
     data: Path,
     backbone: Backbone,
     adapter: Adapter,
     splits: list[str],
-    majority: int,
+    manifest: dict[str, Any],
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
-    model = _load_model(accelerator, backbone, adapter)
+    model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
     pad_token, names = pad_token_id(backbone.tokenizer), adapter.labels.names
     metrics, tables, scored = {}, [], {}
     for name in splits:
@@ -91,7 +93,7 @@ def _score_splits(
             split.rows,
             len(names),
             batch_size,
-            ranks=Ranks.joined(),
+            ranks=ranks,
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=adapter.config.method.joint_readings(len(names)),
@@ -108,9 +110,8 @@ def _score_splits(
     return metrics, tables
 
 
-def _check_adapter(adapter: Adapter, config: AdapterConfig, backbone: Backbone, names: list[str], path: Path) -> None:
-    """Raises UserError, naming the part, if the adapter is not what this config and data would train. Collective."""
-    adapter.check_backbone(backbone.checkpoint.fingerprint, backbone.tokenizer_fingerprint)
+def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], path: Path) -> None:
+    """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
     changed = differences(adapter.config.flat(), config.flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
     if changed:
@@ -150,12 +151,12 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
         keep_calibration(run_dir.adapter, calibration)
 
 
-def _load_model(accelerator: Accelerator, known: Backbone, adapter: Adapter) -> nn.Module:
+def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     method = adapter.config.method
-    backbone = load_frozen(accelerator, known, output_layer=method.reads_wordings)
+    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_wordings)
     injected = method.injected_tokens(adapter.labels.prompt_tokens)
     hidden = window_warning(backbone.facts, injected, adapter.config.data.max_length)
-    if hidden and accelerator.is_main_process:
+    if hidden and ranks.is_main:
         log.warning("evaluate: %s", hidden)
     wordings = adapter.wordings(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
     built = adapter.build_method(backbone.facts)

@@ -42,8 +42,8 @@ from pipeline.data.tokens import (
     tokenise,
     with_special_tokens,
 )
-from pipeline.distributed.launcher import world_size
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.startup import join
 
 log = logging.getLogger(__name__)
 
@@ -63,12 +63,7 @@ def preprocess(config: RunConfig, backbone: Backbone | None = None) -> dict[str,
     """
     backbone = backbone or backbone_of(config.backbone, config.data)
     given = _Input(config.data, config.labels, config.run.seed, backbone)
-    if world_size() == 1:
-        return _preprocess(config.run_dir, given)
-    # Late: one process needs no DeepSpeed, which takes seconds to import.
-    from pipeline.engine.startup import on_main_process, start
-
-    return on_main_process(start(config), lambda: _preprocess(config.run_dir, given))
+    return join(config).on_main(lambda: _preprocess(config.run_dir, given))
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
 from pipeline.core.output import check_output
 from pipeline.core.run_dir import RunDir
+from pipeline.data.fingerprint import sources_of
 from pipeline.reports import charts, figures
 from pipeline.reports.page import write_page
 from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
@@ -35,7 +35,7 @@ def report(run: str, output: str | None = None, *, texts: bool = True, trust_rem
     artefacts = [run_dir.data, run_dir.labels, run_dir.adapter, run_dir.adapter_final, run_dir.evaluation, run_dir.logs]
     check_output(str(path), [*files_in(run_dir.path), *artefacts, run_dir.checkpoints])
     found = load_run(run_dir.path, trust_remote_code)
-    check_output(str(path), sources_of(found.config))
+    check_output(str(path), [found.config.backbone.location, *sources_of(found.config.data).values()])
     values = page_values(found, run_dir, texts=texts)
     write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
     return path
@@ -44,12 +44,6 @@ def report(run: str, output: str | None = None, *, texts: bool = True, trust_rem
 def files_in(folder: Path) -> list[Path]:
     """The files of a run's or a comparison's directory that are not pages."""
     return [file for file in folder.glob("*") if file.is_file() and file.suffix != ".html"]
-
-
-def sources_of(config: RunConfig) -> list[str]:
-    """Where the texts of a run and its backbone are."""
-    data = config.data
-    return [config.backbone.location, *(source for source in (data.train, data.validation, data.test) if source)]
 
 
 def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:

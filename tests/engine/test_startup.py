@@ -9,16 +9,16 @@ import torch
 
 from pipeline.cli import main
 from pipeline.core.errors import UserError
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from tests.support.tiny_run import tiny_config
 from tests.support.worlds import run_worlds
 
 
 def test_another_config_in_the_same_process_starts_afresh(tmp_path: Path) -> None:
-    first = start(tiny_config(tmp_path, train={"batch_size": 2}, backbone={"dtype": "float32"}))
+    first, _ = start(tiny_config(tmp_path, train={"batch_size": 2}, backbone={"dtype": "float32"}))
     assert first.mixed_precision == "no" and first.num_processes == 1
     assert first.state.deepspeed_plugin.deepspeed_config["train_batch_size"] == 2
-    second = start(
+    second, _ = start(
         tiny_config(
             tmp_path,
             train={"batch_size": 6, "gradient_accumulation": 2},
@@ -41,8 +41,8 @@ def test_commands_may_follow_each_other_in_one_process(tmp_path: Path) -> None:
     for template in ("One {label}.", "Two {label}."):
         assert main(["encode-labels", *arguments, f"labels.template={template}"]) == 0
         assert not torch.distributed.is_initialized()
-    accelerator = start(config)
-    assert accelerator.num_processes == 1 and torch.distributed.is_initialized()
+    accelerator, ranks = start(config)
+    assert accelerator.num_processes == ranks.size == 1 and torch.distributed.is_initialized()
 
 
 def test_the_seed_decides_random_numbers(tmp_path: Path) -> None:
@@ -62,25 +62,25 @@ def test_a_tracker_that_is_not_installed_is_refused(tmp_path: Path) -> None:
 
 
 def test_alone_errors_are_raised_as_they_are(tmp_path: Path) -> None:
-    accelerator = start(tiny_config(tmp_path))
-    assert on_main_process(accelerator, lambda: 3) == 3
+    _, ranks = start(tiny_config(tmp_path))
+    assert ranks.on_main(lambda: 3) == ranks.on_every(lambda: 3) == 3
 
     def fail() -> None:
         raise KeyError("key")
 
     with pytest.raises(KeyError):
-        on_main_process(accelerator, fail)
+        ranks.on_main(fail)
+    with pytest.raises(KeyError):
+        ranks.on_every(fail)
     assert os.environ["WORLD_SIZE"] == "1"
 
 
-def test_rank_0_works_and_all_ranks_know_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ranks_are_made_once_for_a_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)  # of the engines started above in this process
     first, second = run_worlds("tests.support.main_process:main_process", [2], tmp_path, 120)[2]
-    assert first["world"] == [2, 2, 0] and second["world"] == [2, 2, 1]
-    assert first["calls"] == 1 and second["calls"] == 0
+    assert first["world"] == [2, 2, 0, 2, 0] and second["world"] == [2, 2, 1, 2, 1]
+    assert first["calls"] == 2 and second["calls"] == 0
     for rank in (first, second):
-        assert rank["good"] == rank["again"] == ["result", "{'rows': 3}"]
-        assert rank["wrong_input"] == ["UserError", "no such file"]
-    assert first["defect"] == ["KeyError", "'key'"]
-    assert second["defect"] == ["UserError", "rank 0 failed: KeyError('key')"]
+        assert rank["results"] == [{"rows": 3}] * 2
+        assert rank["same ranks"] and rank["groups made"] == 0, "one control group for all that the process group does"

@@ -25,7 +25,7 @@ from pipeline.cli import main
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.estimate import inventory as inventories
-from pipeline.estimate.case import build_case
+from pipeline.estimate.case import Sections, build_case
 from pipeline.estimate.costs import (
     GPUS,
     Case,
@@ -41,6 +41,7 @@ from pipeline.estimate.table import report
 from pipeline.stages.estimate import estimate
 from tests.support.estimate_zero import ZERO
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
+from tests.support.tiny_run import estimated
 from tests.support.worlds import run_worlds
 
 LLAMA_7B = LlamaConfig(vocab_size=32000)
@@ -128,10 +129,14 @@ def run_config(**changes: Any) -> RunConfig:
     return parse_config(values)
 
 
+def sections_of(**changes: dict[str, Any]) -> Sections:
+    return estimated(run_config(**changes))
+
+
 @cache
 def case_of(name: str) -> Case:
     """An int8 backbone on one A100 with 80 GB."""
-    return build_case(run_config(), BACKBONES[name], 1, "a100-80")
+    return build_case(sections_of(), BACKBONES[name], 1, "a100-80")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -196,7 +201,7 @@ def test_answers_for_large_backbones_on_8_to_1024_gpus(name: str) -> None:
         assert sharded.communication_bytes > 100 * whole.communication_bytes
         assert checkpointed.memory.activations < sharded.memory.activations / 4
         totals.append(checkpointed.memory.total)
-        assert "advice: " in report(run_config(), case, "a100-80")
+        assert "advice: " in report(sections_of(), case, "a100-80")
     assert totals == sorted(totals, reverse=True)
 
 
@@ -235,7 +240,7 @@ def test_bandwidth_sets_the_time() -> None:
 
 
 def test_says_how_many_gpus_would_do() -> None:
-    text = report(run_config(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
+    text = report(sections_of(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
     assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in text
 
 
@@ -252,12 +257,12 @@ def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_candidates_are_rows() -> None:
     tiny = tiny_model("llama").config
-    pairs = build_case(run_config(), tiny, 1, "h200")
-    four = build_case(run_config(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
+    pairs = build_case(sections_of(), tiny, 1, "h200")
+    four = build_case(sections_of(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
     assert four.workload.rows == 4 * pairs.workload.rows
     with pytest.raises(UserError, match=r"labels\.names"):
-        build_case(run_config(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
-    unknown = build_case(run_config(train={"objective": "candidates"}), tiny, 1, "h200")
+        build_case(sections_of(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
+    unknown = build_case(sections_of(train={"objective": "candidates"}), tiny, 1, "h200")
     assert unknown.workload.rows == 8 * pairs.workload.rows
 
 
@@ -265,10 +270,10 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
     """Forward only: no activations are kept of it, and weights come once more."""
     read_apart = {"method": {"head": "label_aware", "shortlist": None}, "train": {"objective": "candidates"}}
     every = build_case(
-        run_config(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
     )
     short = build_case(
-        run_config(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
     )
     assert short.workload == every.workload and (short.rows_alone, every.rows_alone) == (16, 0)
     for more, less in zip(plans(short), plans(every), strict=True):
@@ -279,19 +284,19 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
         passes = 3 if more.checkpointing else 2
         assert more.compute_seconds / less.compute_seconds == pytest.approx(1 + 16 * 256 / (64 * 256 * passes))
     for names, rows in (("abcd", 0), ("abcde", 16)):
-        pairs = run_config(method={"head": "label_aware"}, labels={"names": list(names)})
+        pairs = sections_of(method={"head": "label_aware"}, labels={"names": list(names)})
         assert build_case(pairs, LLAMA_7B, 8, "h200").rows_alone == rows
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:
-    config = run_config(engine={"deepspeed": "ds_configs/zero2_int8.json"})
+    config = sections_of(engine={"deepspeed": "ds_configs/zero2_int8.json"})
     assert build_case(config, tiny_model("llama").config, 8, "h200").zero == case_of("llama-2-7b").zero
 
 
 @pytest.mark.parametrize("options", [{"gpu": "abacus"}, {"world_size": 0}, {"bandwidth": -1.0}])
 def test_refuses_nonsense(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--"):
-        build_case(run_config(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
+        build_case(sections_of(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
 
 
 def test_needs_a_config_json(tmp_path: Path) -> None:

@@ -11,7 +11,9 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.files import read_json
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import backbone_of
+from pipeline.estimate.case import Sections
 from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.training.provenance import training_fingerprint
@@ -65,13 +67,18 @@ def label_states_of(config: RunConfig) -> LabelStates:
     """As `train` takes them."""
     names = read_json(config.run_dir.manifest_file)["labels"]
     backbone = backbone_of(config.backbone, config.data)
-    return current_label_states(config.run_dir, config.labels, config.data.max_length, names, backbone)
+    return current_label_states(config.run_dir, config.labels, config.data.max_length, names, backbone, Ranks.alone())
 
 
 def fingerprint_of_training(config: RunConfig, labels: LabelStates) -> dict[str, str]:
     """As `train` makes it."""
     sections = (config.method, config.train, config.backbone, config.run.seed)
     return training_fingerprint(*sections, read_json(config.run_dir.manifest_file), labels)
+
+
+def estimated(config: RunConfig) -> Sections:
+    """What `estimate` takes of a config."""
+    return Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
 
 
 def tiny_facts() -> BackboneFacts:
