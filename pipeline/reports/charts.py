@@ -30,7 +30,7 @@ def learning_curves(training: Rows, validation: Rows) -> Spec:
 
 
 def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | alt.FacetChart:
-    axis = alt.Axis(tickCount=8, tickMinStep=1, format=",d", grid=False)
+    axis = alt.Axis(tickCount=_whole(rows, "step"), format=",d", grid=False)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=True), axis=axis)
     y = _values_axis(field, [row[field] for row in rows])
     nearest = alt.selection_point(name=f"nearest_{field}", nearest=True, on="pointerover", fields=["step"], empty=False)
@@ -43,6 +43,11 @@ def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | 
     return alt.layer(base.mark_line(color=colour, strokeWidth=1.8), shown).properties(
         title=title, width=WIDTH, height=120
     )
+
+
+def _whole(rows: Rows, field: str) -> int:
+    """Most ticks on an axis from 0 that lie at whole numbers."""
+    return max(1, min(8, max(int(row[field]) for row in rows)))
 
 
 def _values_axis(field: str, values: Sequence[float]) -> alt.Y:
@@ -124,7 +129,7 @@ def score_histogram(bars: Rows) -> Spec:
     encoded = chart.encode(
         x=alt.X("low:Q", bin="binned", title="score", axis=alt.Axis(tickCount=8)),
         x2="high:Q",
-        y=alt.Y("texts:Q", stack=None, title="texts", axis=alt.Axis(tickMinStep=1, format=",d")),
+        y=alt.Y("texts:Q", stack=None, title="texts", axis=alt.Axis(tickCount=_whole(bars, "texts"), format=",d")),
         color=_two_colours("label", ["true label", "best wrong label"]),
         tooltip=[
             alt.Tooltip("label:N", title="score of the"),
@@ -167,7 +172,7 @@ def _two_shapes(field: str, names: Sequence[str]) -> alt.Shape:
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=16)
+    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=28)
 
 
 def inline(rows: Rows) -> alt.InlineData:

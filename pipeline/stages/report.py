@@ -24,10 +24,18 @@ SECTIONS = [
 """Their anchors in the page, and how the navigation calls them."""
 
 
-def report(run: str, output: str | None = None, *, texts: bool = True, trust_remote_code: bool = False) -> Path:
+def report(
+    run: str,
+    output: str | None = None,
+    *,
+    texts: bool = True,
+    static: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """Writes the page of a run to `output`, or report.html in the run directory; gives its path.
 
-    `texts`: show those of the mistakes. `trust_remote_code`: run the code that ships with the backbone.
+    `texts`: show those of the mistakes. `static`: draw the pictures now, so that the page holds no script.
+    `trust_remote_code`: run the code that ships with the backbone.
     Raises UserError where the run has not been evaluated, or a file of it is damaged.
     """
     run_dir = RunDir(run)
@@ -37,7 +45,7 @@ def report(run: str, output: str | None = None, *, texts: bool = True, trust_rem
     found = load_run(run_dir.path, trust_remote_code)
     check_output(str(path), sources_of(found.config))
     values = page_values(found, run_dir, texts=texts)
-    write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
+    write_page(path, "run.html.j2", static=static, title=run_dir.path.resolve().name, **values)
     return path
 
 
