@@ -135,7 +135,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.compare:
         from pipeline.stages.report_comparison import report_comparison
 
-        report_comparison(options.compare, options.output)
+        report_comparison(options.compare, options.output, static=options.static)
     else:
         from pipeline.stages.report import report
 
@@ -143,6 +143,7 @@ def _report(options: argparse.Namespace) -> None:
             options.run,
             options.output,
             texts=not options.no_texts,
+            static=options.static,
             trust_remote_code=options.trust_remote_code,
         )
 
