@@ -4,13 +4,13 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
 class EngineConfig(Settings):
     """How the model is spread over processes."""
 
-    deepspeed: str = "ds_configs/zero3_cpu.json"
+    deepspeed: PathSetting = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
     threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
