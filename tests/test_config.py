@@ -46,7 +46,7 @@ def file(tmp_path: Path) -> Path:
         ({"trian": {"epochs": 3}}, "unknown key 'trian': did you mean 'train'?"),
         ({"learning_rate": 1e-3}, "unknown key 'learning_rate': did you mean 'train.learning_rate'?"),
         ({"xyzzy": 1}, "unknown key 'xyzzy' (sections: run, backbone, data,"),
-        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers)"),
+        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers, project, name)"),
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
         ({"method": {"name": "lt_prompt", "rank": 1}}, "(keys of method: head, shortlist, name, dropout,"),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),

@@ -25,3 +25,7 @@ class LoggingConfig(Settings):
 
     trackers: Distinct[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = ["jsonl", "tensorboard"]
     """jsonl (logs/metrics.jsonl) is always written; the others through accelerate's trackers."""
+    project: str = Field(default="l-tuning", min_length=1)
+    """Project of wandb, experiment of mlflow."""
+    name: str | None = Field(default=None, min_length=1)
+    """The run's name there; null: that of the run directory. A resumed run goes on as the same run."""

@@ -52,6 +52,7 @@ def start(config: RunConfig) -> Accelerator:
 
 def _accelerator(config: RunConfig) -> Accelerator:
     """Joins the process group, if it is not joined yet. Raises UserError where the other ranks do not come."""
+    _check_trackers(config.logging.trackers)
     _forget_settings_of_accelerate()
     resolved = resolve_deepspeed(config, world_size())
     keep_quiet()
@@ -67,8 +68,6 @@ def _accelerator(config: RunConfig) -> Accelerator:
             mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
             gradient_accumulation_steps=config.train.gradient_accumulation,
             kwargs_handlers=[group],
-            log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
-            project_dir=str(config.run_dir.logs),
         )
 
 
@@ -118,12 +117,11 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     return outcome[0]  # type: ignore[return-value]
 
 
-def _trackers(names: Sequence[str]) -> list[str]:
-    """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
+def _check_trackers(names: Sequence[str]) -> None:
+    """Now, not when training begins to log."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
         if name in names and not available():
             raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")
-    return [name for name in names if name != "jsonl"]
 
 
 def _forget_settings_of_accelerate() -> None:

@@ -1,6 +1,7 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -66,7 +67,7 @@ def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
         try:
             on_main_process(accelerator, begin)
             run = TrainingRun(trainer, config, labels, fingerprint, state)
-            with run.writer:
+            with run.writer, closing(run.metrics_log):
                 run.to_end(preemption)
                 return run.finish()
         finally:

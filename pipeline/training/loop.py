@@ -60,7 +60,7 @@ class TrainingRun:
         self.best = state.best if state else Best()
         self.evaluation_due = state is not None and state.evaluation_due
         position = state.metrics_log if state else LogPosition()
-        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, position)
+        self.metrics_log = Ranks.joined().on_every(lambda: MetricsLog(self.accelerator, config, self.step, position))
         stop, keep = config.train.on_write_error == "stop", config.train.keep_checkpoints
         self.writer = CheckpointWriter(config.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()

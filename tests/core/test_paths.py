@@ -68,7 +68,7 @@ def test_home_and_variables_in_paths(given: str, path: str, monkeypatch: pytest.
 @pytest.mark.parametrize("path", ["$NOWHERE/x", "a/${NOWHERE}", "${}", "$EMPTY/x", "~no-such-user-here/x"])
 def test_what_means_nothing_in_a_path_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMPTY", "")
-    with pytest.raises(ValueError, match="is not set|no home folder"):
+    with pytest.raises(ValueError, match=r"is not set|no home folder"):
         expanded(path)
 
 
