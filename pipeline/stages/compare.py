@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 
 CELL_FILE = "cell.json"
 FIGURES = ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")
-CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.evaluate", "engine.training_run")
+CHATTY = ("stages.preprocess", "stages.encode_labels", "stages.train", "stages.evaluate", "training.loop")
 """Loggers that tell of every run what one line per run tells here."""
 
 

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError
 from torch import Tensor
-from tqdm import tqdm
 
 from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
@@ -21,10 +20,12 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.startup import on_main_process
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
+from pipeline.training import progress
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import Preemption
+from pipeline.training.progress import Progress
 from pipeline.training.run_state import Best, LogPosition, RunState
 from pipeline.training.trainer import Trainer
 
@@ -64,9 +65,13 @@ class TrainingRun:
         stop, keep = config.train.on_write_error == "stop", config.train.keep_checkpoints
         self.writer = CheckpointWriter(config.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()
-        # None: off without a terminal, where metrics.jsonl tells the same.
-        hidden = None if self.accelerator.is_main_process else True
-        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
+        self.progress = Progress(
+            self.step,
+            trainer.total_steps,
+            trainer.global_batch,
+            shown=self.accelerator.is_main_process,
+            every_seconds=progress.EVERY_SECONDS,
+        )
 
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
@@ -79,7 +84,7 @@ class TrainingRun:
             self.step += 1
             if not math.isfinite(loss):
                 raise DivergedError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
-            self.bar.update()
+            self.progress.update(self.step, loss)
             evaluate = self.validation is not None and self._is_due(settings.eval_every)
             # Before an evaluation too, so that its place in time is known.
             if self._is_due(settings.log_every) or evaluate:
@@ -88,7 +93,7 @@ class TrainingRun:
                 self._evaluate(preemption)
             if self._is_due(settings.save_every):
                 self._save()
-        self.bar.close()
+        self.progress.close()
 
     def finish(self) -> dict[str, Any]:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
@@ -127,7 +132,7 @@ class TrainingRun:
         if self.step > self.step_saved:
             self._save()
         on_main_process(self.accelerator, self.writer.wait)
-        self.bar.close()
+        self.progress.close()
         self.metrics_log.close()
         on_main_process(self.accelerator, lambda: self._leave_sign(signal))
         raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
@@ -171,7 +176,7 @@ class TrainingRun:
             "seconds": seconds,
         }
         self.metrics_log.write(self.step, figures)
-        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.progress.tell(loss, speed)
         self.step_logged, self.clock = self.step, time.perf_counter()
 
     def _evaluate(self, preemption: Preemption) -> None:
