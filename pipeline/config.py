@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import Settings
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
@@ -33,7 +34,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 class RunSettings(Settings):
     """The run itself."""
 
-    dir: str = Field(min_length=1)
+    dir: PathSetting = Field(min_length=1)
     """Run directory: everything this run reads and writes. Its own config.yaml leaves it out."""
     seed: Seed = 0
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""
@@ -108,7 +109,7 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _own_folder(file: Path, folder: Path, stated: object) -> str:
     """The folder a run's config lies in. UserError where it names another, as in a copy that version 0.1 would make."""
-    if stated is not None and Path(str(stated)).resolve() != folder.resolve():
+    if stated is not None and Path(os.path.expandvars(str(stated))).expanduser().resolve() != folder.resolve():
         raise UserError(
             f"'{file}' lies in run directory '{folder}', but its run.dir is '{stated}': "
             f"say which one is meant, with run.dir={folder} or run.dir={stated}"
@@ -146,7 +147,10 @@ def _place(error: MarkedYAMLError) -> str:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets `a.b=value` in a nested dict; the value is read as YAML. Raises UserError where it is none."""
+    """Sets `a.b=value` in a nested dict; the value is read as YAML, but has no comments: a shell gives it as meant.
+
+    Raises UserError where it is no YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"'{override}' is no override: write section.key=value")
@@ -154,6 +158,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         value = load_yaml(text)
     except (YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"the value of '{key}' is no YAML: {text}") from error
+    if str(value).count("#") < text.count("#"):  # one began a comment
+        if isinstance(value, list | dict):
+            raise UserError(f"the value of '{key}' ends at a #: put the word that holds it in quotes: {text}")
+        value = text.strip()
     set_key(values, key, value)
 
 

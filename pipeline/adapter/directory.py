@@ -31,7 +31,7 @@ from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, write_json, write_text
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import Settings
+from pipeline.core.settings import FOREIGN, Settings
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import continuations
 from pipeline.evaluation.calibration import FILE as CALIBRATION
@@ -249,7 +249,8 @@ def _read_config(file: Path) -> AdapterConfig:
             raise UserError(
                 f"'{file}' has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
             )
-        return AdapterConfig.model_validate(_converted(values, file) if version == 1 else values)
+        given = _converted(values, file) if version == 1 else values
+        return AdapterConfig.model_validate(given, context=FOREIGN)
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"])

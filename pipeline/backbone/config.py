@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Settings
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.distributed.launcher import local_copy
 
 PACKAGE_SCHEME = "package:"
@@ -33,7 +33,7 @@ TrustRemoteCode = Annotated[bool, BeforeValidator(_refuse_in_files), Field(exclu
 class BackboneConfig(Settings):
     """Which pretrained model is used, and how it is held in memory."""
 
-    name_or_path: str
+    name_or_path: PathSetting
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package, with safetensors weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""

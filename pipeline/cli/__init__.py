@@ -14,12 +14,15 @@ from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedErro
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
 from pipeline.distributed.device import announce_device
-from pipeline.distributed.launcher import rank, world_size
+from pipeline.distributed.launcher import check_launcher, rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.core.run_dir import RunDir
     from pipeline.distributed.ranks import Ranks
+
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +31,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     85 asks to be started again: a signal ended training after a checkpoint. 86: another rank was lost.
     """
     options = build_parser().parse_args(arguments)
+    try:
+        check_launcher()
+    except UserError as error:  # before anything asks which rank this is
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     _set_up_logging(options.debug)
+    if rank() != 0 and (options.command in ONE_ANSWERS or getattr(options, "dry_run", False)):
+        log.warning(
+            "rank %d of %d (variables RANK, WORLD_SIZE) has nothing to do: rank 0 answers", rank(), world_size()
+        )
+        return 0
     try:
         with whole_output(needed=options.command in PRINTING or getattr(options, "dry_run", False)):
             COMMANDS.get(options.command, _stage)(options)
@@ -97,16 +110,13 @@ def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    if rank() == 0:
-        config = _load(options)
-        from pipeline.stages.dry_run import plan
+    config = _load(options)
+    from pipeline.stages.dry_run import plan
 
-        plan(config)
+    plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    if rank() != 0:
-        return
     config = _load(options)
     from pipeline.stages.estimate import estimate
 
@@ -180,6 +190,9 @@ COMMANDS = {
 
 PRINTING = ("estimate", "predict", "doctor")
 """Commands whose results go to standard output."""
+
+ONE_ANSWERS = ("estimate", "predict", "report")
+"""Commands that are one process's work, under a launcher too."""
 
 
 def _stage_function(name: str) -> Any:

@@ -2,8 +2,10 @@
 
 import argparse
 import textwrap
+from typing import Any
 
 from pipeline import __version__
+from pipeline.core.paths import home_expanded
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -18,10 +20,13 @@ COMPARE = "compare tuning methods: backbones x data sets x training sizes x seed
 
 REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
+PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare"}
+"""Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
+    parser = _Parser(prog="ltune", description="L-Tuning of frozen language models.")
     parser.add_argument("--version", action="version", version=__version__)
     # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
@@ -113,6 +118,31 @@ def _add_doctor_options(command: argparse.ArgumentParser) -> None:
     # Not --run: torchrun would take that for an option of its own.
     command.add_argument("run", nargs="?", metavar="DIR", help="run directory of the job: may all hosts write it?")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes overrides before, between and after options, and `~` in the paths of options."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse itself gives them to the command up to the next option, and calls what comes later unknown."""
+        options, rest = self.parse_known_args(args, namespace)
+        unknown = [word for word in rest if word.startswith("-") or "overrides" not in options]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if rest:
+            options.overrides += rest
+        try:
+            for name in PATHS & vars(options).keys():
+                setattr(options, name, _expanded(getattr(options, name)))
+        except ValueError as error:
+            self.error(str(error))
+        return options
+
+
+def _expanded(value: str | list[str] | None) -> str | list[str] | None:
+    if isinstance(value, list):
+        return [home_expanded(path) for path in value]
+    return value and home_expanded(value)
 
 
 class _CommandParser(argparse.ArgumentParser):

@@ -13,7 +13,7 @@ from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_
 from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.settings import Distinct, PathSetting, Settings
 from pipeline.data.config import DataConfig
 from pipeline.training.config import TrainConfig
 
@@ -26,7 +26,7 @@ Part = dict[str, dict[str, Any]]
 class ComparisonConfig(Settings):
     """compare.yaml. A cell's run config is `base`, overlaid by its backbone's, data set's and method's sections."""
 
-    dir: str
+    dir: PathSetting
     """Where the results, and the runs they come from, are written."""
     base: Part = {}
     """What all runs share."""
@@ -91,7 +91,10 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
     try:
         comparison = ComparisonConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(
+            f"'{'.'.join(map(str, fault['loc']))}': {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
         raise UserError(f"{file}: {faults}") from error
     if comparison.reference not in (None, *comparison.methods):
         raise UserError(

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.settings import Settings
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
 
 
@@ -13,14 +13,15 @@ class DataConfig(Settings):
     """Where the labelled texts come from, and how they are read.
 
     A split is a file (.csv, .tsv, .json, .jsonl, .parquet), ``hub:NAME[@REVISION][:CONFIG]:SPLIT`` (a data set that
-    ``datasets`` can load), or ``embedded`` (the small set that ships with this package).
+    ``datasets`` can load), or ``embedded`` (the small set that ships with this package). `~` and environment variables
+    in it are replaced, as in every path of a config.
     """
 
-    train: str
+    train: PathSetting
     """Training texts: a file, hub:NAME[@REVISION][:CONFIG]:SPLIT, or embedded."""
-    validation: str | None = None
+    validation: PathSetting | None = None
     """Validation texts, for choosing settings, the best checkpoint and early stopping."""
-    test: str | None = None
+    test: PathSetting | None = None
     """Test texts, for the final figures only."""
     text: str = "text"
     """Column of the text."""

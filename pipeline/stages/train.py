@@ -1,6 +1,7 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,10 +31,12 @@ from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
+from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
-from pipeline.training.run_state import RunState
+from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.trackers import Trackers, hyperparameters
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -138,8 +141,11 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             ranks.on_main(begin)
             validation = load_split(run.data / "validation") if config.data.validation else None
             rows = config.evaluate.batch_size
-            loop = TrainingRun(trainer, ranks, adapters, validation=validation, rows_per_forward=rows, state=state)
-            with loop.writer:
+            metrics_log = ranks.on_every(lambda: _metrics_log(config, state, is_main=ranks.is_main))
+            loop = TrainingRun(
+                trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows, state=state
+            )
+            with loop.writer, closing(metrics_log):
                 loop.to_end(preemption)
                 return loop.finish()
         finally:
@@ -172,6 +178,14 @@ def _begin(run: RunDir, config: str, overwrite: bool) -> None:
     if overwrite:
         run.remove_training()
     run.write_config(config)
+
+
+def _metrics_log(config: RunConfig, state: RunState | None, *, is_main: bool) -> MetricsLog:
+    """Goes on where `state` left it. Rank 0 alone writes."""
+    step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
+    values = hyperparameters(config.model_dump(mode="json"))
+    trackers = Trackers(config.logging, config.run_dir, values, step) if is_main else None
+    return MetricsLog(config.run_dir.metrics_log, trackers, step, position)
 
 
 def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
 class TrainConfig(Settings):
@@ -45,7 +45,7 @@ class TrainConfig(Settings):
     """Stop after this many evaluations without a better validation score; null: never."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation figure that decides which adapter is the best."""
-    resume: str = "auto"
+    resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""

@@ -16,7 +16,7 @@ from pipeline.backbone.weights import INDEX, WEIGHTS, open_checkpoint
 from pipeline.comparison.config import cell_config, groups, load_comparison, settings
 from pipeline.core.checksums import SUMS, check_sums, write_sums
 from pipeline.core.errors import UserError
-from pipeline.core.paths import inside, is_plain_name
+from pipeline.core.paths import expanded, home_expanded, inside, is_plain_name
 from pipeline.core.yaml import dump_yaml
 from pipeline.data.splits import load_split
 from pipeline.training.checkpoint import STATE, read_checkpoint, write_checkpoint
@@ -43,6 +43,33 @@ def test_paths_that_lead_out(name: str) -> None:
     with pytest.raises(ValueError, match="leads out"):
         inside(Path("folder"), name)
     assert inside(Path("folder"), "train/data.arrow") == Path("folder/train/data.arrow")
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("$STORE/a b.csv", "/store/a b.csv"),
+        ("${STORE}2/$STORE", "/store2//store"),
+        ("a~/~b", "a~/~b"),
+        ("./~/x", "./~/x"),
+        ("cost$5$.csv", "cost$5$.csv"),
+        ("hub:org/name:train", "hub:org/name:train"),
+    ],
+)
+def test_home_and_variables_in_paths(given: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("STORE", "/store")
+    assert expanded(given) == path and expanded(path) == path
+    assert home_expanded(given) == (path if given.startswith("~") else given)
+
+
+@pytest.mark.parametrize("path", ["$NOWHERE/x", "a/${NOWHERE}", "${}", "$EMPTY/x", "~no-such-user-here/x"])
+def test_what_means_nothing_in_a_path_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ValueError, match=r"is not set|no home folder"):
+        expanded(path)
 
 
 @pytest.fixture
