@@ -15,12 +15,13 @@ from pipeline.adapter.label_states import read_hypotheses
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone, weights_fingerprint
+from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.data.tokenizer import check_vocabulary, load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.data.tokens import encode_texts
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.calibration import tempered_softmax
@@ -96,6 +97,7 @@ class LTuningClassifier:
         adapter.check_backbone(weights)
         tokenizer = load_tokenizer(config, special_tokens=adapter.config.data.special_tokens)
         adapter.check_backbone(weights, tokenizer_fingerprint(tokenizer))
+        check_vocabulary(tokenizer, load_model_config(config).vocab_size)
         reads = adapter.config.method.reads_wordings
         base = load_backbone(config, zero_config=None, device=target, output_layer=reads, ranks=alone)
         frozen = FrozenBackbone(base, facts_of(base.config))
@@ -125,7 +127,7 @@ class LTuningClassifier:
             len(self.labels),
             self.rows_per_forward,
             ranks=Ranks.alone(),
-            pad_token_id=pad_token_id(self.tokenizer),
+            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
             device=self.device,
             readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
         )

@@ -33,6 +33,8 @@ class BackboneFacts:
     """Positions, its own included, that a token sees in some layers, an injection's among them; None: all of them."""
     sliding_layers: int = 0
     """How many of the L layers have this window."""
+    vocab_size: int | None = None
+    """Rows of the input embedding; None: not known."""
 
 
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
@@ -78,6 +80,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         is_decoder=family in DECODERS,
         sliding_window=window,
         sliding_layers=sliding_layers,
+        vocab_size=config.vocab_size,
     )
 
 

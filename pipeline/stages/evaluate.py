@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, load_adapter, write_card
 from pipeline.backbone.loading import weights_fingerprint
+from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import check_sums, is_whole
@@ -71,7 +72,8 @@ def _score_splits(
     """The figures by split, and each split's predictions."""
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
     model = _load_model(accelerator, config, adapter, tokenizer)
-    pad_token, names = pad_token_id(tokenizer), adapter.labels.names
+    rows, names = load_model_config(config.backbone).vocab_size, adapter.labels.names
+    pad_token = pad_token_id(tokenizer, rows)
     metrics, tables, scored = {}, [], {}
     for name in splits:
         split = load_split(config.run_dir.data / name)

@@ -13,8 +13,7 @@ import pyarrow.compute as pc
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
@@ -25,7 +24,7 @@ from pipeline.data.fingerprint import data_fingerprint, place_of, source_identit
 from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap, read_split
-from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from pipeline.data.tokens import (
     balanced_subset,
     column,
@@ -68,7 +67,9 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    _check_max_length(config.backbone, config.data.max_length)
+    model_config = load_model_config(config.backbone)
+    _check_max_length(facts_of(model_config), config.data.max_length)
+    check_vocabulary(tokenizer, model_config.vocab_size)
     sources = sources_of(config.data)
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
@@ -183,8 +184,8 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
             enable_progress_bars()
 
 
-def _check_max_length(config: BackboneConfig, max_length: int) -> None:
-    allowed = facts_of(load_model_config(config)).max_positions
+def _check_max_length(facts: BackboneFacts, max_length: int) -> None:
+    allowed = facts.max_positions
     if allowed is not None and max_length > allowed:
         raise UserError(
             f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"

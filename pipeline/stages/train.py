@@ -142,4 +142,5 @@ def build_trainer(
     log.info(
         "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
     )
-    return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)
+    pad_token = pad_token_id(tokenizer, backbone.facts.vocab_size)
+    return Trainer(accelerator, config, model, split, pad_token, state.optimizer if state else None)

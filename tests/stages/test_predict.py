@@ -13,6 +13,7 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import predict, split_labels
+from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_run
 
 
@@ -48,6 +49,21 @@ def test_standard_input_to_standard_output_with_other_labels(
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines() if line.startswith("{")]
     assert [set(line["scores"]) for line in lines] == [{"art", "war"}] * 2
     assert "truncated" not in lines[0] and lines[1]["truncated"] is True
+
+
+def test_a_padding_token_without_an_embedding_does_no_harm(tmp_path: Path) -> None:
+    texts = ["a goal", "shares fell on monday, and a long season of games followed"]
+    answers = []
+    for token in ("<pad>", "[PAD]"):
+        save_tiny(tmp_path / token / "backbone", "llama_gqa", vocab_size=len(tiny_tokenizer()))
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"pad_token": token})
+        tokenizer.save_pretrained(tmp_path / token / "backbone")
+        config = tiny_run(tmp_path / token)
+        answers.append(LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(texts))
+    assert tokenizer.pad_token_id == len(tiny_tokenizer())
+    for plain, beyond in zip(*answers, strict=True):
+        assert beyond.scores == pytest.approx(plain.scores, abs=1e-6)
 
 
 TRAINED = ["Roads, rails", "Health", 'The "Net"', "a,b,c"]
