@@ -14,6 +14,7 @@ from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import hub_arguments, split_file
+from pipeline.data.streams import Source
 
 SPLITS = ("train", "validation", "test")
 READING = ("text", "text_pair", "label", "quoting")
@@ -41,7 +42,8 @@ def source_identity(source: str, split: str) -> str:
     file = split_file(source, split)
     try:
         if file is not None:
-            return f"{_content_hash(file)}, {file.suffix.lower()}, {file.stat().st_size} bytes"
+            kind = "".join(file.suffixes[-2:]) if Source(str(file)).is_gzip else file.suffix
+            return f"{_content_hash(file)}, {kind.lower()}, {file.stat().st_size} bytes"
         folder = Path(hub_arguments(source)["path"] or "")
         return f"{source}, {_folder_hash(folder)}" if folder.is_dir() else _hub_identity(source)
     except OSError as error:
