@@ -3,14 +3,17 @@
 import hashlib
 import re
 from array import array
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.core.errors import SHOWN, UserError, nearest, some
+from pipeline.data.doubts import Doubts
 from pipeline.data.labels import FileLabels, LabelSeen, value_name
-from pipeline.data.rows import Row
+from pipeline.data.rows import Row, Table
 
 MAX_LABELS = 10_000
+SKIPPED = "skipped.jsonl"
+"""In data/: the rows that data.on_error=skip leaves out."""
 
 
 def check_columns(where: str, columns: list[str], wanted: Mapping[str, str]) -> None:
@@ -58,11 +61,15 @@ def _text_hash(texts: list[str]) -> int:
 
 
 class Checker:
-    """Passes good rows on and gathers the faults of the others."""
+    """Passes good rows on, and gathers the faults of the others, or leaves these out."""
 
-    def __init__(self, where: str, text_columns: list[str], label_column: str, own_names: list[str] | None) -> None:
-        self.where, self.text_columns, self.label_column = where, text_columns, label_column
-        self.labels = FileLabels(where, {}, own_names)
+    def __init__(
+        self, where: str, texts: list[str], label: str, table: Table, skip: Callable[[Row, str], None] | None
+    ) -> None:
+        """`texts` and `label` are columns. `skip` is given each row that is left out, and why; None: faults stop."""
+        self.where, self.text_columns, self.label_column, self.skip = where, texts, label, skip
+        self.labels = FileLabels(where, {}, table.label_names)
+        self.doubts = Doubts(table.plain_quotes)
         self.hashes = array("Q")
         self.row_count = self.fault_count = 0
         self.faults: list[str] = []
@@ -74,18 +81,40 @@ class Checker:
             try:
                 texts, label = self._checked(row)
             except ValueError as fault:
-                self.fault_count += 1
-                if self.fault_count <= SHOWN:
-                    self.faults.append(f"{row.place}: {fault}")
+                self._fault(row, str(fault))
                 continue
             self._count(label, row.place)
+            self.doubts.see(row.place, texts)
             self.hashes.append(_text_hash(texts))
             yield row.number, *texts, label
 
-    def raise_faults(self) -> None:
-        if self.fault_count:
-            shown = some(self.faults, self.fault_count)
-            raise UserError(f"{self.where}: {self.fault_count} of {self.row_count} rows are faulty: {shown}")
+    def finish(self) -> None:
+        """UserError where there are faults, or no good rows."""
+        if self.fault_count and self.skip is None:
+            raise UserError(f"{self._summary()}; mend them, or leave them out with data.on_error=skip")
+        if self.fault_count == self.row_count:
+            raise UserError(self._summary() if self.fault_count else f"{self.where}: no rows")
+
+    def warnings(self) -> list[str]:
+        """What was left out, and what is odd."""
+        skipped = [f"{self._summary()}; they are left out, and listed in data/{SKIPPED}"] if self.fault_count else []
+        return skipped + self.doubts.warnings(self.where)
+
+    def _fault(self, row: Row, fault: str) -> None:
+        self.fault_count += 1
+        if self.fault_count <= SHOWN:
+            self.faults.append(f"{row.place}: {fault}")
+        if self.skip is None:
+            return
+        if row.ends:
+            raise UserError(
+                f"{self.where}: {row.place}: {fault}; what is behind it cannot be read, so it is not skipped"
+            )
+        self.skip(row, fault)
+
+    def _summary(self) -> str:
+        shown = some(self.faults, self.fault_count)
+        return f"{self.where}: {self.fault_count} of {self.row_count} rows are faulty: {shown}"
 
     def _checked(self, row: Row) -> tuple[list[str], str]:
         if row.fault:

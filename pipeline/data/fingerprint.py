@@ -12,11 +12,10 @@ from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError
-from pipeline.data.config import DataConfig
+from pipeline.data.config import SPLITS, DataConfig
 from pipeline.data.sources import hub_arguments, split_file
 from pipeline.data.streams import Source
 
-SPLITS = ("train", "validation", "test")
 READING = ("text", "text_pair", "label", "quoting")
 """Keys of `data` that say how a source is read."""
 
@@ -62,6 +61,9 @@ def data_fingerprint(
         **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length")},
         **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},
         **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
+        # Only where they say something, so that older data stay current.
+        **({"data.split": json.dumps(data.shares)} if data.shares else {}),
+        **({"data.on_error": data.on_error} if data.on_error != "stop" else {}),
         "labels.names": json.dumps(names, ensure_ascii=False),
         "tokenizer": tokenizer,
     }

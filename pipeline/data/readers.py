@@ -37,6 +37,8 @@ FORMATS: dict[str, Format] = {
 }
 """By the file's ending, before .gz where it ends in that."""
 
+UNCLOSED = "unexpected end of data"
+"""How the csv module calls a quote that is open at the end of the file, which has swallowed all rows behind it."""
 _SEPARATOR = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
 
@@ -86,16 +88,18 @@ def open_table(
 
 def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
     """Rows of Arrow batches, read in order."""
-    number = 0
-    for batch in batches:
-        try:
-            records = batch.to_pylist()
-        except UnicodeDecodeError:
-            yield Row(number + 1, None, {}, f"this row or one of the {len(batch) - 1} after it is not UTF-8")
-            records = []
-        for offset, values in enumerate(records, 1):
-            yield Row(number + offset, None, values)
-        number += len(batch)
+    records = chain.from_iterable(map(_arrow_records, batches))
+    for number, (values, fault) in enumerate(records, 1):
+        yield Row(number, None, values, fault)
+
+
+def _arrow_records(batch: pa.RecordBatch | pa.Table) -> list[tuple[dict[str, Any], str | None]]:
+    try:
+        return [(values, None) for values in batch.to_pylist()]
+    except UnicodeDecodeError:  # somewhere in it
+        if len(batch) == 1:
+            return [({}, "is not UTF-8")]
+        return [record for offset in range(len(batch)) for record in _arrow_records(batch.slice(offset, 1))]
 
 
 def _lines(source: Source, faults: list[str]) -> Iterator[str]:
@@ -128,7 +132,7 @@ def _delimited(source: Source, delimiter: str, quoted: bool, wanted: list[str]) 
         advice = "save the file as UTF-8" if undecodable else "give the columns names on the first line"
         raise UserError(f"{source.name}: the header cannot be read: {fault or undecodable[0]}; {advice}")
     refuse_repeated(source.name, columns, wanted)
-    return Table(columns, _delimited_rows(records, columns, undecodable))
+    return Table(columns, _delimited_rows(records, columns, undecodable), plain_quotes=not quoted)
 
 
 def _delimited_rows(
@@ -144,7 +148,10 @@ def _delimited_rows(
             undecodable.clear()
         if not fault and len(fields) != len(columns):
             fault = f"{len(fields)} fields where the header has {len(columns)}"
-        yield Row(number, line, {} if fault else dict(zip(columns, fields, strict=True)), fault)
+        if not fault and len(columns) > 1 and [fields[0].lstrip("\ufeff"), *fields[1:]] == columns:
+            fault = "is the header again, as where files are joined: remove the line"
+        values = {} if fault else dict(zip(columns, fields, strict=True))
+        yield Row(number, line, values, fault, (fault or "").startswith(UNCLOSED))
 
 
 def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
@@ -155,9 +162,7 @@ def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, 
 
 def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """(first line, fields, fault) of every record; a quoted field may hold line breaks."""
-    csv.field_size_limit(
-        MAX_LINE_BYTES
-    )  # a global of the csv module, whose default of 128 KiB is too small for documents
+    csv.field_size_limit(MAX_LINE_BYTES)  # for the whole csv module, whose 128 KiB are too few for documents
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         first_line = reader.line_num + 1
@@ -166,7 +171,8 @@ def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int,
         except StopIteration:
             return
         except csv.Error as error:
-            yield first_line, [], f"{error} (is a quote not closed or not doubled?)"
+            lost = "" if reader.line_num <= first_line else f"; lines {first_line} to {reader.line_num} are lost"
+            yield first_line, [], f"{error} (is a quote not closed or not doubled?){lost}"
         else:
             yield first_line, fields, None
 
@@ -225,7 +231,7 @@ def _json_array(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
         # What was decoded, or not, up to the very end of the buffer may go on in the next chunk.
         more = next(chunks, None)
         if more is None or len(buffer) - start > MAX_LINE_BYTES:
-            yield Row(number + 1, None, {}, f"no JSON from here on ({fault})")
+            yield Row(number + 1, None, {}, f"no JSON from here on ({fault})", ends=True)
             return
         buffer, position = buffer[start:] + more, 0
 
@@ -241,7 +247,8 @@ def _after_array(rest: str, chunks: Iterator[str], number: int) -> Iterator[Row]
     """A row that is a fault, where anything but white space follows the array: rows in it would be lost."""
     for text in chain([rest], chunks):
         if found := text.strip():
-            yield Row(number, None, {}, f"the array ends here, but {found[:20]!r} follows: a .json file is one array")
+            fault = f"the array ends here, but {found[:20]!r} follows: a .json file is one array"
+            yield Row(number, None, {}, fault, ends=True)
             return
 
 

@@ -16,6 +16,8 @@ class Row(NamedTuple):
     """1 for the first line of the file; None for formats without lines."""
     values: dict[str, Any]
     fault: str | None = None
+    ends: bool = False
+    """Nothing behind this fault can be read, so that it is more than one row that is lost."""
 
     @property
     def place(self) -> str:
@@ -31,6 +33,8 @@ class Table:
     rows: Iterator[Row]
     label_names: list[str] | None = None
     """`label_name` of each id, where the source itself gives names (ClassLabel)."""
+    plain_quotes: bool = False
+    """A format that may quote its fields, whose quotes are read as they stand."""
 
 
 def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:

@@ -1,11 +1,13 @@
 """Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: larger than memory is no problem."""
 
+import json
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -16,11 +18,12 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.errors import UserError
-from pipeline.data.checks import Checker, check_columns
+from pipeline.data.checks import SKIPPED, Checker, check_columns
 from pipeline.data.config import DataConfig
+from pipeline.data.doubts import contradictions
 from pipeline.data.labels import FileLabels
 from pipeline.data.readers import ARROW_BATCH_ROWS, arrow_rows, names_of_ids, open_file
-from pipeline.data.rows import Table
+from pipeline.data.rows import Row, Table
 
 EMBEDDED = Path(__file__).parent / "embedded"
 
@@ -36,6 +39,10 @@ class CheckedSplit:
     labels: FileLabels
     text_hashes: NDArray[np.uint64]
     """64-bit hash [rows] of each normalised text (pair): finds texts in two splits in 8 bytes per row."""
+    skipped: int = 0
+    """Rows left out (data.on_error=skip)."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd in the rows."""
 
 
 def split_file(source: str, split: str) -> Path | None:
@@ -48,25 +55,31 @@ def split_file(source: str, split: str) -> Path | None:
 def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) -> CheckedSplit:
     """Reads and checks a split, and writes its rows to `arrow_file`, which stays memory-mapped.
 
+    With data.on_error=skip, rows that are left out are added to the file SKIPPED beside it.
+
     Raises:
         UserError: the source cannot be read, lacks a column, or has faulty rows (the first few are named).
     """
-    file = split_file(source, split)
-    where = str(file or source)
+    where = str(split_file(source, split) or source)
     texts = _text_columns(config)
     table = _open(source, split, config)
     if table.columns is not None:
         keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
         check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
-    checker = Checker(where, texts, config.label, table.label_names)
-    _write(
-        arrow_file, checker.good_rows(tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)), len(texts) == 2
-    )
-    checker.raise_faults()
-    if not checker.row_count:
-        raise UserError(f"{where}: no rows")
-    hashes = np.frombuffer(checker.hashes, dtype=np.uint64)
-    return CheckedSplit(Dataset.from_file(str(arrow_file)), checker.labels, hashes)
+    with open(arrow_file.parent / SKIPPED, "a", encoding="utf-8") as log:
+        skip = partial(_skip, log, split) if config.on_error == "skip" else None
+        checker = Checker(where, texts, config.label, table, skip)
+        shown = tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)
+        _write(arrow_file, checker.good_rows(shown), len(texts) == 2)
+    checker.finish()
+    rows, hashes = Dataset.from_file(str(arrow_file)), np.frombuffer(checker.hashes, dtype=np.uint64)
+    warnings = [*checker.warnings(), *contradictions(rows, hashes, where)]
+    return CheckedSplit(rows, checker.labels, hashes, checker.fault_count, warnings)
+
+
+def _skip(log: TextIO, split: str, row: Row, fault: str) -> None:
+    record = {"split": split, "row": row.number, "line": row.line, "reason": fault}
+    log.write(json.dumps(record, ensure_ascii=False) + "\n")
 
 
 def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:

@@ -48,7 +48,8 @@ def texts_have_changed(config: RunConfig, split: str, manifest: Mapping[str, Any
     """Whether a row of this split's source may be another text now than in data/. UserError: the source is gone."""
     keys = [f"data.{key}" for key in READING]
     here = {key: str(getattr(config.data, key.removeprefix("data."))) for key in keys}
-    here[f"data.{split}"] = source_identity(getattr(config.data, split), split)
+    origin = config.data.origin(split)
+    here[f"data.{origin}"] = source_identity(getattr(config.data, origin), origin)
     return any(manifest["fingerprint"].get(key) != value for key, value in here.items())
 
 

@@ -48,7 +48,9 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
     manifest = on_main_process(accelerator, lambda: current_data(config))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
-        raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
+        raise UserError(
+            f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test or data.split"
+        )
     adapter = load_adapter(run_dir.adapter)
     check_adapter(adapter, config, manifest["labels"])
     wanted = evaluation_fingerprint(run_dir, manifest, splits)

@@ -128,7 +128,7 @@ class _Answers:
         self.count += len(rows)
 
     def _tell(self, row: Row, fault: str) -> None:
-        if self.input.on_error == "stop":
+        if self.input.on_error == "stop" or row.ends:
             raise UserError(f"{self.where}, {row.place}: {fault}")
         self.faulty += 1
         place = {"row": row.number} if row.line is None else {"line": row.line}

@@ -1,6 +1,7 @@
 """Stage 1: labelled texts are read, checked and tokenised into the run directory's data/."""
 
 import logging
+import shutil
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
@@ -20,9 +21,11 @@ from pipeline.core.artefact import differences
 from pipeline.core.checksums import is_whole, write_sums
 from pipeline.core.errors import UserError, some
 from pipeline.core.files import atomic_dir, read_json, write_json
+from pipeline.data.checks import SKIPPED
 from pipeline.data.fingerprint import data_fingerprint, place_of, source_identity, sources_of
 from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labels import Labels, doubt, known_labels, label_indices, label_name, look_alikes
+from pipeline.data.shares import cut
 from pipeline.data.sources import CheckedSplit, overlap, read_split
 from pipeline.data.tokenizer import check_vocabulary, load_tokenizer, tokenizer_fingerprint
 from pipeline.data.tokens import (
@@ -33,6 +36,7 @@ from pipeline.data.tokens import (
     special_token_rows,
     summary,
     tokenise,
+    unknown_warning,
     with_special_tokens,
 )
 from pipeline.distributed.launcher import world_size
@@ -50,7 +54,8 @@ def preprocess(config: RunConfig) -> dict[str, Any]:
     Returns:
         The manifest: version, fingerprint, sources (name of each split's), labels (names in index order), splits (rows,
         tokens, longest, truncated, per_label of each), special_tokens (rows of each split that have some in a text),
-        warnings, has_pair.
+        cut (splits that were cut from the training texts), skipped (rows of each source that were left out), warnings,
+        has_pair.
 
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
@@ -105,7 +110,7 @@ def _build(
     splits, labels, indices = _read(config, sources, scratch)
     names = labels.names
     hypotheses(names, config.labels)  # a wording that does not fit is said before the long work
-    tokenised, special = {}, {}
+    tokenised, special, unknown = {}, {}, {}
     for split, read_rows in splits.items():
         rows = _kept(config, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
@@ -113,8 +118,13 @@ def _build(
         _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
         special[split] = rows_with_special_tokens(result, tokenizer)
+        unknown[split] = unknown_warning(result, tokenizer, split)
+    if (scratch / SKIPPED).exists() and (scratch / SKIPPED).stat().st_size:
+        shutil.move(scratch / SKIPPED, folder / SKIPPED)
     warnings = [
-        *_label_warnings(labels, splits, tokenised),
+        *(warning for found in splits.values() for warning in found.warnings),
+        *(warning for warning in unknown.values() if warning),
+        *_label_warnings(labels, {split: splits[split] for split in sources}, tokenised),
         *_overlap_warnings(splits),
         *_cut_warnings(tokenised, config),
     ]
@@ -122,6 +132,8 @@ def _build(
         "labels": names,
         "splits": tokenised,
         "special_tokens": special,
+        "cut": list(config.data.shares),
+        "skipped": {split: splits[split].skipped for split in sources if splits[split].skipped},
         "warnings": warnings,
         "has_pair": config.data.text_pair is not None,
     }
@@ -136,6 +148,9 @@ def _read(
         return read_split(sources[split], split, config.data, scratch / f"{split}.arrow")
 
     splits = _each(sources, read)
+    if config.data.shares:
+        splits = cut(splits["train"], config.data.shares, scratch) | {n: s for n, s in splits.items() if n != "train"}
+        splits = {name: splits[name] for name in config.data.splits}
     labels = known_labels(splits["train"].labels, config.labels.names)
     return splits, labels, _each(splits, lambda split: label_indices(split, splits[split].labels, labels))
 

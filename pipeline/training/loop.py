@@ -54,7 +54,7 @@ class TrainingRun:
     ) -> None:
         self.trainer, self.config, self.labels, self.fingerprint = trainer, config, labels, fingerprint
         self.accelerator = trainer.accelerator
-        self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+        self.validation = load_split(config.run_dir.data / "validation") if "validation" in config.data.splits else None
         self.step = state.step if state else 0
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()

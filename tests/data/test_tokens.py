@@ -7,14 +7,14 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import normalizers, processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
 from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise
+from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise, unknown_warning
 from tests.support.tiny import tiny_tokenizer
 
 TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
@@ -102,6 +102,24 @@ def test_a_text_of_no_token_is_refused(tmp_path):
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
     with pytest.raises(UserError, match="train: 1 texts become no token at all: row 2"):
         run(rows_of(tmp_path, ["a", "\u200b", "b"]), tokenizer, tmp_path)
+
+
+def test_texts_of_unknown_tokens_alone_are_counted(tmp_path):
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "film": 4, "a": 5}
+    model = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **names)
+    texts = ["a film", "фильм", "a фильм", "очень хороший фильм"] + ["film"] * 1000 + ["映画", "a"]
+    rows = run(rows_of(tmp_path, texts), tokenizer, tmp_path)
+    assert unknown_warning(rows, tokenizer, "train") == (
+        "3 train texts are unknown tokens alone, all alike to the backbone: row 2; row 4; row 1005"
+    )
+    assert unknown_warning(rows.select(range(1)).flatten_indices(), tokenizer, "train") is None
+    assert unknown_warning(rows, tiny_tokenizer(), "train") is None  # bytes are never unknown
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
