@@ -63,6 +63,15 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _stops_early_by_something(self) -> "RunConfig":
+        if self.train.early_stopping_patience is not None and "validation" not in self.data.splits:
+            raise ValueError(
+                "train.early_stopping_patience needs validation texts: set data.validation, or data.split to take a "
+                "share of the training texts"
+            )
+        return self
+
     @property
     def run_dir(self) -> RunDir:
         return RunDir(self.run.dir)

@@ -125,14 +125,15 @@ def _estimate(options: argparse.Namespace) -> None:
 
 @ended_by_signals()
 def _predict(options: argparse.Namespace) -> None:
-    from pipeline.stages.predict import predict
+    from pipeline.data.unlabelled import Input
+    from pipeline.stages.predict import fields, predict
 
+    keep = fields("--keep", options.keep) if options.keep else []
     predict(
         options.run or options.adapter,
-        options.input,
+        Input(options.input, options.format, keep, options.on_error),
         options.output,
         labels=options.labels,
-        format=options.format,
         device=options.device,
         backbone=options.backbone,
         calibrated=options.calibrated,

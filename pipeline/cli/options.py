@@ -78,8 +78,29 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
     source.add_argument("--adapter", metavar="DIR", help="adapter directory")
-    command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
-    command.add_argument("--format", choices=["txt", "csv", "tsv", "jsonl"], help="of the input, where no suffix tells")
+    command.add_argument(
+        "--input",
+        default="-",
+        metavar="FILE",
+        help="txt, csv, tsv, json, jsonl or parquet, also .gz; - reads standard input (default)",
+    )
+    command.add_argument(
+        "--format",
+        choices=["txt", "csv", "tsv", "json", "jsonl", "parquet"],
+        help="of the input, where no suffix tells; standard input: txt unless given",
+    )
+    command.add_argument(
+        "--keep",
+        default="",
+        metavar="A,B",
+        help="columns of the input to put beside the answers; quotes protect a comma, as in CSV",
+    )
+    command.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at a faulty row: stop (default), or write {line, error} in the place of its answer",
+    )
     command.add_argument(
         "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
     )

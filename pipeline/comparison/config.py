@@ -167,8 +167,10 @@ def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
         raise UserError(
             f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
         )
-    if data.validation is None or data.test is None:
-        raise UserError(f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed")
+    if not {"validation", "test"} <= set(data.splits):
+        raise UserError(
+            f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed, or data.split"
+        )
 
 
 def parse_share(text: str) -> tuple[int, int]:

@@ -2,11 +2,14 @@
 
 import string
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
+
+SPLITS = ("train", "validation", "test")
 
 
 class DataConfig(Settings):
@@ -23,6 +26,9 @@ class DataConfig(Settings):
     """Validation texts, for choosing settings, the best checkpoint and early stopping."""
     test: PathSetting | None = None
     """Test texts, for the final figures only."""
+    split: float | list[float] | None = None
+    """Share of the training texts that becomes the validation split, or shares for validation and test, such as
+    [0.1, 0.1] (0: none). The same for every seed; each label keeps its share, and equal texts stay together."""
     text: str = "text"
     """Column of the text."""
     text_pair: str | None = None
@@ -31,6 +37,9 @@ class DataConfig(Settings):
     """Column of the label: its name, its id (a ClassLabel, named in the file), or its index into labels.names."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At rows without a text or label, or that cannot be read: stop and name them; or skip: leave them out, count
+    them, and list them in data/skipped.jsonl."""
     max_length: int = Field(default=256, ge=2)
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
     special_tokens: bool = False
@@ -50,6 +59,38 @@ class DataConfig(Settings):
     def is_drawn(self) -> bool:
         """Does run.seed choose the training texts?"""
         return self.train_limit is not None or self.train_per_label is not None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split -> its share of the training texts, for those that data.split makes."""
+        values = self.split if isinstance(self.split, list) else [self.split or 0]
+        return {name: share for name, share in zip(("validation", "test"), values, strict=False) if share}
+
+    @property
+    def splits(self) -> list[str]:
+        """All that there are, from sources of their own or cut from the training texts."""
+        return [name for name in SPLITS if name in self.shares or getattr(self, name) is not None]
+
+    def origin(self, split: str) -> str:
+        """The split whose source has the rows of this one."""
+        return "train" if split in self.shares else split
+
+    @field_validator("split")
+    @classmethod
+    def _are_shares(cls, split: float | list[float] | None) -> float | list[float] | None:
+        values = split if isinstance(split, list) else [0.5 if split is None else split]
+        if not (len(values) <= 2 and 0 < sum(values) < 1 and all(share >= 0 for share in values)):
+            raise ValueError("must be a share such as 0.1, or two such as [0.1, 0.1], of less than 1 in all")
+        return split
+
+    @model_validator(mode="after")
+    def _split_makes_what_is_not_given(self) -> "DataConfig":
+        if given := [name for name in self.shares if getattr(self, name) is not None]:
+            raise ValueError(
+                f"data.split cuts the {given[0]} texts from data.train, but data.{given[0]} is given too: "
+                f"set data.{given[0]}=null, or take its share out of data.split"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_do_not_meet(self) -> "DataConfig":

@@ -13,10 +13,10 @@ from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of
 from pipeline.core.errors import UserError
-from pipeline.data.config import DataConfig, LabelsConfig
+from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
 from pipeline.data.sources import hub_arguments, split_file
+from pipeline.data.streams import Source
 
-SPLITS = ("train", "validation", "test")
 DATA_FORMAT = 2
 """Of data/, the manifest's `version`. In 1, ids were not always read by the names of their own file, nor names by
 `label_name`, and nobody counted the rows with special tokens."""
@@ -45,7 +45,8 @@ def source_identity(source: str, split: str) -> str:
     file = split_file(source, split)
     try:
         if file is not None:
-            return f"{_content_hash(file)}, {file.suffix.lower()}, {file.stat().st_size} bytes"
+            kind = "".join(file.suffixes[-2:]) if Source(str(file)).is_gzip else file.suffix
+            return f"{_content_hash(file)}, {kind.lower()}, {file.stat().st_size} bytes"
         folder = Path(hub_arguments(source)["path"] or "")
         return f"{source}, {_folder_hash(source, folder)}" if folder.is_dir() else _hub_identity(source)
     except OSError as error:
@@ -77,7 +78,7 @@ def data_fingerprint(
     return {
         FORMAT: str(DATA_FORMAT),
         **{f"data.{split}": identity for split, identity in identities.items()},
-        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length")},
+        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length", "split", "on_error")},
         **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},
         **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
         "labels.names": json.dumps(names, ensure_ascii=False),

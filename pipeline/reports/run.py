@@ -115,12 +115,13 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
     if not texts:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
-    source = getattr(run.config.data, run.split.name)
+    origin = run.config.data.origin(run.split.name)
+    source = getattr(run.config.data, origin)
     try:
         if texts_have_changed(run.config.data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
             return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
-        found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
+        found = texts_of_rows(source, origin, run.config.data, {row["row"] for row in rows})
     except (UserError, OSError) as error:
         return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
     return [row | {"texts": found.get(row["row"], [])} for row in rows], ""

@@ -97,7 +97,7 @@ class TrainingTask:
             split,
             method=self.method,
             seed=self.seed,
-            pad_token_id=pad_token_id(self.backbone.tokenizer),
+            pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
 
@@ -139,7 +139,7 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         trainer = task.build_trainer(accelerator, ranks, labels, state)
         try:
             ranks.on_main(begin)
-            validation = load_split(run.data / "validation") if config.data.validation else None
+            validation = load_split(run.data / "validation") if "validation" in config.data.splits else None
             rows = config.evaluate.batch_size
             metrics_log = ranks.on_every(lambda: _metrics_log(config, state, is_main=ranks.is_main))
             loop = TrainingRun(

@@ -279,6 +279,16 @@ def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
         preprocess(bare)
 
 
+def test_a_token_without_an_embedding_is_refused_before_a_text_is_read(tmp_path, backbone):
+    write(tmp_path / "train.tsv", ROWS)
+    shutil.copytree(backbone, tmp_path / "grown")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"word{number}" for number in range(200)])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    with pytest.raises(UserError, match="rows 0 to 319, does not know: 'word"):
+        preprocess(config_in(tmp_path, tmp_path / "grown"))
+
+
 def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of):
     write(tmp_path / "train.tsv", ROWS)
     run, manifest = config_of().run_dir, preprocess(config_of())
