@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
+from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
@@ -41,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ReaderGone:
         return 0
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
+        return _fail(_unexpected(error, options), 1, options.debug)
     _leave_group()
     return 0
 
@@ -210,7 +211,8 @@ class _Record(logging.LogRecord):
     """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
 
     def getMessage(self) -> str:  # noqa: N802 (the library's name)
-        return visible(super().getMessage().replace("\n", " "))
+        line = visible(super().getMessage().replace("\n", " "))
+        return abridged(line) if self.levelno >= logging.WARNING else line
 
 
 class _Formatter(logging.Formatter):
@@ -227,8 +229,17 @@ def _fail(message: str, status: int, debug: bool) -> int:
         lost = startup.explain_failure(message, known=status != 1)
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
-    print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    line = visible(" ".join(message.split()))
+    print(f"{who}error: {line if debug else abridged(line)}", file=sys.stderr, flush=True)
     return status
+
+
+def _unexpected(error: Exception, options: argparse.Namespace) -> str:
+    """The last resort: what failed, in which command, and what it was about as far as that is known."""
+    given = [f"--{name} {value}" for name in ("config", "run", "adapter") if (value := getattr(options, name, None))]
+    places = [f"at {abridged(note, 150)}" for note in getattr(error, "__notes__", [])]
+    where = ", ".join([" ".join([options.command, *given[:1]]), *places])
+    return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 
 def _leave_group() -> None:

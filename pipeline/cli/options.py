@@ -2,8 +2,11 @@
 
 import argparse
 import textwrap
+from typing import NoReturn
 
 from pipeline import __version__
+from pipeline.core.bounds import abridged
+from pipeline.core.escapes import visible
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -21,7 +24,7 @@ REPORT = "write what a run or a comparison came to, with its pictures, to one HT
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
+    parser = _Parser(prog="ltune", description="L-Tuning of frozen language models.")
     parser.add_argument("--version", action="version", version=__version__)
     # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
@@ -112,7 +115,14 @@ def _add_doctor_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line of a readable length."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(abridged(visible(" ".join(message.split()))))
+
+
+class _CommandParser(_Parser):
     """A parser whose help can end with every config key, its default and what it does."""
 
     show_config_keys = False

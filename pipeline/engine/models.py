@@ -17,6 +17,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
 from pipeline.distributed.zero import give_back, is_partitioned, whole
 from pipeline.engine.deepspeed_config import zero_stage
@@ -37,7 +38,8 @@ def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_laye
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
-    model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
+    with about(f"backbone.name_or_path {config.name_or_path!r}"):
+        model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 

@@ -14,7 +14,7 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.launcher import free_port, world_size
 from pipeline.distributed.zero import end_process_group, keep_quiet
@@ -38,7 +38,8 @@ def start(config: RunConfig) -> Accelerator:
         torch.set_num_threads(config.engine.threads)
     # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
     os.environ.pop("ACCELERATE_USE_CPU", None)
-    resolved = resolve_deepspeed(config, world_size())
+    with about(f"engine.deepspeed {config.engine.deepspeed!r}"):
+        resolved = resolve_deepspeed(config, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()

@@ -19,7 +19,7 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import is_whole, write_sums
-from pipeline.core.errors import UserError, some
+from pipeline.core.errors import UserError, about, some
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.data.fingerprint import data_fingerprint, place_of, source_identity, sources_of
 from pipeline.data.hypotheses import hypotheses
@@ -132,7 +132,8 @@ def _read(
     """The splits, the labels, and by split the index of each label as the split has it."""
 
     def read(split: str) -> CheckedSplit:
-        return read_split(sources[split], split, config.data, scratch / f"{split}.arrow")
+        with about(f"data.{split} {sources[split]!r}"):
+            return read_split(sources[split], split, config.data, scratch / f"{split}.arrow")
 
     splits = _each(sources, read)
     labels = known_labels(splits["train"].labels, config.labels.names)
