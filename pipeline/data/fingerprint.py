@@ -11,6 +11,7 @@ from datasets import load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import sha256_of
+from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import hub_arguments, split_file
@@ -71,6 +72,7 @@ def _draw(count: int | None, seed: int) -> str:
 
 
 def _content_hash(file: Path) -> str:
+    check_regular(file)
     found = file.stat()
     return _hash_of_version(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 

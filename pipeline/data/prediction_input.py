@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, BinaryIO, Literal, NamedTuple
 
 from pipeline.core.errors import UserError
 from pipeline.data.json_objects import row_of_line
-from pipeline.data.readers import refuse_repeated
+from pipeline.data.readers import MAX_LINE_BYTES, refuse_repeated
 
 if TYPE_CHECKING:
     import _csv
@@ -135,7 +135,11 @@ def _table_rows(reader: "_csv.Reader", source: str, columns: list[str]) -> Itera
 
 
 def _decoded(file: BinaryIO, source: str) -> Iterator[str]:
-    for number, line in enumerate(file, start=1):
+    for number, line in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), start=1):
+        if len(line) > MAX_LINE_BYTES:
+            raise UserError(
+                f"{_name(source)}, line {number}: longer than {MAX_LINE_BYTES >> 20} MiB; is this a text file?"
+            )
         try:
             yield line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as error:

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from pipeline.core.bounds import LARGEST_BATCH_BYTES, LARGEST_PARQUET_READ, MOST_COLUMNS, check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.json_objects import DECODER, row_of_line, row_of_value
 from pipeline.data.labels import label_name
@@ -61,8 +63,10 @@ def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str
         UserError: the file is missing, empty, unreadable or of an unknown type, or has a wanted column twice.
     """
     wanted = list(dict.fromkeys([*texts, label]))
-    if not path.is_file():
-        raise UserError(f"{path}: " + ("is a folder, not a file" if path.is_dir() else "no such file"))
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).removeprefix('it ').lower()}") from error
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     match path.suffix.lower():
@@ -82,7 +86,11 @@ def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str
 def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
     """Rows of Arrow batches, read in order."""
     number = 0
-    for batch in batches:
+    for batch in chain.from_iterable(map(_pieces, batches)):
+        if len(batch) == 1 and batch.nbytes > MAX_LINE_BYTES:
+            yield Row(number + 1, None, {}, f"this row is longer than {MAX_LINE_BYTES >> 20} MiB")
+            number += 1
+            continue
         try:
             records = batch.to_pylist()
         except UnicodeDecodeError:
@@ -93,8 +101,24 @@ def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
         number += len(batch)
 
 
+def _pieces(batch: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch | pa.Table]:
+    """The batch, or one by one its rows, where all of them at once would take much memory as Python values."""
+    kept_once = [column for column in batch.columns if pa.types.is_dictionary(column.type)]
+    chunks = chain.from_iterable(getattr(column, "chunks", [column]) for column in kept_once)
+    if batch.nbytes + len(batch) * sum(chunk.dictionary.nbytes for chunk in chunks) <= LARGEST_BATCH_BYTES:
+        yield batch
+        return
+    for row in (batch.slice(place, 1) for place in range(len(batch))):
+        columns = [pc.cast(c, c.type.value_type) if pa.types.is_dictionary(c.type) else c for c in row.columns]
+        yield type(row).from_arrays(columns, names=row.schema.names)
+
+
 def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:
-    """UserError if a wanted column is there more than once: which of them is meant nobody knows."""
+    """UserError if a wanted column is there more than once: which of them is meant nobody knows. Or for too many."""
+    if len(columns) > MOST_COLUMNS:
+        raise UserError(
+            f"{where}: has {len(columns):,} columns, at most {MOST_COLUMNS:,} are read: is the separator right?"
+        )
     for name in wanted:
         if columns.count(name) > 1:
             raise UserError(
@@ -278,9 +302,19 @@ def _parquet(path: Path, wanted: list[str], label: str) -> Table:
 
 def _parquet_batches(file: pq.ParquetFile, path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
     try:
-        yield from file.iter_batches(batch_size=ARROW_BATCH_ROWS, columns=wanted)
+        yield from file.iter_batches(batch_size=_batch_rows(file.metadata, wanted), columns=wanted)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: cannot be read to its end ({str(error).splitlines()[0]})") from error
+
+
+def _batch_rows(metadata: pq.FileMetaData, wanted: list[str]) -> int:
+    """Rows to read at a time: a column that is short in the file may repeat one long cell in every row."""
+    largest = 1
+    for group in map(metadata.row_group, range(metadata.num_row_groups)):
+        for chunk in map(group.column, range(group.num_columns)):
+            if chunk.path_in_schema.partition(".")[0] in wanted:
+                largest = max(largest, chunk.total_uncompressed_size)
+    return max(1, min(ARROW_BATCH_ROWS, LARGEST_PARQUET_READ // largest))
 
 
 def names_of_ids(schema: pa.Schema, label: str) -> list[str] | None:

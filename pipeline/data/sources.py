@@ -17,6 +17,7 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
+from pipeline.core.bounds import LONGEST_LABEL
 from pipeline.core.errors import SHOWN, UserError, nearest, some
 from pipeline.data.config import DataConfig
 from pipeline.data.labels import FileLabels, LabelSeen, value_name
@@ -129,6 +130,11 @@ class _Checker:
         return texts, _label(row.values, self.label_column, self.labels.own_names)
 
     def _count(self, label: str, place: str) -> None:
+        if len(label) > LONGEST_LABEL:
+            raise UserError(
+                f"{self.where}: {place}: the label in {self.label_column!r} has {len(label):,} characters, at most "
+                f"{LONGEST_LABEL:,} are taken: set data.label to the column of the labels"
+            )
         self.labels.seen.setdefault(label, LabelSeen()).add(place)
         if len(self.labels.seen) > MAX_LABELS:
             raise UserError(
