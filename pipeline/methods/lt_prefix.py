@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import LARGEST_SCALE, WIDEST
 from pipeline.methods.label_tuning import LabelTuningConfig
 
 
@@ -20,11 +21,11 @@ class LTPrefixConfig(LabelTuningConfig):
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
     """scores: one number per hypothesis token (published code); softmax: the same, normalised (paper's text);
     tokens: each token's state makes its own keys and values."""
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, le=WIDEST)
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
-    init_std: float = Field(default=0.02, ge=0)
+    init_std: float = Field(default=0.02, ge=0, le=LARGEST_SCALE)
     """Standard deviation of the initial map to keys and values."""
 
     @model_validator(mode="after")

@@ -13,7 +13,7 @@ from pipeline.data.tokenizer import load_tokenizer
 from pipeline.distributed.launcher import world_size
 from pipeline.estimate.case import build_case, rows_per_text
 from pipeline.estimate.table import report
-from pipeline.methods.limits import check_positions
+from pipeline.methods.limits import check_positions, check_size
 from pipeline.stages.preprocess import preprocess
 
 GPU = "h200"
@@ -31,6 +31,7 @@ def plan(config: RunConfig) -> None:
     config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
     case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
+    check_size(config.method, case.facts, prompt_tokens, len(words))
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())

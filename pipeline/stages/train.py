@@ -11,7 +11,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.files import read_json, remove
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id
@@ -20,7 +20,7 @@ from pipeline.distributed.zero import element_count
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data, training_fingerprint, with_defaults
 from pipeline.engine.startup import on_main_process, start
-from pipeline.methods.limits import check_positions, window_warning
+from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.loop import TrainingRun, write_untrained
 from pipeline.training.preemption import Preemption
@@ -115,7 +115,8 @@ def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | N
     path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
     if path is None:
         return None
-    state = Ranks.joined().on_every(lambda: load_state(path))
+    with about(f"checkpoint '{path}'"):
+        state = Ranks.joined().on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
 
@@ -134,6 +135,7 @@ def build_trainer(
     # The initial weights depend on the seed alone, not on what loading the backbone drew.
     torch.manual_seed(config.run.seed)
     sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+    check_size(config.method, *sizes)
     method = config.method.build(*sizes)
     method.initialise(vocabulary_of(backbone, tokenizer), labels.names)
     assert sum(parameter.numel() for parameter in method.parameters()) == config.method.trainable_count(*sizes)
