@@ -160,14 +160,16 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     announce_device()
-    from pipeline.comparison.config import describe, load_comparison, parse_share
+    from pipeline.comparison.config import describe, groups, load_comparison, parse_share
 
     comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
+    from pipeline.stages.compare import check_cells, compare
+
     if options.dry_run:
+        check_cells(comparison, groups(comparison))
         print(visible(describe(comparison), keep="\n"))
         return
-    from pipeline.stages.compare import compare
 
     compare(comparison, share, overwrite=options.overwrite)
 
@@ -200,6 +202,7 @@ def _set_up_logging(debug: bool) -> None:
     logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_Once())
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
@@ -213,6 +216,18 @@ class _Record(logging.LogRecord):
     def getMessage(self) -> str:  # noqa: N802 (the library's name)
         line = visible(super().getMessage().replace("\n", " "))
         return abridged(line) if self.levelno >= logging.WARNING else line
+
+
+class _Once(logging.Filter):
+    """Says once that the hub does not answer, where its library would say so at every try for every file."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self.said:
+            self.said = True
+            logging.getLogger("pipeline").warning("the hub does not answer: %s; trying again", record.getMessage())
+        return False
 
 
 class _Formatter(logging.Formatter):

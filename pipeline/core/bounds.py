@@ -49,8 +49,6 @@ MOST_WIDTH = 2**40
 """Any other number in a config.json, such as the size of the vocabulary: no memory is taken for it."""
 MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
-LARGEST_SCALE = 1e6
-"""Of a standard deviation, a learning rate or another factor: float32 overflows soon after."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
 LARGEST_BATCH_BYTES = 2**26

@@ -53,14 +53,9 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     Raises:
         UserError: the source cannot be read, lacks a column, or has faulty rows (the first few are named).
     """
-    file = split_file(source, split)
-    where = str(file or source)
+    where = str(split_file(source, split) or source)
     texts = _text_columns(config)
-    table = _open(source, split, config)
-    if table.columns is not None:
-        _check_columns(
-            where, table.columns, {"text": config.text, "text_pair": config.text_pair, "label": config.label}
-        )
+    table = check_source(source, split, config)
     checker = _Checker(where, texts, config.label, table.label_names)
     _write(
         arrow_file, checker.good_rows(tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)), len(texts) == 2
@@ -70,6 +65,15 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
         raise UserError(f"{where}: no rows")
     hashes = np.frombuffer(checker.hashes, dtype=np.uint64)
     return CheckedSplit(Dataset.from_file(str(arrow_file)), checker.labels, hashes)
+
+
+def check_source(source: str, split: str, config: DataConfig) -> Table:
+    """The source, opened, of which the head alone has been read. UserError where it cannot be, or lacks a column."""
+    table = _open(source, split, config)
+    if table.columns is not None:
+        wanted = {"text": config.text, "text_pair": config.text_pair, "label": config.label}
+        _check_columns(str(split_file(source, split) or source), table.columns, wanted)
+    return table
 
 
 def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:

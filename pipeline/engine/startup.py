@@ -52,7 +52,7 @@ def start(config: RunConfig) -> Accelerator:
         mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
         gradient_accumulation_steps=config.train.gradient_accumulation,
         kwargs_handlers=[group],
-        log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
+        log_with=trackers_of(config.logging.trackers) or None,  # accelerate warns of an empty list
         project_dir=str(config.run_dir.logs),
     )
     check_alike(parts_of_run(config))
@@ -109,8 +109,8 @@ def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Res
     return outcome[0]  # type: ignore[return-value]
 
 
-def _trackers(names: Sequence[str]) -> list[str]:
-    """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
+def trackers_of(names: Sequence[str]) -> list[str]:
+    """accelerate's trackers among `logging.trackers`; the JSONL file is our own. UserError where one is missing."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
         if name in names and not available():
             raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")

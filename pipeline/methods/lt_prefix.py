@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.core.bounds import LARGEST_SCALE, WIDEST
+from pipeline.core.bounds import WIDEST
 from pipeline.methods.label_tuning import LabelTuningConfig
 
 
@@ -25,7 +25,7 @@ class LTPrefixConfig(LabelTuningConfig):
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
-    init_std: float = Field(default=0.02, ge=0, le=LARGEST_SCALE)
+    init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of the initial map to keys and values."""
 
     @model_validator(mode="after")

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.core.bounds import LARGEST_SCALE
 from pipeline.methods.label_tuning import LabelTuningConfig
 
 
@@ -19,7 +18,7 @@ class LTPromptConfig(LabelTuningConfig):
     name: Literal["lt_prompt"] = "lt_prompt"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
-    init_std: float | None = Field(default=None, ge=0, le=LARGEST_SCALE)
+    init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
 
     def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:

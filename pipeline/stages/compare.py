@@ -4,7 +4,7 @@ import gc
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from filelock import FileLock
 
 from pipeline.adapter.directory import load_adapter
-from pipeline.comparison.config import ComparisonConfig, Group, cell_config, groups, settings, share_of
+from pipeline.comparison.config import ComparisonConfig, Group, cell_config, configs_of, groups, settings, share_of
 from pipeline.comparison.curve import read_curve
 from pipeline.comparison.tables import write_tables
 from pipeline.config import RunConfig, load_config
@@ -25,6 +25,7 @@ from pipeline.core.ownership import claim
 from pipeline.core.run_lock import RunLock
 from pipeline.distributed.launcher import rank, world_size
 from pipeline.engine.agreement import check_alike
+from pipeline.engine.checks import check_all
 from pipeline.engine.startup import on_main_process, start
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
@@ -50,9 +51,13 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
+    if world_size() == 1:
+        check_cells(comparison, chosen)
     accelerator = _start(comparison, groups(comparison)[0])
     if world_size() > 1:
         check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite})
+    if world_size() > 1:
+        on_main_process(accelerator, lambda: check_cells(comparison, chosen))
     on_main_process(accelerator, lambda: claim(Path(comparison.dir), "comparison"))
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
@@ -61,6 +66,12 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
                 rows += run_group(comparison, group, overwrite=overwrite)
     if share is None and rank() == 0:
         write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published)
+
+
+def check_cells(comparison: ComparisonConfig, chosen: Sequence[Group]) -> None:
+    """Raises one UserError with all that can be known to be wrong with these groups before anything is run."""
+    configs = (config for group in chosen for config in configs_of(comparison, group))
+    check_all(configs, Path(comparison.dir), "comparison")
 
 
 def run_group(comparison: ComparisonConfig, group: Group, *, overwrite: bool) -> list[dict[str, Any]]:

@@ -11,6 +11,7 @@ from pipeline.core.escapes import visible
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.distributed.launcher import world_size
+from pipeline.engine.checks import check_all
 from pipeline.estimate.case import build_case, rows_per_text
 from pipeline.estimate.table import report
 from pipeline.methods.limits import check_positions, check_size
@@ -21,6 +22,7 @@ GPU = "h200"
 
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
+    check_all([config], config.run_dir.path)
     manifest = _checked_data(config)
     words = hypotheses(manifest["labels"], config.labels)
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)

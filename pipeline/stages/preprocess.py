@@ -13,9 +13,6 @@ import pyarrow.compute as pc
 from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import facts_of
-from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import is_whole, write_sums
@@ -37,6 +34,7 @@ from pipeline.data.tokens import (
     with_special_tokens,
 )
 from pipeline.distributed.launcher import world_size
+from pipeline.engine.checks import check_max_length
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -68,7 +66,7 @@ def _preprocess(config: RunConfig) -> dict[str, Any]:
     run = config.run_dir
     run.create()
     tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    _check_max_length(config.backbone, config.data.max_length)
+    check_max_length(config)
     sources = sources_of(config.data)
     wanted = _fingerprint(config, sources, tokenizer)
     if run.manifest_file.is_file() and is_whole(run.data, "preprocess"):
@@ -182,14 +180,6 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
     finally:
         if not hidden:
             enable_progress_bars()
-
-
-def _check_max_length(config: BackboneConfig, max_length: int) -> None:
-    allowed = facts_of(load_model_config(config)).max_positions
-    if allowed is not None and max_length > allowed:
-        raise UserError(
-            f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
-        )
 
 
 def _fingerprint(config: RunConfig, sources: dict[str, str], tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.core.bounds import LARGEST_SCALE, MOST_STEPS, MOST_TEXTS
+from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS
 from pipeline.core.settings import Distinct, Settings
 
 
@@ -24,13 +24,13 @@ class TrainConfig(Settings):
     """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
     gradient_accumulation: int = Field(default=1, ge=1, le=MOST_TEXTS)
     """Forward passes per optimizer step."""
-    learning_rate: float = Field(default=1e-3, gt=0, le=LARGEST_SCALE)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     """Decay after the warm-up, down to zero (constant: none)."""
     warmup_ratio: float = Field(default=0.06, ge=0, le=1)
     """Share of the steps in which the learning rate rises linearly."""
-    weight_decay: float = Field(default=0.01, ge=0, le=LARGEST_SCALE)
+    weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of matrices; vectors and scalars have none."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm is clipped to this; 0: no clipping."""

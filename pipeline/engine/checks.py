@@ -1,0 +1,132 @@
+"""What can be known before anything is made or loaded: one list of checks for `--dry-run`, `run` and `compare`.
+
+Data files, splits to evaluate, DeepSpeed file, backbone, tokenizer, trackers and directory: the faults of all of them
+are reported together, each is looked at once, and it is said once that the hub cannot be reached.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.model_config import load_model_config
+from pipeline.backbone.weights import open_checkpoint
+from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.core.ownership import Kind, check_ours
+from pipeline.data.fingerprint import SPLITS, source_identity, sources_of
+from pipeline.data.sources import check_source, split_file
+from pipeline.data.tokenizer import load_tokenizer
+from pipeline.distributed.launcher import world_size
+from pipeline.engine.deepspeed_config import resolve_deepspeed
+from pipeline.engine.startup import trackers_of
+
+
+def check_all(configs: Iterable[RunConfig], folder: Path, kind: Kind = "run") -> None:
+    """Raises one UserError with every fault of these configs. One rank calls it.
+
+    `folder`, of this kind, is what they are to be run in. Splits to evaluate are looked for where that is one run.
+    """
+    faults = _Faults()
+    faults.look(f"folder {folder}", lambda: check_ours(folder, kind))
+    for config in configs:
+        if kind == "run":
+            faults.look("splits", partial(_check_evaluated, config))
+        for part, work in _checks(config):
+            faults.look(part, work)
+    faults.raise_all()
+
+
+def _checks(config: RunConfig) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What each check depends on, written out, and the check."""
+    data, backbone = config.data, config.backbone
+    columns = f"{data.text}, {data.text_pair}, {data.label}, {data.quoting}"
+    for split, source in sources_of(data).items():
+        place = split_file(source, split) or source
+        yield f"data {place}, {columns}", partial(_check_source, config, split, source)
+    settings = f"{config.train.batch_size}, {config.train.gradient_accumulation}, {config.train.max_grad_norm}"
+    ranks = world_size()
+    yield f"{config.engine.deepspeed}, {backbone.dtype}, {settings}", lambda: resolve_deepspeed(config, ranks)
+    yield f"trackers {config.logging.trackers}", lambda: trackers_of(config.logging.trackers)
+    name = f"{backbone.name_or_path} {backbone.revision}"
+    yield f"config {name}, {data.max_length}", lambda: check_max_length(config)
+    yield f"tokenizer {name}", lambda: load_tokenizer(backbone, special_tokens=data.special_tokens)
+    yield f"weights {name}", lambda: _check_weights(config)
+
+
+def check_max_length(config: RunConfig) -> None:
+    """UserError where the texts may become longer than the backbone's positions, or its config.json cannot be used."""
+    allowed, max_length = facts_of(load_model_config(config.backbone)).max_positions, config.data.max_length
+    if allowed is not None and max_length > allowed:
+        raise UserError(
+            f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
+        )
+
+
+def _check_weights(config: RunConfig) -> None:
+    """Of a folder. Those of a hub model may have to be fetched first, which takes its time."""
+    if Path(config.backbone.location).is_dir():
+        open_checkpoint(config.backbone)
+
+
+def _check_source(config: RunConfig, split: str, source: str) -> None:
+    if split_file(source, split) is None:
+        source_identity(source, split)
+    else:
+        check_source(source, split, config.data)
+
+
+def _check_evaluated(config: RunConfig) -> None:
+    wanted = config.evaluate.splits
+    if not set(wanted) & set(sources_of(config.data)):
+        missing = " or ".join(f"data.{split}" for split in SPLITS if split in wanted)
+        raise UserError(
+            f"there is nothing to evaluate (evaluate.splits={', '.join(wanted)}): set {missing}, or run the stages "
+            "one by one, up to train"
+        )
+
+
+class _Faults:
+    """Faults as they are found; each part of a config is looked at once."""
+
+    def __init__(self) -> None:
+        self._seen: set[str] = set()
+        self._faults: list[str] = []
+        self._unreached: list[str] = []
+
+    def look(self, part: str, work: Callable[[], Any]) -> None:
+        if part in self._seen:
+            return
+        self._seen.add(part)
+        try:
+            work()
+        except UserError as error:
+            if not _is_unreached(error):
+                self._faults.append(str(error))
+                return
+            self._unreached.append(part.partition(" ")[2].partition(" ")[0].rstrip(","))
+            # What else is wanted of it would be asked for in vain, for half a minute each. Its cache is still read.
+            constants.HF_HUB_OFFLINE = True
+
+    def raise_all(self) -> None:
+        if self._unreached:
+            names = ", ".join(dict.fromkeys(self._unreached))
+            self._faults.append(
+                f"the hub cannot be reached ({constants.ENDPOINT}), and its cache does not hold {names}: connect this "
+                "machine, fetch them beforehand, or name folders"
+            )
+        if self._faults:
+            raise UserError("; ".join(dict.fromkeys(self._faults)))
+
+
+def _is_unreached(error: BaseException | None) -> bool:
+    """Whether an error comes from a hub that does not answer, or may not be asked."""
+    while error is not None:
+        if isinstance(error, ConnectionError | LocalEntryNotFoundError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
