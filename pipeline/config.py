@@ -14,7 +14,8 @@ from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.adapter.directory import FORMAT_VERSION, AdapterConfig, TextSettings
 from pipeline.backbone.config import BackboneConfig
-from pipeline.core.errors import UserError
+from pipeline.core.bounds import LARGEST_CONFIG, read_text
+from pipeline.core.errors import UserError, about
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import PathSetting, Settings
@@ -106,7 +107,8 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     The config.yaml of a run directory is about that directory, unless an override names another.
     """
     file = Path(file)
-    values = read_yaml(file)
+    with about(f"config file '{file}'"):
+        values = read_yaml(file)
     folder = run_of_config(file)
     stated = values["run"].pop("dir", None) if folder and isinstance(values.get("run"), dict) else None
     for override in overrides:
@@ -138,10 +140,10 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections of a YAML file. Raises UserError where it cannot be read, or holds something else."""
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_text(path, LARGEST_CONFIG))
     except MarkedYAMLError as error:
         raise UserError(f"config file '{path}' cannot be read: {_place(error)}") from error
-    except (OSError, ValueError, RecursionError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
@@ -165,8 +167,10 @@ def apply_override(values: dict[str, Any], override: str) -> None:
         raise UserError(f"'{override}' is no override: write section.key=value")
     try:
         value = load_yaml(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the value of '{key}' is no YAML: {text}") from error
+    except MarkedYAMLError as error:
+        raise UserError(f"the value of '{key}' is not YAML ({error.problem}): {text}") from error
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"the value of '{key}' cannot be read: {' '.join(str(error).split())}") from error
     if str(value).count("#") < text.count("#"):  # one began a comment
         if isinstance(value, list | dict):
             raise UserError(f"the value of '{key}' ends at a #: put the word that holds it in quotes: {text}")

@@ -2,9 +2,11 @@
 
 import argparse
 import textwrap
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline import __version__
+from pipeline.core.bounds import abridged
+from pipeline.core.escapes import visible
 from pipeline.core.paths import home_expanded
 
 STAGES = {
@@ -159,6 +161,10 @@ class _Parser(argparse.ArgumentParser):
             self.error(str(error))
         return options
 
+    def error(self, message: str) -> NoReturn:
+        """One line of a readable length."""
+        super().error(abridged(visible(" ".join(message.split()))))
+
 
 def _expanded(value: str | list[str] | None) -> str | list[str] | None:
     if isinstance(value, list):
@@ -166,7 +172,7 @@ def _expanded(value: str | list[str] | None) -> str | list[str] | None:
     return value and home_expanded(value)
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _CommandParser(_Parser):
     """A parser whose help can end with every config key, its default and what it does."""
 
     show_config_keys = False

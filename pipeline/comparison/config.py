@@ -1,7 +1,8 @@
 """The config of a comparison: methods x backbones x data sets x training sizes x seeds, and the cells it is made of."""
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,6 +12,7 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pipeline.backbone.config import TrustRemoteCode
 from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
 from pipeline.core.artefact import sha256_of
+from pipeline.core.bounds import MOST_CELLS
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, PathSetting, Settings
@@ -101,11 +103,17 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
             f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
         )
     _check_published(comparison, file)
+    _check_count(comparison, file)
     for group in groups(comparison):
-        for setting in settings(comparison):
-            config = cell_config(comparison, group, setting, comparison.seeds[0])
+        for config in configs_of(comparison, group):
             _check(group, config.train, config.data)
     return comparison
+
+
+def configs_of(comparison: ComparisonConfig, group: Group) -> Iterator[RunConfig]:
+    """A group's run configs, with the first seed."""
+    for setting in settings(comparison):
+        yield cell_config(comparison, group, setting, comparison.seeds[0])
 
 
 def groups(comparison: ComparisonConfig) -> list[Group]:
@@ -150,6 +158,13 @@ def _folder_of(setting: dict[str, Any]) -> str:
     """The folder of one point of the grid: its values for reading, or where those can be no name, their hash."""
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
     return name if is_plain_name(name) else f"setting-{sha256_of(name)[:16]}"
+
+
+def _check_count(comparison: ComparisonConfig, file: str | Path) -> None:
+    axes = (comparison.datasets, comparison.backbones, comparison.methods, comparison.sizes, comparison.seeds)
+    count = math.prod(map(len, (*axes, *comparison.grid.values())))
+    if count > MOST_CELLS:
+        raise UserError(f"{file}: makes {count:,} runs, at most {MOST_CELLS:,} are taken: shorten its lists")
 
 
 def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:

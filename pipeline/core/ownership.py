@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ruamel.yaml.error import YAMLError
 
+from pipeline.core.bounds import LARGEST_CONFIG, LARGEST_JSON, read_text
 from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
 from pipeline.core.files import temporary_of, write_json
@@ -181,14 +182,14 @@ def _is_somebodys_config(file: Path) -> bool:
 
 def _read_yaml(file: Path) -> Any:
     try:
-        return load_yaml(file.read_text(encoding="utf-8"))
+        return load_yaml(read_text(file, LARGEST_CONFIG))
     except (OSError, ValueError, YAMLError):
         return None
 
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file, LARGEST_JSON))
     except (OSError, ValueError, RecursionError):
         return None
 

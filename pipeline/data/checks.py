@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
+from pipeline.core.bounds import LONGEST_LABEL
 from pipeline.core.errors import SHOWN, UserError, nearest, some
 from pipeline.data.doubts import Doubts
 from pipeline.data.labels import FileLabels, LabelSeen, value_name
@@ -123,6 +124,11 @@ class Checker:
         return texts, _label_of(row.values, self.label_column, self.labels.own_names)
 
     def _count(self, label: str, place: str) -> None:
+        if len(label) > LONGEST_LABEL:
+            raise UserError(
+                f"{self.where}: {place}: the label in {self.label_column!r} has {len(label):,} characters, at most "
+                f"{LONGEST_LABEL:,} are taken: set data.label to the column of the labels"
+            )
         self.labels.seen.setdefault(label, LabelSeen()).add(place)
         if len(self.labels.seen) > MAX_LABELS:
             raise UserError(

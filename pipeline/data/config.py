@@ -1,15 +1,19 @@
 """Config keys of the data and of the labels' wording."""
 
-import string
+import re
 from collections.abc import Iterable
 from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
 
 SPLITS = ("train", "validation", "test")
+LABEL_MARK = "{label}"
+_MARKS = re.compile(r"\{\{|\}\}|\{label\}")
+_OTHER_FIELD = re.compile(r"\{[^{}]{0,40}\}")
 
 
 class DataConfig(Settings):
@@ -40,19 +44,19 @@ class DataConfig(Settings):
     on_error: Literal["stop", "skip"] = "stop"
     """At rows without a text or label, or that cannot be read: stop and name them; or skip: leave them out, count
     them, and list them in data/skipped.jsonl."""
-    max_length: int = Field(default=256, ge=2)
+    max_length: int = Field(default=256, ge=2, le=MOST_TOKENS)
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
     special_tokens: bool = False
     """A special token of the backbone (</s>, [SEP]) in a text: true: is that token; false: is read as written."""
-    train_limit: int | None = Field(default=None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
-    train_per_label: int | None = Field(default=None, ge=1)
+    train_per_label: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows of every label (of a rarer one on all), drawn by run.seed; null: all rows."""
-    validation_limit: int | None = Field(default=None, ge=1)
+    validation_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Validate on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
-    test_limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Test on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=MOST_PROCESSES)
     """Processes that tokenise a large split; null: one per core."""
 
     @property
@@ -102,22 +106,31 @@ class DataConfig(Settings):
 class LabelsConfig(Settings):
     """Which labels there are, and how each is worded for the backbone."""
 
-    template: str = "This text is about {label}."
+    template: str = Field(default="This text is about {label}.", max_length=LONGEST_TEMPLATE)
     """Hypothesis of a label; {label} is replaced by the label's name."""
     texts: dict[str, str] = Field(default={})
     """Hypotheses of single labels, by name, where the template does not read well."""
     names: list[str] | None = None
     """Label names in index order; null: as the training file numbers them (ClassLabel), else all it has, sorted."""
 
+    def hypothesis(self, name: str) -> str:
+        """The template with this label's name in the place of each {label}; {{ and }} are braces.
+
+        Not `str.format`, in which a template could name attributes and widths.
+        """
+        written = {LABEL_MARK: name, "{{": "{", "}}": "}"}
+        return _MARKS.sub(lambda mark: written[mark[0]], self.template)
+
     @field_validator("template")
     @classmethod
     def _has_one_field(cls, template: str) -> str:
-        try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-        except ValueError as fault:
-            raise ValueError(f"{template!r} is no template: {fault}; write a literal brace as {{{{ or }}}}") from None
-        if fields != {"label"}:
-            raise ValueError(f"{template!r} must contain {{label}} and no other field")
+        rest = _MARKS.sub("", template)
+        if fields := _OTHER_FIELD.findall(rest):
+            raise ValueError(f"the template must contain {{label}} and no other field, such as {fields[0]}")
+        if set("{}") & set(rest):
+            raise ValueError("it is not a template: a brace is not closed; write a literal brace as {{ or }}")
+        if LABEL_MARK not in _MARKS.findall(template):
+            raise ValueError("the template must contain {label}, once at least")
         return template
 
     @field_validator("texts")

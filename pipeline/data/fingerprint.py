@@ -12,6 +12,7 @@ from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of
+from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
 from pipeline.data.sources import hub_arguments, split_file
@@ -92,6 +93,7 @@ def _draw(count: int | None, seed: int) -> str:
 
 
 def _content_hash(file: Path) -> str:
+    check_regular(file)
     found = file.stat()
     return _hash_of_version(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset
 
-from pipeline.core.errors import UserError, some
+from pipeline.core.errors import UserError, about, some
 from pipeline.data.config import DataConfig
 from pipeline.data.labels import Labels, known_labels, label_indices, label_name
 from pipeline.data.shares import cut
@@ -40,7 +40,8 @@ def read_splits(
     """
 
     def read(split: str) -> CheckedSplit:
-        return read_split(sources[split], split, data, scratch / f"{split}.arrow")
+        with about(f"data.{split} {sources[split]!r}"):
+            return read_split(sources[split], split, data, scratch / f"{split}.arrow")
 
     splits = each_split(sources, read)
     if data.shares:

@@ -5,25 +5,18 @@ Nothing is read whole: memory stays within one line, one JSON object or one batc
 
 import codecs
 import csv
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from pipeline.core.bounds import LONGEST_LINE_BYTES, check_regular
 from pipeline.core.errors import UserError
+from pipeline.data.columnar import parquet_table
 from pipeline.data.json_objects import DECODER, row_of_line, row_of_value
-from pipeline.data.labels import label_name
 from pipeline.data.rows import Row, Table, refuse_repeated
 from pipeline.data.streams import Source, decoded_lines, first_byte
-
-MAX_LINE_BYTES = 16 * 2**20
-"""Longest line, quoted field or JSON object accepted; more is a file of another kind or a quote never closed."""
-ARROW_BATCH_ROWS = 256
 
 Format = Literal["txt", "csv", "tsv", "json", "jsonl", "parquet"]
 FORMATS: dict[str, Format] = {
@@ -48,8 +41,10 @@ def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str
     Raises:
         UserError: the file is missing, empty, unreadable or of an unknown type, or has a wanted column twice.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: " + ("is a folder, not a file" if path.is_dir() else "no such file"))
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).removeprefix('it ').lower()}") from error
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
     source = Source(str(path))
@@ -83,28 +78,12 @@ def open_table(
         case "jsonl" | "json":
             return _json_table(_json(source, wanted, lines=format == "jsonl"))
         case "parquet":
-            return _parquet(source, wanted, label)
-
-
-def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
-    """Rows of Arrow batches, read in order."""
-    records = chain.from_iterable(map(_arrow_records, batches))
-    for number, (values, fault) in enumerate(records, 1):
-        yield Row(number, None, values, fault)
-
-
-def _arrow_records(batch: pa.RecordBatch | pa.Table) -> list[tuple[dict[str, Any], str | None]]:
-    try:
-        return [(values, None) for values in batch.to_pylist()]
-    except UnicodeDecodeError:  # somewhere in it
-        if len(batch) == 1:
-            return [({}, "is not UTF-8")]
-        return [record for offset in range(len(batch)) for record in _arrow_records(batch.slice(offset, 1))]
+            return parquet_table(source, wanted, label)
 
 
 def _lines(source: Source, faults: list[str]) -> Iterator[str]:
     with source.opened() as file:
-        yield from decoded_lines(file, source.name, MAX_LINE_BYTES, faults)
+        yield from decoded_lines(file, source.name, LONGEST_LINE_BYTES, faults)
 
 
 def _plain_texts(source: Source, texts: Sequence[str]) -> Iterator[Row]:
@@ -162,7 +141,7 @@ def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, 
 
 def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """(first line, fields, fault) of every record; a quoted field may hold line breaks."""
-    csv.field_size_limit(MAX_LINE_BYTES)  # for the whole csv module, whose 128 KiB are too few for documents
+    csv.field_size_limit(LONGEST_LINE_BYTES)  # for the whole csv module, whose 128 KiB are too few for documents
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         first_line = reader.line_num + 1
@@ -196,7 +175,7 @@ def _json(source: Source, wanted: list[str], *, lines: bool) -> Iterator[Row]:
 def _json_lines(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
     undecodable: list[str] = []
     number = 0
-    for line, text in enumerate(decoded_lines(file, name, MAX_LINE_BYTES, undecodable), 1):
+    for line, text in enumerate(decoded_lines(file, name, LONGEST_LINE_BYTES, undecodable), 1):
         if not text.strip():
             continue
         number += 1
@@ -230,7 +209,7 @@ def _json_array(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
             continue
         # What was decoded, or not, up to the very end of the buffer may go on in the next chunk.
         more = next(chunks, None)
-        if more is None or len(buffer) - start > MAX_LINE_BYTES:
+        if more is None or len(buffer) - start > LONGEST_LINE_BYTES:
             yield Row(number + 1, None, {}, f"no JSON from here on ({fault})", ends=True)
             return
         buffer, position = buffer[start:] + more, 0
@@ -264,37 +243,3 @@ def _decoded_chunks(file: BinaryIO, name: str) -> Iterator[str]:
             raise UserError(f"{name}: byte 0x{byte:02x} on line {line} is not UTF-8; save the file as UTF-8") from None
         line += text.count("\n")
         yield text
-
-
-def _parquet(source: Source, wanted: list[str], label: str | None) -> Table:
-    if not source.is_plain_file:
-        raise UserError(f"{source.name}: Parquet is read from its end: give a plain file, not a pipe and not gzip")
-    try:
-        file = pq.ParquetFile(source.place)
-        columns = file.schema_arrow.names
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise UserError(f"{source.name}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
-    refuse_repeated(source.name, columns, wanted)
-    rows = arrow_rows(_parquet_batches(file, source.name, [name for name in wanted if name in columns]))
-    return Table(columns, rows, None if label is None else names_of_ids(file.schema_arrow, label))
-
-
-def _parquet_batches(file: pq.ParquetFile, name: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(batch_size=ARROW_BATCH_ROWS, columns=wanted)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{name}: cannot be read to its end ({str(error).splitlines()[0]})") from error
-
-
-def names_of_ids(schema: pa.Schema, label: str) -> list[str] | None:
-    """`label_name` of each id of a ClassLabel column, None for any other column.
-
-    Read from what `datasets` writes into a schema, and not by `datasets`: it wants to understand every column, and
-    forgets the names of ids that are not int64.
-    """
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
-        names = feature["names"] if feature["_type"] == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError):
-        return None
-    return None if names is None else [label_name(str(name)) for name in names]

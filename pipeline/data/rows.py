@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from pipeline.core.bounds import MOST_COLUMNS
 from pipeline.core.errors import UserError
 
 
@@ -38,7 +39,11 @@ class Table:
 
 
 def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:
-    """UserError if a wanted column is there more than once: which of them is meant nobody knows."""
+    """UserError if a wanted column is there more than once: which of them is meant nobody knows. Or for too many."""
+    if len(columns) > MOST_COLUMNS:
+        raise UserError(
+            f"{where}: has {len(columns):,} columns, at most {MOST_COLUMNS:,} are read: is the separator right?"
+        )
     for name in wanted:
         if columns.count(name) > 1:
             raise UserError(

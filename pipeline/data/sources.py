@@ -19,10 +19,11 @@ from tqdm import tqdm
 
 from pipeline.core.errors import UserError
 from pipeline.data.checks import SKIPPED, Checker, check_columns
+from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.config import DataConfig
 from pipeline.data.doubts import contradictions
 from pipeline.data.labels import FileLabels
-from pipeline.data.readers import ARROW_BATCH_ROWS, arrow_rows, names_of_ids, open_file
+from pipeline.data.readers import open_file
 from pipeline.data.rows import Row, Table
 
 EMBEDDED = Path(__file__).parent / "embedded"
@@ -62,10 +63,7 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     """
     where = str(split_file(source, split) or source)
     texts = _text_columns(config)
-    table = _open(source, split, config)
-    if table.columns is not None:
-        keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
-        check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
+    table = check_source(source, split, config)
     with open(arrow_file.parent / SKIPPED, "a", encoding="utf-8") as log:
         skip = partial(_skip, log, split) if config.on_error == "skip" else None
         checker = Checker(where, texts, config.label, table, skip)
@@ -80,6 +78,16 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
 def _skip(log: TextIO, split: str, row: Row, fault: str) -> None:
     record = {"split": split, "row": row.number, "line": row.line, "reason": fault}
     log.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def check_source(source: str, split: str, config: DataConfig) -> Table:
+    """The source, opened, of which the head alone has been read. UserError where it cannot be, or lacks a column."""
+    table = _open(source, split, config)
+    if table.columns is not None:
+        keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
+        where = str(split_file(source, split) or source)
+        check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
+    return table
 
 
 def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:

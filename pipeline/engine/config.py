@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.core.bounds import LONGEST_WAIT
 from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
@@ -14,9 +15,9 @@ class EngineConfig(Settings):
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
     threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
-    heartbeat_seconds: int = Field(default=120, ge=2)
+    heartbeat_seconds: int = Field(default=120, ge=2, le=LONGEST_WAIT)
     """A rank that gives no sign of life for this long (killed, stopped, host gone) ends the run on all others."""
-    timeout_seconds: int = Field(default=1800, ge=10, le=31_536_000)
+    timeout_seconds: int = Field(default=1800, ge=10, le=LONGEST_WAIT)
     """A collective operation that waits longer than this ends the run with an error."""
 
 

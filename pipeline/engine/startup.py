@@ -14,7 +14,7 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.distributed.heartbeat import Heartbeat
 from pipeline.distributed.launcher import be_alone, check_launcher, joining, world_size
 from pipeline.distributed.ranks import Ranks
@@ -59,9 +59,10 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
 
 def _accelerator(config: RunConfig) -> Accelerator:
     """Joins the process group, if it is not joined yet. Raises UserError where the other ranks do not come."""
-    _check_trackers(config.logging.trackers)
+    check_trackers(config.logging.trackers)
     _forget_settings_of_accelerate()
-    resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
+    with about(f"engine.deepspeed {config.engine.deepspeed!r}"):
+        resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
@@ -104,8 +105,8 @@ def leave() -> None:
         unset_hf_deepspeed_config()
 
 
-def _check_trackers(names: Sequence[str]) -> None:
-    """Now, not when training begins to log."""
+def check_trackers(names: Sequence[str]) -> None:
+    """UserError where one of `logging.trackers` is not installed: now, not when training begins to log."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
         if name in names and not available():
             raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")

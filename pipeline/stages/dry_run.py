@@ -10,9 +10,10 @@ from pipeline.core.escapes import visible
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.distributed.launcher import world_size
 from pipeline.engine.backbone import backbone_of
+from pipeline.engine.checks import check_all
 from pipeline.estimate.case import Sections, build_case, rows_per_text
 from pipeline.estimate.table import report
-from pipeline.methods.limits import check_positions
+from pipeline.methods.limits import check_positions, check_size
 from pipeline.stages.preprocess import preprocess
 
 GPU = "h200"
@@ -21,6 +22,7 @@ GPU = "h200"
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
     backbone = backbone_of(config.backbone, config.data)
+    check_all([(config, backbone)], config.run_dir.path)
     with TemporaryDirectory() as folder:
         elsewhere = config.run.model_copy(update={"dir": folder})
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
@@ -33,6 +35,7 @@ def plan(config: RunConfig) -> None:
     sections = Sections(config.backbone, config.data, labels, config.method, config.train, config.engine)
     case = build_case(sections, backbone.model_config, ranks, GPU, prompt_tokens=prompt_tokens)
     check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
+    check_size(config.method, case.facts, prompt_tokens, len(words))
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())

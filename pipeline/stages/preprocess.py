@@ -47,6 +47,7 @@ from pipeline.data.tokens import (
     with_special_tokens,
 )
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.checks import check_max_length
 from pipeline.engine.startup import join
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class _Input:
 
 def _preprocess(run: RunDir, given: _Input) -> dict[str, Any]:
     run.create()
-    _check_max_length(given.backbone, given.data.max_length)
+    check_max_length(given.backbone, given.data.max_length)
     check_vocabulary(given.backbone.tokenizer, given.backbone.model_config.vocab_size)
     wanted = given.fingerprint()
     if run.manifest_file.is_file() and (found := _current(run, given, wanted)) is not None:
@@ -180,14 +181,6 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
     finally:
         if not hidden:
             enable_progress_bars()
-
-
-def _check_max_length(backbone: Backbone, max_length: int) -> None:
-    allowed = backbone.facts.max_positions
-    if allowed is not None and max_length > allowed:
-        raise UserError(
-            f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
-        )
 
 
 def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:

@@ -13,7 +13,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.data.config import DataConfig, LabelsConfig
@@ -26,7 +26,7 @@ from pipeline.engine.models import build_model, load_frozen, release, vocabulary
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
 from pipeline.methods import AnyMethodConfig
-from pipeline.methods.limits import check_positions, window_warning
+from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.config import TrainConfig
@@ -84,6 +84,7 @@ class TrainingTask:
         # The initial weights depend on the seed alone, not on what loading the backbone drew.
         torch.manual_seed(self.seed)
         sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+        check_size(self.method, *sizes)
         method = self.method.build(*sizes)
         method.initialise(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
@@ -193,6 +194,7 @@ def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | No
     path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
     if path is None:
         return None
-    state = ranks.on_every(lambda: load_state(path))
+    with about(f"checkpoint '{path}'"):
+        state = ranks.on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state

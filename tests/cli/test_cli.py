@@ -106,7 +106,7 @@ def test_config_files_that_are_none(folder: Path, capsys: pytest.CaptureFixture,
 
 def test_deepspeed_json_that_is_none(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     for content, words in (
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ('{"zero_optimization": {"stage": 9}}', "stage must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": NaN}}', "NaN is not a number"),
     ):
