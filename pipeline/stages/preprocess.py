@@ -167,8 +167,9 @@ def _renewed(manifest: dict[str, Any], config: RunConfig, sources: dict[str, str
             f"and evaluated in '{run.path}' is wrong: choose another run.dir, or remove that folder"
         )
     manifest = manifest | {"version": VERSION}
-    write_json(run.manifest_file, manifest)
-    write_sums(run.data)
+    if not run.data.is_symlink():  # what is linked is another run's, which renews its own
+        write_json(run.manifest_file, manifest)
+        write_sums(run.data)
     return manifest
 
 
