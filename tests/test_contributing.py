@@ -1,4 +1,7 @@
-"""What CONTRIBUTING.md says is done here as it says: its method is added and compared, its call path is called."""
+"""What CONTRIBUTING.md says is done here as it says: its method is added and compared, its call path is called.
+
+covers methods/__init__
+"""
 
 import csv
 import importlib
@@ -39,8 +42,10 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_tiny(folder / "backbone", "llama_gqa")
     (folder / "pipeline" / "methods" / "mlp_probe.py").write_text(block("Add a tuning method", "python"))
     names = folder / "pipeline" / "methods" / "__init__.py"
-    line = block("Add a tuning method", "python", 1)
-    names.write_text(names.read_text().replace('    "majority",\n', f'    "majority",\n{line}'))
+    lines = block("Add a tuning method", "diff").splitlines(keepends=True)
+    before = "".join(line[1:] for line in lines if line[0] != "+")
+    assert before in names.read_text()
+    names.write_text(names.read_text().replace(before, "".join(line[1:] for line in lines)))
     (folder / "mlp_probe.yaml").write_text(block("Add a tuning method", "yaml"))
     changes = ["backbones={tiny: {backbone: {name_or_path: backbone, dtype: float32}}}"]
     changes += ["seeds=[0]", "base.train.max_steps=2", "base.logging.trackers=[jsonl]"]
