@@ -62,7 +62,7 @@ def test_the_readme_lists_the_rooms_in_their_order() -> None:
     rooms = re.findall(r"^  (\w+)(?:/|\.py) +\S", layout, re.MULTILINE)
     assert rooms == ROOMS
     others = re.findall(r"^(\w+)/ +\S", layout, re.MULTILINE)
-    assert all((REPOSITORY / folder).is_dir() for folder in others) and {"pipeline", "tests", "docs"} <= set(others)
+    assert all((REPOSITORY / folder).is_dir() for folder in others) and {"tests", "docs", "launch"} <= set(others)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda file: file.name)
