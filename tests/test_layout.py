@@ -1,4 +1,4 @@
-"""What a newcomer looks for is where it is said to be: tests by the names of modules, rooms and files by the documents."""
+"""What a newcomer looks for is where it is said to be: tests by the names of modules, files by the documents."""
 
 import ast
 import re

@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
-from pipeline.data import tokenising
+from pipeline.data import tokens
 from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise
 from tests.support.tiny import tiny_tokenizer
@@ -94,7 +94,7 @@ def test_minilm_is_not_cut_at_its_saved_128_tokens(tmp_path):
 
 def test_processes_give_the_same_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(tokenising, "ROWS_PER_WORKER", 5)
+    monkeypatch.setattr(tokens, "ROWS_PER_WORKER", 5)
     alone = run(rows_of(tmp_path), tiny_tokenizer(), tmp_path)
     (tmp_path / "two").mkdir()
     together = run(rows_of(tmp_path / "two"), tiny_tokenizer(), tmp_path / "two", workers=2)
