@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
-from datasets import load_dataset_builder
+from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import sha256_of
@@ -34,7 +34,7 @@ def place_of(source: str) -> str:
 
 
 def source_identity(source: str, split: str) -> str:
-    """Hash of a source's content: of a file, of all files of a data set folder; the commit of a hub data set.
+    """Hash of a source's content: of a file, of what a data set folder has for the split; the commit of a hub data set.
 
     A file is read once in a process, unless it changes. Raises UserError where the source cannot be read.
     """
@@ -43,7 +43,7 @@ def source_identity(source: str, split: str) -> str:
         if file is not None:
             return f"{_content_hash(file)}, {file.suffix.lower()}, {file.stat().st_size} bytes"
         folder = Path(hub_arguments(source)["path"] or "")
-        return f"{source}, {_folder_hash(folder)}" if folder.is_dir() else _hub_identity(source)
+        return f"{source}, {_folder_hash(source, folder)}" if folder.is_dir() else _hub_identity(source)
     except OSError as error:
         raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error})") from error
 
@@ -82,8 +82,14 @@ def _hash_of_version(file: Path, *version: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _folder_hash(folder: Path) -> str:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+def _folder_hash(source: str, folder: Path) -> str:
+    """All files of a folder, but for the texts of other splits: a test file may come when training is over."""
+    arguments = hub_arguments(source)
+    splits = _builder(source, str(folder), arguments["name"]).config.data_files or {}
+    mine = (arguments["split"] or "").partition("[")[0]
+    others = {Path(file).resolve() for split, files in splits.items() if split != mine for file in files}
+    others -= {Path(file).resolve() for file in splits.get(mine, ())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.resolve() not in others)
     return sha256_of(*(part for file in files for part in (str(file.relative_to(folder)), _content_hash(file))))
 
 
@@ -93,8 +99,12 @@ def _hub_identity(source: str) -> str:
     arguments = hub_arguments(source)
     if _COMMIT.fullmatch(arguments["revision"] or ""):
         return source
-    try:
-        builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
-    except (ValueError, DatasetsError) as error:
-        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error
+    builder = _builder(source, str(arguments["path"]), arguments["name"], arguments["revision"])
     return f"{source} at {builder.hash}"
+
+
+def _builder(source: str, path: str, name: str | None, revision: str | None = None) -> DatasetBuilder:
+    try:
+        return load_dataset_builder(path, name, revision=revision)
+    except (ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a folder with a script
+        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error

@@ -123,7 +123,7 @@ def test_a_tensor_has_the_bytes_that_its_type_and_shape_take(tmp_path: Path, ent
     header = json.dumps({"bad": entry, "good": good}).encode()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(UserError, match=r"bad has not the bytes|not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"bad's type and shape do not fit|not a readable safetensors file"):
         open_checkpoint(config_of(tmp_path))
 
 
