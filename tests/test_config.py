@@ -1,4 +1,7 @@
-"""The run config: YAML, overrides, faults in the user's words."""
+"""The run config: YAML, overrides, faults in the user's words.
+
+covers backbone/config, engine/config, evaluation/config, training/config
+"""
 
 import json
 import re

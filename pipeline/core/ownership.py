@@ -41,6 +41,7 @@ _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 """Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
 
 
+LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")
 OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
 """All that this program writes at the top of a run directory."""
 
@@ -131,7 +132,7 @@ def _is_of_older_version(folder: Path, kind: Kind) -> bool:
 
 def _check_artefacts(folder: Path) -> None:
     """UserError where one of our names in a run directory is taken by something else."""
-    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG):
+    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG, LOCK, *LOGS):
         path = folder / name
         if path.is_symlink() and not (name in LINKED and (_is_artefact(path) or not path.exists())):
             raise UserError(

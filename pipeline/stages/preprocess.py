@@ -132,8 +132,9 @@ def _current(run: RunDir, given: _Input, wanted: dict[str, str]) -> dict[str, An
         return None
     if manifest["version"] != DATA_FORMAT:
         manifest |= {"version": DATA_FORMAT, "special_tokens": special}
-        write_json(run.manifest_file, manifest)
-        write_sums(run.data)
+        if not run.data.is_symlink():  # what is linked is another run's, which renews its own
+            write_json(run.manifest_file, manifest)
+            write_sums(run.data)
     return manifest
 
 

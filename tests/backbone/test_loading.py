@@ -1,4 +1,7 @@
-"""Loading without ZeRO: the same model that transformers loads, quantised or not."""
+"""Loading without ZeRO: the same model that transformers loads, quantised or not.
+
+covers backbone/partition, backbone/model_config
+"""
 
 import importlib.util
 import json

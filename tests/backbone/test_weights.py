@@ -1,4 +1,7 @@
-"""Safetensors checkpoints as they come, whole and faulty."""
+"""Safetensors checkpoints as they come, whole and faulty.
+
+covers backbone/weight_names
+"""
 
 import json
 import os

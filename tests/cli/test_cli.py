@@ -1,4 +1,7 @@
-"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing."""
+"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing.
+
+covers cli/__init__, cli/options, __main__
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Names that become folders, and paths that artefacts name, lead nowhere else. Covers paths, and all who ask it."""
+"""Names that become folders, and paths that artefacts name, lead nowhere else. Covers paths, and all who ask it.
+
+covers comparison/config, data/splits
+"""
 
 import hashlib
 import json

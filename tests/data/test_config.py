@@ -1,3 +1,5 @@
+"""Config keys of data and labels: faults are named, every key has help."""
+
 import pytest
 from pydantic import ValidationError
 

@@ -1,3 +1,5 @@
+"""Hypotheses by template and by text, as words and as tokens."""
+
 import pytest
 from tokenizers import normalizers
 

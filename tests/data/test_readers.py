@@ -1,3 +1,8 @@
+"""What is written into a csv, tsv, json, jsonl or parquet file is read again, or refused with its place.
+
+covers data/json_objects
+"""
+
 import json
 
 import pyarrow as pa

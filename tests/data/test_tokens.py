@@ -1,3 +1,8 @@
+"""Texts as tokens: cut, marked and counted, by processes as by one; subsets of rows; damaged tokenizers.
+
+covers data/tokenizer
+"""
+
 import importlib.util
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""Starting the engine: alone, again in the same process, and on two ranks."""
+"""Starting the engine: alone, again in the same process, and on two ranks.
+
+covers distributed/ranks
+"""
 
 import os
 from importlib.util import find_spec

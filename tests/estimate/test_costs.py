@@ -1,4 +1,7 @@
-"""The estimate against measurement, against published sizes, and its advice."""
+"""The estimate against measurement, against published sizes, and its advice.
+
+covers estimate/case, estimate/inventory, estimate/table, stages/estimate
+"""
 
 from dataclasses import replace
 from functools import cache

@@ -1,4 +1,7 @@
-"""Every stage compares what it is given with what the artefacts it reads were made from."""
+"""Every stage compares what it is given with what the artefacts it reads were made from.
+
+covers data/fingerprint, engine/provenance
+"""
 
 import json
 import logging

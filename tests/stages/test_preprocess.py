@@ -1,3 +1,5 @@
+"""preprocess from end to end: what it writes, what it refuses and warns of, when it is current."""
+
 import json
 import os
 import shutil
