@@ -9,7 +9,8 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.distributed.zero import zero_faults
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Its ds_configs is a link to the clone's, which an installed package has as files."""
 
 
 def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 
 def deepspeed_file(path: str) -> Path:
     """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
-    file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
+    file = next((p for p in (Path(path), PACKAGE / path) if p.is_file()), None)
     if file is None:
         raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
     return file
