@@ -20,16 +20,8 @@ fi
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-# Many tests wait for real processes, clocks and time limits, so that a machine busy with something else can fail them:
-# what failed is tried once more, and said.
-twice() {
-    python -m pytest "$@" || {
-        echo "WARNING: TESTS FAILED; TRYING THESE ONCE MORE" >&2
-        python -m pytest --last-failed "$@"
-    }
-}
 # loadfile: what the tests of one file share is made once. The rest start launchers, clusters and ranks of their own, which
 # keep all cores busy: one test at a time.
 alone=(tests/faults tests/launch tests/slurm)
-twice --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
-twice "${alone[@]}"
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
+python -m pytest "${alone[@]}"

@@ -11,7 +11,8 @@ from pipeline.distributed.zero import zero_faults
 from pipeline.engine.config import EngineConfig
 from pipeline.training.config import TrainConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Its ds_configs is a link to the clone's, which an installed package has as files."""
 
 
 def resolve_deepspeed(engine: EngineConfig, train: TrainConfig, dtype: str, world_size: int) -> dict[str, Any]:
@@ -53,7 +54,7 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 
 def deepspeed_file(path: str) -> Path:
     """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
-    file = next((p for p in (Path(path), REPOSITORY / path) if p.exists() and not p.is_dir()), None)
+    file = next((p for p in (Path(path), PACKAGE / path) if p.exists() and not p.is_dir()), None)
     if file is None:
         raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
     return file

@@ -105,7 +105,7 @@ def test_alone_errors_are_raised_as_they_are(tmp_path: Path) -> None:
 def test_the_ranks_are_made_once_for_a_process_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(name, raising=False)  # of the engines started above in this process
-    first, second = run_worlds("tests.support.main_process:main_process", [2], tmp_path, 120)[2]
+    first, second = run_worlds("tests.support.main_process:main_process", [2], tmp_path, 300)[2]
     assert first["world"] == [2, 2, 0, 2, 0] and second["world"] == [2, 2, 1, 2, 1]
     assert first["calls"] == 2 and second["calls"] == 0
     for rank in (first, second):

@@ -184,7 +184,7 @@ def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
     config = BackboneConfig(name_or_path=str(tmp_path / "llama"), quantization="int8", dtype="float32")
     taken = take_inventory(load_model_config(config), config, SMALL_WORKLOAD)
     zero = ZeroSettings.of(ZERO)
-    for world_size, ranks in run_worlds("tests.support.estimate_ranks:measure", [1, 2, 4], tmp_path, 150).items():
+    for world_size, ranks in run_worlds("tests.support.estimate_ranks:measure", [1, 2, 4], tmp_path, 300).items():
         for name, checkpointing in (("plain", False), ("checkpointing", True)):
             received = backbone_traffic_bytes(taken, zero, world_size, checkpointing)
             for rank in ranks:
