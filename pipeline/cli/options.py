@@ -63,7 +63,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
 
 def _add_estimate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
-    command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
+    command.add_argument("--gpu", metavar="NAME", help="h200, a100-80, ... (default: that of this machine)")
     command.add_argument("--bandwidth", type=float, metavar="GB/S", help="interconnect per GPU, in GB/s")
 
 
