@@ -1,6 +1,6 @@
 """What is written into a csv, tsv, json, jsonl or parquet file is read again, or refused with its place.
 
-covers data/json_objects
+covers data/json_objects, data/columnar, data/rows
 """
 
 import json

@@ -1,6 +1,6 @@
 """Labelled rows of files, hub folders and the embedded set; every fault with its row.
 
-covers core/errors
+covers core/errors, data/checks, data/labelled
 """
 
 import datasets

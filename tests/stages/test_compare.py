@@ -1,6 +1,6 @@
 """A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job.
 
-covers comparison/config, comparison/tables
+covers comparison/config, comparison/tables, stages/cell
 """
 
 import csv

@@ -1,4 +1,7 @@
-"""One csv, not quite clean, is all there is: split, faulty rows left out, and every stage on it."""
+"""One csv, not quite clean, is all there is: split, faulty rows left out, and every stage on it.
+
+covers stages/preprocess, data/shares
+"""
 
 import json
 import random

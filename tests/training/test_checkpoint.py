@@ -1,6 +1,6 @@
 """Checkpoint files: what is read is what was written, or nothing.
 
-covers training/optimizer_state, training/run_state
+covers training/optimizer_state, training/run_state, training/adapter_writer
 """
 
 import json
