@@ -118,13 +118,12 @@ def test_texts_of_unknown_tokens_alone_are_counted(tmp_path):
     )
     names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **names)
-    texts = ["a film", "фильм", "a фильм", "очень хороший фильм"] + ["film"] * 1000 + ["映画", "a"]
+    texts = ["a film", "фильм", "a фильм", "очень хороший фильм"] + ["film"] * 999 + ["映画", "a"]
     rows = run(rows_of(tmp_path, texts), tokenizer, tmp_path)
     assert unknown_warning(rows, tokenizer, "train") == (
-        "3 train texts are unknown tokens alone, all alike to the backbone: row 2; row 4; row 1005"
+        "3 train texts are unknown tokens alone, all alike to the backbone: row 2; row 4; row 1004"
     )
     assert unknown_warning(rows.select(range(1)).flatten_indices(), tokenizer, "train") is None
-    assert unknown_warning(rows, tiny_tokenizer(), "train") is None  # bytes are never unknown
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
