@@ -19,7 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
-from pipeline.data.tokenizer import pad_token_id
+from pipeline.data.tokenizer import check_vocabulary, pad_token_id
 from pipeline.data.tokens import encode_texts
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
@@ -96,6 +96,7 @@ class LTuningClassifier:
         adapter.check_backbone(opened.fingerprint)
         tokenizer = known.tokenizer
         adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
+        check_vocabulary(tokenizer, known.model_config.vocab_size)
         reads = adapter.config.method.reads_wordings
         base = load_backbone(
             config,
@@ -133,7 +134,7 @@ class LTuningClassifier:
             len(self.labels),
             self.rows_per_forward,
             ranks=Ranks.alone(),
-            pad_token_id=pad_token_id(self.tokenizer),
+            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
             device=self.device,
             readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
         )

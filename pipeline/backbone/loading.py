@@ -190,7 +190,8 @@ def _fill(model: PreTrainedModel, layers: dict[str, QuantizedLinear], dtype: tor
             setattr(model.get_submodule(owner), leaf, filled)
     for name, buffer in model.named_buffers():
         if name in rows.sources:
-            buffer.copy_(rows.read(name, None, buffer.dtype, 0, len(buffer)).view_as(buffer))
+            count = len(buffer) if buffer.ndim else 1
+            buffer.copy_(rows.read(name, None, buffer.dtype, 0, count).view_as(buffer))
 
 
 class _Rows:

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
 
@@ -124,7 +125,7 @@ def open_checkpoint(config: BackboneConfig) -> Checkpoint:
 def _read_index(index: Path) -> dict[str, str]:
     """Tensor name -> file beside the index."""
     try:
-        placed: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        placed: dict[str, str] = dict(json.loads(read_text(index, LARGEST_JSON))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not a safetensors index ({error}); fetch it again") from error
     if foreign := [name for name in placed.values() if not is_plain_name(name)]:

@@ -8,9 +8,10 @@ from typing import Any, TypeVar
 import numpy as np
 from datasets import Dataset
 
-from pipeline.core.errors import UserError, some
+from pipeline.core.errors import UserError, about, some
 from pipeline.data.config import DataConfig
 from pipeline.data.labels import Labels, known_labels, label_indices, label_name
+from pipeline.data.shares import cut
 from pipeline.data.sources import CheckedSplit, read_split
 from pipeline.data.tokens import column
 
@@ -39,9 +40,13 @@ def read_splits(
     """
 
     def read(split: str) -> CheckedSplit:
-        return read_split(sources[split], split, data, scratch / f"{split}.arrow")
+        with about(f"data.{split} {sources[split]!r}"):
+            return read_split(sources[split], split, data, scratch / f"{split}.arrow")
 
     splits = each_split(sources, read)
+    if data.shares:
+        splits |= cut(splits["train"], data.shares, scratch)
+        splits = {name: splits[name] for name in data.splits}
     labels = known_labels(splits["train"].labels, names)
     return splits, labels, each_split(splits, lambda split: label_indices(split, splits[split].labels, labels))
 

@@ -17,6 +17,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import give_back, is_partitioned, whole
@@ -42,15 +43,16 @@ def load_frozen(
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
-    model = load_backbone(
-        config,
-        zero_config=zero_config,
-        device=accelerator.device,
-        ranks=ranks,
-        output_layer=output_layer,
-        opened=backbone.opened(ranks),
-        read_config=lambda: backbone.model_config,
-    )
+    with about(f"backbone.name_or_path {config.name_or_path!r}"):
+        model = load_backbone(
+            config,
+            zero_config=zero_config,
+            device=accelerator.device,
+            ranks=ranks,
+            output_layer=output_layer,
+            opened=backbone.opened(ranks),
+            read_config=lambda: backbone.model_config,
+        )
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 

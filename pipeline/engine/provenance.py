@@ -66,8 +66,9 @@ def current_data(
 
 def texts_have_changed(data: DataConfig, split: str, manifest: Mapping[str, Any]) -> bool:
     """Whether a row of this split's source may be another text now than in data/. UserError: the source is gone."""
+    origin = data.origin(split)
     here = {f"data.{key}": str(getattr(data, key)) for key in READING}
-    here[f"data.{split}"] = source_identity(getattr(data, split), split)
+    here[f"data.{origin}"] = source_identity(getattr(data, origin), origin)
     there = {part: value for part, value in manifest["fingerprint"].items() if part in here}
     return bool(differences(there, here, data_absent()))
 

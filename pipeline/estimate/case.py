@@ -2,7 +2,8 @@
 
 import math
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
@@ -56,11 +57,15 @@ def build_case(
     config: Sections,
     hf_config: PreTrainedConfig,
     world_size: int,
-    gpu: str,
+    gpu: str | None,
     bandwidth: float | None = None,
     prompt_tokens: int | None = None,
 ) -> Case:
-    """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length."""
+    """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length.
+
+    Without `gpu` its sizes alone mean something, and no time.
+    """
+    gpu = gpu or next(iter(GPUS))
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
     if not 1 <= world_size <= MOST_RANKS:
@@ -89,6 +94,8 @@ def build_case(
         world_size=world_size,
         gpu=GPUS[gpu],
         zero=_zero_settings(config, world_size),
+        sharded=zero_stage(_resolved(config, world_size)) == 3,
+        zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
         rows_alone=_rows_alone(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
@@ -118,11 +125,30 @@ def _rows_alone(config: Sections) -> int:
     return config.train.batch_size if shortlisted and config.method.open_labels else 0
 
 
+def _resolved(config: Sections, world_size: int) -> dict[str, Any]:
+    return resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size)
+
+
 def _zero_settings(config: Sections, world_size: int) -> ZeroSettings:
     """The configured ZeRO-3 sizes; where another stage is configured, those of our preset."""
-    resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size)
+    resolved = _resolved(config, world_size)
     if zero_stage(resolved) != 3:
-        preset = "bf16" if config.backbone.quantization == "none" else "int8"
-        engine = EngineConfig(deepspeed=f"ds_configs/zero3_{preset}.json")
-        resolved = resolve_deepspeed(engine, config.train, config.backbone.dtype, world_size)
+        return _preset(config, "bf16" if config.backbone.quantization == "none" else "int8", world_size)
     return ZeroSettings.of(resolved["zero_optimization"])
+
+
+def _preset(config: Sections, name: str, world_size: int) -> ZeroSettings:
+    engine = EngineConfig(deepspeed=f"ds_configs/zero3_{name}.json")
+    return ZeroSettings.of(_resolved(replace(config, engine=engine), world_size)["zero_optimization"])
+
+
+def gpu_here() -> str | None:
+    """The GPU of this machine, where we know its figures; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_properties(0)
+    for name, gpu in GPUS.items():
+        # Data sheets and drivers count memory differently, but not by so much.
+        if name.partition("-")[0] in card.name.lower() and 0.85 < card.total_memory / gpu.memory_bytes < 1.15:
+            return name
+    return None

@@ -18,6 +18,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.pooling import pool
 from pipeline.config import RunConfig, load_config
+from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
@@ -67,6 +68,8 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     if not run_dir.config_file.is_file():
         raise UserError(f"'{path}' is no run directory (config.yaml is missing)")
     config = load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"])
+    check_sums(run_dir.adapter)
+    check_sums(run_dir.evaluation)
     adapter, manifest = load_adapter(run_dir.adapter), read_json(run_dir.manifest_file)
     metrics = read_json(run_dir.metrics_file)
     try:
@@ -112,12 +115,13 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
     if not texts:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
-    source = getattr(run.config.data, run.split.name)
+    origin = run.config.data.origin(run.split.name)
+    source = getattr(run.config.data, origin)
     try:
         if texts_have_changed(run.config.data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
             return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
-        found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
+        found = texts_of_rows(source, origin, run.config.data, {row["row"] for row in rows})
     except (UserError, OSError) as error:
         return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
     return [row | {"texts": found.get(row["row"], [])} for row in rows], ""
@@ -133,7 +137,7 @@ def label_points(run: Run) -> tuple[Rows, str]:
         return [], "The backbone is not where it was in training, so the tuned labels cannot be computed."
     method = run.adapter.build_method(facts).float()
     if not isinstance(method, LabelTuning) or len(run.split.labels) < 3:
-        return [], "Shown for methods that read the labels' wording, and three labels or more."
+        return [], "Shown for label tuning with three labels or more."
     before = pool(states.float(), mask, "mean")
     with torch.no_grad():
         after, what = _tuned(method, states.float(), mask.bool(), before)
@@ -160,7 +164,8 @@ def cost(run: Run, run_dir: RunDir) -> list[tuple[str, str]]:
     """What the run took."""
     parameters = sum(tensor.numel() for tensor in run.adapter.method_state.values())
     size = sum(file.stat().st_size for file in run_dir.adapter.iterdir())
-    rows = [("trained parameters", f"{parameters:,}"), ("adapter on disk", f"{size / 1e6:.2f} MB")]
+    trained = f"{parameters:,}" if run.config.method.is_trained else "none"
+    rows = [("trained parameters", trained), ("adapter on disk", f"{size / 1e6:.2f} MB")]
     if run.training:
         rows.append(("steps", f"{run.log[-1]['step']:,}"))
         seconds = sum(line.get("seconds", 0.0) for line in run.training)

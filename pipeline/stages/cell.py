@@ -193,9 +193,14 @@ def cell_of(
 ) -> Cell:
     """The cell, with a backbone out of `backbones`, where it is added if it is not there."""
     config = cell_config(comparison, group, setting, seed)
-    key = (config.backbone, config.data.special_tokens)
-    backbone = backbones.setdefault(key, backbone_of(config.backbone, config.data))
-    return Cell(Path(comparison.dir), group, setting, comparison.split, config, backbone)
+    return Cell(Path(comparison.dir), group, setting, comparison.split, config, backbone_among(backbones, config))
+
+
+def backbone_among(backbones: Backbones, config: RunConfig) -> Backbone:
+    """A config's backbone, added where it is not there yet."""
+    return backbones.setdefault(
+        (config.backbone, config.data.special_tokens), backbone_of(config.backbone, config.data)
+    )
 
 
 def _link(target: Path, link: Path) -> None:

@@ -3,12 +3,12 @@
 import gc
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparison.config import ComparisonConfig, Group, cell_config, groups, settings, share_of
+from pipeline.comparison.config import ComparisonConfig, Group, cell_config, configs_of, groups, settings, share_of
 from pipeline.comparison.tables import write_tables
 from pipeline.core.errors import DivergedError, UserError
 from pipeline.core.files import write_json
@@ -16,8 +16,9 @@ from pipeline.core.ownership import claim
 from pipeline.core.run_lock import RunLock
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.agreement import check_alike
-from pipeline.engine.startup import start
-from pipeline.stages.cell import Backbones, Cell, cell_of
+from pipeline.engine.checks import check_all
+from pipeline.engine.startup import join, start
+from pipeline.stages.cell import Backbones, Cell, backbone_among, cell_of
 
 log = logging.getLogger(__name__)
 
@@ -43,10 +44,12 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
-    ranks = _start(comparison, groups(comparison)[0])
+    backbones: Backbones = {}
+    first = cell_config(comparison, groups(comparison)[0], settings(comparison)[0], comparison.seeds[0])
+    join(first).on_main(lambda: check_cells(comparison, chosen, backbones))
+    _, ranks = start(first)
     check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite}, ranks)
     ranks.on_main(lambda: claim(Path(comparison.dir), "comparison"))
-    backbones: Backbones = {}
     with _stages_speak_of_trouble_alone():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
@@ -54,6 +57,13 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
                 rows += run_group(comparison, group, backbones, overwrite=overwrite)
     if share is None:
         ranks.on_main(lambda: write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published))
+
+
+def check_cells(comparison: ComparisonConfig, chosen: Sequence[Group], backbones: Backbones) -> None:
+    """Raises one UserError with all that can be known to be wrong with these groups before anything is run."""
+    configs = (config for group in chosen for config in configs_of(comparison, group))
+    runs = ((config, backbone_among(backbones, config)) for config in configs)
+    check_all(runs, Path(comparison.dir), "comparison")
 
 
 def run_group(

@@ -49,7 +49,9 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     manifest = ranks.on_main(lambda: current_data(run_dir, config.data, config.labels, seed, backbone))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
-        raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
+        raise UserError(
+            f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test or data.split"
+        )
     adapter = load_adapter(run_dir.adapter)
     adapter.check_backbone(backbone.opened(ranks).fingerprint, backbone.tokenizer_fingerprint)
     _check_adapter(adapter, config.adapter_config(), manifest["labels"], run_dir.adapter)
@@ -84,7 +86,8 @@ def _score_splits(
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
     model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
-    pad_token, names = pad_token_id(backbone.tokenizer), adapter.labels.names
+    names = adapter.labels.names
+    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     metrics, tables, scored = {}, [], {}
     for name in splits:
         split = load_split(data / name)

@@ -1,6 +1,7 @@
 """Stage 1: labelled texts are read, checked and tokenised into the run directory's data/."""
 
 import logging
+import shutil
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -19,6 +20,7 @@ from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError, some
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
+from pipeline.data.checks import SKIPPED
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.fingerprint import (
     DATA_FORMAT,
@@ -33,6 +35,7 @@ from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labelled import check_labels_of_format_1, each_split, read_splits
 from pipeline.data.labels import Labels, doubt, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap
+from pipeline.data.tokenizer import check_vocabulary
 from pipeline.data.tokens import (
     balanced_subset,
     rows_per_label,
@@ -40,9 +43,11 @@ from pipeline.data.tokens import (
     special_token_rows,
     summary,
     tokenise,
+    unknown_warning,
     with_special_tokens,
 )
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.checks import check_max_length
 from pipeline.engine.startup import join
 
 log = logging.getLogger(__name__)
@@ -56,7 +61,8 @@ def preprocess(config: RunConfig, backbone: Backbone | None = None) -> dict[str,
     Returns:
         The manifest: version, fingerprint, sources (name of each split's), labels (names in index order), splits (rows,
         tokens, longest, truncated, per_label of each), special_tokens (rows of each split that have some in a text),
-        warnings, has_pair.
+        cut (splits that were cut from the training texts), skipped (rows of each source that were left out), warnings,
+        has_pair.
 
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
@@ -88,7 +94,8 @@ class _Input:
 
 def _preprocess(run: RunDir, given: _Input) -> dict[str, Any]:
     run.create()
-    _check_max_length(given.backbone, given.data.max_length)
+    check_max_length(given.backbone, given.data.max_length)
+    check_vocabulary(given.backbone.tokenizer, given.backbone.model_config.vocab_size)
     wanted = given.fingerprint()
     if run.manifest_file.is_file() and (found := _current(run, given, wanted)) is not None:
         return found
@@ -125,8 +132,9 @@ def _current(run: RunDir, given: _Input, wanted: dict[str, str]) -> dict[str, An
         return None
     if manifest["version"] != DATA_FORMAT:
         manifest |= {"version": DATA_FORMAT, "special_tokens": special}
-        write_json(run.manifest_file, manifest)
-        write_sums(run.data)
+        if not run.data.is_symlink():  # what is linked is another run's, which renews its own
+            write_json(run.manifest_file, manifest)
+            write_sums(run.data)
     return manifest
 
 
@@ -136,7 +144,7 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
     splits, labels, indices = read_splits(data, given.labels.names, given.sources, scratch)
     names = labels.names
     hypotheses(names, given.labels)  # a wording that does not fit is said before the long work
-    tokenised, special = {}, {}
+    tokenised, special, unknown = {}, {}, {}
     for split, read_rows in splits.items():
         rows = _kept(data, given.seed, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
@@ -144,8 +152,13 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
         _save_quietly(result, folder / split)
         tokenised[split] = summary(result, names)
         special[split] = rows_with_special_tokens(result, tokenizer)
+        unknown[split] = unknown_warning(result, tokenizer, split)
+    if (scratch / SKIPPED).exists() and (scratch / SKIPPED).stat().st_size:
+        shutil.move(scratch / SKIPPED, folder / SKIPPED)
     warnings = [
-        *_label_warnings(labels, splits, tokenised),
+        *(warning for found in splits.values() for warning in found.warnings),
+        *(warning for warning in unknown.values() if warning),
+        *_label_warnings(labels, {split: splits[split] for split in given.sources}, tokenised),
         *_overlap_warnings(splits),
         *_cut_warnings(tokenised, data.max_length),
     ]
@@ -153,6 +166,8 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
         "labels": names,
         "splits": tokenised,
         "special_tokens": special,
+        "cut": list(data.shares),
+        "skipped": {split: splits[split].skipped for split in given.sources if splits[split].skipped},
         "warnings": warnings,
         "has_pair": data.text_pair is not None,
     }
@@ -167,14 +182,6 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
     finally:
         if not hidden:
             enable_progress_bars()
-
-
-def _check_max_length(backbone: Backbone, max_length: int) -> None:
-    allowed = backbone.facts.max_positions
-    if allowed is not None and max_length > allowed:
-        raise UserError(
-            f"data.max_length is {max_length}, but the backbone takes {allowed} tokens: set data.max_length={allowed}"
-        )
 
 
 def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:

@@ -5,6 +5,8 @@ from typing import Any
 
 from pipeline.config import RunConfig
 from pipeline.engine.backbone import backbone_of
+from pipeline.engine.checks import check_all
+from pipeline.engine.startup import join
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -19,6 +21,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     `overwrite`: train afresh, over what an earlier run left.
     """
     backbone = backbone_of(config.backbone, config.data)
+    join(config).on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
     preprocess(config, backbone)
     encode_labels(config, backbone)
     train(config, backbone, overwrite=overwrite)

@@ -1,6 +1,7 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -12,7 +13,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.data.config import DataConfig, LabelsConfig
@@ -25,15 +26,17 @@ from pipeline.engine.models import build_model, load_frozen, release, vocabulary
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
 from pipeline.methods import AnyMethodConfig
-from pipeline.methods.limits import check_positions, window_warning
+from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
+from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
-from pipeline.training.run_state import RunState
+from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.trackers import Trackers, hyperparameters
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -81,6 +84,7 @@ class TrainingTask:
         # The initial weights depend on the seed alone, not on what loading the backbone drew.
         torch.manual_seed(self.seed)
         sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+        check_size(self.method, *sizes)
         method = self.method.build(*sizes)
         method.initialise(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
@@ -94,7 +98,7 @@ class TrainingTask:
             split,
             method=self.method,
             seed=self.seed,
-            pad_token_id=pad_token_id(self.backbone.tokenizer),
+            pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
 
@@ -136,10 +140,13 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         trainer = task.build_trainer(accelerator, ranks, labels, state)
         try:
             ranks.on_main(begin)
-            validation = load_split(run.data / "validation") if config.data.validation else None
+            validation = load_split(run.data / "validation") if "validation" in config.data.splits else None
             rows = config.evaluate.batch_size
-            loop = TrainingRun(trainer, ranks, adapters, validation=validation, rows_per_forward=rows, state=state)
-            with loop.writer:
+            metrics_log = ranks.on_every(lambda: _metrics_log(config, state, is_main=ranks.is_main))
+            loop = TrainingRun(
+                trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows, state=state
+            )
+            with loop.writer, closing(metrics_log):
                 loop.to_end(preemption)
                 return loop.finish()
         finally:
@@ -174,11 +181,20 @@ def _begin(run: RunDir, config: str, overwrite: bool) -> None:
     run.write_config(config)
 
 
+def _metrics_log(config: RunConfig, state: RunState | None, *, is_main: bool) -> MetricsLog:
+    """Goes on where `state` left it. Rank 0 alone writes."""
+    step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
+    values = hyperparameters(config.model_dump(mode="json"))
+    trackers = Trackers(config.logging, config.run_dir, values, step) if is_main else None
+    return MetricsLog(config.run_dir.metrics_log, trackers, step, position)
+
+
 def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
     """What an interrupted run left, read by every rank; None to start afresh. Collective."""
     path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
     if path is None:
         return None
-    state = ranks.on_every(lambda: load_state(path))
+    with about(f"checkpoint '{path}'"):
+        state = ranks.on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state

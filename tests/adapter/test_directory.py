@@ -1,4 +1,7 @@
-"""The adapter directory: round trip, model card, and every kind of damage."""
+"""The adapter directory: round trip, model card, and every kind of damage.
+
+covers adapter/card
+"""
 
 import json
 import os

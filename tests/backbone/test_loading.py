@@ -1,4 +1,7 @@
-"""Loading without ZeRO: the same model that transformers loads, quantised or not."""
+"""Loading without ZeRO: the same model that transformers loads, quantised or not.
+
+covers backbone/partition, backbone/model_config
+"""
 
 import importlib.util
 import json
@@ -10,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
@@ -68,6 +71,19 @@ def test_int8_is_near_and_replaces_every_linear_layer(tmp_path: Path, family: st
         exact, near, same = (model(IDS).last_hidden_state for model in (plain, int8, weight_only))
     assert torch.allclose(exact, same, atol=1e-5)  # the unquantised model, with the rounded weights put in
     assert 0 < (exact - near).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_stored_buffers_without_a_dimension_are_read(tmp_path: Path) -> None:
+    """Apertus keeps two such in every activation; here with values that its constructor would not give."""
+    sizes = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModel.from_config(AutoConfig.for_model("apertus", **sizes, **heads, dtype=torch.float32))
+    scalars = [buffer for name, buffer in model.named_buffers() if name in model.state_dict() and not buffer.ndim]
+    assert len(scalars) == 4
+    for number, buffer in enumerate(scalars, 1):
+        buffer.fill_(number / 8)
+    model.save_pretrained(tmp_path)
+    assert_same(load(tmp_path), model)
 
 
 def test_task_model_checkpoints_give_their_backbone(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""The run directory: artefacts are written whole or not at all, whatever ends the writer."""
+"""The run directory: artefacts are written whole or not at all, whatever ends the writer.
+
+covers core/artefact, core/run_dir
+"""
 
 import os
 import signal

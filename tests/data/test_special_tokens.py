@@ -1,4 +1,7 @@
-"""Texts are text: special tokens that are written in them are read as characters, in every stage alike."""
+"""Texts are text: special tokens that are written in them are read as characters, in every stage alike.
+
+covers data/tokenizer, data/tokens
+"""
 
 import json
 from pathlib import Path

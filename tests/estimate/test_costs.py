@@ -1,4 +1,7 @@
-"""The estimate against measurement, against published sizes, and its advice."""
+"""The estimate against measurement, against published sizes, and its advice.
+
+covers estimate/case, estimate/inventory, estimate/table, stages/estimate
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -33,8 +36,10 @@ from pipeline.estimate.costs import (
     at_rest_bytes,
     backbone_traffic_bytes,
     best_plan,
+    configured_plan,
     gathered_bytes,
     plans,
+    plans_of_nodes,
 )
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.estimate.table import report
@@ -181,7 +186,7 @@ def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
     config = BackboneConfig(name_or_path=str(tmp_path / "llama"), quantization="int8", dtype="float32")
     taken = take_inventory(load_model_config(config), config, SMALL_WORKLOAD)
     zero = ZeroSettings.of(ZERO)
-    for world_size, ranks in run_worlds("tests.support.estimate_ranks:measure", [1, 2, 4], tmp_path, 150).items():
+    for world_size, ranks in run_worlds("tests.support.estimate_ranks:measure", [1, 2, 4], tmp_path, 300).items():
         for name, checkpointing in (("plain", False), ("checkpointing", True)):
             received = backbone_traffic_bytes(taken, zero, world_size, checkpointing)
             for rank in ranks:
@@ -242,6 +247,71 @@ def test_bandwidth_sets_the_time() -> None:
 def test_says_how_many_gpus_would_do() -> None:
     text = report(sections_of(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
     assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in text
+
+
+def advice_for(name: str, world_size: int, gpu: str = "a100-80", **changes: Any) -> str:
+    config = sections_of(**changes)
+    case = build_case(config, BACKBONES[name], world_size, gpu)
+    return report(config, case, gpu).splitlines()[-1]
+
+
+def test_advises_nodes_of_their_own_where_there_are_several() -> None:
+    assert "zero3_int8.json" in advice_for("llama-3-70b", 8), "one node"
+    assert "zero3_multinode.json" in advice_for("llama-3-70b", 64)
+    assert "zero3_multinode.json" in advice_for("llama-3-70b", 64, backbone={"quantization": "none"})
+    assert "zero3_int8.json" in advice_for("llama-3-70b", 12), "8 GPUs per node do not divide 12"
+    configured = {"engine": {"deepspeed": "ds_configs/zero3_multinode.json"}}
+    assert advice_for("llama-3-70b", 64, **configured) == advice_for("llama-3-70b", 64)
+    case = build_case(sections_of(), LLAMA_70B, 64, "a100-80")
+    near, far = plans_of_nodes(case)[1], plans(case)[3]
+    given = build_case(sections_of(**configured), LLAMA_70B, 64, "a100-80")
+    assert near == plans(given)[3] == configured_plan(given, True) and plans_of_nodes(given) == []
+    assert near.communication_seconds < far.communication_seconds / 5
+    printed = report(sections_of(), case, "a100-80")
+    assert printed.count("and per node") == 2
+
+
+def test_offload_is_offered_where_it_helps() -> None:
+    """The backbone at rest goes to host memory; activations do not."""
+    offload = "ds_configs/zero3_offload.json"
+    assert offload in advice_for("llama-3-405b", 2)
+    assert offload in advice_for("llama-3-70b", 1, "a100-40")
+    far_too_many = {"train": {"batch_size": 5000}}
+    for world_size in (1, 64):
+        found = advice_for("llama-3-70b", world_size, **far_too_many)
+        assert "lower train.batch_size" in found and "of activations" in found and offload not in found
+
+
+def test_totals_of_the_config_as_given() -> None:
+    given = {"train": {"max_steps": 3000, "gradient_accumulation": 2}, "backbone": {"gradient_checkpointing": True}}
+    config = sections_of(**given)
+    case = build_case(config, LLAMA_70B, 8, "a100-80")
+    seconds = plans(case)[3].step_seconds
+    assert configured_plan(case, True).step_seconds == seconds
+    [speed, cost] = report(config, case, "a100-80").split("\n\n")[-2].splitlines()[-2:]
+    assert speed == (
+        f"as configured (sharded, with checkpointing): {seconds:.3g} s per step, {16 * 2 * 8 / seconds:,.0f} texts/s"
+    )
+    hours = 3000 * seconds / 3600
+    assert cost.startswith(f"3,000 steps: {hours:.3g} hours, {8 * hours:.3g} GPU-hours, ")
+    replicated = sections_of(engine={"deepspeed": "ds_configs/zero2_int8.json"})
+    case = build_case(replicated, LLAMA_70B, 8, "a100-80")
+    printed = report(replicated, case, "a100-80")
+    assert "(replicated, without checkpointing)" in printed and "; it does not fit" in printed
+    hours = 100_000 / (16 * 8) * plans(case)[0].step_seconds / 3600
+    assert f"every 100,000 texts (the dry run counts yours): {hours:.3g} hours" in printed
+    assert "50 steps: " in report(replicated, case, "a100-80", steps=50)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_nothing_is_said_of_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    file = tmp_path / "run.yaml"
+    file.write_text(run_config(backbone={"name_or_path": str(tmp_path)}).to_yaml())
+    assert main(["estimate", "--config", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "total per rank" in printed and "no GPU is known here" in printed
+    assert "s per step" not in printed and "advice" not in printed and "h200;" not in printed
 
 
 def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

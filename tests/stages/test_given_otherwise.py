@@ -1,4 +1,7 @@
-"""Every stage compares what it is given with what the artefacts it reads were made from."""
+"""Every stage compares what it is given with what the artefacts it reads were made from.
+
+covers data/fingerprint, engine/provenance
+"""
 
 import json
 import logging
@@ -178,6 +181,10 @@ def test_a_changed_file_in_a_data_set_folder_is_seen(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"hub:{dataset}:test has changed.*run preprocess again"):
         evaluate(config)
     assert run(config)["test"]["n"] == before["test"]["n"] + 1
+    with (dataset / "train.csv").open("a") as file:
+        file.write("one more season,sport\n")
+    with pytest.raises(UserError, match="holds a finished run, and data: data\\.train"):
+        run(config)
 
 
 def test_a_pinned_revision_needs_no_network() -> None:

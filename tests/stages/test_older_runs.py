@@ -1,4 +1,7 @@
-"""Runs of older versions stay current in all stages, and what changed is named part by part."""
+"""Runs of older versions stay current in all stages, and what changed is named part by part.
+
+covers core/artefact, training/provenance
+"""
 
 import json
 import shutil

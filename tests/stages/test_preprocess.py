@@ -1,3 +1,5 @@
+"""preprocess from end to end: what it writes, what it refuses and warns of, when it is current."""
+
 import json
 import os
 import shutil
@@ -277,6 +279,16 @@ def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
     )
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         preprocess(bare)
+
+
+def test_a_token_without_an_embedding_is_refused_before_a_text_is_read(tmp_path, backbone):
+    write(tmp_path / "train.tsv", ROWS)
+    shutil.copytree(backbone, tmp_path / "grown")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"word{number}" for number in range(200)])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    with pytest.raises(UserError, match="rows 0 to 319, does not know: 'word"):
+        preprocess(config_in(tmp_path, tmp_path / "grown"))
 
 
 def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of):

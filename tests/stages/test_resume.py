@@ -1,4 +1,7 @@
-"""Interrupted runs end as if they had not been: killed, stopped by a signal, damaged, moved to other ranks."""
+"""Interrupted runs end as if they had not been: killed, stopped by a signal, damaged, moved to other ranks.
+
+covers stages/train, training/resume, training/run_state
+"""
 
 import json
 import os
