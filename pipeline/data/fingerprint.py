@@ -56,7 +56,7 @@ def source_identity(source: str, split: str) -> str:
 
 def made_from(manifest: Mapping[str, Any]) -> dict[str, str]:
     """The fingerprint of data/ with this manifest."""
-    return {FORMAT: str(manifest["version"]), **manifest["fingerprint"]}
+    return {**manifest["fingerprint"], FORMAT: str(manifest["version"])}
 
 
 def data_absent() -> Absent:
