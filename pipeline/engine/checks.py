@@ -4,7 +4,7 @@ Data files, splits to evaluate, DeepSpeed file, backbone, tokenizer, trackers an
 are reported together, each is looked at once, and it is said once that the hub cannot be reached.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,8 +23,10 @@ from pipeline.data.tokenizer import check_vocabulary
 from pipeline.distributed.launcher import world_size
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
+from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.startup import check_trackers
+from pipeline.training.config import TrainConfig
 
 
 def check_all(runs: Iterable[tuple[RunConfig, Backbone]], folder: Path, kind: Kind = "run") -> None:
@@ -36,23 +38,25 @@ def check_all(runs: Iterable[tuple[RunConfig, Backbone]], folder: Path, kind: Ki
     faults.look(f"folder {folder}", lambda: check_ours(folder, kind))
     for config, backbone in runs:
         if kind == "run":
-            faults.look("splits", partial(_check_evaluated, config))
-        for part, work in _checks(config, backbone):
+            faults.look("splits", partial(_check_evaluated, config.evaluate.splits, config.data.splits))
+        for part, work in _checks(config.data, config.train, config.engine, config.logging.trackers, backbone):
             faults.look(part, work)
     faults.raise_all()
 
 
-def _checks(config: RunConfig, known: Backbone) -> Iterator[tuple[str, Callable[[], Any]]]:
+def _checks(
+    data: DataConfig, train: TrainConfig, engine: EngineConfig, trackers: Sequence[str], known: Backbone
+) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What each check depends on, written out, and the check."""
-    data, backbone = config.data, config.backbone
+    backbone = known.config
     columns = f"{data.text}, {data.text_pair}, {data.label}, {data.quoting}"
     for split, source in sources_of(data).items():
         place = split_file(source, split) or source
         yield f"data {place}, {columns}", partial(_check_source, data, split, source)
-    settings = f"{config.train.batch_size}, {config.train.gradient_accumulation}, {config.train.max_grad_norm}"
-    deepspeed = partial(resolve_deepspeed, config.engine, config.train, backbone.dtype, world_size())
-    yield f"{config.engine.deepspeed}, {backbone.dtype}, {settings}", deepspeed
-    yield f"trackers {config.logging.trackers}", lambda: check_trackers(config.logging.trackers)
+    settings = f"{train.batch_size}, {train.gradient_accumulation}, {train.max_grad_norm}"
+    deepspeed = partial(resolve_deepspeed, engine, train, backbone.dtype, world_size())
+    yield f"{engine.deepspeed}, {backbone.dtype}, {settings}", deepspeed
+    yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
     yield f"tokenizer {name}", lambda: check_vocabulary(known.tokenizer, known.model_config.vocab_size)
@@ -85,9 +89,8 @@ def _check_source(data: DataConfig, split: str, source: str) -> None:
         check_source(source, split, data)
 
 
-def _check_evaluated(config: RunConfig) -> None:
-    wanted = config.evaluate.splits
-    if not set(wanted) & set(config.data.splits):
+def _check_evaluated(wanted: Sequence[str], there: Iterable[str]) -> None:
+    if not set(wanted) & set(there):
         missing = " or ".join(f"data.{split}" for split in SPLITS if split in wanted)
         raise UserError(
             f"there is nothing to evaluate (evaluate.splits={', '.join(wanted)}): set {missing}, or run the stages "

@@ -20,7 +20,9 @@ from pipeline.distributed.launcher import be_alone, check_launcher, joining, wor
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
+from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
+from pipeline.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
 KEPT_OF_ACCELERATE = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL")
@@ -48,7 +50,7 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
         be_alone()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    accelerator = _accelerator(config)
+    accelerator = _accelerator(config.engine, config.train, config.backbone.dtype, config.logging.trackers)
     _ranks = _ranks or Ranks.joined()
     check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
     _make_deterministic(config.run.seed)
@@ -57,24 +59,24 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
     return accelerator, _ranks
 
 
-def _accelerator(config: RunConfig) -> Accelerator:
+def _accelerator(engine: EngineConfig, train: TrainConfig, dtype: str, trackers: Sequence[str]) -> Accelerator:
     """Joins the process group, if it is not joined yet. Raises UserError where the other ranks do not come."""
-    check_trackers(config.logging.trackers)
+    check_trackers(trackers)
     _forget_settings_of_accelerate()
-    with about(f"engine.deepspeed {config.engine.deepspeed!r}"):
-        resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
+    with about(f"engine.deepspeed {engine.deepspeed!r}"):
+        resolved = resolve_deepspeed(engine, train, dtype, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
     os.environ["ACCELERATE_MIXED_PRECISION"] = "bf16" if resolved["bf16"]["enabled"] else "no"
     # Without a backend by name, accelerate takes several CPU ranks under DeepSpeed for one process each.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
-    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.engine.timeout_seconds))
+    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=engine.timeout_seconds))
     with nullcontext() if torch.distributed.is_initialized() else joining():
         return Accelerator(
             deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
             mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
-            gradient_accumulation_steps=config.train.gradient_accumulation,
+            gradient_accumulation_steps=train.gradient_accumulation,
             kwargs_handlers=[group],
         )
 

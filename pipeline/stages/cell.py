@@ -18,6 +18,7 @@ from pipeline.core.artefact import FORMAT, Artefact, defaults_of, sha256_of, wit
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
 from pipeline.core.yaml import load_yaml
+from pipeline.data.config import DataConfig
 from pipeline.data.fingerprint import data_absent, made_from
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
@@ -193,14 +194,13 @@ def cell_of(
 ) -> Cell:
     """The cell, with a backbone out of `backbones`, where it is added if it is not there."""
     config = cell_config(comparison, group, setting, seed)
-    return Cell(Path(comparison.dir), group, setting, comparison.split, config, backbone_among(backbones, config))
+    backbone = backbone_among(backbones, config.backbone, config.data)
+    return Cell(Path(comparison.dir), group, setting, comparison.split, config, backbone)
 
 
-def backbone_among(backbones: Backbones, config: RunConfig) -> Backbone:
-    """A config's backbone, added where it is not there yet."""
-    return backbones.setdefault(
-        (config.backbone, config.data.special_tokens), backbone_of(config.backbone, config.data)
-    )
+def backbone_among(backbones: Backbones, config: BackboneConfig, data: DataConfig) -> Backbone:
+    """The backbone of these sections, added where it is not there yet."""
+    return backbones.setdefault((config, data.special_tokens), backbone_of(config, data))
 
 
 def _link(target: Path, link: Path) -> None:

@@ -62,7 +62,7 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
 def check_cells(comparison: ComparisonConfig, chosen: Sequence[Group], backbones: Backbones) -> None:
     """Raises one UserError with all that can be known to be wrong with these groups before anything is run."""
     configs = (config for group in chosen for config in configs_of(comparison, group))
-    runs = ((config, backbone_among(backbones, config)) for config in configs)
+    runs = ((config, backbone_among(backbones, config.backbone, config.data)) for config in configs)
     check_all(runs, Path(comparison.dir), "comparison")
 
 

@@ -22,6 +22,7 @@ from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.config import LoggingConfig
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
@@ -135,14 +136,15 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         if state is not None:
             absent = training_absent(config.method)
             settings = resumed_settings(config.train, state, fingerprint, absent, ranks.size)
-            accelerator, ranks = start(config.model_copy(update={"train": settings}))
+            config = config.model_copy(update={"train": settings})
+            accelerator, ranks = start(config)
             task = replace(task, settings=settings)
         trainer = task.build_trainer(accelerator, ranks, labels, state)
         try:
             ranks.on_main(begin)
             validation = load_split(run.data / "validation") if "validation" in config.data.splits else None
-            rows = config.evaluate.batch_size
-            metrics_log = ranks.on_every(lambda: _metrics_log(config, state, is_main=ranks.is_main))
+            rows, values = config.evaluate.batch_size, config.model_dump(mode="json")
+            metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
             loop = TrainingRun(
                 trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows, state=state
             )
@@ -181,12 +183,13 @@ def _begin(run: RunDir, config: str, overwrite: bool) -> None:
     run.write_config(config)
 
 
-def _metrics_log(config: RunConfig, state: RunState | None, *, is_main: bool) -> MetricsLog:
+def _metrics_log(
+    run: RunDir, settings: LoggingConfig, config: dict[str, Any], state: RunState | None, is_main: bool
+) -> MetricsLog:
     """Goes on where `state` left it. Rank 0 alone writes."""
     step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
-    values = hyperparameters(config.model_dump(mode="json"))
-    trackers = Trackers(config.logging, config.run_dir, values, step) if is_main else None
-    return MetricsLog(config.run_dir.metrics_log, trackers, step, position)
+    trackers = Trackers(settings, run, hyperparameters(config), step) if is_main else None
+    return MetricsLog(run.metrics_log, trackers, step, position)
 
 
 def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
