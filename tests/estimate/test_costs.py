@@ -1,6 +1,6 @@
 """The estimate against measurement, against published sizes, and its advice.
 
-covers estimate/case, estimate/inventory, estimate/table, stages/estimate
+covers estimate/case, estimate/inventory, estimate/table, stages/estimate, estimate/gpus
 """
 
 from dataclasses import replace
@@ -30,7 +30,6 @@ from pipeline.core.errors import UserError
 from pipeline.estimate import inventory as inventories
 from pipeline.estimate.case import Sections, build_case
 from pipeline.estimate.costs import (
-    GPUS,
     Case,
     ZeroSettings,
     at_rest_bytes,
@@ -41,6 +40,7 @@ from pipeline.estimate.costs import (
     plans,
     plans_of_nodes,
 )
+from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.estimate.table import report
 from pipeline.stages.estimate import estimate
