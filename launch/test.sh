@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The whole test suite, on a CPU, in the environment of quickstart.sh. Arguments go to pytest:
+# The whole test suite, on a CPU, in the environment of quickstart.sh with the tests' tools. Arguments go to pytest:
 #
 #   bash launch/test.sh tests/data -k labels
 #   bash launch/test.sh --faults                the long fault campaign (half an hour) and its figures
+#   bash launch/test.sh --hostile               the campaign of hostile inputs (some ten minutes) and its figures
 set -euo pipefail
+REQUIREMENTS=requirements-dev.txt
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
@@ -12,19 +14,15 @@ if [ "${1:-}" = --faults ]; then
     shift
     exec python -m pytest tests/faults -m faults "$@"
 fi
+if [ "${1:-}" = --hostile ]; then
+    shift
+    exec python -m pytest tests/hostile -m hostile "$@"
+fi
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-# Many tests wait for real processes, clocks and time limits, so that a machine busy with something else can fail them:
-# what failed is tried once more, and said.
-twice() {
-    python -m pytest "$@" || {
-        echo "WARNING: TESTS FAILED; TRYING THESE ONCE MORE" >&2
-        python -m pytest --last-failed "$@"
-    }
-}
 # loadfile: what the tests of one file share is made once. The rest start launchers, clusters and ranks of their own, which
 # keep all cores busy: one test at a time.
 alone=(tests/faults tests/launch tests/slurm)
-twice --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
-twice "${alone[@]}"
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
+python -m pytest "${alone[@]}"

@@ -224,7 +224,7 @@ ELSEWHERE = [
 
 def _in_a_process_group(rank: int, folder: str) -> None:
     """What each rank of a stranger's program gets for its own texts; then one of them goes on alone."""
-    wait = timedelta(seconds=60)
+    wait = timedelta(seconds=300)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=wait)
     found: list[list[dict[str, float]]] = []
     if rank == 0:  # loading and other labels too, while the other rank has not begun

@@ -17,7 +17,7 @@ NAMES = [path.stem for path in PRESETS]
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    [figures] = run_worlds("tests.support.ds_config_ranks:train_all", [1], tmp_path_factory.mktemp("presets"), 120)[1]
+    [figures] = run_worlds("tests.support.ds_config_ranks:train_all", [1], tmp_path_factory.mktemp("presets"), 300)[1]
     return figures
 
 
@@ -62,7 +62,7 @@ def test_is_explained(name: str) -> None:
 def test_nodes_gather_int8_among_themselves(tmp_path: Path) -> None:
     """Hierarchical partitioning (ZeRO++ hpZ), four ranks as two nodes."""
     save_tiny(tmp_path / "llama", "llama")
-    for figures in run_worlds("tests.support.ds_config_ranks:train_in_nodes", [4], tmp_path, 120)[4]:
+    for figures in run_worlds("tests.support.ds_config_ranks:train_in_nodes", [4], tmp_path, 300)[4]:
         flat, nodes = figures["1"], figures["2"]
         assert nodes["losses"] == flat["losses"]
         assert flat["losses"][2] < flat["losses"][0]

@@ -1,4 +1,7 @@
-"""Imports go one way, and nothing heavy is imported before it is needed."""
+"""Imports go one way, and nothing heavy is imported before it is needed.
+
+covers __init__
+"""
 
 import ast
 import subprocess

@@ -22,15 +22,17 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.card import model_card
-from pipeline.adapter.label_states import LabelStates
+from pipeline.adapter.label_states import LabelStates, label_absent
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.weights import FLOATS, shortened
+from pipeline.core.artefact import differences, warn_of_unknown
+from pipeline.core.bounds import LARGEST_JSON, check_folder, read_text
 from pipeline.core.checksums import read_whole
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.files import atomic_dir, write_json, write_text
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import Settings
+from pipeline.core.settings import FOREIGN, Settings
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import continuations
 from pipeline.evaluation.calibration import FILE as CALIBRATION
@@ -149,7 +151,9 @@ class Adapter:
         # The other parts are settings, such as its name, which may be another one now.
         others = {part: value for part, value in self.labels.fingerprint.items() if part not in weights}
         now = {} if tokenizer is None else {"tokenizer": tokenizer}
-        changed = self.labels.changes({**others, **weights, **now})
+        absent, wanted = label_absent(), {**others, **weights, **now}
+        warn_of_unknown("the adapter", self.labels.fingerprint, wanted, absent)
+        changed = differences(self.labels.fingerprint, wanted, absent)
         if changed:
             raise UserError(
                 f"the adapter was made for another backbone than '{self.config.backbone.name_or_path}' is now: "
@@ -203,7 +207,8 @@ def load_adapter(path: Path, *, calibrated: bool = False) -> Adapter:
     `calibrated`: with the temperature that evaluate fitted. UserError names the file that is missing, damaged, of
     another format or not calibrated.
     """
-    return read_whole(Path(path), lambda folder: _load(folder, calibrated))
+    with about(f"adapter directory {str(path)!r}"):
+        return read_whole(Path(path), lambda folder: _load(folder, calibrated))
 
 
 def adapter_folder(path: str | Path) -> Path:
@@ -220,6 +225,7 @@ def adapter_fingerprint(path: Path) -> str:
 
 
 def _fingerprint(folder: Path) -> str:
+    _check_files(folder)
     digest = hashlib.sha256()
     for file in sorted(folder.iterdir()):
         # What starts with a dot is a file that `atomic_file` is writing, or a killed process was.
@@ -233,20 +239,29 @@ def _load(folder: Path, calibrated: bool) -> Adapter:
         raise UserError(
             f"'{folder}' is not an adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
         )
+    _check_files(folder)
     config, state = _read_config(folder / CONFIG), _read_tensors(folder / TENSORS)
     temperature = load_calibration(folder).temperature if calibrated else 1.0
     return Adapter(config, state, LabelStates.load(folder), temperature)
 
 
+def _check_files(folder: Path) -> None:
+    try:
+        check_folder(folder)
+    except OSError as error:
+        raise UserError(f"adapter directory '{folder}' cannot be read: {error}") from error
+
+
 def _read_config(file: Path) -> AdapterConfig:
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
+        values = json.loads(read_text(file, LARGEST_JSON))
         version = values.get("version") if isinstance(values, dict) else None
         if isinstance(version, int) and version > FORMAT_VERSION:
             raise UserError(
                 f"'{file}' has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
             )
-        return AdapterConfig.model_validate(_converted(values, file) if version == 1 else values)
+        given = _converted(values, file) if version == 1 else values
+        return AdapterConfig.model_validate(given, context=FOREIGN)
     except ValidationError as error:
         fault = error.errors()[0]
         key = ".".join(str(part) for part in fault["loc"])

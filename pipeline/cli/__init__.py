@@ -10,16 +10,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
+from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
 from pipeline.distributed.device import announce_device
-from pipeline.distributed.launcher import rank, world_size
+from pipeline.distributed.launcher import check_launcher, rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
     from pipeline.core.run_dir import RunDir
     from pipeline.distributed.ranks import Ranks
+
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -28,7 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     85 asks to be started again: a signal ended training after a checkpoint. 86: another rank was lost.
     """
     options = build_parser().parse_args(arguments)
+    try:
+        check_launcher()
+    except UserError as error:  # before anything asks which rank this is
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     _set_up_logging(options.debug)
+    if rank() != 0 and (options.command in ONE_ANSWERS or getattr(options, "dry_run", False)):
+        log.warning(
+            "rank %d of %d (variables RANK, WORLD_SIZE) has nothing to do: rank 0 answers", rank(), world_size()
+        )
+        return 0
     try:
         with whole_output(needed=options.command in PRINTING or getattr(options, "dry_run", False)):
             COMMANDS.get(options.command, _stage)(options)
@@ -45,8 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RankFailedError as error:
         return _fail(f"{error}; --debug shows where", 1, options.debug)
     except Exception as error:
-        said = f"unexpected {type(error).__name__}: {error}; --debug shows where"
-        return _fail(said, 1, options.debug, known=False)
+        return _fail(_unexpected(error, options), 1, options.debug, known=False)
     _leave_group()
     return 0
 
@@ -97,16 +110,13 @@ def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    if rank() == 0:
-        config = _load(options)
-        from pipeline.stages.dry_run import plan
+    config = _load(options)
+    from pipeline.stages.dry_run import plan
 
-        plan(config)
+    plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    if rank() != 0:
-        return
     config = _load(options)
     from pipeline.stages.estimate import estimate
 
@@ -115,14 +125,15 @@ def _estimate(options: argparse.Namespace) -> None:
 
 @ended_by_signals()
 def _predict(options: argparse.Namespace) -> None:
-    from pipeline.stages.predict import predict
+    from pipeline.data.unlabelled import Input
+    from pipeline.stages.predict import fields, predict
 
+    keep = fields("--keep", options.keep) if options.keep else []
     predict(
         options.run or options.adapter,
-        options.input,
+        Input(options.input, options.format, keep, options.on_error),
         options.output,
         labels=options.labels,
-        format=options.format,
         device=options.device,
         backbone=options.backbone,
         calibrated=options.calibrated,
@@ -135,7 +146,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.compare:
         from pipeline.stages.report_comparison import report_comparison
 
-        report_comparison(options.compare, options.output)
+        report_comparison(options.compare, options.output, static=options.static)
     else:
         from pipeline.stages.report import report
 
@@ -143,6 +154,7 @@ def _report(options: argparse.Namespace) -> None:
             options.run,
             options.output,
             texts=not options.no_texts,
+            static=options.static,
             trust_remote_code=options.trust_remote_code,
         )
 
@@ -155,14 +167,16 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     announce_device()
-    from pipeline.comparison.config import describe, load_comparison, parse_share
+    from pipeline.comparison.config import describe, groups, load_comparison, parse_share
 
     comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
+    from pipeline.stages.compare import check_cells, compare
+
     if options.dry_run:
+        check_cells(comparison, groups(comparison), {})
         print(visible(describe(comparison), keep="\n"))
         return
-    from pipeline.stages.compare import compare
 
     compare(comparison, share, overwrite=options.overwrite)
 
@@ -180,6 +194,9 @@ COMMANDS = {
 PRINTING = ("estimate", "predict", "doctor")
 """Commands whose results go to standard output."""
 
+ONE_ANSWERS = ("estimate", "predict", "report")
+"""Commands that are one process's work, under a launcher too."""
+
 
 def _stage_function(name: str) -> Any:
     """The stage's function, imported only now: `--help` must not wait for torch."""
@@ -195,6 +212,7 @@ def _set_up_logging(debug: bool) -> None:
     logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_Once())
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
@@ -206,7 +224,20 @@ class _Record(logging.LogRecord):
     """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
 
     def getMessage(self) -> str:  # noqa: N802 (the library's name)
-        return visible(super().getMessage().replace("\n", " "))
+        line = visible(super().getMessage().replace("\n", " "))
+        return abridged(line) if self.levelno >= logging.WARNING else line
+
+
+class _Once(logging.Filter):
+    """Says once that the hub does not answer, where its library would say so at every try for every file."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self.said:
+            self.said = True
+            logging.getLogger("pipeline").warning("the hub does not answer: %s; trying again", record.getMessage())
+        return False
 
 
 class _Formatter(logging.Formatter):
@@ -224,8 +255,17 @@ def _fail(message: str, status: int, debug: bool, *, known: bool = True) -> int:
         lost = startup.explain_failure(message, known=known)
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
-    print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    line = visible(" ".join(message.split()))
+    print(f"{who}error: {line if debug else abridged(line)}", file=sys.stderr, flush=True)
     return status
+
+
+def _unexpected(error: Exception, options: argparse.Namespace) -> str:
+    """The last resort: what failed, in which command, and what it was about as far as that is known."""
+    given = [f"--{name} {value}" for name in ("config", "run", "adapter") if (value := getattr(options, name, None))]
+    places = [f"at {abridged(note, 150)}" for note in getattr(error, "__notes__", [])]
+    where = ", ".join([" ".join([options.command, *given[:1]]), *places])
+    return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 
 def _leave_group() -> None:

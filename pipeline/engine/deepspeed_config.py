@@ -5,12 +5,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.bounds import LARGEST_CONFIG, read_text
 from pipeline.core.errors import UserError
 from pipeline.distributed.zero import zero_faults
 from pipeline.engine.config import EngineConfig
 from pipeline.training.config import TrainConfig
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+PACKAGE = Path(__file__).resolve().parents[1]
+"""Its ds_configs is a link to the clone's, which an installed package has as files."""
 
 
 def resolve_deepspeed(engine: EngineConfig, train: TrainConfig, dtype: str, world_size: int) -> dict[str, Any]:
@@ -52,7 +54,7 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 
 def deepspeed_file(path: str) -> Path:
     """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
-    file = next((p for p in (Path(path), REPOSITORY / path) if p.is_file()), None)
+    file = next((p for p in (Path(path), PACKAGE / path) if p.exists() and not p.is_dir()), None)
     if file is None:
         raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
     return file
@@ -61,9 +63,9 @@ def deepspeed_file(path: str) -> Path:
 def _read(path: str) -> dict[str, Any]:
     file = deepspeed_file(path)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
-        raise UserError(f"engine.deepspeed '{path}' is no JSON: {error}") from error
+        value = json.loads(read_text(file, LARGEST_CONFIG), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"engine.deepspeed '{path}' is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"engine.deepspeed '{path}' must hold a JSON object")
     return value

@@ -3,6 +3,7 @@
 import logging
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
 
 import torch
@@ -13,15 +14,17 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.distributed.heartbeat import Heartbeat
-from pipeline.distributed.launcher import free_port, world_size
+from pipeline.distributed.launcher import be_alone, check_launcher, joining, world_size
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 
 log = logging.getLogger(__name__)
+KEPT_OF_ACCELERATE = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL")
+"""Variables about this machine, not about training."""
 # Both live as long as the process group.
 _ranks: Ranks | None = None
 _heartbeat: Heartbeat | None = None
@@ -40,12 +43,26 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
     not started with the same config and program.
     """
     global _ranks, _heartbeat
-    _pretend_launcher()
+    check_launcher()
+    if world_size() == 1 and not torch.distributed.is_initialized():
+        be_alone()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
-    os.environ.pop("ACCELERATE_USE_CPU", None)
-    resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
+    accelerator = _accelerator(config)
+    _ranks = _ranks or Ranks.joined()
+    check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
+    _make_deterministic(config.run.seed)
+    if _ranks.size > 1 and _heartbeat is None:
+        _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)
+    return accelerator, _ranks
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    """Joins the process group, if it is not joined yet. Raises UserError where the other ranks do not come."""
+    check_trackers(config.logging.trackers)
+    _forget_settings_of_accelerate()
+    with about(f"engine.deepspeed {config.engine.deepspeed!r}"):
+        resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
@@ -53,20 +70,13 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
     # Without a backend by name, accelerate takes several CPU ranks under DeepSpeed for one process each.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.engine.timeout_seconds))
-    accelerator = Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
-        mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
-        gradient_accumulation_steps=config.train.gradient_accumulation,
-        kwargs_handlers=[group],
-        log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
-        project_dir=str(config.run_dir.logs),
-    )
-    _ranks = _ranks or Ranks.joined()
-    check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
-    _make_deterministic(config.run.seed)
-    if _ranks.size > 1 and _heartbeat is None:
-        _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)
-    return accelerator, _ranks
+    with nullcontext() if torch.distributed.is_initialized() else joining():
+        return Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
+            mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
+            gradient_accumulation_steps=config.train.gradient_accumulation,
+            kwargs_handlers=[group],
+        )
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:
@@ -95,26 +105,23 @@ def leave() -> None:
         unset_hf_deepspeed_config()
 
 
-def _trackers(names: Sequence[str]) -> list[str]:
-    """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
+def check_trackers(names: Sequence[str]) -> None:
+    """UserError where one of `logging.trackers` is not installed: now, not when training begins to log."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
         if name in names and not available():
             raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")
-    return [name for name in names if name != "jsonl"]
 
 
-def _pretend_launcher() -> None:
-    """Without a launcher: the environment that torchrun would set for one process, on a free port."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return
-    os.environ.update(
-        RANK="0",
-        LOCAL_RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )
+def _forget_settings_of_accelerate() -> None:
+    """Takes the settings of `accelerate config` and `accelerate launch` out of the environment.
+
+    They are about programs that leave them to accelerate: it would refuse our DeepSpeed config beside those of another,
+    take another number of passes per step, leave DeepSpeed out (--cpu), or compile the model. Ours come from the run
+    config and its DeepSpeed file alone.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        if name not in KEPT_OF_ACCELERATE:
+            del os.environ[name]
 
 
 def _make_deterministic(seed: int) -> None:

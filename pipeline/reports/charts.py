@@ -14,6 +14,7 @@ INK, FAINT, LINE, PAPER = "var(--ink)", "var(--faint)", "var(--line)", "var(--pa
 FIRST, SECOND = "var(--first)", "var(--second)"
 MANY_LABELS = 30
 """From here on a confusion matrix shows colours without counts."""
+UNTEMPERED, TEMPERED = "without temperature", "with temperature"
 
 
 def learning_curves(training: Rows, validation: Rows) -> Spec:
@@ -29,8 +30,9 @@ def learning_curves(training: Rows, validation: Rows) -> Spec:
 
 
 def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | alt.FacetChart:
-    x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=False), axis=alt.Axis(tickCount=8, grid=False))
-    y = alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+    axis = alt.Axis(tickCount=_whole(rows, "step"), format=",d", grid=False)
+    x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=True), axis=axis)
+    y = _values_axis(field, [row[field] for row in rows])
     nearest = alt.selection_point(name=f"nearest_{field}", nearest=True, on="pointerover", fields=["step"], empty=False)
     base = alt.Chart(inline(rows)).encode(x=x, y=y)
     dots = base.mark_point(filled=True, size=45, color=colour, opacity=1 if len(rows) < 25 else 0.35)
@@ -41,6 +43,20 @@ def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | 
     return alt.layer(base.mark_line(color=colour, strokeWidth=1.8), shown).properties(
         title=title, width=WIDTH, height=120
     )
+
+
+def _whole(rows: Rows, field: str) -> int:
+    """Most ticks on an axis from 0 that lie at whole numbers."""
+    return max(1, min(8, max(int(row[field]) for row in rows)))
+
+
+def _values_axis(field: str, values: Sequence[float]) -> alt.Y:
+    low, high = min(values), max(values)
+    if low < high:
+        return alt.Y(f"{field}:Q", title=None, scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=4))
+    # Where there is a single value, Vega would round it for the one tick that it draws.
+    scale = alt.Scale(domain=[low - 0.1, low + 0.1], nice=False)
+    return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(values=[low], format=".4f"))
 
 
 def confusion_matrix(cells: Rows, labels: Sequence[str]) -> Spec:
@@ -86,7 +102,7 @@ def class_scores(classes: Rows) -> Spec:
 
 def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
     """Accuracy against confidence; the diagonal is perfect calibration."""
-    series = {"as trained": before} | ({"with temperature": after} if after else {})
+    series = {UNTEMPERED: before} | ({TEMPERED: after} if after else {})
     rows = [row | {"probabilities": name} for name, part in series.items() for row in part]
     unit = alt.Scale(domain=[0, 1])
     diagonal = alt.Chart(inline([{"x": 0, "y": 0}, {"x": 1, "y": 1}])).mark_line(color=FAINT, strokeDash=[4, 4])
@@ -111,9 +127,9 @@ def score_histogram(bars: Rows) -> Spec:
     """The true label's scores over the best wrong label's: the less they overlap, the fewer mistakes."""
     chart = alt.Chart(inline(bars)).mark_bar(opacity=0.55, binSpacing=0)
     encoded = chart.encode(
-        x=alt.X("low:Q", bin="binned", title="score"),
+        x=alt.X("low:Q", bin="binned", title="score", axis=alt.Axis(tickCount=8)),
         x2="high:Q",
-        y=alt.Y("texts:Q", stack=None, title="texts"),
+        y=alt.Y("texts:Q", stack=None, title="texts", axis=alt.Axis(tickCount=_whole(bars, "texts"), format=",d")),
         color=_two_colours("label", ["true label", "best wrong label"]),
         tooltip=[
             alt.Tooltip("label:N", title="score of the"),
@@ -156,7 +172,7 @@ def _two_shapes(field: str, names: Sequence[str]) -> alt.Shape:
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=16)
+    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=28)
 
 
 def inline(rows: Rows) -> alt.InlineData:

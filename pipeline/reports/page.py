@@ -1,4 +1,4 @@
-"""One self-contained HTML page: template, style, scripts and data in one file that loads nothing."""
+"""One self-contained HTML page: template, style, pictures and data in one file that loads nothing."""
 
 import base64
 import hashlib
@@ -19,19 +19,20 @@ HERE = Path(__file__).parent
 log = logging.getLogger(__name__)
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
+def write_page(path: Path, template: str, *, static: bool = False, **values: Any) -> None:
     """Renders a page into its file, and says where it is."""
-    page = render(template, **values)
+    page = render(template, static=static, **values)
     with opened_output(str(path)) as write:
         write(page)
     log.info("report: %s (%.1f MB)", path, len(page.encode()) / 1e6)
 
 
-def render(template: str, **values: Any) -> str:
+def render(template: str, *, static: bool = False, **values: Any) -> str:
     """The page that a template of this folder makes of the values. All of them are escaped: labels and texts are data,
     and what would turn or hide the words around them is written out.
 
-    Besides, the page's content security policy lets no script run but its own two, and nothing be loaded.
+    Its pictures are drawn in the browser, and tell figures where the pointer is; or here, where it is `static`. The
+    page's content security policy lets no script run but its own two (`static`: none), and nothing be loaded.
     """
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(
@@ -42,9 +43,11 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    scripts = [_library(), (HERE / "draw.js").read_text(encoding="utf-8")]
+    environment.filters["drawn"] = drawn
+    scripts = [] if static else [_library(), (HERE / "draw.js").read_text(encoding="utf-8")]
     return environment.get_template(template).render(
         **values,
+        static=static,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
         scripts=[Markup(script) for script in scripts],
         policy=_policy(scripts),
@@ -54,6 +57,12 @@ def render(template: str, **values: Any) -> str:
 def _shown(value: Any) -> Any:
     """Not `Markup`, which is our own."""
     return visible(value, keep="\n\t") if type(value) is str else value
+
+
+def drawn(spec: dict[str, Any]) -> Markup:
+    """The picture of a Vega-Lite specification, as an SVG element. Vega escapes the labels in it."""
+    svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    return Markup(visible(svg.replace("><", ">\n<"), keep="\n"))
 
 
 @cache
@@ -66,6 +75,9 @@ def _library() -> str:
 
 def _policy(scripts: list[str]) -> str:
     """Vega compiles its expressions with `Function`, hence 'unsafe-eval'; tooltips bring a style element."""
+    nothing = "default-src 'none'; style-src 'unsafe-inline'"
+    if not scripts:
+        return nothing
     hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src {allowed} 'unsafe-eval'"
+    return f"{nothing}; img-src data:; script-src {allowed} 'unsafe-eval'"

@@ -3,9 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
 from pipeline.core.output import check_output
 from pipeline.core.run_dir import RunDir
+from pipeline.data.fingerprint import sources_of
 from pipeline.reports import charts, figures
 from pipeline.reports.page import write_page
 from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
@@ -24,32 +25,45 @@ SECTIONS = [
 """Their anchors in the page, and how the navigation calls them."""
 
 
-def report(run: str, output: str | None = None, *, texts: bool = True, trust_remote_code: bool = False) -> Path:
+def report(
+    run: str,
+    output: str | None = None,
+    *,
+    texts: bool = True,
+    static: bool = False,
+    trust_remote_code: bool = False,
+) -> Path:
     """Writes the page of a run to `output`, or report.html in the run directory; gives its path.
 
-    `texts`: show those of the mistakes. `trust_remote_code`: run the code that ships with the backbone.
+    `texts`: show those of the mistakes. `static`: draw the pictures now, so that the page holds no script.
+    `trust_remote_code`: run the code that ships with the backbone.
     Raises UserError where the run has not been evaluated, or a file of it is damaged.
     """
     run_dir = RunDir(run)
-    path = Path(output) if output else run_dir.path / "report.html"
+    path = Path(output) if output else page_of(run_dir.path)
     artefacts = [run_dir.data, run_dir.labels, run_dir.adapter, run_dir.adapter_final, run_dir.evaluation, run_dir.logs]
     check_output(str(path), [*files_in(run_dir.path), *artefacts, run_dir.checkpoints])
     found = load_run(run_dir.path, trust_remote_code)
-    check_output(str(path), sources_of(found.config))
+    check_output(str(path), [found.config.backbone.location, *sources_of(found.config.data).values()])
     values = page_values(found, run_dir, texts=texts)
-    write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
+    write_page(path, "run.html.j2", static=static, title=run_dir.path.resolve().name, **values)
+    return path
+
+
+def page_of(folder: Path) -> Path:
+    """Where the page of a run or a comparison is written unless the user says so.
+
+    UserError where that is a link, which would let the directory's author choose a file that is replaced.
+    """
+    path = folder / "report.html"
+    if path.is_symlink():
+        raise UserError(f"'{path}' is a symbolic link: remove it, or say where to write the page, with --output FILE")
     return path
 
 
 def files_in(folder: Path) -> list[Path]:
     """The files of a run's or a comparison's directory that are not pages."""
     return [file for file in folder.glob("*") if file.is_file() and file.suffix != ".html"]
-
-
-def sources_of(config: RunConfig) -> list[str]:
-    """Where the texts of a run and its backbone are."""
-    data = config.data
-    return [config.backbone.location, *(source for source in (data.train, data.validation, data.test) if source)]
 
 
 def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
@@ -76,13 +90,15 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "pictures": pictures,
         "split": split.name,
         "metrics": run.metrics,
+        "calibrated": run.metrics.get("calibrated"),
         "config": config.model_dump(mode="json"),
         "yaml": config.to_yaml(),
         "counts": {name: part["rows"] for name, part in run.manifest["splits"].items()},
         "validation": run.validation,
         "confused": figures.most_confused(cells),
         "classes": classes,
-        "reliability": [("as trained", before), *([("with temperature", after)] if after else [])],
+        "reliability": [(charts.UNTEMPERED, before), *([(charts.TEMPERED, after)] if after else [])],
+        "is_trained": config.method.is_trained,
         "mistakes": wrong,
         "no_texts": no_texts,
         "hypotheses": dict(zip(run.adapter.labels.names, run.adapter.labels.hypotheses, strict=True)),

@@ -8,7 +8,6 @@ from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
-from tqdm import tqdm
 
 from pipeline.core.errors import DivergedError, Preempted, UserError
 from pipeline.core.files import write_json
@@ -16,12 +15,14 @@ from pipeline.data.splits import Split
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
+from pipeline.training import progress
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import Preemption
-from pipeline.training.run_state import Best, LogPosition, RunState
+from pipeline.training.progress import Progress
+from pipeline.training.run_state import Best, RunState
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ class TrainingRun:
         trainer: Trainer,
         ranks: Ranks,
         adapters: AdapterWriter,
+        metrics_log: MetricsLog,
         *,
         validation: Split | None,
         rows_per_forward: int,
@@ -48,14 +50,17 @@ class TrainingRun:
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()
         self.evaluation_due = state is not None and state.evaluation_due
-        position = state.metrics_log if state else LogPosition()
-        self.metrics_log = MetricsLog(trainer.accelerator, self.run_dir, self.step, position)
+        self.metrics_log = metrics_log
         stop, keep = self.settings.on_write_error == "stop", self.settings.keep_checkpoints
         self.writer = CheckpointWriter(self.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()
-        # None: off without a terminal, where metrics.jsonl tells the same.
-        hidden = None if ranks.is_main else True
-        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
+        self.progress = Progress(
+            self.step,
+            trainer.total_steps,
+            trainer.global_batch,
+            shown=ranks.is_main,
+            every_seconds=progress.EVERY_SECONDS,
+        )
 
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
@@ -68,7 +73,7 @@ class TrainingRun:
             self.step += 1
             if not math.isfinite(loss):
                 raise DivergedError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
-            self.bar.update()
+            self.progress.update(self.step, loss)
             evaluate = self.validation is not None and self._is_due(settings.eval_every)
             # Before an evaluation too, so that its place in time is known.
             if self._is_due(settings.log_every) or evaluate:
@@ -77,7 +82,7 @@ class TrainingRun:
                 self._evaluate(preemption)
             if self._is_due(settings.save_every):
                 self._save()
-        self.bar.close()
+        self.progress.close()
 
     def finish(self) -> dict[str, Any]:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
@@ -110,7 +115,7 @@ class TrainingRun:
         if self.step > self.step_saved:
             self._save()
         self.ranks.on_main(self.writer.wait)
-        self.bar.close()
+        self.progress.close()
         self.metrics_log.close()
         self.ranks.on_main(lambda: self._leave_sign(signal))
         raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
@@ -150,7 +155,7 @@ class TrainingRun:
             "seconds": seconds,
         }
         self.metrics_log.write(self.step, figures)
-        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.progress.tell(loss, speed)
         self.step_logged, self.clock = self.step, time.perf_counter()
 
     def _evaluate(self, preemption: Preemption) -> None:

@@ -3,7 +3,7 @@
 import logging
 from pathlib import Path
 
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Absent, Fingerprint, differences
 from pipeline.core.errors import UserError
 from pipeline.core.run_dir import RunDir
 from pipeline.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
@@ -34,23 +34,24 @@ def checkpoint_to_resume(resume: str, run_dir: RunDir) -> Path | None:
 
 
 def resumed_settings(
-    settings: TrainConfig, state: RunState, old: dict[str, str], new: dict[str, str], world_size: int
+    settings: TrainConfig, state: RunState, fingerprint: Fingerprint, absent: Absent, world_size: int
 ) -> TrainConfig:
     """The settings to go on with: as given, but with the checkpoint's global batch on this number of ranks.
 
-    `old`: the checkpoint's fingerprint, with the defaults of settings that are newer; `new`: that of the run now.
+    `fingerprint`: that of the run now; `absent`: what the lack of a part stands for in it and in the checkpoint's.
     Raises UserError that names the settings under which the checkpoint's run would not be the same run.
     """
-    changed = {key for key in old.keys() | new.keys() if _phrases(old, new, {key})}
+    old = state.fingerprint
+    changed = {part for part in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {part}, absent)}
     same_batch = settings.batch_size * settings.gradient_accumulation * world_size == state.global_batch
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
-    harmful = _phrases(old, new, changed - allowed)
+    harmful = _phrases(old, fingerprint, changed - allowed, absent)
     if harmful:
         raise UserError(
             f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
     if changed:
-        log.info("train: goes on with %s", "; ".join(_phrases(old, new, changed)))
+        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed, absent)))
     return settings if same_batch else _share_batch(settings, state.global_batch, world_size)
 
 
@@ -80,5 +81,6 @@ def load_state(path: Path) -> RunState:
     return read_checkpoint(path)
 
 
-def _phrases(old: dict[str, str], new: dict[str, str], keys: set[str]) -> list[str]:
-    return differences({key: old[key] for key in old.keys() & keys}, {key: new[key] for key in new.keys() & keys})
+def _phrases(old: Fingerprint, new: Fingerprint, parts: set[str], absent: Absent) -> list[str]:
+    before, after = ({part: side[part] for part in side.keys() & parts} for side in (old, new))
+    return differences(before, after, absent)

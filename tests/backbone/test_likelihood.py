@@ -1,4 +1,7 @@
-"""How likely a decoder finds what is read behind a text: transformers' own figure, one text at a time."""
+"""How likely a decoder finds what is read behind a text: transformers' own figure, one text at a time.
+
+covers backbone/frozen
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,7 @@
-"""Sharded against whole backbones on 1 to 4 real CPU ranks."""
+"""Sharded against whole backbones on 1 to 4 real CPU ranks.
+
+covers backbone/loading, backbone/partition
+"""
 
 import json
 import shutil
@@ -21,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     for family in ("llama_gqa", "bert", "gpt2"):
         save_tiny(folder / family, family)
     _make_faults(folder)
-    return run_worlds("tests.support.sharded:check_world", WORLDS, folder, timeout_seconds=240)
+    return run_worlds("tests.support.sharded:check_world", WORLDS, folder, timeout_seconds=600)
 
 
 def _make_faults(folder: Path) -> None:

@@ -18,7 +18,7 @@ NEEDS_PEFT = pytest.mark.skipif(importlib.util.find_spec("peft") is None, reason
 def test_measures_a_case(case: str, tmp_path: Path) -> None:
     sizes = ["--rows", "2", "--text-tokens", "16", "--steps", "1", "--folder", str(tmp_path)]
     command = [sys.executable, str(SCRIPT), "--tiny", "--device", "cpu", "--json", "--cases", case, *sizes]
-    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=180, check=False)
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert found.returncode == 0, found.stderr[-3000:]
     row = json.loads(found.stdout)
     assert "failed" not in row, found.stderr[-3000:]

@@ -14,6 +14,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.output import check_output, opened_output
+from tests.support.processes import HANG_SECONDS
 
 
 def put(output: Path | str, *parts: str) -> None:
@@ -60,6 +61,13 @@ def test_links_are_followed(tmp_path: Path) -> None:
     assert (tmp_path / "loop").is_symlink()
 
 
+def until(condition: Callable[[], object]) -> None:
+    end = time.monotonic() + HANG_SECONDS
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 def test_a_named_pipe_gets_each_part_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     got: list[str] = []
@@ -72,10 +80,7 @@ def test_a_named_pipe_gets_each_part_at_once(tmp_path: Path) -> None:
     reader.start()
     with opened_output(str(tmp_path / "pipe")) as write:
         write("first\n")
-        for _ in range(500):
-            if got:
-                break
-            time.sleep(0.01)
+        until(lambda: got)
         assert got == ["first\n"]
         write("second\n")
     reader.join()
@@ -130,13 +135,9 @@ def test_a_signal_leaves_no_temporary_file_and_the_old_output(tmp_path: Path, nu
     (tmp_path / "out").write_text("old")
     code = f"with ended_by_signals(), opened_output('{tmp_path}/out') as write:\n write('new')\n time.sleep(60)"
     process = python(code)
-    for _ in range(3000):
-        if len(os.listdir(tmp_path)) > 1:
-            break
-        time.sleep(0.01)
-    assert len(os.listdir(tmp_path)) == 2
+    until(lambda: len(os.listdir(tmp_path)) == 2)
     process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    assert process.wait(HANG_SECONDS) == 128 + number
     assert os.listdir(tmp_path) == ["out"] and (tmp_path / "out").read_text() == "old"
 
 
@@ -226,7 +227,9 @@ def test_no_line_is_lost_on_standard_output_in_silence(
     redirection: str, reason: str, code: str, unbuffered: str
 ) -> None:
     """Neither with `print` nor with `opened_output`; a reader that goes is told apart."""
-    done = shell(f"import time; time.sleep(0.5)\n {code}", redirection, unbuffered)
+    if redirection == "| true":  # only once it has gone
+        code = f"import select; end = select.poll(); end.register(1, 0); end.poll()\n {code}"
+    done = shell(code, redirection, unbuffered)
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     if redirection == "| true":

@@ -3,6 +3,8 @@
 import os
 import signal
 import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,26 +19,35 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
 
 
-def owner_of(folder: Path, *, with_child: bool = False) -> int:
-    """A process that holds the lock until it is killed; `with_child` it leaves a child behind."""
-    ready, told = os.pipe()
-    owner = os.fork()
-    if owner == 0:
-        lock = RunLock(folder)
-        lock.acquire()
-        child = os.fork() if with_child else 0
-        if with_child and child == 0:
-            time.sleep(20)
+@pytest.fixture
+def owner_of() -> Iterator[Callable[..., int]]:
+    """Starts a process that holds the lock until it is killed; `with_child` it leaves a child behind."""
+    started: list[int] = []
+
+    def start(folder: Path, *, with_child: bool = False) -> int:
+        ready, told = os.pipe()
+        owner = os.fork()
+        if owner == 0:
+            lock = RunLock(folder)
+            lock.acquire()
+            child = os.fork() if with_child else os.getpid()
+            if child:
+                os.write(told, str(child).zfill(10).encode())
+            time.sleep(600)
             os._exit(0)
-        os.write(told, str(child).zfill(10).encode())
-        time.sleep(20)
-        os._exit(0)
-    os.read(ready, 10)
-    return owner
+        started.extend({owner, int(os.read(ready, 10))})
+        return owner
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("with_child", [False, True])
-def test_the_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, with_child: bool) -> None:
+def test_the_second_process_is_refused_until_the_first_is_dead(
+    tmp_path: Path, owner_of: Callable[..., int], with_child: bool
+) -> None:
     owner = owner_of(tmp_path / "run", with_child=with_child)
     with pytest.raises(UserError, match=rf"is in use by process {owner} on .*: wait for it to end, or choose another"):
         RunLock(tmp_path / "run").acquire()
@@ -48,11 +59,19 @@ def test_the_second_process_is_refused_until_the_first_is_dead(tmp_path: Path, w
     lock.release()
 
 
-def test_a_released_lock_is_free_for_others(tmp_path: Path) -> None:
+def test_a_released_lock_is_free_for_others(tmp_path: Path, owner_of: Callable[..., int]) -> None:
     lock = RunLock(tmp_path)
     lock.acquire()
     lock.release()
-    os.kill(owner_of(tmp_path), signal.SIGKILL)
+    owner_of(tmp_path)
+
+
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunLock(tmp_path).acquire()
+    assert (tmp_path / "mine").read_text() == "precious"
 
 
 def test_a_file_system_without_locks_is_a_warning(

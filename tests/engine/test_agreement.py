@@ -101,7 +101,7 @@ def many(folder: Path) -> str:
 
 
 def test_a_message_stays_short(tmp_path: Path) -> None:
-    said = run_worlds("tests.engine.test_agreement:many", [4], tmp_path, 120)[4]
+    said = run_worlds("tests.engine.test_agreement:many", [4], tmp_path, 300)[4]
     assert len(set(said)) == 1
     assert said[0].startswith(
         "key 1 is 0 on ranks 0, 1, 3 and 1 on rank 2; key 2 is 0 on ranks 0, 1, 3 and 2 on rank 2; "

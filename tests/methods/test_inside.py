@@ -1,4 +1,7 @@
-"""Methods that train inside the backbone: LoRA as PEFT has it, also on 8-bit weights, and full fine-tuning."""
+"""Methods that train inside the backbone: LoRA as PEFT has it, also on 8-bit weights, and full fine-tuning.
+
+covers methods/full, methods/lora
+"""
 
 from pathlib import Path
 

@@ -108,7 +108,7 @@ class Cluster:
         """Ends all jobs and daemons, and removes the folder."""
         if "slurmctld" in self.daemons:
             self.run("scancel", "--user", getpass.getuser())
-            self._wait(lambda: not self.run("squeue", "--noheader"), timeout_seconds=30)
+            self._wait(lambda: not self.run("squeue", "--noheader"))
         for daemon in self.daemons.values():
             daemon.terminate()
         for daemon in self.daemons.values():
@@ -133,7 +133,7 @@ class Cluster:
         with (self.folder / f"{name}.out").open("ab") as output:
             self.daemons[name] = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
 
-    def _wait(self, condition: object, timeout_seconds: float = 60) -> None:
+    def _wait(self, condition: object, timeout_seconds: float = 180) -> None:
         deadline = time.monotonic() + timeout_seconds
         while not condition():  # type: ignore[operator]
             if time.monotonic() > deadline:

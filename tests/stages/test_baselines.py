@@ -1,9 +1,10 @@
-"""Every baseline through all stages, by the same commands as label tuning."""
+"""Every baseline through all stages, by the same commands as label tuning.
 
-import gc
+covers stages/run, engine/models
+"""
+
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,12 +38,10 @@ OPEN = ("zero_shot",)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("baselines")
     save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM)
-    yield folder
-    gc.unfreeze()
+    return folder
 
 
 @pytest.mark.parametrize("name", METHODS)

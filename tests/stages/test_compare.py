@@ -1,4 +1,7 @@
-"""A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job."""
+"""A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job.
+
+covers comparison/config, comparison/tables, stages/cell
+"""
 
 import csv
 import gc

@@ -1,4 +1,7 @@
-"""The doctor in real processes: on this machine, without torch, and on two ranks that see the same files or do not."""
+"""The doctor in real processes: on this machine, without torch, and on two ranks that see the same files or do not.
+
+covers doctor/check, doctor/hardware, doctor/network, doctor/ranks, doctor/software
+"""
 
 import os
 import subprocess
@@ -29,7 +32,7 @@ def test_without_torch_the_table_says_so(tmp_path: Path) -> None:
         env=os.environ | {"PYTHONPATH": f"{tmp_path}{os.pathsep}{REPOSITORY}", "COLUMNS": "300"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
     )
     rows = rows_of(child.stdout)
     assert child.returncode == 2 and rows["torch"] == "failure" and rows["Python"] == "ok", child.stdout
@@ -54,7 +57,7 @@ def launches(folder: Path) -> dict[str, list[int]]:
 
 
 def test_alone_and_on_two_ranks(tmp_path: Path) -> None:
-    statuses = run_script("tests.stages.test_doctor:launches", tmp_path, 120)
+    statuses = run_script("tests.stages.test_doctor:launches", tmp_path, 300)
     shown = {name: (tmp_path / f"{name}.log").read_text() for name in statuses}
     rows = {name: rows_of(text) for name, text in shown.items()}
     assert statuses == {"alone": [0], "together": [0, 0], "apart": [2, 0]}, shown

@@ -1,4 +1,7 @@
-"""preprocess in processes of its own: killed at any instant, and within bounded memory."""
+"""preprocess in processes of its own: killed at any instant, and within bounded memory.
+
+covers stages/preprocess
+"""
 
 import os
 import subprocess
@@ -18,7 +21,7 @@ def output_of(script, *arguments):
     """What a process of its own prints."""
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

@@ -1,4 +1,7 @@
-"""The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless."""
+"""The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless.
+
+covers reports/charts, reports/page, reports/run
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -94,6 +97,27 @@ def test_hostile_texts_and_labels_are_only_shown(page: Page) -> None:
 
 
 @needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_static_page_holds_its_pictures_and_no_script(
+    config: RunConfig, browser: Browser, tmp_path: Path, scheme: str
+) -> None:
+    file = tmp_path / "page.html"
+    assert main(["report", "--run", config.run.dir, "--static", "--output", str(file)]) == 0
+    text = file.read_text()
+    assert len(text) < 300_000 and "<script" not in text and "unsafe-eval" not in text
+    assert "script-src" not in text and "default-src &#39;none&#39;" in text
+    assert all(character.isprintable() or character in "\n\u200b" for character in text)
+    with open_page(browser, file, scheme) as page:
+        assert page.locator("figure").count() == 6
+        for figure in page.locator("figure").all():
+            assert figure.locator("svg [role='graphics-symbol']").count() >= 2
+        paper, ink = paper_and_ink(page)
+        assert (ink > paper) == (scheme == "dark"), "the pictures take the colours of the page"
+        assert LABEL[:20] in str(page.locator("#classes svg").text_content())
+        assert page.evaluate("window.harmed") is None and page.locator("script, img").count() == 0
+
+
+@needs_browser
 def test_the_keyboard_reaches_everything_and_print_leaves_out_what_it_cannot_use(page: Page) -> None:
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.className") == "skip"
@@ -181,5 +205,12 @@ def test_nothing_that_is_read_is_written(config: RunConfig) -> None:
         with pytest.raises(UserError, match="would overwrite what is read"):
             report(config.run.dir, str(output))
         assert (output.read_bytes() if output.exists() else None) == before
-    assert report(config.run.dir) == report(config.run.dir, str(run_dir.path / "report.html"))
-    (run_dir.path / "report.html").unlink()
+    page = run_dir.path / "report.html"
+    assert report(config.run.dir) == report(config.run.dir, str(page)) == page
+    mine = page.rename(run_dir.path.parent / "mine.html")
+    page.symlink_to(mine)
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match="is a symbolic link: remove it, or say where"):
+        report(config.run.dir)
+    assert mine.read_bytes() == before
+    page.unlink()

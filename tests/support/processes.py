@@ -19,6 +19,9 @@ from typing import Any
 from pipeline.distributed.launcher import free_port
 from tests.support.worlds import run_module
 
+HANG_SECONDS = 300
+"""Far more than a launch takes, also on a machine busy with something else."""
+
 
 def run_script(function: str, folder: Path, timeout_seconds: int) -> Any:
     """Calls `module:function`(folder) in a fresh process, which may `launch`; gives what it returned."""
@@ -33,7 +36,7 @@ def launch(
     world: int = 1,
     fault: str | None = None,
     faulty: Sequence[int] = (0,),
-    timeout_seconds: int = 120,
+    timeout_seconds: int = HANG_SECONDS,
 ) -> list[int]:
     """Runs the command line on `world` forked ranks; exit statuses by rank, negative for a signal.
 

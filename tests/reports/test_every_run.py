@@ -1,0 +1,119 @@
+"""The page of each method's run, of two labels and of many, with validation texts and without.
+
+covers reports/run
+"""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+from transformers import AutoModelForCausalLM
+
+from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.methods import METHOD_NAMES
+from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.evaluate import evaluate
+from pipeline.stages.preprocess import preprocess
+from pipeline.stages.report import report
+from pipeline.stages.train import train
+from tests.support.browser import needs_browser, open_page, start_browser
+from tests.support.tiny import save_tiny
+from tests.support.tiny_run import tiny_config
+
+MANY = 12
+KINDS = [(2, True), (2, False), (MANY, True), (MANY, False)]
+"""Labels, and whether there are validation texts."""
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("reported") / "backbone", "llama_gqa", AutoModelForCausalLM)
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=str)
+def prepared(request: pytest.FixtureRequest, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A run directory with texts and label states, which are the same for all methods."""
+    count, is_validated = request.param
+    folder = tmp_path_factory.mktemp("prepared")
+    config = tiny_config(
+        folder,
+        backbone={"name_or_path": str(backbone)},
+        data={} if is_validated else {"validation": None},
+        train={"max_steps": 2, "eval_every": 2, "batch_size": 4, "log_every": 1},
+        logging={"trackers": ["jsonl"]},
+    )
+    for split in ("train", "validation", "test"):
+        shown = count if split == "train" else min(count, 4)
+        rows = [f"{split} text {label}\tkind {label:02}\n" for label in range(shown)]
+        (folder / f"{split}.tsv").write_text("text\tlabel\n" + "".join(rows))
+    config.run_dir.create()
+    preprocess(config)
+    encode_labels(config)
+    return config
+
+
+@pytest.fixture(scope="module", params=METHOD_NAMES)
+def config(request: pytest.FixtureRequest, prepared: RunConfig, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    """A finished run of one method, in a copy of what is prepared, and its page."""
+    folder = tmp_path_factory.mktemp(request.param) / "run"
+    shutil.copytree(prepared.run_dir.path, folder)
+    values = prepared.model_dump() | {"run": {"dir": str(folder)}, "method": {"name": request.param}}
+    config = RunConfig.model_validate(values)
+    train(config)
+    evaluate(config)
+    report(str(folder))
+    return config
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with start_browser() as browser:
+        yield browser
+
+
+def test_every_method_makes_a_page(config: RunConfig) -> None:
+    page = (config.run_dir.path / "report.html").read_text()
+    is_trained, is_validated = config.method.is_trained, config.data.validation is not None
+    assert ('id="curves"' in page) == ('href="#curves"' in page) == is_trained
+    assert ("Validation figures as a table" in page) == (is_trained and is_validated)
+    assert ("the run has no validation split" in page) == (is_trained and not is_validated)
+    assert ("with temperature" in page) == is_validated
+    assert ("no temperature fitted" in page) == (not is_validated)
+    assert ('id="spec-labels"' in page) == (config.method.open_labels and is_trained and "kind 11" in page)
+    assert ("learning rate 0.001" in page) == is_trained
+
+
+@needs_browser
+@pytest.mark.parametrize("config", ["lt_prefix", "linear_probe", "majority"], indirect=True)
+def test_it_is_drawn_in_a_browser(config: RunConfig, browser: Browser) -> None:
+    with open_page(browser, config.run_dir.path / "report.html") as page:
+        for figure in page.locator("figure").all():
+            assert figure.locator("svg [role='graphics-symbol']").count() >= 1
+        assert page.locator("nav a").count() == page.locator("main > section:not(#results)").count()
+        ticks = page.locator("#curves svg .role-axis-label text").all_text_contents()
+        figures = page.locator("#curves tbody td").all_text_contents()
+    if not config.method.is_trained:
+        assert ticks == []
+        return
+    values = [tick for tick in ticks if "." in tick]
+    assert len(ticks) - len(values) == 3 * (3 if config.data.validation else 1)
+    assert set(ticks) - set(values) == {"0", "1", "2"}, "steps, which are whole numbers"
+    assert values[len(values) - len(figures) // 2 :] == figures[1::2], "one tick, with the one value"
+
+
+@pytest.mark.parametrize("prepared", [(2, True)], indirect=True)
+@pytest.mark.parametrize("config", ["majority"], indirect=True)
+@pytest.mark.parametrize(
+    "name",
+    ["evaluation/metrics.json", "evaluation/predictions.parquet", "evaluation/SHA256SUMS", "adapter/labels.json"],
+)
+def test_what_was_changed_is_not_shown(config: RunConfig, tmp_path: Path, name: str) -> None:
+    shutil.copytree(config.run_dir.path, tmp_path / "run")
+    file = tmp_path / "run" / name
+    content = file.read_bytes()
+    file.write_bytes(content.replace(b'"accuracy": 0', b'"accuracy": 1') if b"accuracy" in content else content + b" ")
+    with pytest.raises(UserError, match="is not what was written"):
+        report(str(tmp_path / "run"))

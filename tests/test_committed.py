@@ -1,0 +1,54 @@
+"""What is under version control was written here, for readers: no bundled library, no page that needs one."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser
+
+from tests.support.browser import needs_browser, open_page, paper_and_ink, start_browser
+
+REPOSITORY = Path(__file__).parents[1]
+EXAMPLE = REPOSITORY / "docs" / "example_report.html"
+LONGEST_LINE = 2000
+"""Minified code has lines of hundreds of thousands of characters."""
+
+
+def committed() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, capture_output=True, text=True)
+    if listed.returncode:
+        pytest.skip("not a git checkout")
+    return [file for name in listed.stdout.split("\0") if name and (file := REPOSITORY / name).is_file()]
+
+
+def test_no_file_holds_a_minified_library() -> None:
+    files = committed()
+    assert len(files) > 100 and EXAMPLE in files
+    longest = {str(file): max(map(len, file.read_bytes().split(b"\n"))) for file in files}
+    assert {name: length for name, length in longest.items() if length > LONGEST_LINE} == {}
+
+
+def test_committed_pages_have_no_script() -> None:
+    pages = [file for file in committed() if file.suffix in (".html", ".svg")]
+    assert [page.name for page in pages if "<script" in page.read_text()] == []
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with start_browser() as browser:
+        yield browser
+
+
+@needs_browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_example_shows_every_picture(browser: Browser, scheme: str) -> None:
+    with open_page(browser, EXAMPLE, scheme) as page:
+        figures = page.locator("figure")
+        assert figures.count() == 57 and figures.locator("svg").count() == 57
+        for figure in figures.all():
+            assert figure.locator("svg [role='graphics-symbol']").count() >= 4
+        paper, ink = paper_and_ink(page)
+        assert (ink > paper) == (scheme == "dark")
+        page.locator("#curves .to-second").check()
+        assert page.locator("#curves .second").is_visible() and not page.locator("#curves .first").is_visible()
