@@ -149,6 +149,7 @@ def build_ours(
 ) -> tuple[Callable[[], None], int]:
     """One training step of ours, by the parts the train stage uses; and the elements of the frozen layers."""
     from pipeline.config import parse_config
+    from pipeline.engine.backbone import Backbone
     from pipeline.engine.models import exact_buffers, load_frozen
     from pipeline.engine.startup import start
     from pipeline.methods.model import LTuningModel
@@ -165,8 +166,8 @@ def build_ours(
             "engine": {"deepspeed": f"ds_configs/zero3_{preset}.json"},
         }
     )
-    accelerator = start(config)
-    backbone = load_frozen(accelerator, config.backbone)
+    accelerator, ranks = start(config)
+    backbone = load_frozen(accelerator, ranks, Backbone(config.backbone))
     layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
     trained = config.method.build(backbone.facts, PROMPT_TOKENS, LABELS)
     states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size)

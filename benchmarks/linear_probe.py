@@ -25,6 +25,7 @@ from pipeline.backbone.pooling import pool, resolve_pooling
 from pipeline.config import RunConfig, load_config
 from pipeline.data.batches import collate
 from pipeline.data.splits import Split, load_split
+from pipeline.distributed.ranks import Ranks
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
 """Inverse regularisation strengths that validation chooses from."""
@@ -37,7 +38,7 @@ def main() -> None:
     run = Path(parser.parse_args().run)
     config = load_config(run / "config.yaml")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_backbone(config.backbone, zero_config=None, device=device)
+    model = load_backbone(config.backbone, zero_config=None, device=device, ranks=Ranks.alone())
     backbone = FrozenBackbone(model, facts_of(model.config)).eval()
     splits = {name: load_split(run / "data" / name) for name in ("train", "validation", "test")}
     states = {name: pooled_states(backbone, config, split, device) for name, split in splits.items()}

@@ -191,9 +191,10 @@ def _zero_config() -> dict[str, Any]:
 def _load_ours(model: str, quantization: str) -> torch.nn.Module:
     from pipeline.backbone.config import BackboneConfig
     from pipeline.backbone.loading import load_backbone
+    from pipeline.distributed.ranks import Ranks
 
     config = BackboneConfig(name_or_path=model, quantization=quantization)
-    return load_backbone(config, zero_config=_zero_config(), device=torch.device("cpu"))
+    return load_backbone(config, zero_config=_zero_config(), device=torch.device("cpu"), ranks=Ranks.joined())
 
 
 def _load_with_transformers(model: str, quantization: str) -> torch.nn.Module:

@@ -106,7 +106,7 @@ import sys
 from operator import attrgetter
 from pipeline.cli import build_parser
 from pipeline.config import load_config
-from pipeline.errors import UserError
+from pipeline.core.errors import UserError
 
 options = build_parser().parse_args(sys.argv[2:])
 try:

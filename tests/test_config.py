@@ -1,14 +1,20 @@
-"""The run config: YAML, overrides, faults in the user's words."""
+"""The run config: YAML, overrides, faults in the user's words.
+
+covers backbone/config, engine/config, evaluation/config, training/config
+"""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import BaseModel
 
+from pipeline.adapter.config import AdapterConfig
 from pipeline.config import RunConfig, config_keys, load_config, parse_config
 from pipeline.core.errors import UserError
+from pipeline.core.settings import FOREIGN
 from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.methods import METHOD_NAMES
 
@@ -43,14 +49,14 @@ def file(tmp_path: Path) -> Path:
         ({"trian": {"epochs": 3}}, "unknown key 'trian': did you mean 'train'?"),
         ({"learning_rate": 1e-3}, "unknown key 'learning_rate': did you mean 'train.learning_rate'?"),
         ({"xyzzy": 1}, "unknown key 'xyzzy' (sections: run, backbone, data,"),
-        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers)"),
+        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers, project, name)"),
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
         ({"method": {"name": "lt_prompt", "rank": 1}}, "(keys of method: head, shortlist, name, dropout,"),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),
         ({"method": {"name": "lt_prefix", "rank": 4}}, "method.rank has a meaning only with method.pooling=tokens"),
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
         ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates' or 'pairs' (got 'pair')"),
-        ({"train": {"candidates": 1}}, "'train.candidates': must be all, or a number from 2 (got 1)"),
+        ({"train": {"candidates": 1}}, "'train.candidates': must be all, or a number from 2 to 1000000 (got 1)"),
         ({"train": 3}, "'train': input should be a valid dictionary or instance of TrainConfig (got 3)"),
         ({"backbone": {"name_or_path": None}}, "'backbone.name_or_path': input should be a valid string (got None)"),
     ],
@@ -117,7 +123,7 @@ def test_an_empty_section_has_its_defaults(file: Path) -> None:
     [
         ("train.epochs", "'train.epochs' is no override: write section.key=value"),
         ("=3", "'=3' is no override"),
-        ("train.epochs=[1", r"the value of 'train.epochs' is no YAML: \[1"),
+        ("train.epochs=[1", r"the value of 'train.epochs' is not YAML .*: \[1"),
         ("train.epochs.deep=1", r"'train.epochs': input should be a valid integer"),
     ],
 )
@@ -184,3 +190,59 @@ def test_every_recipe_is_valid(recipe: Path) -> None:
 def test_a_config_cannot_be_changed() -> None:
     with pytest.raises(ValueError, match="frozen"):
         parse_config(values()).train.epochs = 4  # type: ignore[misc]
+
+
+PATHS = ["run.dir", "backbone.name_or_path", "data.train", "data.validation", "data.test", "engine.deepspeed"]
+
+
+@pytest.mark.parametrize("key", [*PATHS, "train.resume"])
+def test_home_and_variables_in_every_path(key: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("STORE", "/store")
+    section, leaf = key.split(".")
+    for given, path in (("~/x", "/home/me/x"), ("${STORE}/$STORE", "/store//store")):
+        config = load_config(file, [f"{key}={given}"])
+        assert getattr(getattr(config, section), leaf) == path
+        assert parse_config(load_yaml(config.to_yaml())) == config
+    for given, words in (("$NOWHERE/x", "the environment variable 'NOWHERE' is not set"), ("~no-such/x", "'~no-such'")):
+        with pytest.raises(UserError, match=f"'{key}': .*{words}.* .got '") as fault:
+            load_config(file, [f"{key}={given}"])
+        assert "\n" not in str(fault.value) and "Value error" not in str(fault.value)
+
+
+def test_no_path_is_forgotten() -> None:
+    """A key that says of itself that it is a file, a folder or a path takes `~`."""
+    said = {
+        key for key, _, text in config_keys() if re.search(r"\b(file|folder|path|directory)\b", text, re.IGNORECASE)
+    }
+    others = {"data.label", "data.quoting", "labels.names"}  # about what is in a file
+    assert said - others <= {*PATHS, "train.resume"}
+
+
+def test_a_foreign_adapter_reads_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its backbone may be a name that is asked for on the hub."""
+    monkeypatch.setenv("SECRET", "word")
+    config = parse_config(values()).adapter_config().model_dump(mode="json")
+    config["backbone"]["name_or_path"] = "org/$SECRET"
+    found = AdapterConfig.model_validate(config, context=FOREIGN)
+    assert found.backbone.name_or_path == "org/$SECRET"
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        ("run.dir=runs/exp #2", "runs/exp #2"),
+        ("run.dir=#1", "#1"),
+        ("run.dir=runs/exp#2", "runs/exp#2"),
+        ("run.dir='runs/exp #2'", "runs/exp #2"),
+        ("run.dir=a # b # c", "a # b # c"),
+    ],
+)
+def test_an_override_has_no_comments(file: Path, override: str, value: str) -> None:
+    assert load_config(file, [override]).run.dir == value
+    with pytest.raises(UserError, match=r"'train\.epochs': input should be a valid integer.* .got '3 #4'"):
+        load_config(file, ["train.epochs=3 #4"])
+    for text in ("[a, b] #c", "{a: b} # {c: d}"):
+        with pytest.raises(UserError, match=r"the value of 'labels\.names' ends at a #: put the word"):
+            load_config(file, [f"labels.names={text}"])
+    assert load_config(file, ["labels.names=['#a', b#]"]).labels.names == ["#a", "b#"]

@@ -51,7 +51,7 @@ def test_resolves(name: str) -> None:
             "engine": {"deepspeed": f"ds_configs/{name}.json"},
         }
     )
-    assert "auto" not in json.dumps(resolve_deepspeed(config, world_size=2))
+    assert "auto" not in json.dumps(resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size=2))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,8 +1,6 @@
 """Label states: the frozen backbone's reading of each label's hypothesis, made once and kept in a file."""
 
 import json
-import logging
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -13,18 +11,27 @@ from pydantic import Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
+from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.weights import FLOATS, WEIGHTS_PART
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Absent, Artefact, defaults_of
 from pipeline.core.checksums import check_sums, read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
 
-log = logging.getLogger(__name__)
-
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
 FORMAT = 1
+
+
+def label_absent() -> Absent:
+    """What the lack of a part stands for in the fingerprint of label states. The older ones lack "weights"."""
+    return {**defaults_of(backbone=BackboneConfig), WEIGHTS_PART: None}
+
+
+def label_artefact(folder: Path) -> Artefact:
+    """labels/"""
+    return Artefact(folder, "encode-labels", label_absent())
 
 
 @dataclass(frozen=True)
@@ -44,18 +51,6 @@ class LabelStates:
     def prompt_tokens(self) -> int:
         """P"""
         return self.mask.shape[1]
-
-    def changes(self, current: Mapping[str, str]) -> list[str]:
-        """What is not as it was when the states were made, one phrase per part of the fingerprint; none: they fit.
-
-        A warning says so where they are older than the part that stands for every tensor of the backbone.
-        """
-        if WEIGHTS_PART in current and WEIGHTS_PART not in self.fingerprint:
-            log.warning(
-                "the label states were made by an older version, which took few samples of the backbone's weights: "
-                "only those are compared, so a change elsewhere would go unnoticed"
-            )
-        return differences(self.fingerprint, current)
 
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""

@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
+from pipeline.core.bounds import check_folder
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Settings
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.distributed.launcher import local_copy
 
 PACKAGE_SCHEME = "package:"
@@ -33,7 +34,7 @@ TrustRemoteCode = Annotated[bool, BeforeValidator(_refuse_in_files), Field(exclu
 class BackboneConfig(Settings):
     """Which pretrained model is used, and how it is held in memory."""
 
-    name_or_path: str
+    name_or_path: PathSetting
     """Hub id, local folder, or package:NAME/FOLDER inside an installed Python package, with safetensors weights."""
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
@@ -56,7 +57,20 @@ class BackboneConfig(Settings):
 
     @property
     def location(self) -> str:
-        """What transformers is to load: a hub id or a folder. Raises UserError where a package is not installed."""
+        """What transformers is to load: a hub id or a folder.
+
+        Raises UserError where a package is not installed, and where a folder holds pipes or devices, which would be
+        read without end.
+        """
+        place = self._place()
+        try:
+            if Path(place).is_dir():
+                check_folder(Path(place))
+        except (OSError, ValueError) as error:  # ValueError: a null character
+            raise UserError(f"backbone.name_or_path {self.name_or_path!r} cannot be read: {error}") from error
+        return place
+
+    def _place(self) -> str:
         if not self.name_or_path.startswith(PACKAGE_SCHEME):
             return local_copy(self.name_or_path)
         package, _, folder = self.name_or_path.removeprefix(PACKAGE_SCHEME).partition("/")

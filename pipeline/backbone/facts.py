@@ -1,6 +1,8 @@
 """Sizes of a backbone, read from its config alone (no weights)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedConfig
 
@@ -24,13 +26,15 @@ class BackboneFacts:
     head_dim: int
     """D"""
     max_positions: int | None
-    """Largest number of tokens, prompt or prefix included; None where the model sets no bound (ALiBi)."""
+    """Largest number of tokens, prompt or prefix included, as scaled; None where the model sets no bound (ALiBi)."""
     is_decoder: bool
     """Causal (True) or bidirectional (False)."""
     sliding_window: int | None = None
     """Positions, its own included, that a token sees in some layers, an injection's among them; None: all of them."""
     sliding_layers: int = 0
     """How many of the L layers have this window."""
+    vocab_size: int | None = None
+    """Rows of the input embedding; None: not known."""
 
 
 ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
@@ -50,6 +54,9 @@ DECODERS = (
 )
 SLIDING = ("gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")
 """Families whose attention heeds `sliding_window`; in configs of others the key may stand without a meaning."""
+
+ROTARY = ("falcon", "gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
+"""Families with rotary positions, which can be scaled beyond `max_position_embeddings`."""
 
 
 def facts_of(config: PreTrainedConfig) -> BackboneFacts:
@@ -73,6 +80,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         is_decoder=family in DECODERS,
         sliding_window=window,
         sliding_layers=sliding_layers,
+        vocab_size=config.vocab_size,
     )
 
 
@@ -114,4 +122,23 @@ def _max_positions(config: PreTrainedConfig) -> int | None:
         return None
     if config.model_type == "roberta":  # position numbers start behind the padding's
         return config.max_position_embeddings - config.pad_token_id - 1
-    return config.max_position_embeddings
+    if config.model_type not in ROTARY:
+        return config.max_position_embeddings
+    ropes = getattr(config, "rope_parameters", None) or {}
+    by_layer = [rope for rope in ropes.values() if isinstance(rope, dict)]
+    return min(_scaled_positions(rope, config.max_position_embeddings) for rope in by_layer or [ropes])
+
+
+def _scaled_positions(rope: Mapping[str, Any], positions: int) -> int:
+    """How many positions rotary embeddings reach; `positions`: the config's `max_position_embeddings`.
+
+    A factor multiplies it for linear and dynamic scaling, and for yarn the positions before scaling. For llama3 and
+    longrope, transformers requires that it is the scaled number already. One kind of layer may have its own scaling.
+    """
+    factor = rope.get("factor") or 1
+    match rope.get("rope_type"):
+        case "linear" | "dynamic":
+            return int(positions * factor)
+        case "yarn":
+            return max(positions, int(rope["original_max_position_embeddings"] * factor))
+    return positions

@@ -8,6 +8,9 @@ import inspect
 import logging
 import re
 from collections import Counter
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -33,26 +36,37 @@ logger = logging.getLogger(__name__)
 _BAR: dict[str, Any] = {"desc": "loading backbone", "unit": "B", "unit_scale": True, "unit_divisor": 1024}
 
 
+@dataclass(frozen=True)
+class OpenCheckpoint:
+    """A checkpoint whose headers are read, and its `fingerprint`."""
+
+    checkpoint: Checkpoint
+    fingerprint: dict[str, str]
+
+
 def load_backbone(
     config: BackboneConfig,
     *,
     zero_config: dict[str, Any] | None,
     device: torch.device,
+    ranks: Ranks,
     output_layer: bool = False,
-    ranks: Ranks | None = None,
+    opened: OpenCheckpoint | None = None,
+    read_config: Callable[[], PreTrainedConfig] | None = None,
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
     With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
-    rank reads its own share; with None every rank holds everything. Collective among `ranks` (None: `Ranks.joined`).
+    rank reads its own share; with None every rank holds everything. Collective among `ranks`.
+    `opened` and `read_config`: its files and its config.json, where they have been read before.
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
     same on all ranks, and for weights that are not finite.
     """
-    ranks = ranks or Ranks.joined()
-    checkpoint, _ = _open_alike(config, ranks)
+    checkpoint = (opened or open_alike(config, ranks)).checkpoint
+    read_config = read_config or partial(load_model_config, config)
     dtype = getattr(torch, config.dtype)
-    model, sources = ranks.on_every(lambda: _build(config, dtype, checkpoint, output_layer))
+    model, sources = ranks.on_every(lambda: _build(config, deepcopy(read_config()), checkpoint, output_layer))
     quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
@@ -68,23 +82,19 @@ def load_backbone(
     return model.requires_grad_(False).eval()
 
 
-def weights_fingerprint(config: BackboneConfig, ranks: Ranks | None = None) -> dict[str, str]:
-    """`checkpoint.fingerprint` of the model, equal on all ranks.
+def open_alike(config: BackboneConfig, ranks: Ranks) -> OpenCheckpoint:
+    """The model's checkpoint, equal on all ranks. Collective.
 
-    Every rank takes it, since each node may see files of its own; the page cache reads them once for a node's ranks.
-
-    Collective among `ranks` (None: `Ranks.joined`). Raises UserError, on every rank, where they see different files.
+    Every rank opens it, since each node may see files of its own; the page cache reads them once for a node's ranks.
+    Raises UserError, on every rank, where they see different files.
     """
-    return _open_alike(config, ranks or Ranks.joined())[1]
 
-
-def _open_alike(config: BackboneConfig, ranks: Ranks) -> tuple[Checkpoint, dict[str, str]]:
-    def open_here() -> tuple[Checkpoint, dict[str, str]]:
+    def open_here() -> OpenCheckpoint:
         checkpoint = open_checkpoint(config)
-        return checkpoint, fingerprint(config, checkpoint)
+        return OpenCheckpoint(checkpoint, fingerprint(config, checkpoint))
 
-    checkpoint, here = ranks.on_every(open_here)
-    seen = ranks.gather(here)
+    opened = ranks.on_every(open_here)
+    seen = ranks.gather(opened.fingerprint)
     for rank, there in enumerate(seen):
         if there != seen[0]:
             differing = sorted(name for name in seen[0] | there if seen[0].get(name) != there.get(name))
@@ -92,14 +102,16 @@ def _open_alike(config: BackboneConfig, ranks: Ranks) -> tuple[Checkpoint, dict[
                 f"rank {rank} does not see the same {', '.join(differing)} of {config.name_or_path} as rank 0; "
                 "give every node the same files"
             )
-    return checkpoint, here
+    return opened
 
 
 def _build(
-    config: BackboneConfig, dtype: torch.dtype, checkpoint: Checkpoint, output_layer: bool
+    config: BackboneConfig, model_config: PreTrainedConfig, checkpoint: Checkpoint, output_layer: bool
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
-    model_config = _unquantised_config(config)
+    checkpoint.check_unchanged()
+    _refuse_quantised(config, model_config)
+    dtype: torch.dtype = getattr(torch, config.dtype)
     model_class = _model_class(model_config, config, output_layer)
     model_config.dtype = dtype
     takes = inspect.signature(model_class.__init__).parameters
@@ -117,14 +129,12 @@ def _build(
     return model, match_names(model, checkpoint)
 
 
-def _unquantised_config(config: BackboneConfig) -> PreTrainedConfig:
-    model_config = load_model_config(config)
+def _refuse_quantised(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
     if getattr(model_config, "quantization_config", None) is not None:
         raise UserError(
             f"{config.name_or_path} is quantised already; give the original weights, which backbone.quantization turns "
             "into 8 bits"
         )
-    return model_config
 
 
 def _model_class(model_config: PreTrainedConfig, config: BackboneConfig, output_layer: bool) -> type[PreTrainedModel]:
@@ -180,7 +190,8 @@ def _fill(model: PreTrainedModel, layers: dict[str, QuantizedLinear], dtype: tor
             setattr(model.get_submodule(owner), leaf, filled)
     for name, buffer in model.named_buffers():
         if name in rows.sources:
-            buffer.copy_(rows.read(name, None, buffer.dtype, 0, len(buffer)).view_as(buffer))
+            count = len(buffer) if buffer.ndim else 1
+            buffer.copy_(rows.read(name, None, buffer.dtype, 0, count).view_as(buffer))
 
 
 class _Rows:

@@ -1,14 +1,18 @@
 """The backbone's config.json: its shape, without a weight."""
 
+from typing import Any
+
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.core.bounds import MOST_LAYERS, MOST_POSITIONS, MOST_SQUARE_POSITIONS, MOST_WIDTH
 from pipeline.core.errors import UserError
 
 
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     """Raises UserError where there is none, or none that transformers can read."""
     try:
+        _check_sizes(PreTrainedConfig.get_config_dict(config.location, revision=config.revision)[0])
         model_config = AutoConfig.from_pretrained(
             config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
@@ -23,3 +27,20 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
         # The file may name a kernel, which transformers would fetch from the hub and run.
         model_config._attn_implementation = None
     return model_config
+
+
+def _check_sizes(values: Any, key: str = "") -> None:
+    """ValueError where config.json declares sizes of which memory would be taken before any weight is looked at."""
+    if isinstance(values, dict):
+        for name, value in values.items():
+            _check_sizes(value, str(name))
+    elif isinstance(values, int) and abs(values) > (most := _most(key)):
+        raise ValueError(f"{key} is {values:.3g}, at most {most:,} are read")
+
+
+def _most(key: str) -> int:
+    if key == "n_positions":
+        return MOST_SQUARE_POSITIONS
+    if "position" in key:
+        return MOST_POSITIONS
+    return MOST_LAYERS if "layer" in key else MOST_WIDTH

@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers.utils import cached_file
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
 
@@ -58,13 +59,22 @@ class Checkpoint:
 
     def __init__(self, files: list[Path]) -> None:
         self.files = files
+        self.headers: dict[Path, bytes] = {}
+        self._versions = list(map(_version, files))
         self.tensors: dict[str, StoredTensor] = {}
         for file in files:
             entries, raw = _read_header(file)
+            self.headers[file] = raw
             for name, entry in entries.items():
                 first, last = entry["data_offsets"]
                 offset = 8 + len(raw) + first
                 self.tensors[name] = StoredTensor(file, entry["dtype"], tuple(entry["shape"]), offset, last - first)
+
+    def check_unchanged(self) -> None:
+        """UserError where a file was written or replaced since its header was read: its tensors may lie elsewhere."""
+        for file, version in zip(self.files, self._versions, strict=True):
+            if _version(file) != version:
+                raise UserError(f"{file}: changed since this command read its header; run the command again")
 
     @property
     def stored_bytes(self) -> int:
@@ -115,7 +125,7 @@ def open_checkpoint(config: BackboneConfig) -> Checkpoint:
 def _read_index(index: Path) -> dict[str, str]:
     """Tensor name -> file beside the index."""
     try:
-        placed: dict[str, str] = dict(json.loads(index.read_text(encoding="utf-8"))["weight_map"])
+        placed: dict[str, str] = dict(json.loads(read_text(index, LARGEST_JSON))["weight_map"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{index}: not a safetensors index ({error}); fetch it again") from error
     if foreign := [name for name in placed.values() if not is_plain_name(name)]:
@@ -138,7 +148,7 @@ def fingerprint(config: BackboneConfig, checkpoint: Checkpoint) -> dict[str, str
     parts = {described.name: hashlib.sha256(described.read_bytes()).hexdigest()}
     for file in checkpoint.files:
         size = file.stat().st_size
-        digest = hashlib.sha256(_read_header(file)[1])
+        digest = hashlib.sha256(checkpoint.headers[file])
         with file.open("rb") as stream:
             for sample in range(SAMPLES):
                 stream.seek(sample * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
@@ -236,6 +246,15 @@ def no_model(config: BackboneConfig) -> str:
 def first_line(error: Exception) -> str:
     """The first line of an error's text."""
     return str(error).strip().partition("\n")[0]
+
+
+def _version(file: Path) -> tuple[int, ...]:
+    """What tells a file from one that takes its place, or from itself after a change."""
+    try:
+        found = file.stat()
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read ({first_line(error)}); fetch it again") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
 def _read_header(file: Path) -> tuple[dict[str, dict[str, Any]], bytes]:

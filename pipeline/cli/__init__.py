@@ -5,19 +5,25 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
-from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, UserError
+from pipeline.core.bounds import abridged
+from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
 from pipeline.distributed.device import announce_device
-from pipeline.distributed.launcher import rank, world_size
+from pipeline.distributed.launcher import check_launcher, rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
+    from pipeline.core.run_dir import RunDir
+    from pipeline.distributed.ranks import Ranks
+
+
+log = logging.getLogger(__name__)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,7 +32,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     85 asks to be started again: a signal ended training after a checkpoint. 86: another rank was lost.
     """
     options = build_parser().parse_args(arguments)
+    try:
+        check_launcher()
+    except UserError as error:  # before anything asks which rank this is
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     _set_up_logging(options.debug)
+    if rank() != 0 and (options.command in ONE_ANSWERS or getattr(options, "dry_run", False)):
+        log.warning(
+            "rank %d of %d (variables RANK, WORLD_SIZE) has nothing to do: rank 0 answers", rank(), world_size()
+        )
+        return 0
     try:
         with whole_output(needed=options.command in PRINTING or getattr(options, "dry_run", False)):
             COMMANDS.get(options.command, _stage)(options)
@@ -40,8 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _fail("interrupted", 130, options.debug)
     except ReaderGone:
         return 0
+    except RankFailedError as error:
+        return _fail(f"{error}; --debug shows where", 1, options.debug)
     except Exception as error:
-        return _fail(f"unexpected {type(error).__name__}: {error}; --debug shows where", 1, options.debug)
+        return _fail(_unexpected(error, options), 1, options.debug, known=False)
     _leave_group()
     return 0
 
@@ -56,61 +74,49 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
-    with _own_run_dir(config):
-        if world_size() > 1:
-            from pipeline.engine.agreement import check_alike
+    from pipeline.engine.agreement import check_alike
+    from pipeline.engine.startup import join
 
-            check_alike({"the command": options.command, "--overwrite": bool(overwrite)})
+    ranks = join(config)
+    with _own_run_dir(config.run_dir, ranks):
+        check_alike({"the command": options.command, "--overwrite": bool(overwrite)}, ranks)
         _stage_function(options.command)(config, **overwrite)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
-            _on_rank_0(config, lambda: config.run_dir.write_config(config.to_kept_yaml()))
+            ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))
 
 
 @contextmanager
-def _own_run_dir(config: "RunConfig") -> Iterator[None]:
+def _own_run_dir(run_dir: "RunDir", ranks: "Ranks") -> Iterator[None]:
     """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
     from pipeline.core.ownership import check_ours
     from pipeline.core.run_lock import RunLock
 
-    lock = RunLock(config.run_dir.path)
+    lock = RunLock(run_dir.path)
 
     def take() -> None:
-        check_ours(config.run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
+        check_ours(run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
         lock.acquire()
-        config.run_dir.create()
+        run_dir.create()
 
-    _on_rank_0(config, take)
+    ranks.on_main(take)
     try:
         yield
     finally:
         lock.release()
 
 
-def _on_rank_0(config: "RunConfig", work: Callable[[], None]) -> None:
-    if world_size() == 1:
-        work()
-    else:
-        # Late: one process needs no DeepSpeed for this, which takes seconds to import.
-        from pipeline.engine.startup import on_main_process, start
-
-        on_main_process(start(config), work)
-
-
 def _run(options: argparse.Namespace) -> None:
     if not options.dry_run:
         _stage(options)
         return
-    if rank() == 0:
-        config = _load(options)
-        from pipeline.stages.dry_run import plan
+    config = _load(options)
+    from pipeline.stages.dry_run import plan
 
-        plan(config)
+    plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
-    if rank() != 0:
-        return
     config = _load(options)
     from pipeline.stages.estimate import estimate
 
@@ -119,14 +125,15 @@ def _estimate(options: argparse.Namespace) -> None:
 
 @ended_by_signals()
 def _predict(options: argparse.Namespace) -> None:
-    from pipeline.stages.predict import predict
+    from pipeline.data.unlabelled import Input
+    from pipeline.stages.predict import fields, predict
 
+    keep = fields("--keep", options.keep) if options.keep else []
     predict(
         options.run or options.adapter,
-        options.input,
+        Input(options.input, options.format, keep, options.on_error),
         options.output,
         labels=options.labels,
-        format=options.format,
         device=options.device,
         backbone=options.backbone,
         calibrated=options.calibrated,
@@ -160,14 +167,16 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     announce_device()
-    from pipeline.comparison.config import describe, load_comparison, parse_share
+    from pipeline.comparison.config import describe, groups, load_comparison, parse_share
 
     comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
+    from pipeline.stages.compare import check_cells, compare
+
     if options.dry_run:
+        check_cells(comparison, groups(comparison), {})
         print(visible(describe(comparison), keep="\n"))
         return
-    from pipeline.stages.compare import compare
 
     compare(comparison, share, overwrite=options.overwrite)
 
@@ -185,6 +194,9 @@ COMMANDS = {
 PRINTING = ("estimate", "predict", "doctor")
 """Commands whose results go to standard output."""
 
+ONE_ANSWERS = ("estimate", "predict", "report")
+"""Commands that are one process's work, under a launcher too."""
+
 
 def _stage_function(name: str) -> Any:
     """The stage's function, imported only now: `--help` must not wait for torch."""
@@ -200,6 +212,7 @@ def _set_up_logging(debug: bool) -> None:
     logging.setLogRecordFactory(_Record)  # for libraries with handlers of their own, such as transformers
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
+    logging.getLogger("huggingface_hub.utils._http").addFilter(_Once())
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
@@ -211,7 +224,20 @@ class _Record(logging.LogRecord):
     """A message of ours or of any library: one line, in which no text moves the cursor, colours the screen or poses."""
 
     def getMessage(self) -> str:  # noqa: N802 (the library's name)
-        return visible(super().getMessage().replace("\n", " "))
+        line = visible(super().getMessage().replace("\n", " "))
+        return abridged(line) if self.levelno >= logging.WARNING else line
+
+
+class _Once(logging.Filter):
+    """Says once that the hub does not answer, where its library would say so at every try for every file."""
+
+    said = False
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not self.said:
+            self.said = True
+            logging.getLogger("pipeline").warning("the hub does not answer: %s; trying again", record.getMessage())
+        return False
 
 
 class _Formatter(logging.Formatter):
@@ -221,15 +247,25 @@ class _Formatter(logging.Formatter):
         return visible(super().formatException(ei), keep="\n\t")
 
 
-def _fail(message: str, status: int, debug: bool) -> int:
+def _fail(message: str, status: int, debug: bool, *, known: bool = True) -> int:
+    """Says what ended the command. `known`: the message names the cause; else another rank may be the cause."""
     if debug:
         logging.getLogger("pipeline").exception("traceback:")
     if startup := sys.modules.get("pipeline.engine.startup"):
-        lost = startup.explain_failure(message, known=status != 1)
+        lost = startup.explain_failure(message, known=known)
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
-    print(f"{who}error: {visible(' '.join(message.split()))}", file=sys.stderr, flush=True)
+    line = visible(" ".join(message.split()))
+    print(f"{who}error: {line if debug else abridged(line)}", file=sys.stderr, flush=True)
     return status
+
+
+def _unexpected(error: Exception, options: argparse.Namespace) -> str:
+    """The last resort: what failed, in which command, and what it was about as far as that is known."""
+    given = [f"--{name} {value}" for name in ("config", "run", "adapter") if (value := getattr(options, name, None))]
+    places = [f"at {abridged(note, 150)}" for note in getattr(error, "__notes__", [])]
+    where = ", ".join([" ".join([options.command, *given[:1]]), *places])
+    return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 
 def _leave_group() -> None:

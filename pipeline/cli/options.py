@@ -2,8 +2,12 @@
 
 import argparse
 import textwrap
+from typing import Any, NoReturn
 
 from pipeline import __version__
+from pipeline.core.bounds import abridged
+from pipeline.core.escapes import visible
+from pipeline.core.paths import home_expanded
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -18,10 +22,13 @@ COMPARE = "compare tuning methods: backbones x data sets x training sizes x seed
 
 REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
+PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare"}
+"""Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
+
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="ltune", description="L-Tuning of frozen language models.")
+    parser = _Parser(prog="ltune", description="L-Tuning of frozen language models.")
     parser.add_argument("--version", action="version", version=__version__)
     # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
@@ -56,7 +63,7 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
 
 def _add_estimate_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--world-size", type=int, default=1, metavar="N", help="number of GPUs (default 1)")
-    command.add_argument("--gpu", default="h200", metavar="NAME", help="h200, a100-80, ... (default h200)")
+    command.add_argument("--gpu", metavar="NAME", help="h200, a100-80, ... (default: that of this machine)")
     command.add_argument("--bandwidth", type=float, metavar="GB/S", help="interconnect per GPU, in GB/s")
 
 
@@ -73,8 +80,29 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
     source.add_argument("--adapter", metavar="DIR", help="adapter directory")
-    command.add_argument("--input", default="-", metavar="FILE", help="txt, csv, tsv or jsonl; - reads lines (default)")
-    command.add_argument("--format", choices=["txt", "csv", "tsv", "jsonl"], help="of the input, where no suffix tells")
+    command.add_argument(
+        "--input",
+        default="-",
+        metavar="FILE",
+        help="txt, csv, tsv, json, jsonl or parquet, also .gz; - reads standard input (default)",
+    )
+    command.add_argument(
+        "--format",
+        choices=["txt", "csv", "tsv", "json", "jsonl", "parquet"],
+        help="of the input, where no suffix tells; standard input: txt unless given",
+    )
+    command.add_argument(
+        "--keep",
+        default="",
+        metavar="A,B",
+        help="columns of the input to put beside the answers; quotes protect a comma, as in CSV",
+    )
+    command.add_argument(
+        "--on-error",
+        choices=["stop", "skip"],
+        default="stop",
+        help="at a faulty row: stop (default), or write {line, error} in the place of its answer",
+    )
     command.add_argument(
         "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
     )
@@ -115,7 +143,36 @@ def _add_doctor_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 
-class _CommandParser(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """A parser that takes overrides before, between and after options, and `~` in the paths of options."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """argparse itself gives them to the command up to the next option, and calls what comes later unknown."""
+        options, rest = self.parse_known_args(args, namespace)
+        unknown = [word for word in rest if word.startswith("-") or "overrides" not in options]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if rest:
+            options.overrides += rest
+        try:
+            for name in PATHS & vars(options).keys():
+                setattr(options, name, _expanded(getattr(options, name)))
+        except ValueError as error:
+            self.error(str(error))
+        return options
+
+    def error(self, message: str) -> NoReturn:
+        """One line of a readable length."""
+        super().error(abridged(visible(" ".join(message.split()))))
+
+
+def _expanded(value: str | list[str] | None) -> str | list[str] | None:
+    if isinstance(value, list):
+        return [home_expanded(path) for path in value]
+    return value and home_expanded(value)
+
+
+class _CommandParser(_Parser):
     """A parser whose help can end with every config key, its default and what it does."""
 
     show_config_keys = False

@@ -1,7 +1,8 @@
 """The config of a comparison: methods x backbones x data sets x training sizes x seeds, and the cells it is made of."""
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -11,9 +12,12 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pipeline.backbone.config import TrustRemoteCode
 from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
 from pipeline.core.artefact import sha256_of
+from pipeline.core.bounds import MOST_CELLS
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.settings import Distinct, PathSetting, Settings
+from pipeline.data.config import DataConfig
+from pipeline.training.config import TrainConfig
 
 MOST_SHARES = 10_000
 
@@ -24,7 +28,7 @@ Part = dict[str, dict[str, Any]]
 class ComparisonConfig(Settings):
     """compare.yaml. A cell's run config is `base`, overlaid by its backbone's, data set's and method's sections."""
 
-    dir: str
+    dir: PathSetting
     """Where the results, and the runs they come from, are written."""
     base: Part = {}
     """What all runs share."""
@@ -89,17 +93,27 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
     try:
         comparison = ComparisonConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(f"'{'.'.join(map(str, fault['loc']))}': {fault['msg']}" for fault in error.errors())
+        faults = "; ".join(
+            f"'{'.'.join(map(str, fault['loc']))}': {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
         raise UserError(f"{file}: {faults}") from error
     if comparison.reference not in (None, *comparison.methods):
         raise UserError(
             f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
         )
     _check_published(comparison, file)
+    _check_count(comparison, file)
     for group in groups(comparison):
-        for setting in settings(comparison):
-            _check(group, cell_config(comparison, group, setting, comparison.seeds[0]))
+        for config in configs_of(comparison, group):
+            _check(group, config.train, config.data)
     return comparison
+
+
+def configs_of(comparison: ComparisonConfig, group: Group) -> Iterator[RunConfig]:
+    """A group's run configs, with the first seed."""
+    for setting in settings(comparison):
+        yield cell_config(comparison, group, setting, comparison.seeds[0])
 
 
 def groups(comparison: ComparisonConfig) -> list[Group]:
@@ -146,6 +160,13 @@ def _folder_of(setting: dict[str, Any]) -> str:
     return name if is_plain_name(name) else f"setting-{sha256_of(name)[:16]}"
 
 
+def _check_count(comparison: ComparisonConfig, file: str | Path) -> None:
+    axes = (comparison.datasets, comparison.backbones, comparison.methods, comparison.sizes, comparison.seeds)
+    count = math.prod(map(len, (*axes, *comparison.grid.values())))
+    if count > MOST_CELLS:
+        raise UserError(f"{file}: makes {count:,} runs, at most {MOST_CELLS:,} are taken: shorten its lists")
+
+
 def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
     known = {(group.backbone, group.dataset, group.method) for group in groups(comparison)}
     for backbone, datasets in comparison.published.items():
@@ -155,14 +176,16 @@ def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
                     raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is no cell of this comparison")
 
 
-def _check(group: Group, config: RunConfig) -> None:
+def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
     where = f"cell {group.dataset}/{group.backbone}/{group.method}"
-    if config.train.best_metric == "log_loss":
+    if train.best_metric == "log_loss":
         raise UserError(
             f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
         )
-    if config.data.validation is None or config.data.test is None:
-        raise UserError(f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed")
+    if not {"validation", "test"} <= set(data.splits):
+        raise UserError(
+            f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed, or data.split"
+        )
 
 
 def parse_share(text: str) -> tuple[int, int]:

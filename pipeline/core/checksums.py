@@ -1,7 +1,6 @@
 """Artefacts are whole: checksums beside their files (`sha256sum --check SHA256SUMS` by hand), and reading one state."""
 
 import hashlib
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +12,6 @@ from typing import Any, TypeVar
 from pipeline.core.errors import UserError
 from pipeline.core.paths import inside
 
-log = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 SUMS = "SHA256SUMS"
@@ -44,16 +42,6 @@ def check_sums(folder: Path) -> None:
             f"'{folder / damaged[0]}' is not what was written ({SUMS}): copy it again, or remove '{folder}' and run "
             "its stage again"
         )
-
-
-def is_whole(folder: Path, stage: str) -> bool:
-    """Whether `check_sums` finds nothing; else a warning that the stage makes the artefact again."""
-    try:
-        check_sums(folder)
-    except UserError as error:
-        log.warning("%s: made again, since %s", stage, error)
-        return False
-    return True
 
 
 def read_whole(folder: Path, read: Callable[[Path], Result]) -> Result:

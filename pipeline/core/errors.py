@@ -1,7 +1,8 @@
 """The exceptions a user may see, and exit statuses that launchers may ask for."""
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 PREEMPTED = 85
 """A signal ended training after a checkpoint: queue the job again."""
@@ -25,6 +26,25 @@ class DivergedError(UserError):
 
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)
     """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""
+
+
+class RankFailedError(Exception):
+    """A rank failed unexpectedly, so all of them do; the message names the rank and its exception.
+
+    The command line exits with status 1: the fault is the program's, not the user's.
+    """
+
+
+@contextmanager
+def about(what: str) -> Iterator[None]:
+    """Notes on an unexpected error what it is about, such as "data.train 'train.csv'". A UserError says so itself."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        error.add_note(what)
+        raise
 
 
 def some(items: Sequence[str], count: int | None = None) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 
@@ -182,7 +183,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any:
     """Reads JSON. Raises UserError for a missing or damaged file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(read_text(path, LARGEST_JSON))
     except FileNotFoundError as error:
         raise UserError(f"'{path}' does not exist: run the stage that writes it first") from error
     except (OSError, ValueError, RecursionError) as error:

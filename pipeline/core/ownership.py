@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ruamel.yaml.error import YAMLError
 
+from pipeline.core.bounds import LARGEST_CONFIG, LARGEST_JSON, read_text
 from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
 from pipeline.core.files import temporary_of, write_json
@@ -40,6 +41,7 @@ _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 """Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
 
 
+LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")
 OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
 """All that this program writes at the top of a run directory."""
 
@@ -130,7 +132,7 @@ def _is_of_older_version(folder: Path, kind: Kind) -> bool:
 
 def _check_artefacts(folder: Path) -> None:
     """UserError where one of our names in a run directory is taken by something else."""
-    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG):
+    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG, LOCK, *LOGS):
         path = folder / name
         if path.is_symlink() and not (name in LINKED and (_is_artefact(path) or not path.exists())):
             raise UserError(
@@ -181,14 +183,14 @@ def _is_somebodys_config(file: Path) -> bool:
 
 def _read_yaml(file: Path) -> Any:
     try:
-        return load_yaml(file.read_text(encoding="utf-8"))
+        return load_yaml(read_text(file, LARGEST_CONFIG))
     except (OSError, ValueError, YAMLError):
         return None
 
 
 def _read(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_text(file, LARGEST_JSON))
     except (OSError, ValueError, RecursionError):
         return None
 

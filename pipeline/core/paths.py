@@ -1,9 +1,36 @@
-"""Names that become paths, and paths that artefacts name: what may lie where."""
+"""Names that become paths, and paths that users and artefacts name: what may lie where."""
 
+import os
+import re
 from pathlib import Path, PurePosixPath
 
 LONGEST_NAME = 200
 """Bytes of a name; file systems take 255, of which temporary siblings need some."""
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([^{}]*)\})", re.ASCII)
+
+
+def expanded(path: str) -> str:
+    """The path with `~`, `$NAME` and `${NAME}` replaced, as a shell would. Raises ValueError where one means nothing.
+
+    Shells do so only for some words of a command, and nobody does for the values of a YAML file.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if not os.environ.get(name):
+            raise ValueError(f"the environment variable {name!r} is not set")
+        return os.environ[name]
+
+    return _VARIABLE.sub(value, home_expanded(path))
+
+
+def home_expanded(path: str) -> str:
+    """The path with `~` or `~NAME` at its beginning replaced. Raises ValueError where there is no such home."""
+    home = os.path.expanduser(path)
+    if home.startswith("~"):
+        raise ValueError(f"there is no home folder {path.partition('/')[0]!r} (a folder of that name: ./~)")
+    return home
 
 
 def is_plain_name(name: object) -> bool:

@@ -28,6 +28,7 @@ class RunDir:
         self.evaluation_fingerprint_file = self.evaluation / "fingerprint.json"
         self.logs = self.path / "logs"
         self.metrics_log = self.logs / "metrics.jsonl"
+        self.trackers_file = self.logs / "trackers.json"
         self.cost_file = self.logs / "cost.json"
 
     @property

@@ -33,7 +33,7 @@ class RunLock:
         """UserError where another process holds it. Where the file system knows no locks, only a warning."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            file = (self.folder / LOCK).open("a+", encoding="utf-8")
+            file = open(self.folder / LOCK, "a+", encoding="utf-8", opener=_open_no_link)  # noqa: SIM115
         except OSError as error:
             raise cannot_be_written(self.folder, error) from error
         try:
@@ -58,6 +58,11 @@ class RunLock:
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _open_no_link(path: str, flags: int) -> int:
+    """What a link leads to may be a file of the user, in a directory that somebody else has made."""
+    return os.open(path, flags | os.O_NOFOLLOW, 0o666)
 
 
 def _lock(file: TextIO) -> None:

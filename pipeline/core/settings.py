@@ -2,9 +2,13 @@
 
 from typing import Annotated, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+
+from pipeline.core.paths import expanded
 
 T = TypeVar("T")
+FOREIGN = "foreign"
+"""Validation context of values that somebody else wrote: what they name is not looked up in this user's environment."""
 
 
 class Settings(BaseModel):
@@ -30,3 +34,11 @@ def distinct(values: list[T]) -> list[T]:
 
 Distinct = Annotated[list[T], AfterValidator(distinct)]
 """A list whose values differ."""
+
+
+def _path(value: str, info: ValidationInfo) -> str:
+    return value if info.context == FOREIGN else expanded(value)
+
+
+PathSetting = Annotated[str, AfterValidator(_path)]
+"""A path, or a source that may be one: `~` and environment variables in it are replaced."""

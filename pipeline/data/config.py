@@ -1,27 +1,38 @@
 """Config keys of the data and of the labels' wording."""
 
-import string
+import re
 from collections.abc import Iterable
+from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.settings import Settings
+from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
+from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
+
+SPLITS = ("train", "validation", "test")
+LABEL_MARK = "{label}"
+_MARKS = re.compile(r"\{\{|\}\}|\{label\}")
+_OTHER_FIELD = re.compile(r"\{[^{}]{0,40}\}")
 
 
 class DataConfig(Settings):
     """Where the labelled texts come from, and how they are read.
 
     A split is a file (.csv, .tsv, .json, .jsonl, .parquet), ``hub:NAME[@REVISION][:CONFIG]:SPLIT`` (a data set that
-    ``datasets`` can load), or ``embedded`` (the small set that ships with this package).
+    ``datasets`` can load), or ``embedded`` (the small set that ships with this package). `~` and environment variables
+    in it are replaced, as in every path of a config.
     """
 
-    train: str
+    train: PathSetting
     """Training texts: a file, hub:NAME[@REVISION][:CONFIG]:SPLIT, or embedded."""
-    validation: str | None = None
+    validation: PathSetting | None = None
     """Validation texts, for choosing settings, the best checkpoint and early stopping."""
-    test: str | None = None
+    test: PathSetting | None = None
     """Test texts, for the final figures only."""
+    split: float | list[float] | None = None
+    """Share of the training texts that becomes the validation split, or shares for validation and test, such as
+    [0.1, 0.1] (0: none). The same for every seed; each label keeps its share, and equal texts stay together."""
     text: str = "text"
     """Column of the text."""
     text_pair: str | None = None
@@ -30,25 +41,60 @@ class DataConfig(Settings):
     """Column of the label: its name, its id (a ClassLabel, named in the file), or its index into labels.names."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
-    max_length: int = Field(default=256, ge=2)
+    on_error: Literal["stop", "skip"] = "stop"
+    """At rows without a text or label, or that cannot be read: stop and name them; or skip: leave them out, count
+    them, and list them in data/skipped.jsonl."""
+    max_length: int = Field(default=256, ge=2, le=MOST_TOKENS)
     """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
     special_tokens: bool = False
     """A special token of the backbone (</s>, [SEP]) in a text: true: is that token; false: is read as written."""
-    train_limit: int | None = Field(default=None, ge=1)
+    train_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
-    train_per_label: int | None = Field(default=None, ge=1)
+    train_per_label: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows of every label (of a rarer one on all), drawn by run.seed; null: all rows."""
-    validation_limit: int | None = Field(default=None, ge=1)
+    validation_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Validate on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
-    test_limit: int | None = Field(default=None, ge=1)
+    test_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Test on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
-    workers: int | None = Field(default=None, ge=1)
+    workers: int | None = Field(default=None, ge=1, le=MOST_PROCESSES)
     """Processes that tokenise a large split; null: one per core."""
 
     @property
     def is_drawn(self) -> bool:
         """Does run.seed choose the training texts?"""
         return self.train_limit is not None or self.train_per_label is not None
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Split -> its share of the training texts, for those that data.split makes."""
+        values = self.split if isinstance(self.split, list) else [self.split or 0]
+        return {name: share for name, share in zip(("validation", "test"), values, strict=False) if share}
+
+    @property
+    def splits(self) -> list[str]:
+        """All that there are, from sources of their own or cut from the training texts."""
+        return [name for name in SPLITS if name in self.shares or getattr(self, name) is not None]
+
+    def origin(self, split: str) -> str:
+        """The split whose source has the rows of this one."""
+        return "train" if split in self.shares else split
+
+    @field_validator("split")
+    @classmethod
+    def _are_shares(cls, split: float | list[float] | None) -> float | list[float] | None:
+        values = split if isinstance(split, list) else [0.5 if split is None else split]
+        if not (len(values) <= 2 and 0 < sum(values) < 1 and all(share >= 0 for share in values)):
+            raise ValueError("must be a share such as 0.1, or two such as [0.1, 0.1], of less than 1 in all")
+        return split
+
+    @model_validator(mode="after")
+    def _split_makes_what_is_not_given(self) -> "DataConfig":
+        if given := [name for name in self.shares if getattr(self, name) is not None]:
+            raise ValueError(
+                f"data.split cuts the {given[0]} texts from data.train, but data.{given[0]} is given too: "
+                f"set data.{given[0]}=null, or take its share out of data.split"
+            )
+        return self
 
     @model_validator(mode="after")
     def _limits_do_not_meet(self) -> "DataConfig":
@@ -60,22 +106,31 @@ class DataConfig(Settings):
 class LabelsConfig(Settings):
     """Which labels there are, and how each is worded for the backbone."""
 
-    template: str = "This text is about {label}."
+    template: str = Field(default="This text is about {label}.", max_length=LONGEST_TEMPLATE)
     """Hypothesis of a label; {label} is replaced by the label's name."""
     texts: dict[str, str] = Field(default={})
     """Hypotheses of single labels, by name, where the template does not read well."""
     names: list[str] | None = None
     """Label names in index order; null: as the training file numbers them (ClassLabel), else all it has, sorted."""
 
+    def hypothesis(self, name: str) -> str:
+        """The template with this label's name in the place of each {label}; {{ and }} are braces.
+
+        Not `str.format`, in which a template could name attributes and widths.
+        """
+        written = {LABEL_MARK: name, "{{": "{", "}}": "}"}
+        return _MARKS.sub(lambda mark: written[mark[0]], self.template)
+
     @field_validator("template")
     @classmethod
     def _has_one_field(cls, template: str) -> str:
-        try:
-            fields = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-        except ValueError as fault:
-            raise ValueError(f"{template!r} is no template: {fault}; write a literal brace as {{{{ or }}}}") from None
-        if fields != {"label"}:
-            raise ValueError(f"{template!r} must contain {{label}} and no other field")
+        rest = _MARKS.sub("", template)
+        if fields := _OTHER_FIELD.findall(rest):
+            raise ValueError(f"the template must contain {{label}} and no other field, such as {fields[0]}")
+        if set("{}") & set(rest):
+            raise ValueError("it is not a template: a brace is not closed; write a literal brace as {{ or }}")
+        if LABEL_MARK not in _MARKS.findall(template):
+            raise ValueError("the template must contain {label}, once at least")
         return template
 
     @field_validator("texts")

@@ -3,19 +3,24 @@
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from datasets import load_dataset_builder
+from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from pipeline.core.artefact import sha256_of
+from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of
+from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
-from pipeline.data.config import DataConfig
+from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
 from pipeline.data.sources import hub_arguments, split_file
+from pipeline.data.streams import Source
 
-SPLITS = ("train", "validation", "test")
+DATA_FORMAT = 2
+"""Of data/, the manifest's `version`. In 1, ids were not always read by the names of their own file, nor names by
+`label_name`, and nobody counted the rows with special tokens."""
 READING = ("text", "text_pair", "label", "quoting")
 """Keys of `data` that say how a source is read."""
 
@@ -34,18 +39,34 @@ def place_of(source: str) -> str:
 
 
 def source_identity(source: str, split: str) -> str:
-    """Hash of a source's content: of a file, of all files of a data set folder; the commit of a hub data set.
+    """Hash of a source's content: of a file, of what a data set folder has for the split; the commit of a hub data set.
 
     A file is read once in a process, unless it changes. Raises UserError where the source cannot be read.
     """
     file = split_file(source, split)
     try:
         if file is not None:
-            return f"{_content_hash(file)}, {file.suffix.lower()}, {file.stat().st_size} bytes"
+            kind = "".join(file.suffixes[-2:]) if Source(str(file)).is_gzip else file.suffix
+            return f"{_content_hash(file)}, {kind.lower()}, {file.stat().st_size} bytes"
         folder = Path(hub_arguments(source)["path"] or "")
-        return f"{source}, {_folder_hash(folder)}" if folder.is_dir() else _hub_identity(source)
+        return f"{source}, {_folder_hash(source, folder)}" if folder.is_dir() else _hub_identity(source)
     except OSError as error:
         raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error})") from error
+
+
+def made_from(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The fingerprint of data/ with this manifest."""
+    return {**manifest["fingerprint"], FORMAT: str(manifest["version"])}
+
+
+def data_absent() -> Absent:
+    """What the lack of a part stands for in the fingerprint of data/."""
+    return defaults_of(data=DataConfig, labels=LabelsConfig)
+
+
+def data_artefact(folder: Path, upgrade: Callable[[], None]) -> Artefact:
+    """data/; `upgrade` is from format 1: see `check_labels_of_format_1`."""
+    return Artefact(folder, "preprocess", data_absent(), {"1": upgrade})
 
 
 def data_fingerprint(
@@ -56,8 +77,9 @@ def data_fingerprint(
     `names`: labels.names; `tokenizer`: its fingerprint; `identities`: split -> `source_identity`.
     """
     return {
+        FORMAT: str(DATA_FORMAT),
         **{f"data.{split}": identity for split, identity in identities.items()},
-        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length")},
+        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length", "split", "on_error")},
         **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},
         **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
         "labels.names": json.dumps(names, ensure_ascii=False),
@@ -71,6 +93,7 @@ def _draw(count: int | None, seed: int) -> str:
 
 
 def _content_hash(file: Path) -> str:
+    check_regular(file)
     found = file.stat()
     return _hash_of_version(file, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
@@ -82,8 +105,14 @@ def _hash_of_version(file: Path, *version: int) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
-def _folder_hash(folder: Path) -> str:
-    files = sorted(file for file in folder.rglob("*") if file.is_file())
+def _folder_hash(source: str, folder: Path) -> str:
+    """All files of a folder, but for the texts of other splits: a test file may come when training is over."""
+    arguments = hub_arguments(source)
+    splits = _builder(source, str(folder), arguments["name"]).config.data_files or {}
+    mine = (arguments["split"] or "").partition("[")[0]
+    others = {Path(file).resolve() for split, files in splits.items() if split != mine for file in files}
+    others -= {Path(file).resolve() for file in splits.get(mine, ())}
+    files = sorted(file for file in folder.rglob("*") if file.is_file() and file.resolve() not in others)
     return sha256_of(*(part for file in files for part in (str(file.relative_to(folder)), _content_hash(file))))
 
 
@@ -93,8 +122,12 @@ def _hub_identity(source: str) -> str:
     arguments = hub_arguments(source)
     if _COMMIT.fullmatch(arguments["revision"] or ""):
         return source
-    try:
-        builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
-    except (ValueError, DatasetsError) as error:
-        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error
+    builder = _builder(source, str(arguments["path"]), arguments["name"], arguments["revision"])
     return f"{source} at {builder.hash}"
+
+
+def _builder(source: str, path: str, name: str | None, revision: str | None = None) -> DatasetBuilder:
+    try:
+        return load_dataset_builder(path, name, revision=revision)
+    except (ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a folder with a script
+        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error

@@ -28,7 +28,7 @@ def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
     for name in own:
         if name not in known:
             raise UserError(f"labels.texts has a text for {name!r}, which is not a label{nearest(name, names)}")
-    texts = {name: own.get(label_name(name)) or config.template.format(label=name) for name in names}
+    texts = {name: own.get(label_name(name)) or config.hypothesis(name) for name in names}
     _refuse_twins(texts, "have the same hypothesis")
     return list(texts.values())
 

@@ -5,143 +5,113 @@ Nothing is read whole: memory stays within one line, one JSON object or one batc
 
 import codecs
 import csv
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from pipeline.core.bounds import LONGEST_LINE_BYTES, check_regular
 from pipeline.core.errors import UserError
+from pipeline.data.columnar import parquet_table
 from pipeline.data.json_objects import DECODER, row_of_line, row_of_value
-from pipeline.data.labels import label_name
+from pipeline.data.rows import Row, Table, refuse_repeated
+from pipeline.data.streams import Source, decoded_lines, first_byte
 
-MAX_LINE_BYTES = 16 * 2**20
-"""Longest line, quoted field or JSON object accepted; more is a file of another kind or a quote never closed."""
-ARROW_BATCH_ROWS = 256
+Format = Literal["txt", "csv", "tsv", "json", "jsonl", "parquet"]
+FORMATS: dict[str, Format] = {
+    ".txt": "txt",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".json": "json",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+}
+"""By the file's ending, before .gz where it ends in that."""
 
+UNCLOSED = "unexpected end of data"
+"""How the csv module calls a quote that is open at the end of the file, which has swallowed all rows behind it."""
 _SEPARATOR = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
 
-class Row(NamedTuple):
-    """One data row: its values by column name, or what is wrong with it."""
-
-    number: int
-    """1 for the first data row; a header does not count."""
-    line: int | None
-    """1 for the first line of the file; None for formats without lines."""
-    values: dict[str, Any]
-    fault: str | None = None
-
-    @property
-    def place(self) -> str:
-        return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
-
-
-@dataclass
-class Table:
-    """An opened source."""
-
-    columns: list[str] | None
-    """Column names; None if no row near the start of a JSON file could be read."""
-    rows: Iterator[Row]
-    label_names: list[str] | None = None
-    """`label_name` of each id, where the source itself gives names (ClassLabel)."""
-
-
 def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str) -> Table:
-    """Opens a file by its suffix. Of its columns only those of the texts and of the label need to be readable.
+    """Opens a file of labelled texts by its suffix. Only the columns of the texts and of the label must be readable.
 
     Raises:
         UserError: the file is missing, empty, unreadable or of an unknown type, or has a wanted column twice.
     """
-    wanted = list(dict.fromkeys([*texts, label]))
-    if not path.is_file():
-        raise UserError(f"{path}: " + ("is a folder, not a file" if path.is_dir() else "no such file"))
+    try:
+        check_regular(path)
+    except OSError as error:
+        raise UserError(f"{path}: {(error.strerror or str(error)).removeprefix('it ').lower()}") from error
     if path.stat().st_size == 0:
         raise UserError(f"{path}: the file is empty")
-    match path.suffix.lower():
-        case ".csv":
-            return _delimited(path, ",", quoting is not False, wanted)
-        case ".tsv":
-            return _delimited(path, "\t", quoting is True, wanted)
-        case ".jsonl":
-            return _json_table(_json_lines(path, wanted))
-        case ".json":
-            return _json_table((_json_array if _first_byte(path) == b"[" else _json_lines)(path, wanted))
-        case ".parquet":
-            return _parquet(path, wanted, label)
-    raise UserError(f"{path}: unknown file type; use .csv, .tsv, .json, .jsonl or .parquet")
+    source = Source(str(path))
+    format = FORMATS.get(source.suffix, "txt")
+    if format == "txt":
+        raise UserError(f"{path}: unknown file type; use .csv, .tsv, .json, .jsonl or .parquet")
+    return open_table(source, format, quoting, texts, label)
 
 
-def arrow_rows(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Row]:
-    """Rows of Arrow batches, read in order."""
-    number = 0
-    for batch in batches:
-        try:
-            records = batch.to_pylist()
-        except UnicodeDecodeError:
-            yield Row(number + 1, None, {}, f"this row or one of the {len(batch) - 1} after it is not UTF-8")
-            records = []
-        for offset, values in enumerate(records, 1):
-            yield Row(number + offset, None, values)
-        number += len(batch)
+def open_table(
+    source: Source,
+    format: Format,
+    quoting: bool | None,
+    texts: Sequence[str],
+    label: str | None = None,
+    others: Sequence[str] = (),
+) -> Table:
+    """Opens texts, labelled or not. Of the columns only those of the texts, the label and `others` are read.
+
+    `quoting`: are fields of csv and tsv quoted (None: csv yes, tsv no). txt has a text per line, or two with a tab
+    between. UserError as `open_file`, and for Parquet that is not a plain file.
+    """
+    wanted = list(dict.fromkeys([*texts, *([] if label is None else [label]), *others]))
+    match format:
+        case "txt":
+            return Table(list(texts), _plain_texts(source, texts))
+        case "csv":
+            return _delimited(source, ",", quoting is not False, wanted)
+        case "tsv":
+            return _delimited(source, "\t", quoting is True, wanted)
+        case "jsonl" | "json":
+            return _json_table(_json(source, wanted, lines=format == "jsonl"))
+        case "parquet":
+            return parquet_table(source, wanted, label)
 
 
-def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:
-    """UserError if a wanted column is there more than once: which of them is meant nobody knows."""
-    for name in wanted:
-        if columns.count(name) > 1:
-            raise UserError(
-                f"{where}: column {name!r} is there {columns.count(name)} times: rename or remove all but one"
-            )
+def _lines(source: Source, faults: list[str]) -> Iterator[str]:
+    with source.opened() as file:
+        yield from decoded_lines(file, source.name, LONGEST_LINE_BYTES, faults)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
-    try:
-        with open(path, "rb") as file:
-            yield file
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
-
-
-def _first_byte(path: Path) -> bytes:
-    """The first byte that is neither white space nor a byte-order mark."""
-    with _opened(path) as file:
-        return file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-
-
-def _lines(path: Path, faults: list[str]) -> Iterator[str]:
-    """Decoded lines; a line with bytes that are not UTF-8 is given with replacements, and appended to `faults`."""
-    with _opened(path) as file:
-        for number, raw in enumerate(iter(lambda: file.readline(MAX_LINE_BYTES + 1), b""), 1):
-            if len(raw) > MAX_LINE_BYTES:
-                raise UserError(
-                    f"{path}: line {number} is longer than {MAX_LINE_BYTES >> 20} MiB; is this a text file?"
-                )
-            encoding = "utf-8-sig" if number == 1 else "utf-8"
-            try:
-                yield raw.decode(encoding)
-            except UnicodeDecodeError as error:
-                faults.append(f"byte 0x{error.object[error.start]:02x} on line {number} is not UTF-8")
-                yield raw.decode(encoding, errors="replace")
-
-
-def _delimited(path: Path, delimiter: str, quoted: bool, wanted: list[str]) -> Table:
+def _plain_texts(source: Source, texts: Sequence[str]) -> Iterator[Row]:
+    """Each line that is not blank as a text, or as many as `texts` with tabs between."""
     undecodable: list[str] = []
-    lines = _lines(path, undecodable)
+    number = 0
+    for line, content in enumerate(_lines(source, undecodable), 1):
+        if not content.strip() and not undecodable:
+            continue
+        number += 1
+        content = content.rstrip("\r\n")
+        fields = [content] if len(texts) == 1 else content.split("\t")
+        fault = undecodable.pop() if undecodable else None
+        if not fault and len(fields) != len(texts):
+            fault = f"expected {len(texts)} texts separated by a tab, found {len(fields) - 1} tabs"
+        yield Row(number, line, {} if fault else dict(zip(texts, fields, strict=True)), fault)
+
+
+def _delimited(source: Source, delimiter: str, quoted: bool, wanted: list[str]) -> Table:
+    undecodable: list[str] = []
+    lines = _lines(source, undecodable)
     records = _quoted_records(lines, delimiter) if quoted else _plain_records(lines, delimiter)
-    _, columns, fault = next(records)
+    _, columns, fault = next(records, (0, [], "there is none"))
     if undecodable or fault:
-        raise UserError(f"{path}: the header cannot be read: {fault or undecodable[0]}; save the file as UTF-8")
-    refuse_repeated(str(path), columns, wanted)
-    return Table(columns, _delimited_rows(records, columns, undecodable))
+        advice = "save the file as UTF-8" if undecodable else "give the columns names on the first line"
+        raise UserError(f"{source.name}: the header cannot be read: {fault or undecodable[0]}; {advice}")
+    refuse_repeated(source.name, columns, wanted)
+    return Table(columns, _delimited_rows(records, columns, undecodable), plain_quotes=not quoted)
 
 
 def _delimited_rows(
@@ -157,7 +127,10 @@ def _delimited_rows(
             undecodable.clear()
         if not fault and len(fields) != len(columns):
             fault = f"{len(fields)} fields where the header has {len(columns)}"
-        yield Row(number, line, {} if fault else dict(zip(columns, fields, strict=True)), fault)
+        if not fault and len(columns) > 1 and [fields[0].lstrip("\ufeff"), *fields[1:]] == columns:
+            fault = "is the header again, as where files are joined: remove the line"
+        values = {} if fault else dict(zip(columns, fields, strict=True))
+        yield Row(number, line, values, fault, (fault or "").startswith(UNCLOSED))
 
 
 def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
@@ -168,9 +141,7 @@ def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, 
 
 def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
     """(first line, fields, fault) of every record; a quoted field may hold line breaks."""
-    csv.field_size_limit(
-        MAX_LINE_BYTES
-    )  # a global of the csv module, whose default of 128 KiB is too small for documents
+    csv.field_size_limit(LONGEST_LINE_BYTES)  # for the whole csv module, whose 128 KiB are too few for documents
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:
         first_line = reader.line_num + 1
@@ -179,21 +150,32 @@ def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int,
         except StopIteration:
             return
         except csv.Error as error:
-            yield first_line, [], f"{error} (is a quote not closed or not doubled?)"
+            lost = "" if reader.line_num <= first_line else f"; lines {first_line} to {reader.line_num} are lost"
+            yield first_line, [], f"{error} (is a quote not closed or not doubled?){lost}"
         else:
             yield first_line, fields, None
 
 
 def _json_table(rows: Iterator[Row]) -> Table:
-    head = list(islice(rows, 100))
-    columns = next((list(row.values) for row in head if not row.fault), None)
+    head, columns = [], None
+    for row in islice(rows, 100):  # of a slow stream no more than must be
+        head.append(row)
+        if not row.fault:
+            columns = list(row.values)
+            break
     return Table(columns, chain(head, rows))
 
 
-def _json_lines(path: Path, wanted: list[str]) -> Iterator[Row]:
+def _json(source: Source, wanted: list[str], *, lines: bool) -> Iterator[Row]:
+    with source.opened() as file:
+        read = _json_array if not lines and first_byte(file) == b"[" else _json_lines
+        yield from read(file, source.name, wanted)
+
+
+def _json_lines(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
     undecodable: list[str] = []
     number = 0
-    for line, text in enumerate(_lines(path, undecodable), 1):
+    for line, text in enumerate(decoded_lines(file, name, LONGEST_LINE_BYTES, undecodable), 1):
         if not text.strip():
             continue
         number += 1
@@ -206,9 +188,9 @@ def _json_lines(path: Path, wanted: list[str]) -> Iterator[Row]:
             yield Row(number, line, {}, str(error))
 
 
-def _json_array(path: Path, wanted: list[str]) -> Iterator[Row]:
+def _json_array(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
     """Objects of one JSON array, decoded as they come."""
-    chunks, number = _decoded_chunks(path), 0
+    chunks, number = _decoded_chunks(file, name), 0
     buffer = next(chunks)
     position = buffer.index("[") + 1
     while True:
@@ -227,8 +209,8 @@ def _json_array(path: Path, wanted: list[str]) -> Iterator[Row]:
             continue
         # What was decoded, or not, up to the very end of the buffer may go on in the next chunk.
         more = next(chunks, None)
-        if more is None or len(buffer) - start > MAX_LINE_BYTES:
-            yield Row(number + 1, None, {}, f"no JSON from here on ({fault})")
+        if more is None or len(buffer) - start > LONGEST_LINE_BYTES:
+            yield Row(number + 1, None, {}, f"no JSON from here on ({fault})", ends=True)
             return
         buffer, position = buffer[start:] + more, 0
 
@@ -244,54 +226,20 @@ def _after_array(rest: str, chunks: Iterator[str], number: int) -> Iterator[Row]
     """A row that is a fault, where anything but white space follows the array: rows in it would be lost."""
     for text in chain([rest], chunks):
         if found := text.strip():
-            yield Row(number, None, {}, f"the array ends here, but {found[:20]!r} follows: a .json file is one array")
+            fault = f"the array ends here, but {found[:20]!r} follows: a .json file is one array"
+            yield Row(number, None, {}, fault, ends=True)
             return
 
 
-def _decoded_chunks(path: Path) -> Iterator[str]:
+def _decoded_chunks(file: BinaryIO, name: str) -> Iterator[str]:
     """The text of a file in pieces. Raises UserError with the line of the first byte that is not UTF-8."""
     decoder, line = codecs.getincrementaldecoder("utf-8-sig")(), 1
-    with _opened(path) as file:
-        for raw in chain(iter(lambda: file.read(2**20), b""), [b""]):
-            try:
-                text = decoder.decode(raw, final=not raw)
-            except UnicodeDecodeError as error:
-                line += error.object[: error.start].count(b"\n")
-                byte = error.object[error.start]
-                raise UserError(
-                    f"{path}: byte 0x{byte:02x} on line {line} is not UTF-8; save the file as UTF-8"
-                ) from None
-            line += text.count("\n")
-            yield text
-
-
-def _parquet(path: Path, wanted: list[str], label: str) -> Table:
-    try:
-        file = pq.ParquetFile(path)
-        columns = file.schema_arrow.names
-    except (OSError, pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
-    refuse_repeated(str(path), columns, wanted)
-    rows = arrow_rows(_parquet_batches(file, path, [name for name in wanted if name in columns]))
-    return Table(columns, rows, names_of_ids(file.schema_arrow, label))
-
-
-def _parquet_batches(file: pq.ParquetFile, path: Path, wanted: list[str]) -> Iterator[pa.RecordBatch]:
-    try:
-        yield from file.iter_batches(batch_size=ARROW_BATCH_ROWS, columns=wanted)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{path}: cannot be read to its end ({str(error).splitlines()[0]})") from error
-
-
-def names_of_ids(schema: pa.Schema, label: str) -> list[str] | None:
-    """`label_name` of each id of a ClassLabel column, None for any other column.
-
-    Read from what `datasets` writes into a schema, and not by `datasets`: it wants to understand every column, and
-    forgets the names of ids that are not int64.
-    """
-    try:
-        feature = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"][label]
-        names = feature["names"] if feature["_type"] == "ClassLabel" else None
-    except (KeyError, TypeError, ValueError):
-        return None
-    return None if names is None else [label_name(str(name)) for name in names]
+    for raw in chain(iter(lambda: file.read(2**20), b""), [b""]):
+        try:
+            text = decoder.decode(raw, final=not raw)
+        except UnicodeDecodeError as error:
+            line += error.object[: error.start].count(b"\n")
+            byte = error.object[error.start]
+            raise UserError(f"{name}: byte 0x{byte:02x} on line {line} is not UTF-8; save the file as UTF-8") from None
+        line += text.count("\n")
+        yield text

@@ -1,13 +1,13 @@
 """Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: larger than memory is no problem."""
 
-import hashlib
+import json
 import re
-from array import array
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +17,16 @@ from datasets.exceptions import DatasetsError
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from pipeline.core.errors import SHOWN, UserError, nearest, some
+from pipeline.core.errors import UserError
+from pipeline.data.checks import SKIPPED, Checker, check_columns
+from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.config import DataConfig
-from pipeline.data.labels import FileLabels, LabelSeen, value_name
-from pipeline.data.readers import ARROW_BATCH_ROWS, Row, Table, arrow_rows, names_of_ids, open_file
+from pipeline.data.doubts import contradictions
+from pipeline.data.labels import FileLabels
+from pipeline.data.readers import open_file
+from pipeline.data.rows import Row, Table
 
 EMBEDDED = Path(__file__).parent / "embedded"
-MAX_LABELS = 10_000
 
 _HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
 
@@ -37,6 +40,10 @@ class CheckedSplit:
     labels: FileLabels
     text_hashes: NDArray[np.uint64]
     """64-bit hash [rows] of each normalised text (pair): finds texts in two splits in 8 bytes per row."""
+    skipped: int = 0
+    """Rows left out (data.on_error=skip)."""
+    warnings: list[str] = field(default_factory=list)
+    """What is odd in the rows."""
 
 
 def split_file(source: str, split: str) -> Path | None:
@@ -49,26 +56,38 @@ def split_file(source: str, split: str) -> Path | None:
 def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) -> CheckedSplit:
     """Reads and checks a split, and writes its rows to `arrow_file`, which stays memory-mapped.
 
+    With data.on_error=skip, rows that are left out are added to the file SKIPPED beside it.
+
     Raises:
         UserError: the source cannot be read, lacks a column, or has faulty rows (the first few are named).
     """
-    file = split_file(source, split)
-    where = str(file or source)
+    where = str(split_file(source, split) or source)
     texts = _text_columns(config)
+    table = check_source(source, split, config)
+    with open(arrow_file.parent / SKIPPED, "a", encoding="utf-8") as log:
+        skip = partial(_skip, log, split) if config.on_error == "skip" else None
+        checker = Checker(where, texts, config.label, table, skip)
+        shown = tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)
+        _write(arrow_file, checker.good_rows(shown), len(texts) == 2)
+    checker.finish()
+    rows, hashes = Dataset.from_file(str(arrow_file)), np.frombuffer(checker.hashes, dtype=np.uint64)
+    warnings = [*checker.warnings(), *contradictions(rows, hashes, where)]
+    return CheckedSplit(rows, checker.labels, hashes, checker.fault_count, warnings)
+
+
+def _skip(log: TextIO, split: str, row: Row, fault: str) -> None:
+    record = {"split": split, "row": row.number, "line": row.line, "reason": fault}
+    log.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def check_source(source: str, split: str, config: DataConfig) -> Table:
+    """The source, opened, of which the head alone has been read. UserError where it cannot be, or lacks a column."""
     table = _open(source, split, config)
     if table.columns is not None:
-        _check_columns(
-            where, table.columns, {"text": config.text, "text_pair": config.text_pair, "label": config.label}
-        )
-    checker = _Checker(where, texts, config.label, table.label_names)
-    _write(
-        arrow_file, checker.good_rows(tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)), len(texts) == 2
-    )
-    checker.raise_faults()
-    if not checker.row_count:
-        raise UserError(f"{where}: no rows")
-    hashes = np.frombuffer(checker.hashes, dtype=np.uint64)
-    return CheckedSplit(Dataset.from_file(str(arrow_file)), checker.labels, hashes)
+        keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
+        where = str(split_file(source, split) or source)
+        check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
+    return table
 
 
 def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]) -> dict[int, list[str]]:
@@ -86,55 +105,6 @@ def texts_of_rows(source: str, split: str, config: DataConfig, numbers: set[int]
 def overlap(first: CheckedSplit, second: CheckedSplit) -> list[int]:
     """Positions in `second.rows` of texts (pairs) also in `first`, compared by letters, digits and underscores only."""
     return np.flatnonzero(np.isin(second.text_hashes, first.text_hashes)).tolist()
-
-
-class _RowError(Exception):
-    """What is wrong with one row."""
-
-
-class _Checker:
-    """Passes good rows on and gathers the faults of the others."""
-
-    def __init__(self, where: str, text_columns: list[str], label_column: str, own_names: list[str] | None) -> None:
-        self.where, self.text_columns, self.label_column = where, text_columns, label_column
-        self.labels = FileLabels(where, {}, own_names)
-        self.hashes = array("Q")
-        self.row_count = self.fault_count = 0
-        self.faults: list[str] = []
-
-    def good_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
-        """(row number, text, [text_pair], label as a string) of every row without a fault."""
-        for row in rows:
-            self.row_count += 1
-            try:
-                texts, label = self._checked(row)
-            except _RowError as fault:
-                self.fault_count += 1
-                if self.fault_count <= SHOWN:
-                    self.faults.append(f"{row.place}: {fault}")
-                continue
-            self._count(label, row.place)
-            self.hashes.append(_text_hash(texts))
-            yield row.number, *texts, label
-
-    def raise_faults(self) -> None:
-        if self.fault_count:
-            shown = some(self.faults, self.fault_count)
-            raise UserError(f"{self.where}: {self.fault_count} of {self.row_count} rows are faulty: {shown}")
-
-    def _checked(self, row: Row) -> tuple[list[str], str]:
-        if row.fault:
-            raise _RowError(row.fault)
-        texts = [_text(row.values, column) for column in self.text_columns]
-        return texts, _label(row.values, self.label_column, self.labels.own_names)
-
-    def _count(self, label: str, place: str) -> None:
-        self.labels.seen.setdefault(label, LabelSeen()).add(place)
-        if len(self.labels.seen) > MAX_LABELS:
-            raise UserError(
-                f"{self.where}: column {self.label_column!r} has more than {MAX_LABELS} different values; "
-                "set data.label to the column of the labels"
-            )
 
 
 def hub_arguments(source: str) -> dict[str, str | None]:
@@ -182,47 +152,6 @@ def _check_names_of_parts(source: str, folder: str, name: str | None, label: str
                 f"{source}: {file} names the ids of {label!r} otherwise than the first file of the folder, whose names "
                 "would be taken for all: give the file itself, in place of hub:"
             )
-
-
-def _check_columns(where: str, columns: list[str], wanted: dict[str, str | None]) -> None:
-    for key, name in wanted.items():
-        if name is not None and name not in columns:
-            known = ", ".join(repr(column) for column in columns)
-            raise UserError(f"{where}: no column {name!r} (data.{key}){nearest(name, columns)}; columns: {known}")
-
-
-def _text(values: dict[str, Any], column: str) -> str:
-    if column not in values:
-        raise _RowError(f"no field {column!r}")
-    text = values[column]
-    if not isinstance(text, str):
-        raise _RowError(f"{column!r} is {'null' if text is None else type(text).__name__}, not a string")
-    if not text.strip():
-        raise _RowError(f"{column!r} is empty")
-    return _whole(text, column)
-
-
-def _label(values: dict[str, Any], column: str, own_names: list[str] | None) -> str:
-    """A label's name, or its index as a string."""
-    try:
-        return _whole(value_name(values.get(column), own_names), column)
-    except ValueError as error:
-        raise _RowError(f"{error} in {column!r}") from None
-
-
-def _whole(text: str, column: str) -> str:
-    """`text`, unless it holds half of a surrogate pair, which JSON allows and UTF-8 does not."""
-    if not text.isascii():
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise _RowError(f"{column!r} holds half a character at position {error.start}") from None
-    return text
-
-
-def _text_hash(texts: list[str]) -> int:
-    words = "\0".join(re.sub(r"\W+", "", text.lower()) or text for text in texts)
-    return int.from_bytes(hashlib.blake2b(words.encode(), digest_size=8).digest(), "little")
 
 
 def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:

@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.artefact import sha256_of
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, some
 
 PROBE = "A snowman \N{SNOWMAN}"
 """Has a character that small vocabularies lack."""
@@ -95,12 +95,37 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256_of(type(tokenizer).__name__, rules, json.dumps(special, sort_keys=True), tokenizer.truncation_side)
 
 
-def pad_token_id(tokenizer: PreTrainedTokenizerBase) -> int:
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
+    """UserError where a text may become a token for which the backbone has no embedding.
+
+    Special tokens count where the tokenizer puts them around a text, or where a text may have them
+    (`load_tokenizer(special_tokens=True)`). One that is never read, such as an added padding token, does no harm.
+    """
+    added = tokenizer.added_tokens_decoder
+    special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    around = set(encode(tokenizer, [""])["input_ids"][0]) | set(encode(tokenizer, [""], [""])["input_ids"][0])
+    unread = special - around if tokenizer.split_special_tokens else set()
+    ids = {
+        **{id: token.content for id, token in added.items()},
+        **{id: word for word, id in tokenizer.get_vocab().items()},
+    }
+    beyond = {id: word for id, word in ids.items() if id >= vocab_size and id not in unread}
+    if not beyond:
+        return
+    shown = some([f"{word!r} is {id}" for id, word in sorted(beyond.items())])
+    least = "; or set data.special_tokens=false" if special.issuperset(beyond) and not around & set(beyond) else ""
+    raise UserError(
+        f"the tokenizer gives {len(beyond)} tokens that the backbone, whose embedding has rows 0 to {vocab_size - 1}, "
+        f"does not know: {shown}; give the backbone its own tokenizer, or resize its embedding and save both{least}"
+    )
+
+
+def pad_token_id(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> int:
     """The token that fills short rows: pad, else end of sequence (most decoders have no pad token), else 0.
 
-    Padding is masked, so which token it is makes no difference to a score.
+    Padding is masked, so which token it is makes no difference to a score; but the embedding must have a row for it.
     """
     for token_id in (tokenizer.pad_token_id, tokenizer.eos_token_id):
-        if token_id is not None:
+        if token_id is not None and (vocab_size is None or token_id < vocab_size):
             return int(token_id)
     return 0

@@ -82,6 +82,26 @@ def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) 
     return int(found.sum())
 
 
+def unknown_warning(rows: Dataset, tokenizer: PreTrainedTokenizerBase, split: str) -> str | None:
+    """What to say of texts that are unknown tokens alone: of a script, say, that the vocabulary lacks."""
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
+    if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
+        return None
+    found: list[int] = []
+    start = 0
+    for chunk in rows.data.column("input_ids").chunks:
+        ids, ends = chunk.flatten().to_numpy(), np.cumsum(pc.list_value_length(chunk).to_numpy())
+        of_row = np.repeat(np.arange(len(chunk)), np.diff(ends, prepend=0))
+        words = np.bincount(of_row[~np.isin(ids, list(special))], minlength=len(chunk))
+        unknown = np.bincount(of_row[ids == tokenizer.unk_token_id], minlength=len(chunk))
+        found += (start + np.flatnonzero((words > 0) & (words == unknown))).tolist()
+        start += len(chunk)
+    if not found:
+        return None
+    places = some([f"row {rows[index]['row']}" for index in found[:SHOWN]], len(found))
+    return f"{len(found)} {split} texts are unknown tokens alone, all alike to the backbone: {places}"
+
+
 def special_token_rows(manifest: Mapping[str, Any], data: Path, tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
     """`rows_with_special_tokens` by split, of data/ and its manifest. Older versions did not count them."""
     if "special_tokens" in manifest:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Iterable
 
 from pipeline.core.errors import RANK_LOST
-from pipeline.distributed.launcher import rank
 from pipeline.distributed.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -30,9 +29,9 @@ class Heartbeat:
     is a kill like any other. Long calls that hold the interpreter's lock stop the thread; the limit must be above them.
     """
 
-    def __init__(self, limit_seconds: float) -> None:
-        """Every rank must call this, in a process group."""
-        self.rank, self.limit_seconds = rank(), limit_seconds
+    def __init__(self, ranks: Ranks, limit_seconds: float) -> None:
+        """Watches among `ranks`. Collective."""
+        self.rank, self.limit_seconds = ranks.rank, limit_seconds
         self.interval_seconds = min(limit_seconds / 10, 5.0)
         self.lost: str | None = None
         """Which rank was lost and why, once that is known; this process then ends."""
@@ -40,7 +39,7 @@ class Heartbeat:
         self._socket = _open_socket()
         self._socket.settimeout(self.interval_seconds / 2)
         token = secrets.token_bytes(16)  # strangers' datagrams are not listened to
-        peers = Ranks.joined().gather((self._socket.getsockname(), socket.gethostname(), token))
+        peers = ranks.gather((self._socket.getsockname(), socket.gethostname(), token))
         self._addresses = [address for address, _, _ in peers]
         self._hosts = [host for _, host, _ in peers]
         self._token = peers[0][2]

@@ -6,7 +6,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
 from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
@@ -17,13 +16,12 @@ SHOWN = 3
 """Keys, and ranks of one value, that a message names."""
 
 
-def check_alike(parts: Mapping[str, Any]) -> None:
+def check_alike(parts: Mapping[str, Any], ranks: Ranks) -> None:
     """Raises UserError, on every rank, where a part is not the same on all; it names the part and the ranks.
 
-    Collective where a process group exists.
+    Collective.
     """
     mine = {key: str(value) for key, value in parts.items()}
-    ranks = Ranks.joined()
     hashes = ranks.gather(sha256_of(*(text for item in sorted(mine.items()) for text in item)))
     if len(set(hashes)) == 1:
         return
@@ -35,12 +33,11 @@ def check_alike(parts: Mapping[str, Any]) -> None:
     raise UserError(f"{'; '.join(different[:SHOWN])}{more}: start every rank with the same command and program")
 
 
-def parts_of_run(config: RunConfig) -> dict[str, Any]:
-    """Everything that must be the same on all ranks: config, DeepSpeed file, program and libraries."""
-    sections = config.model_dump(mode="json")
+def parts_of_run(sections: Mapping[str, Mapping[str, Any]], deepspeed: str) -> dict[str, Any]:
+    """Everything that must be the same on all ranks: the config's sections, DeepSpeed file, program and libraries."""
     return {
         **{f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()},
-        f"the content of {config.engine.deepspeed}": deepspeed_file(config.engine.deepspeed).read_text("utf-8"),
+        f"the content of {deepspeed}": deepspeed_file(deepspeed).read_text("utf-8"),
         **_program(),
     }
 

@@ -4,19 +4,20 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.bounds import LONGEST_WAIT
+from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
 class EngineConfig(Settings):
     """How the model is spread over processes."""
 
-    deepspeed: str = "ds_configs/zero3_cpu.json"
+    deepspeed: PathSetting = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
     threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
-    heartbeat_seconds: int = Field(default=120, ge=2)
+    heartbeat_seconds: int = Field(default=120, ge=2, le=LONGEST_WAIT)
     """A rank that gives no sign of life for this long (killed, stopped, host gone) ends the run on all others."""
-    timeout_seconds: int = Field(default=1800, ge=10, le=31_536_000)
+    timeout_seconds: int = Field(default=1800, ge=10, le=LONGEST_WAIT)
     """A collective operation that waits longer than this ends the run with an error."""
 
 
@@ -25,3 +26,7 @@ class LoggingConfig(Settings):
 
     trackers: Distinct[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = ["jsonl", "tensorboard"]
     """jsonl (logs/metrics.jsonl) is always written; the others through accelerate's trackers."""
+    project: str = Field(default="l-tuning", min_length=1)
+    """Project of wandb, experiment of mlflow."""
+    name: str | None = Field(default=None, min_length=1)
+    """The run's name there; null: that of the run directory. A resumed run goes on as the same run."""

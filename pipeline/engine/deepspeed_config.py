@@ -5,30 +5,35 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import RunConfig
+from pipeline.core.bounds import LARGEST_CONFIG, read_text
 from pipeline.core.errors import UserError
 from pipeline.distributed.zero import zero_faults
+from pipeline.engine.config import EngineConfig
+from pipeline.training.config import TrainConfig
 
 PACKAGE = Path(__file__).resolve().parents[1]
 """Its ds_configs is a link to the clone's, which an installed package has as files."""
 
 
-def resolve_deepspeed(config: RunConfig, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed dict without a single "auto". Raises UserError for a wrong file or a contradiction."""
-    path = config.engine.deepspeed
+def resolve_deepspeed(engine: EngineConfig, train: TrainConfig, dtype: str, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed dict without a single "auto". Raises UserError for a wrong file or a contradiction.
+
+    `dtype`: the backbone's.
+    """
+    path = engine.deepspeed
     resolved = _read(path)
     for section in ("optimizer", "scheduler"):
         if section in resolved:
             raise UserError(
                 f"{path}: drop '{section}'; train.learning_rate, train.schedule and their neighbours set it"
             )
-    bfloat16 = config.backbone.dtype == "bfloat16"
-    micro, accumulation = config.train.batch_size, config.train.gradient_accumulation
+    bfloat16 = dtype == "bfloat16"
+    micro, accumulation = train.batch_size, train.gradient_accumulation
     expected = {
         "train_micro_batch_size_per_gpu": (micro, "train.batch_size"),
         "gradient_accumulation_steps": (accumulation, "train.gradient_accumulation"),
         "train_batch_size": (micro * accumulation * world_size, "train.batch_size * gradient_accumulation * ranks"),
-        "gradient_clipping": (config.train.max_grad_norm, "train.max_grad_norm"),
+        "gradient_clipping": (train.max_grad_norm, "train.max_grad_norm"),
     }
     for key, (value, source) in expected.items():
         _fill(resolved, key, value, source, path)
@@ -49,7 +54,7 @@ def zero_stage(resolved: dict[str, Any]) -> int:
 
 def deepspeed_file(path: str) -> Path:
     """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
-    file = next((p for p in (Path(path), PACKAGE / path) if p.is_file()), None)
+    file = next((p for p in (Path(path), PACKAGE / path) if p.exists() and not p.is_dir()), None)
     if file is None:
         raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
     return file
@@ -58,9 +63,9 @@ def deepspeed_file(path: str) -> Path:
 def _read(path: str) -> dict[str, Any]:
     file = deepspeed_file(path)
     try:
-        value = json.loads(file.read_text(encoding="utf-8"), parse_constant=_no_number)
-    except (OSError, ValueError) as error:
-        raise UserError(f"engine.deepspeed '{path}' is no JSON: {error}") from error
+        value = json.loads(read_text(file, LARGEST_CONFIG), parse_constant=_no_number)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"engine.deepspeed '{path}' is not JSON: {error}") from error
     if not isinstance(value, dict):
         raise UserError(f"engine.deepspeed '{path}' must hold a JSON object")
     return value

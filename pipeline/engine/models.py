@@ -17,8 +17,11 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import give_back, is_partitioned, whole
+from pipeline.engine.backbone import Backbone
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.methods.base import TuningMethod, Vocabulary
 from pipeline.methods.model import LTuningModel, without_inside
@@ -28,16 +31,28 @@ log = logging.getLogger(__name__)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_frozen(accelerator: Accelerator, config: BackboneConfig, *, output_layer: bool = False) -> FrozenBackbone:
-    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3.
+def load_frozen(
+    accelerator: Accelerator, ranks: Ranks, backbone: Backbone, *, output_layer: bool = False
+) -> FrozenBackbone:
+    """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3. Collective.
 
     `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
     """
-    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and accelerator.is_main_process:
+    config = backbone.config
+    if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and ranks.is_main:
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
-    model = load_backbone(config, zero_config=zero_config, device=accelerator.device, output_layer=output_layer)
+    with about(f"backbone.name_or_path {config.name_or_path!r}"):
+        model = load_backbone(
+            config,
+            zero_config=zero_config,
+            device=accelerator.device,
+            ranks=ranks,
+            output_layer=output_layer,
+            opened=backbone.opened(ranks),
+            read_config=lambda: backbone.model_config,
+        )
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 

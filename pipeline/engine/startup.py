@@ -2,9 +2,9 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext
 from datetime import timedelta
-from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -14,31 +14,55 @@ from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.distributed.heartbeat import Heartbeat
-from pipeline.distributed.launcher import free_port, world_size
+from pipeline.distributed.launcher import be_alone, check_launcher, joining, world_size
+from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 
 log = logging.getLogger(__name__)
-Result = TypeVar("Result")
-_heartbeat: Heartbeat | None = None  # lives as long as the process group
+KEPT_OF_ACCELERATE = ("ACCELERATE_CPU_AFFINITY", "ACCELERATE_DEBUG_MODE", "ACCELERATE_LOG_LEVEL")
+"""Variables about this machine, not about training."""
+# Both live as long as the process group.
+_ranks: Ranks | None = None
+_heartbeat: Heartbeat | None = None
 
 
-def start(config: RunConfig) -> Accelerator:
-    """Joins the process group and returns the accelerator, whose DeepSpeed config is complete.
+def join(config: RunConfig) -> Ranks:
+    """The processes of this command, for work without a model: one process alone needs no engine for that."""
+    return Ranks.alone() if world_size() == 1 else start(config)[1]
+
+
+def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
+    """Joins the process group; gives the accelerator, whose DeepSpeed config is complete, and the ranks of the group.
 
     Every stage calls this first; later calls in one process reuse the group. DeepSpeed must know the group before any
     partitioned parameter is made (deepspeedai/DeepSpeed #8084). Raises UserError, on every rank, where the ranks were
     not started with the same config and program.
     """
-    _pretend_launcher()
+    global _ranks, _heartbeat
+    check_launcher()
+    if world_size() == 1 and not torch.distributed.is_initialized():
+        be_alone()
     if config.engine.threads:
         torch.set_num_threads(config.engine.threads)
-    # `accelerate launch --cpu` sets this; accelerate would then leave DeepSpeed out.
-    os.environ.pop("ACCELERATE_USE_CPU", None)
-    resolved = resolve_deepspeed(config, world_size())
+    accelerator = _accelerator(config)
+    _ranks = _ranks or Ranks.joined()
+    check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
+    _make_deterministic(config.run.seed)
+    if _ranks.size > 1 and _heartbeat is None:
+        _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)
+    return accelerator, _ranks
+
+
+def _accelerator(config: RunConfig) -> Accelerator:
+    """Joins the process group, if it is not joined yet. Raises UserError where the other ranks do not come."""
+    check_trackers(config.logging.trackers)
+    _forget_settings_of_accelerate()
+    with about(f"engine.deepspeed {config.engine.deepspeed!r}"):
+        resolved = resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size())
     keep_quiet()
     # accelerate keeps its state for the life of a process; another config in the same process starts afresh.
     AcceleratorState._reset_state()
@@ -46,20 +70,13 @@ def start(config: RunConfig) -> Accelerator:
     # Without a backend by name, accelerate takes several CPU ranks under DeepSpeed for one process each.
     backend = "nccl" if torch.cuda.is_available() else "gloo"
     group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(seconds=config.engine.timeout_seconds))
-    accelerator = Accelerator(
-        deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
-        mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
-        gradient_accumulation_steps=config.train.gradient_accumulation,
-        kwargs_handlers=[group],
-        log_with=_trackers(config.logging.trackers) or None,  # accelerate warns of an empty list
-        project_dir=str(config.run_dir.logs),
-    )
-    check_alike(parts_of_run(config))
-    _make_deterministic(config.run.seed)
-    global _heartbeat
-    if accelerator.num_processes > 1 and _heartbeat is None:
-        _heartbeat = Heartbeat(config.engine.heartbeat_seconds)
-    return accelerator
+    with nullcontext() if torch.distributed.is_initialized() else joining():
+        return Accelerator(
+            deepspeed_plugin=DeepSpeedPlugin(hf_ds_config=resolved),
+            mixed_precision=os.environ["ACCELERATE_MIXED_PRECISION"],
+            gradient_accumulation_steps=config.train.gradient_accumulation,
+            kwargs_handlers=[group],
+        )
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:
@@ -76,8 +93,9 @@ def explain_failure(message: str, *, known: bool) -> str | None:
 
 
 def leave() -> None:
-    """Ends the process group in good order. A later `start` in this process joins a new one."""
-    global _heartbeat
+    """Ends the process group in good order, the ranks' control group with it. A later `start` joins a new one."""
+    global _ranks, _heartbeat
+    _ranks = None
     if _heartbeat is not None:
         _heartbeat.stop()
         _heartbeat = None
@@ -87,47 +105,23 @@ def leave() -> None:
         unset_hf_deepspeed_config()
 
 
-def on_main_process(accelerator: Accelerator, work: Callable[[], Result]) -> Result:
-    """Runs `work` on rank 0 alone, however long it takes, and gives its result, or its failure, to every rank."""
-    if accelerator.num_processes == 1:
-        return work()
-    # A group of its own: work on rank 0 may outlast the timeout of ordinary collectives.
-    group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=7))
-    outcome: list[object] = [None, None]
-    failure: Exception | None = None
-    if accelerator.is_main_process:
-        try:
-            outcome[0] = work()
-        except Exception as error:
-            outcome[1] = str(error) if isinstance(error, UserError) else f"rank 0 failed: {error!r}"
-            failure = error
-    torch.distributed.broadcast_object_list(outcome, src=0, group=group)
-    torch.distributed.destroy_process_group(group)
-    if outcome[1] is not None:
-        raise failure or UserError(str(outcome[1]))
-    return outcome[0]  # type: ignore[return-value]
-
-
-def _trackers(names: Sequence[str]) -> list[str]:
-    """accelerate's trackers among `logging.trackers`; the JSONL file is our own."""
+def check_trackers(names: Sequence[str]) -> None:
+    """UserError where one of `logging.trackers` is not installed: now, not when training begins to log."""
     for name, available in (("wandb", is_wandb_available), ("mlflow", is_mlflow_available)):
         if name in names and not available():
             raise UserError(f"logging.trackers names {name}, which is not installed: pip install {name}")
-    return [name for name in names if name != "jsonl"]
 
 
-def _pretend_launcher() -> None:
-    """Without a launcher: the environment that torchrun would set for one process, on a free port."""
-    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return
-    os.environ.update(
-        RANK="0",
-        LOCAL_RANK="0",
-        WORLD_SIZE="1",
-        LOCAL_WORLD_SIZE="1",
-        MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(free_port()),
-    )
+def _forget_settings_of_accelerate() -> None:
+    """Takes the settings of `accelerate config` and `accelerate launch` out of the environment.
+
+    They are about programs that leave them to accelerate: it would refuse our DeepSpeed config beside those of another,
+    take another number of passes per step, leave DeepSpeed out (--cpu), or compile the model. Ours come from the run
+    config and its DeepSpeed file alone.
+    """
+    for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
+        if name not in KEPT_OF_ACCELERATE:
+            del os.environ[name]
 
 
 def _make_deterministic(seed: int) -> None:

@@ -2,18 +2,24 @@
 
 import math
 import sys
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
 
+from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
-from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
-from pipeline.estimate.costs import GPUS, Case, ZeroSettings
+from pipeline.estimate.costs import Case, ZeroSettings
+from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
+from pipeline.methods import AnyMethodConfig, MethodConfig
 from pipeline.methods.limits import candidate_count
+from pipeline.training.config import TrainConfig
 
 ASSUMED_PROMPT_TOKENS = 16
 """Length of the longest hypothesis, where nobody has tokenised them yet."""
@@ -26,15 +32,41 @@ ASSUMED_LABELS = 2
 MOST_RANKS = 1_000_000
 
 
+@dataclass(frozen=True)
+class Sections:
+    """The sections of a run's config on which its memory and its time depend."""
+
+    backbone: BackboneConfig
+    data: DataConfig
+    labels: LabelsConfig
+    method: AnyMethodConfig
+    train: TrainConfig
+    engine: EngineConfig
+
+    @property
+    def label_count(self) -> int:
+        """K where the config gives it, else 0. Not from labels.texts, which may word some labels and not others."""
+        return len(self.labels.names or ())
+
+    @property
+    def assumed_labels(self) -> int:
+        """K, where nobody gives it."""
+        return max(ASSUMED_LABELS, len(self.labels.texts))
+
+
 def build_case(
-    config: RunConfig,
+    config: Sections,
     hf_config: PreTrainedConfig,
     world_size: int,
-    gpu: str,
+    gpu: str | None,
     bandwidth: float | None = None,
     prompt_tokens: int | None = None,
 ) -> Case:
-    """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length."""
+    """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length.
+
+    Without `gpu` its sizes alone mean something, and no time.
+    """
+    gpu = gpu or next(iter(GPUS))
     if gpu not in GPUS:
         raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
     if not 1 <= world_size <= MOST_RANKS:
@@ -46,12 +78,12 @@ def build_case(
     facts = facts_of(hf_config)
     prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
     workload = Workload(
-        rows=config.train.batch_size * rows_per_text(config),
+        rows=config.train.batch_size * rows_per_text(config.method, config.train, config.label_count),
         text_tokens=config.data.max_length,
         prompt_tokens=config.method.injected_tokens(prompt_tokens),
         injects=config.method.injects,
     )
-    sizes = (facts, prompt_tokens, _label_count(config) or _assumed_labels(config))
+    sizes = (facts, prompt_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):
         method = config.method.build(*sizes)
     inventory = take_inventory(hf_config, config.backbone, workload, method.attach)
@@ -63,46 +95,61 @@ def build_case(
         world_size=world_size,
         gpu=GPUS[gpu],
         zero=_zero_settings(config, world_size),
+        sharded=zero_stage(_resolved(config, world_size)) == 3,
+        zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
         rows_alone=_rows_alone(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
 
 
-def rows_per_text(config: RunConfig) -> int:
-    """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named."""
-    if config.train.objective == "pairs":
+def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int) -> int:
+    """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named.
+
+    `label_count`: K; 0: nobody knows.
+    """
+    if train.objective == "pairs":
         return 1
-    labels = _label_count(config) or sys.maxsize
+    labels = label_count or sys.maxsize
     rows = min(
-        candidate_count(config.method, labels, config.train.candidates),
-        config.method.joint_readings(labels) or sys.maxsize,
+        candidate_count(method, labels, train.candidates),
+        method.joint_readings(labels) or sys.maxsize,
     )
     if rows == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
     return rows
 
 
-def _rows_alone(config: RunConfig) -> int:
+def _rows_alone(config: Sections) -> int:
     """Texts that label tuning reads for its shortlist in a pass."""
-    shortlisted = config.method.joint_readings(_label_count(config) or sys.maxsize) is not None
+    shortlisted = config.method.joint_readings(config.label_count or sys.maxsize) is not None
     return config.train.batch_size if shortlisted and config.method.open_labels else 0
 
 
-def _label_count(config: RunConfig) -> int:
-    """K where the config gives it, else 0. Not from labels.texts, which may word some labels and not others."""
-    return len(config.labels.names or ())
+def _resolved(config: Sections, world_size: int) -> dict[str, Any]:
+    return resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size)
 
 
-def _assumed_labels(config: RunConfig) -> int:
-    return max(ASSUMED_LABELS, len(config.labels.texts))
-
-
-def _zero_settings(config: RunConfig, world_size: int) -> ZeroSettings:
+def _zero_settings(config: Sections, world_size: int) -> ZeroSettings:
     """The configured ZeRO-3 sizes; where another stage is configured, those of our preset."""
-    resolved = resolve_deepspeed(config, world_size)
+    resolved = _resolved(config, world_size)
     if zero_stage(resolved) != 3:
-        preset = "bf16" if config.backbone.quantization == "none" else "int8"
-        engine = EngineConfig(deepspeed=f"ds_configs/zero3_{preset}.json")
-        resolved = resolve_deepspeed(config.model_copy(update={"engine": engine}), world_size)
+        return _preset(config, "bf16" if config.backbone.quantization == "none" else "int8", world_size)
     return ZeroSettings.of(resolved["zero_optimization"])
+
+
+def _preset(config: Sections, name: str, world_size: int) -> ZeroSettings:
+    engine = EngineConfig(deepspeed=f"ds_configs/zero3_{name}.json")
+    return ZeroSettings.of(_resolved(replace(config, engine=engine), world_size)["zero_optimization"])
+
+
+def gpu_here() -> str | None:
+    """The GPU of this machine, where we know its figures; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    card = torch.cuda.get_device_properties(0)
+    for name, gpu in GPUS.items():
+        # Data sheets and drivers count memory differently, but not by so much.
+        if name.partition("-")[0] in card.name.lower() and 0.85 < card.total_memory / gpu.memory_bytes < 1.15:
+            return name
+    return None

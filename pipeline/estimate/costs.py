@@ -4,40 +4,13 @@ W ranks. A step is one optimizer step: `accumulation` forward and backward passe
 Not counted: the CUDA context, allocator fragmentation and library workspaces; `USABLE` leaves room for them.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Any, Literal
 
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.estimate.gpus import EFFICIENCY, GPUS_PER_NODE, NETWORK_BYTES_PER_SECOND, USABLE, Gpu
 from pipeline.estimate.inventory import Inventory, Weight, Workload
-
-USABLE = 0.9
-"""Share of a GPU's memory that a plan may fill."""
-EFFICIENCY = 0.4
-"""Share of the peak FLOP/s that large matrix products reach in a training step."""
-GPUS_PER_NODE = 8
-NETWORK_BYTES_PER_SECOND = 50e9
-"""Between nodes, per GPU: one 400 Gbit/s port each."""
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """Figures of the makers' data sheets; the link is one direction of NVLink, or PCIe where there is none."""
-
-    memory_bytes: float
-    flops: float
-    """Dense bf16 (V100: fp16) operations per second."""
-    link_bytes_per_second: float
-
-
-GPUS = {
-    "h200": Gpu(141e9, 989e12, 450e9),
-    "h100-80": Gpu(80e9, 989e12, 450e9),
-    "a100-80": Gpu(80e9, 312e12, 300e9),
-    "a100-40": Gpu(40e9, 312e12, 300e9),
-    "l40s": Gpu(48e9, 362e12, 32e9),
-    "v100-32": Gpu(32e9, 125e12, 150e9),
-}
 
 
 @dataclass(frozen=True)
@@ -102,6 +75,8 @@ class Plan:
     """Received per rank and step."""
     communication_seconds: float
     compute_seconds: float
+    per_node: bool = False
+    """Sharded once more within each node (ZeRO++ hpZ): no weight crosses the network."""
 
     @property
     def step_seconds(self) -> float:
@@ -124,6 +99,10 @@ class Case:
     accumulation: int = 1
     rows_alone: int = 0
     """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
+    sharded: bool = True
+    """Does the config shard the backbone?"""
+    zero_of_nodes: ZeroSettings | None = None
+    """Those of our preset for several nodes."""
     bytes_per_second: float | None = None
     """Interconnect per rank; None: the GPU's own link within a node, NETWORK_BYTES_PER_SECOND beyond."""
 
@@ -133,10 +112,34 @@ def plans(case: Case) -> list[Plan]:
     return [_plan(case, sharded, checkpointing) for sharded in (False, True) for checkpointing in (False, True)]
 
 
+def plans_of_nodes(case: Case) -> list[Plan]:
+    """Two more where there are several whole nodes: sharded once more within each, without and with checkpointing."""
+    nodes = case.zero_of_nodes
+    if nodes is None or case.zero.node_ranks > 1 or case.world_size % nodes.node_ranks:
+        return []
+    if case.world_size <= GPUS_PER_NODE:
+        return []
+    return [_plan(replace(case, zero=nodes), True, checkpointing) for checkpointing in (False, True)]
+
+
+def configured_plan(case: Case, checkpointing: bool) -> Plan:
+    """What the config says, as it stands."""
+    return _plan(case, case.sharded, checkpointing)
+
+
 def best_plan(case: Case) -> Plan | None:
-    """The fastest that fits, the simplest among equals; None if nothing fits."""
-    fitting = [plan for plan in plans(case) if plan.memory.total <= USABLE * case.gpu.memory_bytes]
-    return min(fitting, key=lambda plan: plan.step_seconds, default=None)
+    """The fastest that fits; among equals the one that communicates least, then the simplest; None if nothing fits."""
+    every = [*plans(case), *plans_of_nodes(case)]
+    fitting = [plan for plan in every if plan.memory.total <= USABLE * case.gpu.memory_bytes]
+    return min(fitting, key=lambda plan: (plan.step_seconds, plan.communication_seconds), default=None)
+
+
+def fits_offloaded(case: Case) -> bool:
+    """Does what is left fit, once the backbone at rest lies in host memory?"""
+    inventory, memory = case.inventory, _plan(case, True, True).memory
+    fetched = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
+    left = memory.total - memory.frozen - memory.gathered + inventory.buffer_bytes + fetched
+    return left <= USABLE * case.gpu.memory_bytes
 
 
 def at_rest_bytes(inventory: Inventory, world_size: int) -> int:
@@ -214,6 +217,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
         communication_bytes=received,
         communication_seconds=received / speed,
         compute_seconds=operations / (EFFICIENCY * case.gpu.flops),
+        per_node=sharded and 1 < case.zero.node_ranks < case.world_size,
     )
 
 

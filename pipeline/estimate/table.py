@@ -2,14 +2,17 @@
 
 from dataclasses import replace
 
-from pipeline.config import RunConfig
-from pipeline.estimate.case import _assumed_labels, _label_count
-from pipeline.estimate.costs import USABLE, Case, Plan, best_plan, plans
+from pipeline.estimate.case import Sections
+from pipeline.estimate.costs import Case, Plan, best_plan, configured_plan, fits_offloaded, plans, plans_of_nodes
+from pipeline.estimate.gpus import GPUS, USABLE
 from pipeline.methods.limits import window_warning
 
 MOST_GPUS = 4096
 """As many as advice is given for."""
 
+TEXTS = 100_000
+"""That time is given for, where nobody has counted the user's."""
+NO_GPU = f"no GPU is known here, so nothing is said of time: estimate --gpu NAME plans for one of {', '.join(GPUS)}"
 
 MEMORY_ROWS = {
     "frozen": "backbone at rest",
@@ -26,48 +29,82 @@ MEMORY_ROWS = {
 }
 
 
-def report(config: RunConfig, case: Case, gpu: str) -> str:
-    """The table and the advice as text; GB are 10^9 bytes."""
-    found, workload = plans(case), case.workload
+def report(config: Sections, case: Case, gpu: str | None, steps: int | None = None) -> str:
+    """The table, the totals of the config as it stands, and advice, as text; GB are 10^9 bytes.
+
+    Without `gpu`: what the memory is, and nothing of time. `steps`: of the whole training, where it is known.
+    """
+    found, workload = [*plans(case), *plans_of_nodes(case)], case.workload
     head = [
         f"{config.backbone.name_or_path}: {case.inventory.elements:,} parameters, {config.backbone.quantization}"
         f" quantisation, {case.facts.layers} layers, width {case.facts.hidden_size}",
         f"{config.method.name}: {case.trainable:,} trainable parameters",
-        f"{case.world_size} x {gpu}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
+        f"{case.world_size} x {gpu or 'rank'}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
         f" {workload.prompt_tokens} {workload.injects or 'injected'} tokens; {case.accumulation} passes per step",
         "",
     ]
     rows = [["GB per rank", *(plan.backbone for plan in found)]]
+    if any(plan.per_node for plan in found):
+        rows.append(["", *("and per node" if plan.per_node else "" for plan in found)])
     rows.append(["", *("checkpointing" if plan.checkpointing else "" for plan in found)])
     rows += [[title, *(f"{getattr(p.memory, key) / 1e9:.2f}" for p in found)] for key, title in MEMORY_ROWS.items()]
     rows.append(["received per step, GB", *(f"{plan.communication_bytes / 1e9:.2f}" for plan in found)])
-    rows.append(["communication, s per step", *(f"{plan.communication_seconds:.3f}" for plan in found)])
-    rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
-    warning = window_warning(case.facts, workload.prompt_tokens, config.data.max_length)
-    notes = [f"warning: {warning}", ""] if warning else []
-    if not _label_count(config):
-        notes = [f"labels.names is not set: {_assumed_labels(config)} labels are assumed", "", *notes]
+    if gpu:
+        rows.append(["communication, s per step", *(f"{plan.communication_seconds:.3f}" for plan in found)])
+        rows.append(["computation, s per step", *(f"{plan.compute_seconds:.3f}" for plan in found)])
     table = [f"{row[0]:<26}" + "".join(f"{cell:>15}" for cell in row[1:]) for row in rows]
-    return "\n".join([*head, *table, "", *notes, advice(config, case, gpu)])
+    end = [*_totals(config, case, steps), "", advice(config, case, gpu)] if gpu else [NO_GPU]
+    return "\n".join([*head, *table, "", *_notes(config, case), *end])
 
 
-def advice(config: RunConfig, case: Case, gpu: str) -> str:
+def _notes(config: Sections, case: Case) -> list[str]:
+    warning = window_warning(case.facts, case.workload.prompt_tokens, config.data.max_length)
+    notes = [f"warning: {warning}", ""] if warning else []
+    if not config.label_count:
+        notes = [f"labels.names is not set: {config.assumed_labels} labels are assumed", "", *notes]
+    return notes
+
+
+def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:
+    """Of the config as it stands, every text counted with its longest length."""
+    if not config.method.is_trained:
+        return ["the method takes no steps"]
+    plan = configured_plan(case, config.backbone.gradient_checkpointing)
+    texts = config.train.batch_size * case.accumulation * case.world_size
+    kind = f"{plan.backbone}{', with' if plan.checkpointing else ', without'} checkpointing"
+    speed = f"as configured ({kind}): {plan.step_seconds:.3g} s per step, {texts / plan.step_seconds:,.0f} texts/s"
+    steps = steps or config.train.max_steps
+    count = f"{steps:,} steps" if steps else f"every {TEXTS:,} texts (the dry run counts yours)"
+    hours = (steps or TEXTS / texts) * plan.step_seconds / 3600
+    cost = f"{count}: {hours:.3g} hours, {hours * case.world_size:.3g} GPU-hours, loading and evaluation not counted"
+    fits = plan.memory.total <= USABLE * case.gpu.memory_bytes
+    return [f"{speed}{'' if fits else '; it does not fit'}", cost]
+
+
+def advice(config: Sections, case: Case, gpu: str) -> str:
     """Which plan to take, as config keys; or how many GPUs it would need."""
     plan = best_plan(case)
     if plan is not None:
         needed, there = plan.memory.total / 1e9, case.gpu.memory_bytes / 1e9
-        return f"advice: {_as_keys(plan, config)} ({needed:.1f} of {there:.0f} GB)"
+        return f"advice: {_as_keys(plan, config)} ({needed:.1f} of {there:.0f} GB, {plan.step_seconds:.3g} s per step)"
     lacking = f"advice: nothing fits in {USABLE:.0%} of {case.world_size} x {gpu}"
+    ways = ["ds_configs/zero3_offload.json"] if fits_offloaded(case) else []
     larger = case
     while larger.world_size < MOST_GPUS:
         larger = replace(larger, world_size=2 * larger.world_size)
         if plan := best_plan(larger):
-            return f"{lacking}; on {larger.world_size}: {_as_keys(plan, config)}; or ds_configs/zero3_offload.json"
-    return f"{lacking} or on more: lower train.batch_size or data.max_length, or take ds_configs/zero3_offload.json"
+            return "; or ".join([f"{lacking}; on {larger.world_size}: {_as_keys(plan, config)}", *ways])
+    activations = plans(case)[-1].memory.activations / 1e9
+    smaller = f"lower train.batch_size or data.max_length ({activations:.1f} GB of activations with checkpointing)"
+    return f"{lacking} or on more: {', or take '.join([smaller, *ways])}"
 
 
-def _as_keys(plan: Plan, config: RunConfig) -> str:
-    kind = "int8" if plan.backbone == "replicated" or config.backbone.quantization != "none" else "bf16"
-    stage = 2 if plan.backbone == "replicated" else 3
+def _as_keys(plan: Plan, config: Sections) -> str:
+    if plan.per_node:
+        file = "zero3_multinode"
+    elif plan.backbone == "replicated":
+        file = "zero2_int8"
+    else:
+        file = "zero3_int8" if config.backbone.quantization != "none" else "zero3_bf16"
     checkpointing = str(plan.checkpointing).lower()
-    return f"engine.deepspeed=ds_configs/zero{stage}_{kind}.json backbone.gradient_checkpointing={checkpointing}"
+    return f"engine.deepspeed=ds_configs/{file}.json backbone.gradient_checkpointing={checkpointing}"

@@ -4,6 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from pipeline.core.bounds import MOST_TEXTS
 from pipeline.core.settings import Distinct, Settings
 
 Split = Literal["train", "validation", "test"]
@@ -14,5 +15,5 @@ class EvaluateConfig(Settings):
 
     splits: Distinct[Split] = Field(default=["validation", "test"], min_length=1)
     """Splits to score; those the data does not have are left out."""
-    batch_size: int = Field(default=64, ge=1)
+    batch_size: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """(text, label) pairs per forward pass and rank."""

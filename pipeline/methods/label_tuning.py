@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, TuningMethod
 from pipeline.methods.heads import HeadName, build_head, head_parameters
 
@@ -19,7 +20,7 @@ class LabelTuningConfig(MethodConfig):
 
     head: HeadName = "label_aware"
     """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
-    shortlist: int | None = Field(default=4, ge=1)
+    shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     head label_aware finds nearest to it. null: read it with every label."""
 

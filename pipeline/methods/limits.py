@@ -3,6 +3,7 @@
 from typing import Literal
 
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.core.bounds import MOST_TRAINED
 from pipeline.core.errors import UserError
 from pipeline.methods.base import MethodConfig
 
@@ -27,6 +28,16 @@ def check_positions(method: MethodConfig, facts: BackboneFacts, prompt_tokens: i
         f"{injected} {kind} tokens and data.max_length={max_length} exceed the backbone's "
         f"{facts.max_positions} positions: {advice}"
     )
+
+
+def check_size(method: MethodConfig, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> None:
+    """Raises UserError where the method's parameters would be too many: before memory is taken for any of them."""
+    count = method.trainable_count(facts, prompt_tokens, label_count)
+    if count > MOST_TRAINED:
+        raise UserError(
+            f"method {method.name} would have {count:.3g} parameters of its own, at most {MOST_TRAINED:,} are trained: "
+            "lower the sizes in section method (tokens, rank, ...)"
+        )
 
 
 def window_warning(facts: BackboneFacts, injected: int, max_length: int) -> str | None:

@@ -7,6 +7,7 @@ from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.int8 import QuantizedLinear
+from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Distinct
 from pipeline.methods.heads import ClassHead
@@ -17,9 +18,9 @@ class LoRAConfig(TextClassifierConfig):
     """Low-rank adaptation."""
 
     name: Literal["lora"] = "lora"
-    rank: int = Field(default=8, ge=1)
+    rank: int = Field(default=8, ge=1, le=WIDEST)
     """Rank of each pair of matrices."""
-    alpha: int = Field(default=16, ge=1)
+    alpha: int = Field(default=16, ge=1, le=WIDEST)
     """Their product is scaled by alpha / rank."""
     targets: Distinct[str] | None = Field(default=None, min_length=1)
     """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import WIDEST
 from pipeline.methods.label_tuning import LabelTuningConfig
 
 
@@ -20,7 +21,7 @@ class LTPrefixConfig(LabelTuningConfig):
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
     """scores: one number per hypothesis token (published code); softmax: the same, normalised (paper's text);
     tokens: each token's state makes its own keys and values."""
-    rank: int | None = Field(default=None, ge=1)
+    rank: int | None = Field(default=None, ge=1, le=WIDEST)
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""

@@ -8,6 +8,7 @@ from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import MOST_TOKENS, WIDEST
 from pipeline.methods.text_classifier import TextClassifierConfig
 
 
@@ -17,11 +18,11 @@ class PTuningConfig(TextClassifierConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["p_tuning"] = "p_tuning"
-    tokens: int = Field(default=20, ge=1)
+    tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prompt tokens."""
     encoder: Literal["mlp", "lstm"] = "mlp"
     """mlp: three linear layers; lstm: two bidirectional LSTM layers, then two linear ones."""
-    encoder_width: int | None = Field(default=None, ge=1)
+    encoder_width: int | None = Field(default=None, ge=1, le=WIDEST)
     """Hidden width of the encoder; null: H."""
 
     def build_injector(self, facts: BackboneFacts) -> "PromptEncoder":

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import MOST_TOKENS, WIDEST
 from pipeline.methods.text_classifier import TextClassifierConfig
 
 
@@ -20,11 +21,11 @@ class PrefixConfig(TextClassifierConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
 
     name: Literal["prefix"] = "prefix"
-    tokens: int = Field(default=20, ge=1)
+    tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prefix tokens."""
     reparametrisation: bool = False
     """Keys and values come out of a two-layer MLP over embeddings, as in the paper; False: they are trained as such."""
-    bottleneck: int | None = Field(default=None, ge=1)
+    bottleneck: int | None = Field(default=None, ge=1, le=WIDEST)
     """Width of the MLP; null: that of one layer's keys."""
     init_std: float = Field(default=0.02, ge=0)
     """Standard deviation of the initial embeddings, or keys and values."""

@@ -9,6 +9,7 @@ from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import Vocabulary
 from pipeline.methods.heads import ClassHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
@@ -20,7 +21,7 @@ class PromptConfig(TextClassifierConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["prompt"] = "prompt"
-    tokens: int = Field(default=20, ge=1)
+    tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prompt tokens."""
     init: Literal["vocabulary", "text", "labels"] = "vocabulary"
     """Start from embeddings of random tokens, of init_text, or of the labels' names and then random tokens."""

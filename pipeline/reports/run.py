@@ -23,12 +23,14 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
-from pipeline.engine.provenance import evaluation_fingerprint, texts_have_changed, training_changes
+from pipeline.engine.provenance import evaluated_from, evaluation_artefact, evaluation_fingerprint, texts_have_changed
 from pipeline.evaluation.config import Split
+from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
 from pipeline.reports import figures
 from pipeline.reports.figures import Rows, ScoredSplit
+from pipeline.training.provenance import training_changes, training_fingerprint
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,10 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     adapter, manifest = load_adapter(run_dir.adapter), read_json(run_dir.manifest_file)
     metrics = read_json(run_dir.metrics_file)
     try:
-        _check_parts(run_dir, config, adapter, manifest)
+        _check_evaluation(run_dir, manifest)
+        sections = (config.method, config.train, config.backbone, config.run.seed)
+        trained = training_fingerprint(*sections, manifest, adapter.labels)
+        _check_training(run_dir, config.method, trained)
         splits = [name for name in metrics if name in get_args(Split)]
         name = "test" if "test" in splits else splits[-1]
         lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
@@ -82,14 +87,15 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     return Run(config.trusted(trust_remote_code), adapter, manifest, metrics[name], scored, log)
 
 
-def _check_parts(run_dir: RunDir, config: RunConfig, adapter: Adapter, manifest: dict[str, Any]) -> None:
-    """Raises UserError where config.yaml, data/, adapter/ and evaluation/ do not belong together."""
-    evaluated = read_json(run_dir.evaluation_fingerprint_file)
-    now = evaluation_fingerprint(run_dir, manifest, ())
-    for part, what in (("data", "other data"), ("adapter", "another adapter")):
-        if evaluated.get(part) != now[part]:
-            raise UserError(f"'{run_dir.evaluation}' is of {what}: run evaluate again")
-    if changed := training_changes(config, adapter.labels):
+def _check_evaluation(run_dir: RunDir, manifest: dict[str, Any]) -> None:
+    """Raises UserError where evaluation/ is not of the adapter/ and data/ that are there."""
+    made_from = evaluated_from(run_dir, manifest)
+    wanted = evaluation_fingerprint(run_dir, manifest, made_from["evaluate.splits"].split(", "))
+    evaluation_artefact(run_dir).check(made_from, wanted)
+
+
+def _check_training(run_dir: RunDir, method: AnyMethodConfig, wanted: dict[str, str]) -> None:
+    if changed := training_changes(run_dir, method, wanted):
         raise UserError(
             f"'{run_dir.config_file}' is not what the adapter was trained with: {'; '.join(changed)}; run train again"
         )
@@ -109,12 +115,13 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
     if not texts:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
-    source = getattr(run.config.data, run.split.name)
+    origin = run.config.data.origin(run.split.name)
+    source = getattr(run.config.data, origin)
     try:
-        if texts_have_changed(run.config, run.split.name, run.manifest):
+        if texts_have_changed(run.config.data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
             return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
-        found = texts_of_rows(source, run.split.name, run.config.data, {row["row"] for row in rows})
+        found = texts_of_rows(source, origin, run.config.data, {row["row"] for row in rows})
     except (UserError, OSError) as error:
         return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
     return [row | {"texts": found.get(row["row"], [])} for row in rows], ""

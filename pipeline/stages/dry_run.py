@@ -5,32 +5,36 @@ from typing import Any
 
 import torch
 
-from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.escapes import visible
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
-from pipeline.data.tokenizer import load_tokenizer
 from pipeline.distributed.launcher import world_size
-from pipeline.estimate.case import build_case, rows_per_text
+from pipeline.engine.backbone import backbone_of
+from pipeline.engine.checks import check_all
+from pipeline.estimate.case import Sections, build_case, gpu_here, rows_per_text
 from pipeline.estimate.table import report
-from pipeline.methods.limits import check_positions
+from pipeline.methods.limits import check_positions, check_size
 from pipeline.stages.preprocess import preprocess
-
-GPU = "h200"
+from pipeline.training.config import TrainConfig
 
 
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
-    manifest = _checked_data(config)
+    backbone = backbone_of(config.backbone, config.data)
+    check_all([(config, backbone)], config.run_dir.path)
+    with TemporaryDirectory() as folder:
+        elsewhere = config.run.model_copy(update={"dir": folder})
+        manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
-    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    _, mask = encode_hypotheses(tokenizer, words, config.data.max_length)
+    _, mask = encode_hypotheses(backbone.tokenizer, words, config.data.max_length)
     prompt_tokens = mask.shape[1]
-    ranks = world_size()
+    ranks, gpu = world_size(), gpu_here()
     # Words that are now known: how many labels a text is judged against depends on them.
-    config = config.model_copy(update={"labels": config.labels.model_copy(update={"names": manifest["labels"]})})
-    case = build_case(config, load_model_config(config.backbone), ranks, GPU, prompt_tokens=prompt_tokens)
+    labels = config.labels.model_copy(update={"names": manifest["labels"]})
+    sections = Sections(config.backbone, config.data, labels, config.method, config.train, config.engine)
+    case = build_case(sections, backbone.model_config, ranks, gpu, prompt_tokens=prompt_tokens)
     check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
+    check_size(config.method, case.facts, prompt_tokens, len(words))
     with torch.device("meta"):
         method = config.method.build(case.facts, prompt_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())
@@ -43,31 +47,35 @@ def plan(config: RunConfig) -> None:
             for split, found in manifest["splits"].items()
         ),
         f"labels: {len(words)}, at most {prompt_tokens} tokens each",
-        *_steps(config, manifest["splits"]["train"], config.method.injected_tokens(prompt_tokens), ranks),
+        *_steps(sections, manifest["splits"]["train"], prompt_tokens, ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
-        report(config, case, GPU),
+        report(sections, case, gpu, _step_count(config.train, manifest["splits"]["train"], ranks)),
     ]
     print(visible("\n".join(lines), keep="\n"))
 
 
-def _checked_data(config: RunConfig) -> dict[str, Any]:
-    """The manifest that preprocess makes, in a folder that is gone afterwards."""
-    with TemporaryDirectory() as folder:
-        run = config.run.model_copy(update={"dir": folder})
-        return preprocess(config.model_copy(update={"run": run}))
-
-
-def _steps(config: RunConfig, train: dict[str, Any], injected_tokens: int, ranks: int) -> list[str]:
-    settings = config.train
-    global_batch = settings.batch_size * settings.gradient_accumulation * ranks
-    per_epoch = -(-train["rows"] // global_batch)
-    total = settings.max_steps or settings.epochs * per_epoch
+def _steps(config: Sections, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:
+    settings, injected_tokens = config.train, config.method.injected_tokens(prompt_tokens)
+    global_batch = _global_batch(settings, ranks)
     if not config.method.is_trained:
         return ["steps: none, the method is not trained"]
-    readings = rows_per_text(config)
+    readings = rows_per_text(config.method, settings, config.label_count)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
+    total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)
     return [
         f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",
         f"tokens per step: {tokens:,.0f} ({readings} reading(s) per text, {injected_tokens} injected tokens each)",
     ]
+
+
+def _global_batch(settings: TrainConfig, ranks: int) -> int:
+    return settings.batch_size * settings.gradient_accumulation * ranks
+
+
+def _per_epoch(settings: TrainConfig, train: dict[str, Any], ranks: int) -> int:
+    return -(-int(train["rows"]) // _global_batch(settings, ranks))
+
+
+def _step_count(settings: TrainConfig, train: dict[str, Any], ranks: int) -> int:
+    return settings.max_steps or settings.epochs * _per_epoch(settings, train, ranks)

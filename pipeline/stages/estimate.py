@@ -3,7 +3,7 @@
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
 from pipeline.core.escapes import visible
-from pipeline.estimate.case import build_case
+from pipeline.estimate.case import Sections, build_case, gpu_here
 from pipeline.estimate.costs import Plan, plans
 from pipeline.estimate.table import report
 
@@ -11,15 +11,18 @@ from pipeline.estimate.table import report
 def estimate(
     config: RunConfig,
     world_size: int = 1,
-    gpu: str = "h200",
+    gpu: str | None = None,
     bandwidth: float | None = None,
     prompt_tokens: int | None = None,
 ) -> list[Plan]:
     """Prints what each rank needs, sharded and replicated, with and without checkpointing, and which to take.
 
-    `bandwidth`: interconnect in GB/s per GPU; `prompt_tokens`: P, the longest hypothesis. Only the backbone's
-    config.json is read. Raises UserError for an unknown GPU or backbone.
+    `gpu`: the one of this machine, where it is None; on a machine without one nothing is said of time. `bandwidth`:
+    interconnect in GB/s per GPU; `prompt_tokens`: P, the longest hypothesis. Only the backbone's config.json is read.
+    Raises UserError for an unknown GPU or backbone.
     """
-    case = build_case(config, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
-    print(visible(report(config, case, gpu), keep="\n"))
+    gpu = gpu or gpu_here()
+    sections = Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
+    case = build_case(sections, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
+    print(visible(report(sections, case, gpu), keep="\n"))
     return plans(case)

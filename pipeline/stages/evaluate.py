@@ -11,53 +11,63 @@ from accelerate import Accelerator
 from datasets import load_from_disk
 from numpy.typing import NDArray
 from torch import nn
-from transformers import PreTrainedTokenizerBase
 
+from pipeline.adapter.config import AdapterConfig
 from pipeline.adapter.directory import Adapter, load_adapter, write_card
-from pipeline.backbone.loading import weights_fingerprint
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
-from pipeline.core.checksums import check_sums, is_whole
+from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import load_split
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
-from pipeline.engine.provenance import current_data, evaluation_fingerprint, training_changes
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
+from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
+from pipeline.training.provenance import training_changes, training_fingerprint
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: RunConfig) -> dict[str, Any]:
+def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, Any]:
     """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> figures.
 
+    `backbone`: the command's; None: one of its own.
     Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
     adapter was made from another backbone or with other settings, and where scores are not finite.
     """
-    accelerator = start(config)
-    run_dir = config.run_dir
-    on_main_process(accelerator, lambda: check_sums(run_dir.data))
-    manifest = on_main_process(accelerator, lambda: current_data(config))
+    accelerator, ranks = start(config)
+    backbone = backbone or backbone_of(config.backbone, config.data)
+    run_dir, seed = config.run_dir, config.run.seed
+    ranks.on_main(lambda: check_sums(run_dir.data))
+    manifest = ranks.on_main(lambda: current_data(run_dir, config.data, config.labels, seed, backbone))
     splits: list[str] = [split for split in config.evaluate.splits if split in manifest["splits"]]
     if not splits:
-        raise UserError(f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test")
+        raise UserError(
+            f"none of evaluate.splits ({', '.join(config.evaluate.splits)}) is in the data: set data.test or data.split"
+        )
     adapter = load_adapter(run_dir.adapter)
-    check_adapter(adapter, config, manifest["labels"])
+    adapter.check_backbone(backbone.opened(ranks).fingerprint, backbone.tokenizer_fingerprint)
+    _check_adapter(adapter, config.adapter_config(), manifest["labels"], run_dir.adapter)
+    trained = training_fingerprint(config.method, config.train, config.backbone, seed, manifest, adapter.labels)
+    if changed := training_changes(run_dir, config.method, trained):
+        raise _trained_otherwise(run_dir.adapter, changed)
     wanted = evaluation_fingerprint(run_dir, manifest, splits)
-    if on_main_process(accelerator, lambda: _is_current(run_dir, wanted)):
-        log.info("evaluate: %s is current", run_dir.evaluation)
+    if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))
     else:
-        metrics, tables = _score_splits(accelerator, config, adapter, splits, majority_label(manifest))
-        on_main_process(accelerator, lambda: _write(run_dir, adapter, metrics, tables, wanted))
-    on_main_process(accelerator, lambda: _keep_temperature(run_dir, metrics))
+        metrics, tables = _score_splits(
+            accelerator, ranks, config.evaluate.batch_size, run_dir.data, backbone, adapter, splits, manifest
+        )
+        ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
+    ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
     for name, figures in metrics.items():
         log.info("evaluate: %s", summary_line(name, figures))
         for note in figures["notes"]:
@@ -66,29 +76,36 @@ def evaluate(config: RunConfig) -> dict[str, Any]:
 
 
 def _score_splits(
-    accelerator: Accelerator, config: RunConfig, adapter: Adapter, splits: list[str], majority: int
+    accelerator: Accelerator,
+    ranks: Ranks,
+    batch_size: int,
+    data: Path,
+    backbone: Backbone,
+    adapter: Adapter,
+    splits: list[str],
+    manifest: dict[str, Any],
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The figures by split, and each split's predictions."""
-    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    model = _load_model(accelerator, config, adapter, tokenizer)
-    pad_token, names = pad_token_id(tokenizer), adapter.labels.names
+    model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
+    names = adapter.labels.names
+    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     metrics, tables, scored = {}, [], {}
     for name in splits:
-        split = load_split(config.run_dir.data / name)
+        split = load_split(data / name)
         scores = score(
             model,
             split.rows,
             len(names),
-            config.evaluate.batch_size,
-            ranks=Ranks.joined(),
+            batch_size,
+            ranks=ranks,
             pad_token_id=pad_token,
             device=accelerator.device,
-            readings=config.method.joint_readings(len(names)),
+            readings=adapter.config.method.joint_readings(len(names)),
             description=f"evaluate {name}",
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
         scored[name] = (scores, split.labels)
-        tables.append(_prediction_table(name, config.run_dir.data / name, names, split.labels, scores))
+        tables.append(_prediction_table(name, data / name, names, split.labels, scores))
     release(accelerator, model)
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
@@ -97,14 +114,16 @@ def _score_splits(
     return metrics, tables
 
 
-def check_adapter(adapter: Adapter, config: RunConfig, names: list[str]) -> None:
+def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], path: Path) -> None:
     """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
-    adapter.check_backbone(weights_fingerprint(config.backbone), tokenizer_fingerprint(load_tokenizer(config.backbone)))
-    changed = differences(adapter.config.flat(), config.adapter_config().flat())
+    changed = differences(adapter.config.flat(), config.flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
-    changed = changed or training_changes(config, adapter.labels)
     if changed:
-        raise UserError(f"'{config.run_dir.adapter}' was trained otherwise: {'; '.join(changed)}; run train again")
+        raise _trained_otherwise(path, changed)
+
+
+def _trained_otherwise(adapter: Path, changed: list[str]) -> UserError:
+    return UserError(f"'{adapter}' was trained otherwise: {'; '.join(changed)}; run train again")
 
 
 def majority_label(manifest: dict[str, Any]) -> int:
@@ -122,14 +141,12 @@ def summary_line(split: str, figures: dict[str, Any]) -> str:
     return f"{split}: {shown}, {figures['n']} texts"
 
 
-def _is_current(run_dir: RunDir, wanted: dict[str, str]) -> bool:
-    file = run_dir.evaluation_fingerprint_file
-    if not (file.is_file() and is_whole(run_dir.evaluation, "evaluate")):
+def _is_current(run_dir: RunDir, manifest: dict[str, Any], wanted: dict[str, str]) -> bool:
+    if not run_dir.evaluation_fingerprint_file.is_file():
         return False
-    changed = differences(read_json(file), wanted)
-    if changed:
-        log.info("evaluate: %s is stale (%s), made again", run_dir.evaluation, "; ".join(changed))
-    return not changed
+    artefact = evaluation_artefact(run_dir)
+    found = artefact.found(lambda: evaluated_from(run_dir, manifest))
+    return found is not None and artefact.is_current(found, wanted)
 
 
 def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
@@ -138,20 +155,18 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
         keep_calibration(run_dir.adapter, calibration)
 
 
-def _load_model(
-    accelerator: Accelerator, config: RunConfig, adapter: Adapter, tokenizer: PreTrainedTokenizerBase
-) -> nn.Module:
-    backbone = load_frozen(accelerator, config.backbone, output_layer=config.method.reads_wordings)
-    hidden = window_warning(
-        backbone.facts, config.method.injected_tokens(adapter.labels.prompt_tokens), config.data.max_length
-    )
-    if hidden and accelerator.is_main_process:
+def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
+    method = adapter.config.method
+    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_wordings)
+    injected = method.injected_tokens(adapter.labels.prompt_tokens)
+    hidden = window_warning(backbone.facts, injected, adapter.config.data.max_length)
+    if hidden and ranks.is_main:
         log.warning("evaluate: %s", hidden)
-    method = adapter.build_method(backbone.facts)
-    wordings = adapter.wordings(tokenizer, backbone.facts, adapter.labels.hypotheses)
-    model = build_model(accelerator, config.backbone, backbone, method, adapter.labels, wordings)
+    wordings = adapter.wordings(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
+    built = adapter.build_method(backbone.facts)
+    model = build_model(accelerator, known.config, backbone, built, adapter.labels, wordings)
     load_inside(model, adapter.method_state)
-    return prepare_inference(accelerator, model, config.backbone.dtype)
+    return prepare_inference(accelerator, model, known.config.dtype)
 
 
 def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray, scores: NDArray) -> pa.Table:

@@ -3,49 +3,55 @@
 import csv
 import json
 import logging
-import sys
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+import math
+import operator
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.adapter.directory import adapter_folder
-from pipeline.classifier import LTuningClassifier, Prediction
+from pipeline.classifier import LTuningClassifier, Prediction, Text
 from pipeline.core.errors import UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import check_output, opened_output
-from pipeline.data.prediction_input import STANDARD_INPUT, Format, TextRow, check_input, read_texts
+from pipeline.data.checks import text_of
+from pipeline.data.rows import Row
+from pipeline.data.streams import Source
+from pipeline.data.unlabelled import Input
 
 log = logging.getLogger(__name__)
 
 CHUNK_TEXTS = 256
-"""Texts read, scored and written at a time."""
+"""Texts read, scored and written at a time, where so many are there."""
+FIELDS = ("text", "text_pair", "truncated", "label", "scores", "probabilities", "line", "row", "error")
+"""Of an answer."""
 
 
 def predict(
     adapter: str | Path,
-    input: str,
+    input: str | Input,
     output: str = "-",
     *,
     labels: Sequence[str] | None = None,
-    format: Format | None = None,
     device: str | None = None,
     backbone: str | None = None,
     calibrated: bool = False,
     trust_remote_code: bool = False,
 ) -> int:
-    """Writes a JSON object per text: text, [text_pair], [truncated], label, scores, probabilities; returns how many.
+    """Writes a JSON object per text: [kept columns], text, [text_pair], [truncated], label, scores, probabilities;
+    for a faulty row that is skipped line (or row) and error. Returns how many texts were classified.
 
-    `adapter` is an adapter directory or a run directory. `input` is a file (see `read_texts`) or "-" for standard
-    input; `output` a file, which appears only when all is done, or "-" for standard output, which gets each part as it
-    is ready, as do devices and pipes. `labels`: score these (see `split_labels`) by their wording, in place of those of
-    training. `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the
-    validation split. `trust_remote_code`: run the Python code that ships with the backbone.
-    Raises UserError naming the line of a text that cannot be read, for labels that can be read in two ways, and where
-    `output` is something that is read.
+    `adapter` is an adapter directory or a run directory. `input`: see `Input`; a string is its place. `output` is a
+    file, which appears only when all is done, or "-" for standard output, which gets each part as it is ready, as do
+    devices and pipes. `labels`: score these (see `split_labels`) by their wording, in place of those of training.
+    `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the validation split.
+    `trust_remote_code`: run the Python code that ships with the backbone.
+    Raises UserError naming a row that cannot be read, for labels that can be read in two ways, and where `output` is
+    something that is read.
     """
-    check_input(input, format)
-    check_output(output, [input, adapter_folder(adapter)])
+    input = Input(input) if isinstance(input, str) else input
+    input.check(FIELDS)
+    check_output(output, [input.place, adapter_folder(adapter)])
     classifier = LTuningClassifier.from_pretrained(
         adapter, device, backbone=backbone, calibrated=calibrated, trust_remote_code=trust_remote_code
     )
@@ -53,17 +59,80 @@ def predict(
     if labels:
         classifier = classifier.with_labels(split_labels(labels, classifier.labels))
         log.info("predict: among %s", ", ".join(map(repr, classifier.labels)))
-    data = classifier.adapter.config.data
-    rows = read_texts(input, data.text, data.text_pair, format, quoted=data.quoting)
-    # Someone who types wants the answer to each line.
-    chunk = 1 if input == STANDARD_INPUT and sys.stdin.isatty() else CHUNK_TEXTS
-    count = 0
     with opened_output(output) as write:
-        for part in _chunks(rows, chunk):
-            records = map(_record, part, _classify(classifier, part))
-            write("".join(visible(json.dumps(record, ensure_ascii=False)) + "\n" for record in records))
-            count += len(part)
-    return count
+        answers = _Answers(classifier, input, write)
+        data = classifier.adapter.config.data
+        row = None
+        for row in input.table(answers.texts, data.quoting, answers.flush).rows:
+            answers.add(row)
+        answers.flush()
+        if row is None:
+            raise UserError(f"{answers.where} holds no text")
+    answers.report(row)
+    return answers.count
+
+
+class _Answers:
+    """Answers rows in their order, as many together as are there."""
+
+    def __init__(self, classifier: LTuningClassifier, input: Input, write: Callable[[str], None]) -> None:
+        self.classifier, self.input, self.write = classifier, input, write
+        data = classifier.adapter.config.data
+        self.texts = [data.text] + ([data.text_pair] if data.text_pair else [])
+        self.where = Source(input.place).name
+        self.waiting: list[tuple[Row, list[str]]] = []
+        self.count = self.faulty = 0
+
+    def add(self, row: Row) -> None:
+        """Raises UserError for a faulty row, when all before it are answered, unless such rows are skipped."""
+        try:
+            if row.fault:
+                raise ValueError(row.fault)
+            texts = [text_of(row.values, column) for column in self.texts]
+        except ValueError as fault:
+            self.flush()
+            self._tell(row, str(fault))
+            return
+        self.waiting.append((row, texts))
+        if len(self.waiting) == CHUNK_TEXTS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Answers what waits."""
+        rows, self.waiting = self.waiting, []
+        if rows:
+            self._answer(rows)
+
+    def report(self, last: Row) -> None:
+        """Says what must be known to bring input and output together."""
+        if self.faulty:
+            log.warning("predict: %d rows are faulty: where their answers would be is what is wrong", self.faulty)
+        has_line_per_row = self.input.resolved_format() in ("txt", "jsonl")
+        if has_line_per_row and last.line is not None and last.line > last.number:
+            log.warning("predict: %d blank lines of the input are not in the output", last.line - last.number)
+
+    def _answer(self, rows: list[tuple[Row, list[str]]]) -> None:
+        texts: list[Text] = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for _, parts in rows]
+        try:
+            found = self.classifier.predict(texts)
+        except UserError as error:
+            if len(rows) == 1:
+                self._tell(rows[0][0], str(error).removeprefix("text 1 "))
+            for row in rows if len(rows) > 1 else ():  # which of them it is
+                self._answer([row])
+            return
+        kept = [self.input.kept(row.values) for row, _ in rows]
+        answers = [_record(parts, prediction) for (_, parts), prediction in zip(rows, found, strict=True)]
+        records = map(operator.or_, kept, answers)
+        self.write("".join(map(_line, records)))
+        self.count += len(rows)
+
+    def _tell(self, row: Row, fault: str) -> None:
+        if self.input.on_error == "stop" or row.ends:
+            raise UserError(f"{self.where}, {row.place}: {fault}")
+        self.faulty += 1
+        place = {"row": row.number} if row.line is None else {"line": row.line}
+        self.write(_line((self.input.kept(row.values) if row.values else {}) | place | {"error": fault}))
 
 
 def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:
@@ -73,7 +142,7 @@ def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:
     """
     names = []
     for value in values:
-        parts = [value.strip()] if value.strip() in trained else _fields(value)
+        parts = [value.strip()] if value.strip() in trained else fields("--labels", value)
         for label in trained:
             if "," in label and label in value and label not in parts:
                 raise UserError(
@@ -84,28 +153,20 @@ def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:
     return names
 
 
-def _fields(value: str) -> list[str]:
+def fields(option: str, value: str) -> list[str]:
+    """The names in an option's value, read as a line of a CSV file. UserError where it is not one."""
     try:
-        (fields,) = csv.reader([value], skipinitialspace=True, strict=True)
+        (names,) = csv.reader([value], skipinitialspace=True, strict=True)
     except csv.Error as error:
         raise UserError(
-            f"--labels {value!r}: {error}; a label with a comma stands in quotes: '\"A, or B\",C'"
+            f"{option} {value!r}: {error}; a name with a comma stands in quotes: '\"A, or B\",C'"
         ) from error
-    return [field.strip() for field in fields]
+    return [name.strip() for name in names]
 
 
-def _classify(classifier: LTuningClassifier, part: list[TextRow]) -> list[Prediction]:
-    try:
-        return classifier.predict([row.inputs for row in part])
-    except UserError as error:
-        raise UserError(f"lines {part[0].line} to {part[-1].line}: {error}") from error
-
-
-def _record(row: TextRow, prediction: Prediction) -> dict[str, Any]:
-    pair = {} if row.text_pair is None else {"text_pair": row.text_pair}
+def _record(texts: list[str], prediction: Prediction) -> dict[str, Any]:
     return {
-        "text": row.text,
-        **pair,
+        **dict(zip(("text", "text_pair"), texts, strict=False)),
         **({"truncated": True} if prediction.truncated else {}),
         "label": prediction.label,
         "scores": _rounded(prediction.scores),
@@ -118,7 +179,15 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
     return {name: float(f"{value:.6g}") for name, value in values.items()}
 
 
-def _chunks(rows: Iterable[TextRow], size: int) -> Iterator[list[TextRow]]:
-    remaining = iter(rows)
-    while part := list(islice(remaining, size)):
-        yield part
+def _line(record: dict[str, Any]) -> str:
+    text = visible(json.dumps(_plain(record), ensure_ascii=False, default=str)) + "\n"
+    return text.encode(errors="backslashreplace").decode()  # half a character, which JSON may have, as it writes it
+
+
+def _plain(value: Any) -> Any:
+    """The same without NaN and infinity, which JSON lacks."""
+    if isinstance(value, dict):
+        return {name: _plain(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return list(map(_plain, value))
+    return None if isinstance(value, float) and not math.isfinite(value) else value

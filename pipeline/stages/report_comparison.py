@@ -8,7 +8,7 @@ from pipeline.core.output import check_output
 from pipeline.reports.comparison import load_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import write_page
-from pipeline.stages.report import files_in
+from pipeline.stages.report import files_in, page_of
 
 
 def report_comparison(folders: Sequence[str], output: str | None = None, *, static: bool = False) -> Path:
@@ -19,7 +19,7 @@ def report_comparison(folders: Sequence[str], output: str | None = None, *, stat
     """
     if not output and len(folders) > 1:
         raise UserError("several directories are shown on one page: say where to write it, with --output FILE")
-    path = Path(output) if output else Path(folders[0]) / "report.html"
+    path = Path(output) if output else page_of(Path(folders[0]))
     check_output(str(path), [file for folder in folders for file in files_in(Path(folder))])
     comparison = load_comparison([Path(folder) for folder in folders])
     write_page(path, "comparison.html.j2", static=static, **page_values(comparison))

@@ -4,6 +4,9 @@ import logging
 from typing import Any
 
 from pipeline.config import RunConfig
+from pipeline.engine.backbone import backbone_of
+from pipeline.engine.checks import check_all
+from pipeline.engine.startup import join
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -17,10 +20,12 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
 
     `overwrite`: train afresh, over what an earlier run left.
     """
-    preprocess(config)
-    encode_labels(config)
-    train(config, overwrite=overwrite)
-    metrics = evaluate(config)
+    backbone = backbone_of(config.backbone, config.data)
+    join(config).on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
+    preprocess(config, backbone)
+    encode_labels(config, backbone)
+    train(config, backbone, overwrite=overwrite)
+    metrics = evaluate(config, backbone)
     log.info("adapter: %s", config.run_dir.adapter)
     log.info("metrics: %s", config.run_dir.metrics_file)
     return metrics

@@ -1,6 +1,8 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+from contextlib import closing
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -9,137 +11,190 @@ from accelerate import Accelerator
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.files import read_json, remove
+from pipeline.core.run_dir import RunDir
+from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.splits import load_split
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id
+from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
-from pipeline.engine.provenance import current_data, training_fingerprint, with_defaults
-from pipeline.engine.startup import on_main_process, start
-from pipeline.methods.limits import check_positions, window_warning
+from pipeline.engine.provenance import current_data
+from pipeline.engine.startup import start
+from pipeline.methods import AnyMethodConfig
+from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
-from pipeline.training.loop import TrainingRun, write_untrained
+from pipeline.training.adapter_writer import AdapterWriter
+from pipeline.training.config import TrainConfig
+from pipeline.training.loop import TrainingRun
+from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.preemption import Preemption
-from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_config
-from pipeline.training.run_state import RunState
+from pipeline.training.provenance import check_training, training_absent, training_fingerprint
+from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
+from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.trackers import Trackers, hyperparameters
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class TrainingTask:
+    """What is trained, on what, and where."""
+
+    run: RunDir
+    seed: int
+    backbone: Backbone
+    data: DataConfig
+    labels: LabelsConfig
+    method: AnyMethodConfig
+    settings: TrainConfig
+
+    def given(self, ranks: Ranks) -> tuple[LabelStates, dict[str, str]]:
+        """The label states, and the fingerprint of the training that follows from them and the data. Collective.
+
+        Raises UserError where an earlier stage has not run, or was given something else.
+        """
+
+        def manifest_of_data() -> dict[str, Any]:
+            check_sums(self.run.data)
+            return current_data(self.run, self.data, self.labels, self.seed, self.backbone)
+
+        manifest = ranks.on_main(manifest_of_data)
+        names, length = manifest["labels"], self.data.max_length
+        states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks)
+        config = self.backbone.config
+        return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
+
+    def build_trainer(
+        self, accelerator: Accelerator, ranks: Ranks, labels: LabelStates, state: RunState | None = None
+    ) -> Trainer:
+        """Loads the backbone and puts the method on it: untrained, or as `state` left it. Collective."""
+        split = load_split(self.run.data / "train")
+        backbone = load_frozen(accelerator, ranks, self.backbone)
+        check_positions(self.method, backbone.facts, labels.prompt_tokens, self.data.max_length)
+        injected = self.method.injected_tokens(labels.prompt_tokens)
+        hidden = window_warning(backbone.facts, injected, self.data.max_length)
+        if hidden and ranks.is_main:
+            log.warning("train: %s", hidden)
+        # The initial weights depend on the seed alone, not on what loading the backbone drew.
+        torch.manual_seed(self.seed)
+        sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+        check_size(self.method, *sizes)
+        method = self.method.build(*sizes)
+        method.initialise(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
+        assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
+        model = build_model(accelerator, self.backbone.config, backbone, method, labels)
+        count = sum(map(element_count, model.trainable().values()))
+        log.info("train: %s, %s trainable parameters, %d rank(s)", self.method.name, f"{count:,}", ranks.size)
+        return Trainer(
+            accelerator,
+            self.settings,
+            model,
+            split,
+            method=self.method,
+            seed=self.seed,
+            pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
+            state=state.optimizer if state else None,
+        )
+
+
+def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
+    `backbone`: the command's; None: one of its own.
     An interrupted run goes on from its newest whole checkpoint; with `overwrite` it starts afresh, as a finished one
     does, over what is there. config.yaml is written when training begins. Every rank must call it. Raises UserError
     where an earlier stage has not run or was given something else, where label tokens and text exceed the backbone's
     positions, where a checkpoint or a finished run does not fit the config, and where the loss is not finite; Preempted
     after a signal and a checkpoint.
     """
-    accelerator = start(config)
+    accelerator, ranks = start(config)
     if overwrite and config.train.resume not in ("auto", "never"):
         raise UserError(
             "--overwrite trains afresh, but train.resume names a checkpoint to go on from: give one of them"
         )
+    backbone, run, seed = backbone or backbone_of(config.backbone, config.data), config.run_dir, config.run.seed
+    task = TrainingTask(run, seed, backbone, config.data, config.labels, config.method, config.train)
     with Preemption(config.train.preemption_signals) as preemption:
-        on_main_process(accelerator, lambda: check_sums(config.run_dir.data))
-        on_main_process(accelerator, lambda: current_data(config))
-        labels = current_label_states(config)
-        fingerprint = training_fingerprint(config, labels)
+        labels, fingerprint = task.given(ranks)
         if not overwrite:
-            summary = on_main_process(accelerator, lambda: finished_summary(config, fingerprint))
+            summary = ranks.on_main(lambda: finished_summary(run, config.method, fingerprint))
             if summary is not None:
                 return summary
-        begin = partial(_begin, config, overwrite)
+        begin = partial(_begin, run, config.to_kept_yaml(), overwrite)
+        adapters = AdapterWriter(run, config.adapter_config(), labels, fingerprint)
         if not config.method.is_trained:
-            on_main_process(accelerator, begin)
-            return on_main_process(accelerator, lambda: write_untrained(config, labels, fingerprint))
-        state = None if overwrite else state_to_resume(accelerator, config)
+            ranks.on_main(begin)
+            return ranks.on_main(adapters.write_untrained)
+        state = None if overwrite else state_to_resume(ranks, config.train.resume, run)
         if state is not None:
-            config = resumed_config(config, state, fingerprint, accelerator.num_processes)
-            accelerator = start(config)
-        trainer = build_trainer(accelerator, config, labels, state)
+            absent = training_absent(config.method)
+            settings = resumed_settings(config.train, state, fingerprint, absent, ranks.size)
+            accelerator, ranks = start(config.model_copy(update={"train": settings}))
+            task = replace(task, settings=settings)
+        trainer = task.build_trainer(accelerator, ranks, labels, state)
         try:
-            on_main_process(accelerator, begin)
-            run = TrainingRun(trainer, config, labels, fingerprint, state)
-            with run.writer:
-                run.to_end(preemption)
-                return run.finish()
+            ranks.on_main(begin)
+            validation = load_split(run.data / "validation") if "validation" in config.data.splits else None
+            rows = config.evaluate.batch_size
+            metrics_log = ranks.on_every(lambda: _metrics_log(config, state, is_main=ranks.is_main))
+            loop = TrainingRun(
+                trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows, state=state
+            )
+            with loop.writer, closing(metrics_log):
+                loop.to_end(preemption)
+                return loop.finish()
         finally:
             release(accelerator, trainer.model)
 
 
-def finished_summary(config: RunConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
+def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
     """The summary of a finished run; None where there is none, or where it is damaged and must be written again.
 
     Raises UserError, naming what changed, where it was trained from something else: what is finished is kept.
     """
-    run = config.run_dir
     if not run.is_finished:
         return None
-    try:
-        check_sums(run.adapter_final)
+
+    def read() -> dict[str, Any]:
         check_sums(run.adapter)
-    except UserError as error:
-        log.warning("train: %s; written again from the last checkpoint", error)
+        return dict(read_json(run.summary_file))
+
+    summary = Artefact(run.adapter_final, "train").found(read)
+    if summary is None:
         remove(run.evaluation)  # it brings the figures into the model card
         return None
-    summary: dict[str, Any] = read_json(run.summary_file)
-    check_unchanged(config, summary["fingerprint"], fingerprint)
+    check_training(run, method, fingerprint)
     log.info("train: %s is current", run.adapter)
     return summary
 
 
-def check_unchanged(config: RunConfig, old: dict[str, str], new: dict[str, str]) -> None:
-    """UserError, naming what changed, where a finished run was trained from something else than it would be now."""
-    if changed := differences(with_defaults(config, old, new), new):
-        raise UserError(
-            f"'{config.run_dir.path}' holds a finished run, and {'; '.join(changed)}: set that back, choose another "
-            "run directory, or give --overwrite to train afresh"
-        )
-
-
-def _begin(config: RunConfig, overwrite: bool) -> None:
+def _begin(run: RunDir, config: str, overwrite: bool) -> None:
     """Makes room, as late as can be: until here every fault leaves the earlier run as it was. Rank 0 calls it."""
     if overwrite:
-        config.run_dir.remove_training()
-    config.run_dir.write_config(config.to_kept_yaml())
+        run.remove_training()
+    run.write_config(config)
 
 
-def state_to_resume(accelerator: Accelerator, config: RunConfig) -> RunState | None:
-    """What an interrupted run left, read by every rank; None to start afresh."""
-    path = on_main_process(accelerator, lambda: checkpoint_to_resume(config))
+def _metrics_log(config: RunConfig, state: RunState | None, *, is_main: bool) -> MetricsLog:
+    """Goes on where `state` left it. Rank 0 alone writes."""
+    step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
+    values = hyperparameters(config.model_dump(mode="json"))
+    trackers = Trackers(config.logging, config.run_dir, values, step) if is_main else None
+    return MetricsLog(config.run_dir.metrics_log, trackers, step, position)
+
+
+def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
+    """What an interrupted run left, read by every rank; None to start afresh. Collective."""
+    path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
     if path is None:
         return None
-    state = Ranks.joined().on_every(lambda: load_state(path))
+    with about(f"checkpoint '{path}'"):
+        state = ranks.on_every(lambda: load_state(path))
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
-
-
-def build_trainer(
-    accelerator: Accelerator, config: RunConfig, labels: LabelStates, state: RunState | None = None
-) -> Trainer:
-    """Loads the backbone and puts the method on it: untrained, or as `state` left it."""
-    tokenizer = load_tokenizer(config.backbone, special_tokens=config.data.special_tokens)
-    split = load_split(config.run_dir.data / "train")
-    backbone = load_frozen(accelerator, config.backbone)
-    check_positions(config.method, backbone.facts, labels.prompt_tokens, config.data.max_length)
-    hidden = window_warning(backbone.facts, config.method.injected_tokens(labels.prompt_tokens), config.data.max_length)
-    if hidden and accelerator.is_main_process:
-        log.warning("train: %s", hidden)
-    # The initial weights depend on the seed alone, not on what loading the backbone drew.
-    torch.manual_seed(config.run.seed)
-    sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
-    method = config.method.build(*sizes)
-    method.initialise(vocabulary_of(backbone, tokenizer), labels.names)
-    assert sum(parameter.numel() for parameter in method.parameters()) == config.method.trainable_count(*sizes)
-    model = build_model(accelerator, config.backbone, backbone, method, labels)
-    count = sum(map(element_count, model.trainable().values()))
-    log.info(
-        "train: %s, %s trainable parameters, %d rank(s)", config.method.name, f"{count:,}", accelerator.num_processes
-    )
-    return Trainer(accelerator, config, model, split, pad_token_id(tokenizer), state.optimizer if state else None)

@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.core.settings import Distinct, Settings
+from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS
+from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
 class TrainConfig(Settings):
@@ -15,13 +16,13 @@ class TrainConfig(Settings):
     candidates: int | Literal["all"] | None = None
     """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all, but 8 where a
     text is read once per label (label tuning without a shortlist)."""
-    max_steps: int | None = Field(default=None, ge=1)
+    max_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Optimizer steps; null: as many as `epochs` need."""
-    epochs: int = Field(default=3, ge=1)
+    epochs: int = Field(default=3, ge=1, le=MOST_STEPS)
     """Passes over the training texts; ignored when max_steps is set."""
-    batch_size: int = Field(default=16, ge=1, le=1_000_000)
+    batch_size: int = Field(default=16, ge=1, le=MOST_TEXTS)
     """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
-    gradient_accumulation: int = Field(default=1, ge=1, le=1_000_000)
+    gradient_accumulation: int = Field(default=1, ge=1, le=MOST_TEXTS)
     """Forward passes per optimizer step."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
@@ -33,28 +34,28 @@ class TrainConfig(Settings):
     """Decoupled weight decay of matrices; vectors and scalars have none."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradient norm is clipped to this; 0: no clipping."""
-    eval_every: int = Field(default=200, ge=1)
+    eval_every: int = Field(default=200, ge=1, le=MOST_STEPS)
     """Steps between two evaluations on the validation split (and at the end)."""
-    save_every: int = Field(default=200, ge=1)
+    save_every: int = Field(default=200, ge=1, le=MOST_STEPS)
     """Steps between two checkpoints."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: int = Field(default=2, ge=1, le=MOST_STEPS)
     """Newest checkpoints kept."""
     on_write_error: Literal["warn", "stop"] = "warn"
     """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
-    early_stopping_patience: int | None = Field(default=None, ge=1)
+    early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Stop after this many evaluations without a better validation score; null: never."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation figure that decides which adapter is the best."""
-    resume: str = "auto"
+    resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
-    log_every: int = Field(default=10, ge=1)
+    log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two lines in logs/metrics.jsonl."""
 
     @field_validator("candidates", mode="before")
     @classmethod
     def _number_or_all(cls, value: Any) -> Any:
-        if value in (None, "all") or (type(value) is int and value >= 2):
+        if value in (None, "all") or (type(value) is int and 2 <= value <= MOST_TEXTS):
             return value
-        raise ValueError("must be all, or a number from 2")
+        raise ValueError(f"must be all, or a number from 2 to {MOST_TEXTS}")

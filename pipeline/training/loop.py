@@ -8,37 +8,24 @@ from typing import Any, NoReturn
 
 import numpy as np
 from safetensors import SafetensorError
-from torch import Tensor
-from tqdm import tqdm
 
-from pipeline.adapter.directory import save_adapter
-from pipeline.adapter.label_states import LabelStates
-from pipeline.config import RunConfig
 from pipeline.core.errors import DivergedError, Preempted, UserError
-from pipeline.core.files import read_json, write_json
-from pipeline.data.splits import load_split
+from pipeline.core.files import write_json
+from pipeline.data.splits import Split
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.startup import on_main_process
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
+from pipeline.training import progress
+from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import Preemption
-from pipeline.training.run_state import Best, LogPosition, RunState
+from pipeline.training.progress import Progress
+from pipeline.training.run_state import Best, RunState
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-
-def write_untrained(config: RunConfig, labels: LabelStates, fingerprint: dict[str, str]) -> dict[str, Any]:
-    """What `TrainingRun.finish` writes, for a method that takes no steps. One rank calls it."""
-    counts = read_json(config.run_dir.manifest_file)["splits"]["train"]["per_label"]
-    state = config.method.untrained_state([counts[name] for name in labels.names])
-    summary = {"fingerprint": fingerprint, "steps": 0, "best_step": 0, "validation": {}}
-    save_adapter(config.run_dir.adapter, state, config.adapter_config(), labels)
-    save_adapter(config.run_dir.adapter_final, state, config.adapter_config(), labels, summary=summary)
-    return summary
 
 
 class TrainingRun:
@@ -47,30 +34,37 @@ class TrainingRun:
     def __init__(
         self,
         trainer: Trainer,
-        config: RunConfig,
-        labels: LabelStates,
-        fingerprint: dict[str, str],
+        ranks: Ranks,
+        adapters: AdapterWriter,
+        metrics_log: MetricsLog,
+        *,
+        validation: Split | None,
+        rows_per_forward: int,
         state: RunState | None = None,
     ) -> None:
-        self.trainer, self.config, self.labels, self.fingerprint = trainer, config, labels, fingerprint
-        self.accelerator = trainer.accelerator
-        self.validation = load_split(config.run_dir.data / "validation") if config.data.validation else None
+        """`rows_per_forward`: of an evaluation, as of `score`; `state`: what to go on from, None at the beginning."""
+        self.trainer, self.settings, self.ranks = trainer, trainer.settings, ranks
+        self.adapters, self.run_dir, self.names = adapters, adapters.run_dir, adapters.labels.names
+        self.validation, self.rows_per_forward = validation, rows_per_forward
         self.step = state.step if state else 0
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()
         self.evaluation_due = state is not None and state.evaluation_due
-        position = state.metrics_log if state else LogPosition()
-        self.metrics_log = MetricsLog(self.accelerator, config.run_dir, self.step, position)
-        stop, keep = config.train.on_write_error == "stop", config.train.keep_checkpoints
-        self.writer = CheckpointWriter(config.run_dir.checkpoints, keep, stop_on_error=stop)
+        self.metrics_log = metrics_log
+        stop, keep = self.settings.on_write_error == "stop", self.settings.keep_checkpoints
+        self.writer = CheckpointWriter(self.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()
-        # None: off without a terminal, where metrics.jsonl tells the same.
-        hidden = None if self.accelerator.is_main_process else True
-        self.bar = tqdm(total=trainer.total_steps, initial=self.step, desc="train", unit="step", disable=hidden)
+        self.progress = Progress(
+            self.step,
+            trainer.total_steps,
+            trainer.global_batch,
+            shown=ranks.is_main,
+            every_seconds=progress.EVERY_SECONDS,
+        )
 
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
-        settings = self.config.train
+        settings = self.settings
         if self.evaluation_due:
             self._evaluate(preemption)
         while not self._is_over():
@@ -79,7 +73,7 @@ class TrainingRun:
             self.step += 1
             if not math.isfinite(loss):
                 raise DivergedError(f"the loss is {loss} at step {self.step}: lower train.learning_rate")
-            self.bar.update()
+            self.progress.update(self.step, loss)
             evaluate = self.validation is not None and self._is_due(settings.eval_every)
             # Before an evaluation too, so that its place in time is known.
             if self._is_due(settings.log_every) or evaluate:
@@ -88,54 +82,48 @@ class TrainingRun:
                 self._evaluate(preemption)
             if self._is_due(settings.save_every):
                 self._save()
-        self.bar.close()
+        self.progress.close()
 
     def finish(self) -> dict[str, Any]:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
         state = self.trainer.trained_state()
-        summary = {
-            "fingerprint": self.fingerprint,
-            "steps": self.step,
-            "best_step": self.best.step or self.step,
-            "validation": self.best.figures,
-        }
+        summary = self.adapters.summary(self.step, self.best.step or self.step, self.best.figures)
 
         def write() -> None:
             self.writer.wait()
-            final = self.config.run_dir.adapter_final
-            self._write_adapter(self.best.parameters or state)
-            write_json(self.config.run_dir.cost_file, {**peak_memory(), "ranks": self.accelerator.num_processes})
-            save_adapter(final, state, self.config.adapter_config(), self.labels, summary=summary)
+            self.adapters.write_best(self.best.parameters or state, self.best.figures)
+            write_json(self.run_dir.cost_file, {**peak_memory(), "ranks": self.ranks.size})
+            self.adapters.write_final(state, summary)
 
-        on_main_process(self.accelerator, write)
+        self.ranks.on_main(write)
         self.metrics_log.close()
         return summary
 
     def _is_over(self) -> bool:
-        patience, since = self.config.train.early_stopping_patience, self.best.evaluations_since
+        patience, since = self.settings.early_stopping_patience, self.best.evaluations_since
         if patience is not None and since >= patience:
-            log.info("train: %d evaluations without a better %s, stopped", since, self.config.train.best_metric)
+            log.info("train: %d evaluations without a better %s, stopped", since, self.settings.best_metric)
             return True
         return self.step >= self.trainer.total_steps
 
     def _heed(self, preemption: Preemption) -> None:
         """Every rank must call this at the same point of the loop."""
-        if signal := preemption.requested(self.accelerator):
+        if signal := preemption.requested(self.trainer.accelerator):
             self._stop(signal)
 
     def _stop(self, signal: str) -> NoReturn:
         if self.step > self.step_saved:
             self._save()
-        on_main_process(self.accelerator, self.writer.wait)
-        self.bar.close()
+        self.ranks.on_main(self.writer.wait)
+        self.progress.close()
         self.metrics_log.close()
-        on_main_process(self.accelerator, lambda: self._leave_sign(signal))
+        self.ranks.on_main(lambda: self._leave_sign(signal))
         raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
 
     def _leave_sign(self, signal: str) -> None:
         """For launchers that lose exit status 85."""
         try:
-            write_json(self.config.run_dir.preempted, {"step": self.step, "signal": signal})
+            write_json(self.run_dir.preempted, {"step": self.step, "signal": signal})
         except UserError as error:
             log.warning("train: %s", error)
 
@@ -148,14 +136,10 @@ class TrainingRun:
             global_batch=self.trainer.global_batch,
             metrics_log=self.metrics_log.position(),
             evaluation_due=self.evaluation_due,
-            fingerprint=self.fingerprint,
+            fingerprint=self.adapters.fingerprint,
         )
-        on_main_process(self.accelerator, lambda: self.writer.submit(state, self.metrics_log.sync))
+        self.ranks.on_main(lambda: self.writer.submit(state, self.metrics_log.sync))
         self.step_saved = self.step
-
-    def _write_adapter(self, parameters: dict[str, Tensor]) -> None:
-        metrics = {"validation": self.best.figures} if self.best.figures else None
-        save_adapter(self.config.run_dir.adapter, parameters, self.config.adapter_config(), self.labels, metrics)
 
     def _is_due(self, every: int) -> bool:
         return self.step % every == 0 or self.step == self.trainer.total_steps
@@ -171,7 +155,7 @@ class TrainingRun:
             "seconds": seconds,
         }
         self.metrics_log.write(self.step, figures)
-        self.bar.set_postfix(loss=f"{loss:.4f}", examples_per_second=f"{speed:.0f}")
+        self.progress.tell(loss, speed)
         self.step_logged, self.clock = self.step, time.perf_counter()
 
     def _evaluate(self, preemption: Preemption) -> None:
@@ -185,17 +169,17 @@ class TrainingRun:
         scores = score(
             self.trainer.engine,
             validation.rows,
-            len(self.labels.names),
-            self.config.evaluate.batch_size,
-            ranks=Ranks.joined(),
+            len(self.names),
+            self.rows_per_forward,
+            ranks=self.ranks,
             pad_token_id=self.trainer.pad_token_id,
-            device=self.accelerator.device,
-            readings=self.config.method.joint_readings(len(self.labels.names)),
+            device=self.trainer.accelerator.device,
+            readings=self.adapters.config.method.joint_readings(len(self.names)),
             before_batch=lambda: self._heed(preemption),
         )
         self.evaluation_due = False
-        majority = int(np.bincount(self.trainer.train.labels).argmax())
-        figures = split_metrics(scores, validation.labels, self.labels.names, majority, "validation split")
+        majority = int(np.bincount(self.trainer.texts.labels).argmax())
+        figures = split_metrics(scores, validation.labels, self.names, majority, "validation split")
         shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
         self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
         accuracy, log_loss = shown["accuracy"], shown["log_loss"]
@@ -206,7 +190,7 @@ class TrainingRun:
         self.clock += time.perf_counter() - started
 
     def _keep_if_best(self, figures: dict[str, Any]) -> None:
-        metric = self.config.train.best_metric
+        metric = self.settings.best_metric
         if not self.best.better(metric, figures):
             self.best.evaluations_since += 1
             return
@@ -214,8 +198,8 @@ class TrainingRun:
 
         def write() -> None:
             try:
-                self._write_adapter(self.best.parameters)
+                self.adapters.write_best(self.best.parameters, self.best.figures)
             except (OSError, SafetensorError, UserError) as error:
                 log.warning("BEST ADAPTER NOT WRITTEN: %s. Training goes on and writes it at the end", error)
 
-        on_main_process(self.accelerator, write)
+        self.ranks.on_main(write)

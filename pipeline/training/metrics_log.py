@@ -1,15 +1,14 @@
-"""Training figures: one JSON object per line, and accelerate's trackers beside it."""
+"""Training figures: one JSON object per line, and the trackers beside it."""
 
 import json
 import logging
 import os
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
-
-from pipeline.core.run_dir import RunDir
 from pipeline.training.run_state import LogPosition
+from pipeline.training.trackers import Trackers
 
 log = logging.getLogger(__name__)
 
@@ -17,21 +16,23 @@ log = logging.getLogger(__name__)
 class MetricsLog:
     """Writes each logged step to logs/metrics.jsonl and to the trackers; does nothing on ranks other than 0."""
 
-    def __init__(self, accelerator: Accelerator, run_dir: RunDir, step: int, position: LogPosition) -> None:
-        """Goes on after `step`, at which the file ended at `position`: what a killed run wrote later is cut off."""
-        self.accelerator, self.path = accelerator, run_dir.metrics_log
+    def __init__(self, path: Path, trackers: Trackers | None, step: int, position: LogPosition) -> None:
+        """Goes on after `step`, at which the file ended at `position`: what a killed run wrote later is cut off.
+
+        `trackers`: None on ranks other than 0.
+        """
+        self.path, self.trackers = path, trackers
         self.size_bytes, self._digest = 0, sha256()
         self._pending = b""
-        if accelerator.is_main_process:
+        if trackers is not None:
             self._cut_off(step, position)
-        accelerator.init_trackers("tensorboard", init_kwargs={"tensorboard": {"purge_step": step + 1}})
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Appends one line: `step` and the figures."""
-        if self.accelerator.is_main_process:
+        if self.trackers is not None:
             self._pending += (json.dumps({"step": step, **values}) + "\n").encode()
             self._append()
-        self.accelerator.log(values, step=step)
+            self.trackers.log(values, step)
 
     def position(self) -> LogPosition:
         """Where the file ends; at its beginning on ranks other than 0."""
@@ -68,6 +69,6 @@ class MetricsLog:
             self._pending = b""
 
     def close(self) -> None:
-        """Flushes the trackers. (accelerate's own `end_training` would end the process group with them.)"""
-        for tracker in self.accelerator.trackers:
-            tracker.finish()
+        """Ends the trackers' runs."""
+        if self.trackers is not None:
+            self.trackers.close()

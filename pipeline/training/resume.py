@@ -3,11 +3,11 @@
 import logging
 from pathlib import Path
 
-from pipeline.config import RunConfig
-from pipeline.core.artefact import differences
+from pipeline.core.artefact import Absent, Fingerprint, differences
 from pipeline.core.errors import UserError
-from pipeline.engine.provenance import with_defaults
+from pipeline.core.run_dir import RunDir
 from pipeline.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
+from pipeline.training.config import TrainConfig
 from pipeline.training.run_state import RunState
 
 log = logging.getLogger(__name__)
@@ -17,43 +17,45 @@ HARMLESS = {"train.eval_every", "train.early_stopping_patience"}
 BATCH = ("train.batch_size", "train.gradient_accumulation")
 
 
-def checkpoint_to_resume(config: RunConfig) -> Path | None:
+def checkpoint_to_resume(resume: str, run_dir: RunDir) -> Path | None:
     """The checkpoint that `train.resume` asks for, verified; None to start afresh. Rank 0 decides for all."""
-    folder = config.run_dir.checkpoints
-    if config.train.resume == "never":
+    folder = run_dir.checkpoints
+    if resume == "never":
         if checkpoints(folder):
             raise UserError(
                 f"'{folder}' holds checkpoints and train.resume is never: "
                 "give --overwrite to train afresh, or set train.resume=auto"
             )
         return None
-    if config.train.resume == "auto":
+    if resume == "auto":
         return newest_checkpoint(folder)
-    inside = config.run_dir.path / config.train.resume
-    return inside if inside.is_dir() else Path(config.train.resume)
+    inside = run_dir.path / resume
+    return inside if inside.is_dir() else Path(resume)
 
 
-def resumed_config(config: RunConfig, state: RunState, fingerprint: dict[str, str], world_size: int) -> RunConfig:
-    """The config to go on with: as given, but with the checkpoint's global batch on this number of ranks.
+def resumed_settings(
+    settings: TrainConfig, state: RunState, fingerprint: Fingerprint, absent: Absent, world_size: int
+) -> TrainConfig:
+    """The settings to go on with: as given, but with the checkpoint's global batch on this number of ranks.
 
+    `fingerprint`: that of the run now; `absent`: what the lack of a part stands for in it and in the checkpoint's.
     Raises UserError that names the settings under which the checkpoint's run would not be the same run.
     """
-    old = with_defaults(config, state.fingerprint, fingerprint)
-    changed = {key for key in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {key})}
-    batch_size, accumulation = config.train.batch_size, config.train.gradient_accumulation
-    same_batch = batch_size * accumulation * world_size == state.global_batch
+    old = state.fingerprint
+    changed = {part for part in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {part}, absent)}
+    same_batch = settings.batch_size * settings.gradient_accumulation * world_size == state.global_batch
     allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
-    harmful = _phrases(old, fingerprint, changed - allowed)
+    harmful = _phrases(old, fingerprint, changed - allowed, absent)
     if harmful:
         raise UserError(
             f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
     if changed:
-        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed)))
-    return config if same_batch else _share_batch(config, state.global_batch, world_size)
+        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed, absent)))
+    return settings if same_batch else _share_batch(settings, state.global_batch, world_size)
 
 
-def _share_batch(config: RunConfig, global_batch: int, world_size: int) -> RunConfig:
+def _share_batch(settings: TrainConfig, global_batch: int, world_size: int) -> TrainConfig:
     """The same texts per step on another number of ranks, in forward passes of at most `train.batch_size`."""
     share, rest = divmod(global_batch, world_size)
     if rest:
@@ -61,7 +63,7 @@ def _share_batch(config: RunConfig, global_batch: int, world_size: int) -> RunCo
             f"the checkpoint's batch of {global_batch} texts cannot be shared by {world_size} ranks alike: "
             f"resume on a number of ranks that divides {global_batch}"
         )
-    micro = max(size for size in range(1, min(share, config.train.batch_size) + 1) if share % size == 0)
+    micro = max(size for size in range(1, min(share, settings.batch_size) + 1) if share % size == 0)
     log.info(
         "train: %d rank(s) share batches of %d texts: batch_size %d, gradient_accumulation %d",
         world_size,
@@ -69,8 +71,7 @@ def _share_batch(config: RunConfig, global_batch: int, world_size: int) -> RunCo
         micro,
         share // micro,
     )
-    settings = config.train.model_copy(update={"batch_size": micro, "gradient_accumulation": share // micro})
-    return config.model_copy(update={"train": settings})
+    return settings.model_copy(update={"batch_size": micro, "gradient_accumulation": share // micro})
 
 
 def load_state(path: Path) -> RunState:
@@ -80,5 +81,6 @@ def load_state(path: Path) -> RunState:
     return read_checkpoint(path)
 
 
-def _phrases(old: dict[str, str], new: dict[str, str], keys: set[str]) -> list[str]:
-    return differences({key: old[key] for key in old.keys() & keys}, {key: new[key] for key in new.keys() & keys})
+def _phrases(old: Fingerprint, new: Fingerprint, parts: set[str], absent: Absent) -> list[str]:
+    before, after = ({part: side[part] for part in side.keys() & parts} for side in (old, new))
+    return differences(before, after, absent)

@@ -6,7 +6,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.config import RunConfig
 from pipeline.data.batches import (
     Ints,
     collate,
@@ -17,8 +16,10 @@ from pipeline.data.batches import (
 )
 from pipeline.data.splits import Split
 from pipeline.engine.models import exact_buffers, load_trained
+from pipeline.methods.base import MethodConfig
 from pipeline.methods.limits import candidate_count
 from pipeline.methods.model import LTuningModel
+from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import build_optimizer, learning_rate
 from pipeline.training.optimizer_state import OptimizerState, gather_parameters, gather_state, restore_state
 
@@ -29,18 +30,22 @@ class Trainer:
     def __init__(
         self,
         accelerator: Accelerator,
-        config: RunConfig,
+        settings: TrainConfig,
         model: LTuningModel,
-        train: Split,
+        texts: Split,
+        *,
+        method: MethodConfig,
+        seed: int,
         pad_token_id: int,
         state: OptimizerState | None = None,
     ) -> None:
-        """`state` is what an earlier run left, on any number of ranks."""
-        self.accelerator, self.config, self.train, self.pad_token_id = accelerator, config, train, pad_token_id
+        """`method`: the model's; `state`: what an earlier run left, on any number of ranks."""
+        self.accelerator, self.settings, self.texts = accelerator, settings, texts
+        self.seed, self.pad_token_id = seed, pad_token_id
         self.label_count = len(model.label_states)
-        settings = config.train
+        self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
-        self.steps_per_epoch = -(-len(train) // self.global_batch)
+        self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self._epoch, self._batches = -1, list[Ints]()
         if state is not None:
@@ -58,14 +63,14 @@ class Trainer:
         """Optimizer step number `step`, from 0; its loss, averaged over the global batch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            batches = epoch_batches(self.train.lengths, self.global_batch, self.config.run.seed, epoch)
+            batches = epoch_batches(self.texts.lengths, self.global_batch, self.seed, epoch)
             self._epoch, self._batches = epoch, batches
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(step, self.total_steps, self.config.train)
+            group["lr"] = learning_rate(step, self.total_steps, self.settings)
         self.engine.train()
         rows = self._batches[position]
         candidates, targets = self._candidates(rows, epoch)
-        settings, rank, world = self.config.train, self.accelerator.process_index, self.accelerator.num_processes
+        settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
         losses = []
         for part in rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation):
             self._seed_dropout(step, int(part[0]))
@@ -79,24 +84,23 @@ class Trainer:
 
     def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
         """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""
-        labels, seed = self.train.labels[rows], self.config.run.seed
-        if self.config.train.objective == "pairs":
-            return pair_candidates(rows, labels, seed, epoch, self.label_count)
-        count = candidate_count(self.config.method, self.label_count, self.config.train.candidates)
-        return sampled_candidates(rows, labels, seed, epoch, self.label_count, count)
+        labels = self.texts.labels[rows]
+        if self.settings.objective == "pairs":
+            return pair_candidates(rows, labels, self.seed, epoch, self.label_count)
+        return sampled_candidates(rows, labels, self.seed, epoch, self.label_count, self.candidate_count)
 
     def _seed_dropout(self, step: int, position: int) -> None:
         """Dropout is drawn anew from (seed, step, position in the global batch): a resumed run draws the same."""
-        key = np.random.SeedSequence([self.config.run.seed, step, position])
+        key = np.random.SeedSequence([self.seed, step, position])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
         """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels."""
         device = self.accelerator.device
-        inputs = {name: value.to(device) for name, value in collate(self.train.take(rows), self.pad_token_id).items()}
+        inputs = {name: value.to(device) for name, value in collate(self.texts.take(rows), self.pad_token_id).items()}
         scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
         target = torch.as_tensor(targets, device=device)
-        if self.config.train.objective == "pairs":
+        if self.settings.objective == "pairs":
             return functional.binary_cross_entropy_with_logits(scores[:, 0], target)
         return functional.cross_entropy(scores, target)
 

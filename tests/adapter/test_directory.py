@@ -1,4 +1,7 @@
-"""The adapter directory: round trip, model card, and every kind of damage."""
+"""The adapter directory: round trip, model card, and every kind of damage.
+
+covers adapter/card, adapter/config
+"""
 
 import json
 import os
@@ -282,8 +285,8 @@ def test_version_1_of_two_meanings_is_refused(folder: Path, method: dict[str, An
 WRITER = """
 import os, sys
 from pathlib import Path
-from pipeline.adapter import load_adapter, write_card
-from tests.test_adapter import numbered_adapter
+from pipeline.adapter.directory import load_adapter, write_card
+from tests.adapter.test_directory import numbered_adapter
 folder, count = Path(sys.argv[1]), int(sys.argv[2])
 os.fsync = lambda descriptor: None  # so that it is faster than the reader
 for number in range(1, count + 1):

@@ -152,14 +152,3 @@ def test_states_of_no_labels_are_refused(tmp_path: Path) -> None:
     LabelStates([], [], torch.zeros(0, 3, 8), torch.zeros(0, 3, dtype=torch.bool), {}).save(tmp_path)
     with pytest.raises(UserError, match=r"labels\.json' is damaged"):
         LabelStates.load(tmp_path)
-
-
-def test_older_states_are_compared_by_what_they_have_and_a_warning_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    states, now = example(), {"backbone": "a", "weights": "abc"}
-    assert states.changes(now) == [] and "a change elsewhere would go unnoticed" in caplog.text
-    assert states.changes(now | {"backbone": "b"}) == ["backbone was 'a', now 'b'"]
-    assert states.changes(now | {"tokenizer": "c"}) == ["tokenizer was absent, now 'c'"]
-    caplog.clear()
-    newer = LabelStates(states.names, states.hypotheses, states.states, states.mask, now)
-    assert newer.changes(now) == [] and newer.changes(now | {"weights": "abd"}) == ["weights was 'abc', now 'abd'"]
-    assert not caplog.text

@@ -6,7 +6,7 @@ import pytest
 
 from pipeline.backbone import cpu_speed
 from pipeline.doctor import hardware
-from pipeline.engine import inference
+from pipeline.engine import models
 
 
 def test_the_products_are_timed() -> None:
@@ -22,7 +22,7 @@ def test_the_doctor_says_so(monkeypatch: pytest.MonkeyPatch, times: float, state
 
 @pytest.mark.parametrize("times", [0.3, 6.0])
 def test_loading_warns(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, times: float) -> None:
-    monkeypatch.setattr(inference, "bfloat16_slowdown", lambda: times)
+    monkeypatch.setattr(models, "bfloat16_slowdown", lambda: times)
     with caplog.at_level(logging.WARNING):
-        inference._warn_if_slow()
+        models._warn_if_slow()
     assert ("bfloat16 takes 6.0 times as long" in caplog.text) == (times > 1)

@@ -44,6 +44,40 @@ def test_alibi_sets_no_bound(family: str) -> None:
     assert facts_of(tiny_model(family).config).max_positions is None
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0}
+LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+LONG = {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [3.0, 9.0], "factor": 16.0}
+
+
+@pytest.mark.parametrize(
+    ("rope", "positions"),
+    [
+        ({"rope_type": "default"}, 128),
+        ({"rope_type": "linear", "factor": 2.0}, 256),
+        ({"rope_type": "dynamic", "factor": 2.5}, 320),
+        (YARN, 512),
+        (YARN | {"original_max_position_embeddings": 64}, 256),
+        (YARN | {"original_max_position_embeddings": 32}, 128),  # max_position_embeddings is scaled already
+        (LLAMA3 | {"original_max_position_embeddings": 16}, 128),
+        (LONG | {"original_max_position_embeddings": 8}, 128),
+    ],
+    ids=lambda value: value["rope_type"] if isinstance(value, dict) else None,
+)
+@pytest.mark.parametrize("key", ["rope_parameters", "rope_scaling"])
+def test_scaled_rotary_positions_reach_further(rope: dict[str, Any], positions: int, key: str) -> None:
+    model = tiny_model("llama_gqa", **{key: rope | {"rope_theta": 10000.0}})
+    assert facts_of(model.config).max_positions == positions
+    found = model(input_ids=torch.full((1, positions), 5)).last_hidden_state
+    assert found.shape[1] == positions and found.isfinite().all()
+
+
+def test_the_kind_of_layer_that_reaches_least_decides_and_learned_positions_are_not_scaled() -> None:
+    linear, plain = ({"rope_type": name, "factor": 8.0, "rope_theta": 10000.0} for name in ("linear", "default"))
+    ropes = {"full_attention": linear, "sliding_attention": plain}
+    assert facts_of(tiny_model("gemma3", rope_parameters=ropes).config).max_positions == 128
+    assert facts_of(tiny_model("gpt2", rope_scaling=linear).config).max_positions == 128
+
+
 @pytest.mark.parametrize(
     ("model_type", "word"),
     [

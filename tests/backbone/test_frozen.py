@@ -1,4 +1,7 @@
-"""Every family, with and without an injection: equal to what plain transformers gives, padding or not."""
+"""Every family, with and without an injection: equal to what plain transformers gives, padding or not.
+
+covers backbone/injection
+"""
 
 import functools
 

@@ -1,4 +1,7 @@
-"""The frozen backbone with every parameter partitioned by ZeRO-3, on two ranks."""
+"""The frozen backbone with every parameter partitioned by ZeRO-3, on two ranks.
+
+covers backbone/frozen
+"""
 
 from pathlib import Path
 

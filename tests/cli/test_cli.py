@@ -1,7 +1,9 @@
-"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing."""
+"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing.
+
+covers cli/__init__, cli/options, __main__
+"""
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -107,7 +109,7 @@ def test_config_files_that_are_none(folder: Path, capsys: pytest.CaptureFixture,
 
 def test_deepspeed_json_that_is_none(folder: Path, capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     for content, words in (
-        ("{", "is no JSON"),
+        ("{", "is not JSON"),
         ('{"zero_optimization": {"stage": 9}}', "stage must be 0, 1, 2 or 3"),
         ('{"zero_optimization": {"stage": 3, "reduce_bucket_size": NaN}}', "NaN is not a number"),
     ):
@@ -267,18 +269,79 @@ def test_the_estimate_needs_no_data_and_writes_nothing(folder: Path, capsys: pyt
 
 
 def test_debug_shows_the_traceback(
-    folder: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+    folder: Path, capsys: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert run(folder, "--debug", "data.train=nowhere.tsv", f"run.dir={folder / 'debugged'}") == 2
     assert any(record.exc_info for record in caplog.records)
     assert "nowhere.tsv" in capsys.readouterr().err
     # Ranks say which one they are.
-    os.environ["WORLD_SIZE"], before = "2", os.environ.get("WORLD_SIZE")
-    try:
-        assert main(["train", "--config", "none.yaml"]) == 2
-        assert capsys.readouterr().err.startswith("rank ")
-    finally:
-        os.environ.pop("WORLD_SIZE") if before is None else os.environ.update(WORLD_SIZE=before)
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    assert main(["train", "--config", "none.yaml"]) == 2
+    assert capsys.readouterr().err.startswith("rank 1: error: ")
+
+
+@pytest.mark.parametrize("command", ["estimate", "predict", "report", "run"])
+def test_one_rank_answers_and_the_others_say_so(
+    command: str,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    launched = {"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    options = ["--config", "none.yaml"] if command in STAGES else ["--run", "none"]
+    assert main([command, *options, *(["--dry-run"] if command == "run" else [])]) == 0
+    assert capsys.readouterr().out == ""
+    assert "rank 1 of 2 (variables RANK, WORLD_SIZE) has nothing to do" in caplog.text
+
+
+def test_variables_that_no_launcher_sets_are_one_line(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "abc")
+    for command in ("run", "estimate"):
+        assert run(folder, command=command) == 2
+        assert error_of(capsys).startswith("error: the variable RANK is 'abc'")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["a.b=1", "c.d=2", "--config", "x", "--overwrite"],
+        ["--config", "x", "a.b=1", "--overwrite", "c.d=2"],
+        ["--overwrite", "a.b=1", "--config", "x", "c.d=2"],
+        ["--config", "x", "--overwrite", "a.b=1", "c.d=2"],
+        ["--config=x", "--overwrite", "--debug", "a.b=1", "--trust-remote-code", "c.d=2"],
+    ],
+)
+@pytest.mark.parametrize("command", ["run", "train", "compare"])
+def test_overrides_may_stand_anywhere(command: str, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
+    options = build_parser().parse_args([command, *arguments])
+    assert (options.config, options.overwrite, options.overrides) == ("x", True, ["a.b=1", "c.d=2"])
+    for wrong in (["--nope", "c.d=2"], ["--nope=3"]):
+        with pytest.raises(SystemExit) as end:
+            build_parser().parse_args([command, *arguments, *wrong])
+        assert end.value.code == 2 and "unrecognized arguments: --nope" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        build_parser().parse_args(["predict", "--run", "x", "c.d=2"])
+    assert "unrecognized arguments: c.d=2" in capsys.readouterr().err
+
+
+def test_home_in_the_paths_of_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    options = build_parser().parse_args(
+        ["predict", "--run=~/run", "--input=~/in.txt", "--output=~/out.jsonl", "--backbone=~/b"]
+    )
+    paths = (options.run, options.input, options.output, options.backbone, options.adapter)
+    assert paths == ("/home/me/run", "/home/me/in.txt", "/home/me/out.jsonl", "/home/me/b", None)
+    assert build_parser().parse_args(["report", "--compare", "~/a", "$B"]).compare == ["/home/me/a", "$B"]
+    assert build_parser().parse_args(["run", "--config=~/c.yaml"]).config == "/home/me/c.yaml"
+    with pytest.raises(SystemExit) as end:
+        build_parser().parse_args(["doctor", "~no-such-user-here/x"])
+    assert end.value.code == 2 and "no home folder '~no-such-user-here'" in capsys.readouterr().err
 
 
 def test_the_deepspeed_launchers_rank_is_taken() -> None:

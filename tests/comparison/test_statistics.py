@@ -1,4 +1,7 @@
-"""Statistics against scikit-learn, against definitions, and on data whose answer is known."""
+"""Statistics against scikit-learn, against definitions, and on data whose answer is known.
+
+covers comparison/curve
+"""
 
 import numpy as np
 import pytest

@@ -1,4 +1,7 @@
-"""Texts from elsewhere are only shown: on a terminal, in Markdown, in JSON lines, on a page."""
+"""Texts from elsewhere are only shown: on a terminal, in Markdown, in JSON lines, on a page.
+
+covers adapter/card
+"""
 
 import json
 import subprocess

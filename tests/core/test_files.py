@@ -1,6 +1,8 @@
-"""The run directory: artefacts are written whole or not at all, whatever ends the writer."""
+"""The run directory: artefacts are written whole or not at all, whatever ends the writer.
 
-import json
+covers core/artefact, core/run_dir
+"""
+
 import os
 import signal
 import tempfile
@@ -11,11 +13,8 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import save_file
 
-from pipeline.core.artefact import differences, sha256_of
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, atomic_file, read_json, write_json, write_text
 from pipeline.core.ownership import MARK
@@ -246,38 +245,6 @@ def test_damaged_json_is_named(tmp_path: Path, damage: str) -> None:
     path.write_text(damage, encoding="latin-1")
     with pytest.raises(UserError, match=r"labels\.json' cannot be read"):
         read_json(path)
-
-
-@given(st.lists(st.text(), max_size=4), st.lists(st.text(), max_size=4))
-def test_hashes_tell_lists_of_strings_apart(first: list[str], second: list[str]) -> None:
-    assert (sha256_of(*first) == sha256_of(*second)) == (first == second)
-
-
-TEXTS = st.dictionaries(st.sampled_from("abcd"), st.text(max_size=80))
-
-
-@given(TEXTS, TEXTS)
-def test_differences_name_every_part_that_changed(old: dict[str, str], new: dict[str, str]) -> None:
-    phrases = differences(old, new)
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    assert [phrase.split(" was ")[0] for phrase in phrases] == changed
-
-
-def test_differences_are_readable() -> None:
-    old, new = {"revision": "a", "weights": "0123456789abcdef" * 5}, {"revision": "b", "dtype": "float32"}
-    assert differences(old, new) == [
-        "dtype was absent, now 'float32'",
-        "revision was 'a', now 'b'",
-        "weights was '0123456789ab…', now absent",
-    ]
-    assert differences(old, json.loads(json.dumps(old))) == []
-
-
-def test_a_part_that_older_versions_did_not_know_makes_nothing_stale() -> None:
-    for part in ("weights", "label states: weights"):
-        assert differences({"seed": "1"}, {"seed": "1", part: "abc"}) == []
-        assert len(differences({"seed": "1"}, {"seed": "2", part: "abc"})) == 1
-        assert differences({part: "abc"}, {part: "abd"}) == [f"{part} was 'abc', now 'abd'"]
 
 
 def test_create_takes_away_what_a_killed_process_left_half_written_and_nothing_else(tmp_path: Path) -> None:

@@ -150,12 +150,19 @@ def test_marks_of_other_kinds_and_versions(tmp_path: Path) -> None:
             RunDir(tmp_path / "run").create()
 
 
-@pytest.mark.parametrize("name", ["checkpoints", "adapter", "adapter-final", "evaluation", "config.yaml"])
+LINKS = ["checkpoints", "adapter", "adapter-final", "evaluation", "config.yaml", ".lock", "logs", "logs/metrics.jsonl"]
+
+
+@pytest.mark.parametrize("name", LINKS)
 def test_a_symbolic_link_in_the_place_of_an_artefact_is_refused(
     made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
 ) -> None:
     shutil.copytree(made / "run", tmp_path / "other")
+    (tmp_path / "other" / "logs").mkdir()
+    for file in ("logs/metrics.jsonl", ".lock"):
+        (tmp_path / "other" / file).write_text("precious\n")
     RunDir(tmp_path / "run").create()
+    (tmp_path / "run" / name).parent.mkdir(exist_ok=True)
     (tmp_path / "run" / name).symlink_to(tmp_path / "other" / name)
     elsewhere = tree(tmp_path / "other")
     for options in ([], ["--overwrite"]):

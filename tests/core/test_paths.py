@@ -1,4 +1,7 @@
-"""Names that become folders, and paths that artefacts name, lead nowhere else. Covers paths, and all who ask it."""
+"""Names that become folders, and paths that artefacts name, lead nowhere else. Covers paths, and all who ask it.
+
+covers comparison/config, data/splits
+"""
 
 import hashlib
 import json
@@ -16,7 +19,7 @@ from pipeline.backbone.weights import INDEX, WEIGHTS, open_checkpoint
 from pipeline.comparison.config import cell_config, groups, load_comparison, settings
 from pipeline.core.checksums import SUMS, check_sums, write_sums
 from pipeline.core.errors import UserError
-from pipeline.core.paths import inside, is_plain_name
+from pipeline.core.paths import expanded, home_expanded, inside, is_plain_name
 from pipeline.core.yaml import dump_yaml
 from pipeline.data.splits import load_split
 from pipeline.training.checkpoint import STATE, read_checkpoint, write_checkpoint
@@ -43,6 +46,33 @@ def test_paths_that_lead_out(name: str) -> None:
     with pytest.raises(ValueError, match="leads out"):
         inside(Path("folder"), name)
     assert inside(Path("folder"), "train/data.arrow") == Path("folder/train/data.arrow")
+
+
+@pytest.mark.parametrize(
+    ("given", "path"),
+    [
+        ("~/x", "/home/me/x"),
+        ("~", "/home/me"),
+        ("$STORE/a b.csv", "/store/a b.csv"),
+        ("${STORE}2/$STORE", "/store2//store"),
+        ("a~/~b", "a~/~b"),
+        ("./~/x", "./~/x"),
+        ("cost$5$.csv", "cost$5$.csv"),
+        ("hub:org/name:train", "hub:org/name:train"),
+    ],
+)
+def test_home_and_variables_in_paths(given: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("STORE", "/store")
+    assert expanded(given) == path and expanded(path) == path
+    assert home_expanded(given) == (path if given.startswith("~") else given)
+
+
+@pytest.mark.parametrize("path", ["$NOWHERE/x", "a/${NOWHERE}", "${}", "$EMPTY/x", "~no-such-user-here/x"])
+def test_what_means_nothing_in_a_path_is_refused(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EMPTY", "")
+    with pytest.raises(ValueError, match=r"is not set|no home folder"):
+        expanded(path)
 
 
 @pytest.fixture
@@ -120,7 +150,7 @@ def test_a_tensor_has_the_bytes_that_its_type_and_shape_take(tmp_path: Path, ent
     header = json.dumps({"bad": entry, "good": good}).encode()
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header + bytes(16))
-    with pytest.raises(UserError, match=r"bad has not the bytes|not a readable safetensors file"):
+    with pytest.raises(UserError, match=r"bad's type and shape do not fit|not a readable safetensors file"):
         open_checkpoint(config_of(tmp_path))
 
 

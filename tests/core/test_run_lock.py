@@ -66,6 +66,14 @@ def test_a_released_lock_is_free_for_others(tmp_path: Path, owner_of: Callable[.
     owner_of(tmp_path)
 
 
+def test_a_link_in_its_place_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "mine").write_text("precious")
+    (tmp_path / ".lock").symlink_to(tmp_path / "mine")
+    with pytest.raises(UserError, match="cannot be written"):
+        RunLock(tmp_path).acquire()
+    assert (tmp_path / "mine").read_text() == "precious"
+
+
 def test_a_file_system_without_locks_is_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -12,6 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.estimate.case import build_case
 from pipeline.methods import METHOD_NAMES
 from tests.support.tiny import tiny_model
+from tests.support.tiny_run import estimated
 from tests.test_config import values
 
 
@@ -84,4 +85,4 @@ def test_nothing_is_given_twice(key: str, value: list[str], twice: str) -> None:
 def test_options_of_the_estimate(option: str, value: float) -> None:
     options: dict[str, Any] = {"world_size": 1, "gpu": "h200", option: value}
     with pytest.raises(UserError, match=f"^--{option.replace('_', '-')} "):
-        build_case(parse_config(values()), tiny_model("llama").config, **options)
+        build_case(estimated(parse_config(values())), tiny_model("llama").config, **options)

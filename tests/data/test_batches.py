@@ -1,3 +1,5 @@
+"""Order, candidates and padding are functions of seed and epoch, whatever the company and the ranks."""
+
 import numpy as np
 import pytest
 from hypothesis import given

@@ -1,3 +1,5 @@
+"""Config keys of data and labels: faults are named, every key has help."""
+
 import pytest
 from pydantic import ValidationError
 
@@ -9,7 +11,10 @@ from pipeline.data.config import DataConfig, LabelsConfig
     [
         ({"template": "no field"}, "must contain {label}"),
         ({"template": "{label} of {other}"}, "no other field"),
-        ({"template": "{label"}, "is no template"),
+        ({"template": "{label"}, "is not a template"),
+        ({"template": "{label:>9999999999}"}, "no other field"),
+        ({"template": "{label!x}"}, "no other field"),
+        ({"template": "{{label}}"}, "must contain {label}"),
         ({"texts": {"a": " "}}, "the text of 'a' is empty"),
         ({"names": ["a"]}, "at least two labels"),
         ({"names": ["a", "b", "a"]}, "'a' is named twice"),

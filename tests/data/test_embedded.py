@@ -1,3 +1,8 @@
+"""The data set that ships with the program: whole, balanced, and without leaks between its splits.
+
+covers data/sources
+"""
+
 import re
 from collections import Counter
 from itertools import combinations

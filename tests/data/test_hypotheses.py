@@ -1,3 +1,5 @@
+"""Hypotheses by template and by text, as words and as tokens."""
+
 import pytest
 from tokenizers import normalizers
 
@@ -45,3 +47,16 @@ def test_hypotheses_alike_to_the_tokenizer_or_too_long_are_refused():
         encode_hypotheses(tokenizer, ["About US", "About us"], 64)
     with pytest.raises(UserError, match="it must have 1 to 8"):
         encode_hypotheses(tokenizer, ["no", "a very long hypothesis indeed"], 8)
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{label}", "{0.x} %s \\1"),
+        ("{{{label}}}", "{{0.x} %s \\1}"),
+        ("{{label}} {label}", "{label} {0.x} %s \\1"),
+        ("{label} and {label}}}", "{0.x} %s \\1 and {0.x} %s \\1}"),
+    ],
+)
+def test_a_label_is_put_in_as_it_is(template, text):
+    assert hypotheses(["{0.x} %s \\1"], LabelsConfig(template=template)) == [text]

@@ -1,3 +1,8 @@
+"""What is written into a csv, tsv, json, jsonl or parquet file is read again, or refused with its place.
+
+covers data/json_objects, data/columnar, data/rows
+"""
+
 import json
 
 import pyarrow as pa
@@ -157,7 +162,41 @@ def test_parquet_row_that_is_not_utf8_is_placed(tmp_path):
     texts = pa.array([b"ok"] * 300 + [b"\xff"]).cast(pa.binary()).view(pa.string())
     pq.write_table(pa.table({"text": texts}), tmp_path / "a.parquet")
     rows = list(open_file(tmp_path / "a.parquet", None, ["text"], "label").rows)
-    assert len(rows) == 257 and rows[-1].place == "row 257" and "is not UTF-8" in rows[-1].fault
+    assert len(rows) == 301 and rows[299].values == {"text": "ok"}
+    assert [(row.place, row.fault) for row in rows if row.fault] == [("row 301", "is not UTF-8")]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "line"),
+    [
+        ("a.tsv", "text\tlabel\na\tb\ntext\tlabel\nc\td\n", 3),
+        ("a.csv", "text,label\n\ufefftext,label\na,b\n", 2),
+        ("a.csv", 'text,label\na,b\n"text","label"\n', 3),
+    ],
+)
+def test_a_header_in_the_middle_is_a_fault(tmp_path, name, content, line):
+    _, rows = read(tmp_path / name, content)
+    assert [row.line for row in rows if row.fault and row.fault.startswith("is the header again")] == [line]
+
+
+def test_a_lone_column_may_hold_its_own_name(tmp_path):
+    (tmp_path / "a.csv").write_text("text\ntext\n")
+    assert [row.values for row in open_file(tmp_path / "a.csv", None, ["text"], "label").rows] == [{"text": "text"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "ends"),
+    [
+        ("a.csv", 'text,label\n"open,b\nc,d\n', True),
+        ("a.csv", 'text,label\n"a"b,c\nd,e\n', False),
+        ("a.json", '[{"text": 1}, {"text": }, {"text": 2}]', True),
+        ("a.json", '[{"text": 1}] {"text": 2}', True),
+        ("a.jsonl", '{"text": }\n{"text": 2}', False),
+    ],
+)
+def test_a_fault_behind_which_nothing_can_be_read_says_so(tmp_path, name, content, ends):
+    fault = next(row for row in read(tmp_path / name, content)[1] if row.fault)
+    assert fault.ends is ends and ("lines 2 to 3 are lost" in fault.fault) is (ends and name == "a.csv")
 
 
 @pytest.mark.parametrize("name", ["text", "label"])

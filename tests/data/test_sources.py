@@ -1,3 +1,8 @@
+"""Labelled rows of files, hub folders and the embedded set; every fault with its row.
+
+covers core/errors, data/checks, data/labelled
+"""
+
 import datasets
 import numpy as np
 import pandas as pd

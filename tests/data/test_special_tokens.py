@@ -1,4 +1,7 @@
-"""Texts are text: special tokens that are written in them are read as characters, in every stage alike."""
+"""Texts are text: special tokens that are written in them are read as characters, in every stage alike.
+
+covers data/tokenizer, data/tokens
+"""
 
 import json
 from pathlib import Path
@@ -15,11 +18,10 @@ from pipeline.config import RunConfig
 from pipeline.core.checksums import write_sums
 from pipeline.core.files import read_json, write_json
 from pipeline.data.tokenizer import encode, load_tokenizer, special_texts
-from pipeline.stages.encode_labels import current_label_states, encode_labels
+from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
-from pipeline.stages.train import training_fingerprint
 from tests.support.tiny import tiny_tokenizer
-from tests.support.tiny_run import tiny_config, tiny_run
+from tests.support.tiny_run import fingerprint_of_training, label_states_of, tiny_config, tiny_run
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "<|im_start|>", "<image>"]
 CORPUS = ["a gripping film that never lets go", "the plot is thin, and the jokes fall flat", "[]<>|/_", *SPECIAL] * 20
@@ -163,19 +165,19 @@ def test_older_runs_are_trained_again_only_where_a_text_holds_one(tmp_path: Path
     preprocess(config)
     labels = encode_labels(config)
     as_older(config)
-    before = training_fingerprint(config, labels)
+    before = fingerprint_of_training(config, labels)
     written = config.run_dir.manifest_file.stat().st_mtime_ns
     preprocess(config)
     assert config.run_dir.manifest_file.stat().st_mtime_ns == written, "current"
-    assert training_fingerprint(config, current_label_states(config)) == before
+    assert fingerprint_of_training(config, label_states_of(config)) == before
 
     with_special_text(config)
     preprocess(config)
     as_older(config)
-    before = training_fingerprint(config, labels)
+    before = fingerprint_of_training(config, labels)
     manifest = preprocess(config)
     assert manifest["special_tokens"]["train"] == 1
-    after = training_fingerprint(config, current_label_states(config))
+    after = fingerprint_of_training(config, label_states_of(config))
     assert after == before | {"data: data.train.special_tokens": "text"}
     assert preprocess(config) == manifest, "current"
     other = config.model_copy(update={"data": config.data.model_copy(update={"special_tokens": True})})

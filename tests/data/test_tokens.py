@@ -1,3 +1,8 @@
+"""Texts as tokens: cut, marked and counted, by processes as by one; subsets of rows; damaged tokenizers.
+
+covers data/tokenizer
+"""
+
 import importlib.util
 import json
 from pathlib import Path
@@ -7,14 +12,14 @@ import pytest
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import normalizers, processors
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
-from pipeline.data import tokenising
-from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise
+from pipeline.data import tokens
+from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
+from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise, unknown_warning
 from tests.support.tiny import tiny_tokenizer
 
 TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
@@ -89,7 +94,7 @@ def test_minilm_is_not_cut_at_its_saved_128_tokens(tmp_path):
 
 def test_processes_give_the_same_rows(tmp_path, monkeypatch):
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    monkeypatch.setattr(tokenising, "ROWS_PER_WORKER", 5)
+    monkeypatch.setattr(tokens, "ROWS_PER_WORKER", 5)
     alone = run(rows_of(tmp_path), tiny_tokenizer(), tmp_path)
     (tmp_path / "two").mkdir()
     together = run(rows_of(tmp_path / "two"), tiny_tokenizer(), tmp_path / "two", workers=2)
@@ -102,6 +107,23 @@ def test_a_text_of_no_token_is_refused(tmp_path):
     tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
     with pytest.raises(UserError, match="train: 1 texts become no token at all: row 2"):
         run(rows_of(tmp_path, ["a", "\u200b", "b"]), tokenizer, tmp_path)
+
+
+def test_texts_of_unknown_tokens_alone_are_counted(tmp_path):
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, "<unk>": 3, "film": 4, "a": 5}
+    model = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    model.pre_tokenizer = pre_tokenizers.Whitespace()
+    model.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 1)]
+    )
+    names = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **names)
+    texts = ["a film", "фильм", "a фильм", "очень хороший фильм"] + ["film"] * 999 + ["映画", "a"]
+    rows = run(rows_of(tmp_path, texts), tokenizer, tmp_path)
+    assert unknown_warning(rows, tokenizer, "train") == (
+        "3 train texts are unknown tokens alone, all alike to the backbone: row 2; row 4; row 1004"
+    )
+    assert unknown_warning(rows.select(range(1)).flatten_indices(), tokenizer, "train") is None
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
@@ -136,11 +158,52 @@ def test_subset_changes_with_the_seed():
 
 def test_padding_token_falls_back():
     tokenizer = tiny_tokenizer()
-    assert pad_token_id(tokenizer) == 1
+    assert pad_token_id(tokenizer, 320) == 1
     tokenizer.pad_token = None
-    assert pad_token_id(tokenizer) == 2
+    assert pad_token_id(tokenizer, 320) == 2
     tokenizer.eos_token = None
-    assert pad_token_id(tokenizer) == 0
+    assert pad_token_id(tokenizer, 320) == 0
+
+
+def test_padding_takes_a_token_that_has_an_embedding():
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    assert tokenizer.pad_token_id == size
+    assert pad_token_id(tokenizer, size) == 2 and pad_token_id(tokenizer, size + 1) == size
+
+
+def test_a_token_beyond_the_embedding_is_refused_where_a_text_may_become_it():
+    size = len(tiny_tokenizer())
+    check_vocabulary(tiny_tokenizer(), size)
+    with pytest.raises(UserError, match=f"gives 1 tokens .* rows 0 to {size - 2}, does not know: .* is {size - 1}"):
+        check_vocabulary(tiny_tokenizer(), size - 1)
+    grown = tiny_tokenizer()
+    grown.add_tokens(["politics", "sport"])
+    with pytest.raises(UserError, match=f"gives 2 tokens .*'politics' is {size}; 'sport' is {size + 1}; give"):
+        check_vocabulary(grown, size)
+    check_vocabulary(grown, size + 2)
+
+
+def test_special_tokens_beyond_the_embedding_count_where_they_are_read():
+    tokenizer = tiny_tokenizer()
+    size = len(tokenizer)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.split_special_tokens = True
+    check_vocabulary(tokenizer, size)
+    assert max(encode(tokenizer, ["a [PAD] b"])["input_ids"][0]) < size
+    tokenizer.split_special_tokens = False
+    assert max(encode(tokenizer, ["a [PAD] b"])["input_ids"][0]) == size
+    with pytest.raises(UserError, match=r"'\[PAD\]' is .*set data.special_tokens=false"):
+        check_vocabulary(tokenizer, size)
+    framed = tiny_tokenizer()
+    framed.add_special_tokens({"cls_token": "[CLS]"})
+    framed.split_special_tokens = True
+    framed.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A", special_tokens=[("[CLS]", size)]
+    )
+    with pytest.raises(UserError, match=r"'\[CLS\]' is"):
+        check_vocabulary(framed, size)
 
 
 def test_fingerprint_follows_the_vocabulary_and_the_special_tokens():

@@ -36,7 +36,7 @@ def engine_of(folder: Path, stage: int) -> tuple[Any, nn.Module]:
     }
     (folder / f"zero{stage}.json").write_text(json.dumps(settings))
     config = tiny_config(folder, engine={"deepspeed": str(folder / f"zero{stage}.json")})
-    accelerator = start(config)
+    accelerator, _ = start(config)
     layer = nn.Linear(4, 3)
     engine, optimizer = accelerator.prepare(layer, torch.optim.AdamW(layer.parameters(), lr=0.1))
     accelerator.backward(engine(torch.ones(2, 4)).square().sum())

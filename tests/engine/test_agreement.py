@@ -9,6 +9,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.distributed.launcher import rank
+from pipeline.distributed.ranks import Ranks
 from pipeline.engine.agreement import check_alike
 from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config
@@ -93,7 +94,7 @@ def many(folder: Path) -> str:
     """What is said of parts of four ranks."""
     try:
         odd = {f"key {number}": number * (rank() == 2) for number in range(5)} | ({"more": 1} if rank() == 3 else {})
-        check_alike({"the same": 7, **odd})
+        check_alike({"the same": 7, **odd}, Ranks.joined())
     except UserError as error:
         return str(error)
     return ""
@@ -109,4 +110,4 @@ def test_a_message_stays_short(tmp_path: Path) -> None:
 
 
 def test_alone_there_is_nothing_to_compare() -> None:
-    check_alike({"anything": object()})
+    check_alike({"anything": object()}, Ranks.alone())

@@ -24,6 +24,10 @@ def config_of(path: Path | str, **train: Any) -> RunConfig:
     )
 
 
+def resolved_for(config: RunConfig, world_size: int) -> dict[str, Any]:
+    return resolve_deepspeed(config.engine, config.train, config.backbone.dtype, world_size)
+
+
 def written(folder: Path, **keys: Any) -> Path:
     path = folder / "ds.json"
     path.write_text(json.dumps({"zero_optimization": {"stage": 3}} | keys))
@@ -37,7 +41,7 @@ def test_autos_and_absent_keys_are_filled_from_the_run(tmp_path: Path, dtype: st
     given = dict.fromkeys(keys, "auto") | {"bf16": {"enabled": "auto"}} if auto else {}
     path = written(tmp_path, steps_per_print=7, **given)
     config = config_of(path, dtype=dtype, batch_size=3, gradient_accumulation=5, max_grad_norm=0.5)
-    resolved = resolve_deepspeed(config, world_size=4)
+    resolved = resolved_for(config, world_size=4)
     assert [resolved[key] for key in keys] == [60, 3, 5, 0.5]
     assert resolved["bf16"] == {"enabled": dtype == "bfloat16"}
     assert resolved["steps_per_print"] == 7 and zero_stage(resolved) == 3
@@ -79,13 +83,13 @@ def test_autos_and_absent_keys_are_filled_from_the_run(tmp_path: Path, dtype: st
 def test_contradictions_and_what_is_not_ours_are_refused(tmp_path: Path, key: str, value: Any, words: str) -> None:
     path = written(tmp_path, **{key: value})
     with pytest.raises(UserError) as fault:
-        resolve_deepspeed(config_of(path), world_size=2)
+        resolved_for(config_of(path), world_size=2)
     assert words in str(fault.value) and str(path) in str(fault.value) and "\n" not in str(fault.value)
 
 
 def test_what_agrees_may_be_written_out(tmp_path: Path) -> None:
     path = written(tmp_path, train_batch_size=32, gradient_clipping=1, fp16={"enabled": False})
-    assert resolve_deepspeed(config_of(path), world_size=2)["train_batch_size"] == 32
+    assert resolved_for(config_of(path), world_size=2)["train_batch_size"] == 32
 
 
 @pytest.mark.parametrize(
@@ -97,9 +101,9 @@ def test_files_that_are_no_deepspeed_config(tmp_path: Path, content: bytes | Non
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(UserError, match=words):
-        resolve_deepspeed(config_of(path), world_size=1)
+        resolved_for(config_of(path), world_size=1)
 
 
 def test_presets_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    assert zero_stage(resolve_deepspeed(config_of("ds_configs/zero2_int8.json"), world_size=1)) == 2
+    assert zero_stage(resolved_for(config_of("ds_configs/zero2_int8.json"), world_size=1)) == 2

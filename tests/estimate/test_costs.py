@@ -1,4 +1,7 @@
-"""The estimate against measurement, against published sizes, and its advice."""
+"""The estimate against measurement, against published sizes, and its advice.
+
+covers estimate/case, estimate/inventory, estimate/table, stages/estimate, estimate/gpus
+"""
 
 from dataclasses import replace
 from functools import cache
@@ -25,22 +28,25 @@ from pipeline.cli import main
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.estimate import inventory as inventories
-from pipeline.estimate.case import build_case
+from pipeline.estimate.case import Sections, build_case
 from pipeline.estimate.costs import (
-    GPUS,
     Case,
     ZeroSettings,
     at_rest_bytes,
     backbone_traffic_bytes,
     best_plan,
+    configured_plan,
     gathered_bytes,
     plans,
+    plans_of_nodes,
 )
+from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.estimate.table import report
 from pipeline.stages.estimate import estimate
 from tests.support.estimate_zero import ZERO
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
+from tests.support.tiny_run import estimated
 from tests.support.worlds import run_worlds
 
 LLAMA_7B = LlamaConfig(vocab_size=32000)
@@ -128,10 +134,14 @@ def run_config(**changes: Any) -> RunConfig:
     return parse_config(values)
 
 
+def sections_of(**changes: dict[str, Any]) -> Sections:
+    return estimated(run_config(**changes))
+
+
 @cache
 def case_of(name: str) -> Case:
     """An int8 backbone on one A100 with 80 GB."""
-    return build_case(run_config(), BACKBONES[name], 1, "a100-80")
+    return build_case(sections_of(), BACKBONES[name], 1, "a100-80")
 
 
 @pytest.mark.parametrize("name", BACKBONES)
@@ -196,7 +206,7 @@ def test_answers_for_large_backbones_on_8_to_1024_gpus(name: str) -> None:
         assert sharded.communication_bytes > 100 * whole.communication_bytes
         assert checkpointed.memory.activations < sharded.memory.activations / 4
         totals.append(checkpointed.memory.total)
-        assert "advice: " in report(run_config(), case, "a100-80")
+        assert "advice: " in report(sections_of(), case, "a100-80")
     assert totals == sorted(totals, reverse=True)
 
 
@@ -235,8 +245,69 @@ def test_bandwidth_sets_the_time() -> None:
 
 
 def test_says_how_many_gpus_would_do() -> None:
-    text = report(run_config(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
+    text = report(sections_of(), replace(case_of("llama-3-405b"), world_size=2), "a100-80")
     assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in text
+
+
+def advice_for(case: Case, world_size: int, gpu: str = "a100-80", **changes: Any) -> str:
+    there = replace(case, world_size=world_size, gpu=GPUS[gpu])
+    return report(sections_of(**changes), there, gpu).splitlines()[-1]
+
+
+def test_advises_nodes_of_their_own_where_there_are_several() -> None:
+    case = case_of("llama-3-70b")
+    assert "zero3_int8.json" in advice_for(case, 8), "one node"
+    assert "zero3_multinode.json" in advice_for(case, 64)
+    assert "zero3_int8.json" in advice_for(case, 12), "8 GPUs per node do not divide 12"
+    assert case.zero_of_nodes is not None and case.zero_of_nodes.node_ranks == 8
+    configured = replace(case, world_size=64, zero=case.zero_of_nodes)
+    assert advice_for(configured, 64) == advice_for(case, 64)
+    several = replace(case, world_size=64)
+    near, far = plans_of_nodes(several)[1], plans(several)[3]
+    assert near == plans(configured)[3] == configured_plan(configured, True) and plans_of_nodes(configured) == []
+    assert near.communication_seconds < far.communication_seconds / 5
+    assert report(sections_of(), several, "a100-80").count("and per node") == 2
+
+
+def test_offload_is_offered_where_it_helps() -> None:
+    """The backbone at rest goes to host memory; activations do not."""
+    offload = "ds_configs/zero3_offload.json"
+    assert offload in advice_for(case_of("llama-3-405b"), 2)
+    assert offload in advice_for(case_of("llama-3-70b"), 1, "a100-40")
+    case = case_of("llama-3-70b")
+    more = replace(case.inventory, checkpointed_activation_bytes=10**12, activation_bytes=10**13)
+    for world_size in (1, 64):
+        found = advice_for(replace(case, inventory=more), world_size)
+        assert "lower train.batch_size" in found and "(1000.0 GB of activations" in found and offload not in found
+
+
+def test_totals_of_the_config_as_given() -> None:
+    config = sections_of(train={"max_steps": 3000}, backbone={"gradient_checkpointing": True})
+    case = replace(case_of("llama-3-70b"), world_size=8, accumulation=2)
+    seconds = plans(case)[3].step_seconds
+    [speed, cost] = report(config, case, "a100-80").split("\n\n")[-2].splitlines()[-2:]
+    assert speed == (
+        f"as configured (sharded, with checkpointing): {seconds:.3g} s per step, {16 * 2 * 8 / seconds:,.0f} texts/s"
+    )
+    hours = 3000 * seconds / 3600
+    assert cost.startswith(f"3,000 steps: {hours:.3g} hours, {8 * hours:.3g} GPU-hours, ")
+    config, case = sections_of(), replace(case, sharded=False, accumulation=1)
+    printed = report(config, case, "a100-80")
+    assert "(replicated, without checkpointing)" in printed and "; it does not fit" in printed
+    hours = 100_000 / (16 * 8) * plans(case)[0].step_seconds / 3600
+    assert f"every 100,000 texts (the dry run counts yours): {hours:.3g} hours" in printed
+    assert "\n50 steps: " in report(config, case, "a100-80", steps=50)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu_nothing_is_said_of_time(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    save_tiny(tmp_path, "llama")
+    file = tmp_path / "run.yaml"
+    file.write_text(run_config(backbone={"name_or_path": str(tmp_path)}).to_yaml())
+    assert main(["estimate", "--config", str(file)]) == 0
+    printed = capsys.readouterr().out
+    assert "total per rank" in printed and "no GPU is known here" in printed
+    assert ", s per step" not in printed and "advice" not in printed and "1 x rank; " in printed
 
 
 def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -252,12 +323,12 @@ def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_p
 
 def test_candidates_are_rows() -> None:
     tiny = tiny_model("llama").config
-    pairs = build_case(run_config(), tiny, 1, "h200")
-    four = build_case(run_config(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
+    pairs = build_case(sections_of(), tiny, 1, "h200")
+    four = build_case(sections_of(train={"objective": "candidates", "candidates": 4}), tiny, 1, "h200")
     assert four.workload.rows == 4 * pairs.workload.rows
     with pytest.raises(UserError, match=r"labels\.names"):
-        build_case(run_config(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
-    unknown = build_case(run_config(train={"objective": "candidates"}), tiny, 1, "h200")
+        build_case(sections_of(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
+    unknown = build_case(sections_of(train={"objective": "candidates"}), tiny, 1, "h200")
     assert unknown.workload.rows == 8 * pairs.workload.rows
 
 
@@ -265,10 +336,10 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
     """Forward only: no activations are kept of it, and weights come once more."""
     read_apart = {"method": {"head": "label_aware", "shortlist": None}, "train": {"objective": "candidates"}}
     every = build_case(
-        run_config(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
     )
     short = build_case(
-        run_config(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
     )
     assert short.workload == every.workload and (short.rows_alone, every.rows_alone) == (16, 0)
     for more, less in zip(plans(short), plans(every), strict=True):
@@ -279,19 +350,20 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
         passes = 3 if more.checkpointing else 2
         assert more.compute_seconds / less.compute_seconds == pytest.approx(1 + 16 * 256 / (64 * 256 * passes))
     for names, rows in (("abcd", 0), ("abcde", 16)):
-        pairs = run_config(method={"head": "label_aware"}, labels={"names": list(names)})
+        pairs = sections_of(method={"head": "label_aware"}, labels={"names": list(names)})
         assert build_case(pairs, LLAMA_7B, 8, "h200").rows_alone == rows
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:
-    config = run_config(engine={"deepspeed": "ds_configs/zero2_int8.json"})
-    assert build_case(config, tiny_model("llama").config, 8, "h200").zero == case_of("llama-2-7b").zero
+    config = sections_of(engine={"deepspeed": "ds_configs/zero2_int8.json"})
+    case = build_case(config, tiny_model("llama").config, 8, "h200")
+    assert case.zero == case_of("llama-2-7b").zero and not case.sharded and case_of("llama-2-7b").sharded
 
 
 @pytest.mark.parametrize("options", [{"gpu": "abacus"}, {"world_size": 0}, {"bandwidth": -1.0}])
 def test_refuses_nonsense(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--"):
-        build_case(run_config(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
+        build_case(sections_of(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
 
 
 def test_needs_a_config_json(tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""All labels for all texts, against the plain double loop, on one rank and on several."""
+"""All labels for all texts, against the plain double loop, on one rank and on several.
+
+covers distributed/ranks
+"""
 
 from pathlib import Path
 

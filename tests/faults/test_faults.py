@@ -3,6 +3,8 @@
 A small part runs with all tests; `bash launch/test.sh --faults` runs the whole and prints what docs/reliability.md
 tells.
 One chain of kills again: `FAULT_SEEDS=17 bash launch/test.sh --faults -k kills`.
+
+covers distributed/heartbeat
 """
 
 import json

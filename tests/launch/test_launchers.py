@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,34 @@ def test_two_nodes_give_the_adapter_of_two_plain_processes(
     nodes = [start(script(launcher, *shared, "--node-rank", str(rank), "train", *arguments), log) for rank in range(2)]
     assert statuses(*nodes) == [0, 0], log.read_text()
     assert adapter_files(folder / launcher) == by_hand
+
+
+DEEPSPEED_OF_ANOTHER = """
+distributed_type: DEEPSPEED
+deepspeed_config: {gradient_accumulation_steps: 4, gradient_clipping: 0.5, offload_optimizer_device: cpu,
+  zero3_init_flag: true, zero3_save_16bit_model: true, zero_stage: 3}
+mixed_precision: fp16
+"""
+FSDP_OF_ANOTHER = """
+distributed_type: FSDP
+dynamo_config: {dynamo_backend: INDUCTOR}
+fsdp_config: {fsdp_sharding_strategy: FULL_SHARD, fsdp_version: 1}
+mixed_precision: bf16
+"""
+
+
+@pytest.mark.parametrize("settings", [DEEPSPEED_OF_ANOTHER, FSDP_OF_ANOTHER], ids=["deepspeed", "fsdp"])
+def test_what_accelerate_config_has_written_for_others_changes_nothing(
+    settings: str, request: pytest.FixtureRequest, folder: Path, by_hand: dict[str, bytes]
+) -> None:
+    """The file that every `accelerate launch` on a machine reads."""
+    name = f"configured-{request.node.callspec.id}"
+    arguments, log, file = copy_of_run(folder, name), folder / f"{name}.log", folder / f"{name}.yaml"
+    file.write_text("compute_environment: LOCAL_MACHINE\nmachine_rank: 0\nnum_machines: 1" + settings)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(file), "--num_processes", "2"]
+    port = ["--main_process_port", str(free_port())]
+    assert statuses(start([*command, *port, "-m", "pipeline", "train", *arguments], log)) == [0], log.read_text()
+    assert adapter_files(folder / name) == by_hand
 
 
 def test_torchrun_told_to_stop_ends_with_85_and_goes_on(folder: Path, by_hand: dict[str, bytes]) -> None:

@@ -1,4 +1,7 @@
-"""Training on two hosts, each with a network of its own, that lose each other on the way."""
+"""Training on two hosts, each with a network of its own, that lose each other on the way.
+
+covers distributed/heartbeat
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,8 @@
-"""The baselines: sizes by formula, values equal to PEFT's own on the same weights, one reading per text."""
+"""The baselines: sizes by formula, values equal to PEFT's own on the same weights, one reading per text.
+
+covers methods/base, methods/linear_probe, methods/majority, methods/p_tuning, methods/prefix, methods/prompt
+covers methods/text_classifier, methods/zero_shot
+"""
 
 from typing import Any
 

@@ -1,4 +1,7 @@
-"""Methods that train inside the backbone: LoRA as PEFT has it, also on 8-bit weights, and full fine-tuning."""
+"""Methods that train inside the backbone: LoRA as PEFT has it, also on 8-bit weights, and full fine-tuning.
+
+covers methods/full, methods/lora
+"""
 
 from pathlib import Path
 
@@ -14,6 +17,7 @@ from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
 from pipeline.core.errors import UserError
 from pipeline.data.batches import collate
+from pipeline.distributed.ranks import Ranks
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.methods.full import FullConfig
 from pipeline.methods.lora import LoRAConfig
@@ -81,7 +85,7 @@ def test_lora_equals_peft_on_the_same_weights(family: str, texts: dict[str, Tens
 def test_lora_on_8_bit_weights(tmp_path: Path, texts: dict[str, Tensor]) -> None:
     save_tiny(tmp_path, "llama_gqa")
     config = BackboneConfig(name_or_path=str(tmp_path), quantization="int8", dtype="float32")
-    network = load_backbone(config, zero_config=None, device=torch.device("cpu"))
+    network = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
     model = model_on(network, LoRAConfig(rank=RANK))
     layer = network.layers[1].self_attn.q_proj
     assert isinstance(layer.base_layer, QuantizedLinear)

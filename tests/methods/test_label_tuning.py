@@ -1,4 +1,7 @@
-"""Label tuning: sizes by the paper's formulas, values by its text, and where gradients go."""
+"""Label tuning: sizes by the paper's formulas, values by its text, and where gradients go.
+
+covers methods/lt_prefix, methods/lt_prompt
+"""
 
 import itertools
 import math

@@ -1,4 +1,7 @@
-"""The numbers behind a comparison's pictures, and which runs they come from."""
+"""The numbers behind a comparison's pictures, and which runs they come from.
+
+covers reports/comparison_figures, reports/comparison_page, reports/palette
+"""
 
 import json
 from pathlib import Path

@@ -1,4 +1,7 @@
-"""The page of each method's run, of two labels and of many, with validation texts and without: covers reports/run."""
+"""The page of each method's run, of two labels and of many, with validation texts and without.
+
+covers reports/run
+"""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,7 @@
-"""Every baseline through all stages, by the same commands as label tuning."""
+"""Every baseline through all stages, by the same commands as label tuning.
+
+covers stages/run, engine/models
+"""
 
 import json
 import shutil

@@ -1,4 +1,7 @@
-"""A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job."""
+"""A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job.
+
+covers comparison/config, comparison/tables, stages/cell
+"""
 
 import csv
 import gc
@@ -20,6 +23,7 @@ from pipeline.config import load_config
 from pipeline.core import run_lock
 from pipeline.core.ownership import MARK
 from tests.core.test_run_lock import owner_of
+from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config
 
 RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
@@ -271,6 +275,26 @@ def test_a_setting_that_diverges_is_left_out(
     assert json.loads(rows_of(tmp_path)[0]["setting"]) == {"train.learning_rate": 0.003}
     assert main(["compare", "--config", str(file), "grid={}", "base.train.learning_rate=3e37"]) == 2
     assert "runs/news/tiny/probe/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
+
+
+def two_ranks(folder: Path) -> list[int]:
+    file = write_comparison(
+        folder,
+        methods={"probe": {"method": {"name": "linear_probe"}}},
+        seeds=[0],
+        grid={"train.learning_rate": [3e37, 0.003]},
+    )
+    return launch(["compare", "--config", str(file), "base.engine.threads=1"], folder / "two.log", world=2)
+
+
+def test_on_two_ranks_a_setting_that_diverges_is_left_out_by_both(tmp_path: Path) -> None:
+    statuses = run_script("tests.stages.test_compare:two_ranks", tmp_path, 300)
+    said = (tmp_path / "two.log").read_text()
+    assert statuses == [0, 0], said
+    left_out = [line for line in said.splitlines() if '{"train.learning_rate": 3e+37} is left out: runs/news' in line]
+    assert len(left_out) == 2, "both ranks went on"
+    [row] = rows_of(tmp_path)
+    assert json.loads(row["setting"]) == {"train.learning_rate": 0.003} and row["steps"] == 4
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 4])

@@ -1,4 +1,7 @@
-"""The doctor in real processes: on this machine, without torch, and on two ranks that see the same files or do not."""
+"""The doctor in real processes: on this machine, without torch, and on two ranks that see the same files or do not.
+
+covers doctor/check, doctor/hardware, doctor/network, doctor/ranks, doctor/software
+"""
 
 import os
 import subprocess

@@ -14,10 +14,10 @@ from pipeline.config import RunConfig
 from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
 from pipeline.data.tokenizer import load_tokenizer
-from pipeline.stages.encode_labels import current_label_states, encode_labels
+from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from tests.support.tiny import save_tiny, tiny_model
-from tests.support.tiny_run import tiny_config
+from tests.support.tiny_run import label_states_of, tiny_config
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +59,10 @@ def test_current_states_are_left_alone_and_damaged_ones_made_again(
     assert "is current" in caplog.text and path.stat().st_mtime_ns == before[1]
     path.write_bytes(before[0][:-5])
     with pytest.raises(UserError, match=r"label_states\.safetensors' is missing or damaged .* run encode-labels again"):
-        current_label_states(config)
+        label_states_of(config)
     encode_labels(config)  # as the message says
     assert path.read_bytes() == before[0]
-    current_label_states(config)
+    label_states_of(config)
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_training_refuses_states_made_otherwise_by_part(
     config: RunConfig, section: str, keys: dict[str, str], part: str
 ) -> None:
     with pytest.raises(UserError) as fault:
-        current_label_states(changed(config, section, **keys))
+        label_states_of(changed(config, section, **keys))
     assert part in str(fault.value) and str(fault.value).endswith("run encode-labels again")
 
 
@@ -87,14 +87,14 @@ def test_another_backbone_at_the_same_place_is_noticed(config: RunConfig, tmp_pa
     other = changed(other, "run", dir=config.run.dir)
     other = changed(other, "backbone", name_or_path=str(save_tiny(tmp_path / "other", "llama")))
     with pytest.raises(UserError, match=r"backbone was .*config\.json was .*model\.safetensors was"):
-        current_label_states(other)
+        label_states_of(other)
     weights = Path(config.backbone.name_or_path) / "model.safetensors"
     original = weights.read_bytes()
     try:
         save_tiny(tmp_path / "again", "llama_gqa", initializer_range=0.1)
         weights.write_bytes((tmp_path / "again" / "model.safetensors").read_bytes())
-        with pytest.raises(UserError, match=r"does not fit: model\.safetensors was"):
-            current_label_states(config)
+        with pytest.raises(UserError, match=r"was made otherwise: model\.safetensors was"):
+            label_states_of(config)
     finally:
         weights.write_bytes(original)
 
@@ -105,7 +105,7 @@ def test_stale_states_say_what_changed_and_are_made_again(config: RunConfig, cap
         with caplog.at_level(logging.INFO, "pipeline"):
             states = encode_labels(reworded)
         assert "is stale (hypotheses was" in caplog.text and states.hypotheses[2] == "Some people play."
-        assert current_label_states(reworded).hypotheses == states.hypotheses
+        assert label_states_of(reworded).hypotheses == states.hypotheses
     finally:
         encode_labels(config)
 
@@ -125,8 +125,8 @@ def test_preprocess_comes_first(config: RunConfig) -> None:
     elsewhere = changed(config, "run", dir=config.run.dir + "-none")
     with pytest.raises(UserError, match=r"manifest\.json' does not exist: run the stage that writes it first"):
         encode_labels(elsewhere)
-    with pytest.raises(UserError, match=r"labels\.json' does not exist"):
-        current_label_states(elsewhere)
+    with pytest.raises(UserError, match=r"manifest\.json' does not exist"):
+        label_states_of(elsewhere)
 
 
 def test_states_of_an_older_version_stay_current(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -136,10 +136,10 @@ def test_states_of_an_older_version_stay_current(tmp_path: Path, caplog: pytest.
     older = {part: value for part, value in states.fingerprint.items() if part != "weights"}
     (config.run_dir.labels / SUMS).unlink()
     replace(states, fingerprint=older).save(config.run_dir.labels)
-    assert encode_labels(config).fingerprint == current_label_states(config).fingerprint == older
+    assert encode_labels(config).fingerprint == label_states_of(config).fingerprint == older
     assert "made by an older version" in caplog.text
 
     weights = load_file(tmp_path / "backbone" / "model.safetensors")
     save_file({name: tensor * 2 for name, tensor in weights.items()}, tmp_path / "backbone" / "model.safetensors")
     with pytest.raises(UserError, match=r"model\.safetensors was .*run encode-labels again"):
-        current_label_states(config)
+        label_states_of(config)

@@ -1,4 +1,7 @@
-"""Every stage compares what it is given with what the artefacts it reads were made from."""
+"""Every stage compares what it is given with what the artefacts it reads were made from.
+
+covers data/fingerprint, engine/provenance
+"""
 
 import json
 import logging
@@ -159,7 +162,7 @@ def test_the_report_shows_no_text_of_a_file_that_changed(folder: Path) -> None:
 def test_the_report_refuses_figures_of_another_adapter_or_other_data(folder: Path) -> None:
     path = other_file(folder, "test")
     assert stage(folder, "preprocess", f"data.test={path}") == 0
-    with pytest.raises(UserError, match="evaluation' is of other data: run evaluate again"):
+    with pytest.raises(UserError, match=r"evaluation' was made otherwise: data: data\.test was .*; run evaluate again"):
         report(str(folder / "run"))
 
 
@@ -178,6 +181,10 @@ def test_a_changed_file_in_a_data_set_folder_is_seen(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"hub:{dataset}:test has changed.*run preprocess again"):
         evaluate(config)
     assert run(config)["test"]["n"] == before["test"]["n"] + 1
+    with (dataset / "train.csv").open("a") as file:
+        file.write("one more season,sport\n")
+    with pytest.raises(UserError, match="holds a finished run, and data: data\\.train"):
+        run(config)
 
 
 def test_a_pinned_revision_needs_no_network() -> None:

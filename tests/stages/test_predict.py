@@ -4,15 +4,19 @@ import io
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import pytest
+from tokenizers import normalizers, processors
 
 from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.data.unlabelled import Input
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import predict, split_labels
+from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_run
 
 
@@ -50,6 +54,21 @@ def test_standard_input_to_standard_output_with_other_labels(
     assert "truncated" not in lines[0] and lines[1]["truncated"] is True
 
 
+def test_a_padding_token_without_an_embedding_does_no_harm(tmp_path: Path) -> None:
+    texts = ["a goal", "shares fell on monday, and a long season of games followed"]
+    answers = []
+    for token in ("<pad>", "[PAD]"):
+        save_tiny(tmp_path / token / "backbone", "llama_gqa", vocab_size=len(tiny_tokenizer()))
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_special_tokens({"pad_token": token})
+        tokenizer.save_pretrained(tmp_path / token / "backbone")
+        config = tiny_run(tmp_path / token)
+        answers.append(LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(texts))
+    assert tokenizer.pad_token_id == len(tiny_tokenizer())
+    for plain, beyond in zip(*answers, strict=True):
+        assert beyond.scores == pytest.approx(plain.scores, abs=1e-6)
+
+
 TRAINED = ["Roads, rails", "Health", 'The "Net"', "a,b,c"]
 
 
@@ -77,7 +96,7 @@ def test_labels_are_split_as_a_csv_record_but_those_of_training_never(values: li
     [
         ("Roads, rails,Sport", "is the label 'Roads, rails' meant, or its parts"),
         ("Sport,a,b,c", "is the label 'a,b,c' meant, or its parts"),
-        ('"Sea, air', "unexpected end of data; a label with a comma"),
+        ('"Sea, air', "unexpected end of data; a name with a comma"),
         ("one\ntwo", "new-line character"),
     ],
 )
@@ -119,13 +138,101 @@ def test_each_part_is_written_before_the_next_is_read(
 def test_a_bad_line_leaves_no_output_and_an_old_output_as_it_was(config: RunConfig, tmp_path: Path) -> None:
     (tmp_path / "texts.jsonl").write_text('{"text": "a goal"}\n{"text": ""}\n')
     output = tmp_path / "out" / "predictions.jsonl"
-    with pytest.raises(UserError, match="line 2: the text is empty"):
+    with pytest.raises(UserError, match=r"row 2 \(line 2\): 'text' is empty"):
         predict(config.run.dir, str(tmp_path / "texts.jsonl"), str(output), device="cpu")
     assert list(output.parent.iterdir()) == []
     output.write_text("old")
     with pytest.raises(UserError, match="line 2"):
         predict(config.run.dir, str(tmp_path / "texts.jsonl"), str(output), device="cpu")
     assert output.read_text() == "old" and len(list(output.parent.iterdir())) == 1
+
+
+ROWS = 'id,text,n\n1,a goal,nan\n2,,x\n\n3,"over\ntwo lines",y\n4,short\n5,profit rose,z\n'
+
+
+def test_faulty_rows_are_skipped_in_their_places_and_columns_are_kept(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "texts.csv").write_text(ROWS)
+    texts = Input(str(tmp_path / "texts.csv"), keep=["n", "id"], on_error="skip")
+    assert predict(config.run.dir, texts, str(tmp_path / "out.jsonl"), device="cpu") == 3
+    lines = lines_of(tmp_path / "out.jsonl")
+    assert [line.get("text") for line in lines] == ["a goal", None, "over\ntwo lines", None, "profit rose"]
+    assert list(lines[0])[:3] == ["n", "id", "text"] and [line.get("id") for line in lines] == [
+        "1",
+        "2",
+        "3",
+        None,
+        "5",
+    ]
+    assert lines[1] == {"n": "x", "id": "2", "line": 3, "error": "'text' is empty"}
+    assert lines[3] == {"line": 7, "error": "2 fields where the header has 3"}
+    assert "2 rows are faulty" in caplog.text
+
+
+def test_values_that_json_lacks_are_written_all_the_same(config: RunConfig, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(
+        '\n{"text": "a goal", "x": {"y": [NaN, 1]}, "z": "half \\ud800"}\n{"text": "b"}\n'
+    )
+    texts = Input(str(tmp_path / "a.jsonl"), keep=["x", "z"])
+    assert predict(config.run.dir, texts, str(tmp_path / "out.jsonl"), device="cpu") == 2
+    first, second = lines_of(tmp_path / "out.jsonl")
+    assert first["x"] == {"y": [None, 1]} and first["z"] == "half \ud800" and second["x"] is None
+
+
+def test_what_was_answered_before_a_faulty_row_stays_in_a_stream(
+    config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "texts.csv").write_text(ROWS)
+    with pytest.raises(UserError, match=r"texts.csv, row 2 \(line 3\): 'text' is empty"):
+        predict(config.run.dir, str(tmp_path / "texts.csv"), device="cpu")
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == ["a goal"]
+
+
+def test_a_text_that_becomes_no_token_costs_no_other_its_answer(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "backbone", "llama_gqa")
+    tokenizer = tiny_tokenizer()
+    tokenizer.backend_tokenizer.normalizer = normalizers.Replace("\u200b", "")
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel()
+    tokenizer.save_pretrained(tmp_path / "backbone")
+    config = tiny_run(tmp_path)
+    (tmp_path / "texts.txt").write_text("a goal\n\u200b\nprofit rose\n")
+    predict(config.run.dir, Input(str(tmp_path / "texts.txt"), on_error="skip"), str(tmp_path / "out"), device="cpu")
+    first, empty, last = lines_of(tmp_path / "out")
+    assert (first["text"], last["text"]) == ("a goal", "profit rose")
+    assert empty["line"] == 2 and empty["error"].startswith("becomes no token at all")
+    with pytest.raises(UserError, match=r"texts.txt, row 2 \(line 2\): becomes no token"):
+        predict(config.run.dir, str(tmp_path / "texts.txt"), device="cpu")
+
+
+def test_a_slow_pipe_gets_its_answers_at_once(config: RunConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever writes waits for the answer to what was written, before writing more."""
+    reading, writing = os.pipe()
+    answers, answering = os.pipe()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(reading))
+    seen: list[str] = []
+
+    def converse() -> None:
+        with os.fdopen(writing, "w") as ask, os.fdopen(answers) as hear:
+            for texts in (["a goal"], ["profit rose", "they won the cup", "stars"], ["the probe"]):
+                ask.write("".join(f"{text}\n" for text in texts))
+                ask.flush()
+                seen.extend(json.loads(hear.readline())["text"] for _ in texts)
+
+    other = threading.Thread(target=converse, daemon=True)
+    other.start()
+    assert predict(config.run.dir, "-", f"/dev/fd/{answering}", device="cpu") == 5
+    other.join(10)
+    os.close(answering)
+    assert seen == ["a goal", "profit rose", "they won the cup", "stars", "the probe"]
+
+
+def test_blank_lines_that_get_no_answer_are_counted(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "texts.txt").write_text("a goal\n\n \nprofit rose\n")
+    assert predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out"), device="cpu") == 2
+    assert "2 blank lines of the input are not in the output" in caplog.text
 
 
 def test_a_missing_input_is_said_before_the_backbone_is_loaded(

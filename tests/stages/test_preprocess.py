@@ -1,3 +1,5 @@
+"""preprocess from end to end: what it writes, what it refuses and warns of, when it is current."""
+
 import json
 import os
 import shutil
@@ -10,7 +12,7 @@ from pipeline.core.checksums import check_sums, write_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.ownership import MARK
-from pipeline.stages import preprocess as module
+from pipeline.data import labelled
 from pipeline.stages.preprocess import preprocess
 from tests.support.labelled import ROWS, config_in, write
 from tests.support.tiny import save_tiny, tiny_tokenizer
@@ -204,7 +206,7 @@ def test_older_data_of_a_file_that_is_refused_today_are_refused(tmp_path, config
     write(tmp_path / "train.tsv", ROWS)
     config = config_of(test=write(tmp_path / "test.tsv", [("x", "1")]))
     with monkeypatch.context() as older:  # which took the label for an index
-        older.setattr(module, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
+        older.setattr(labelled, "label_indices", lambda split, file, labels: {"good": 1, "bad": 0, "1": 1})
         preprocess(config)
     made_by_an_older_version(config.run_dir)
     with pytest.raises(
@@ -277,6 +279,16 @@ def test_a_backbone_without_config_is_refused(tmp_path, config_of, backbone):
     )
     with pytest.raises(UserError, match=r"config\.json cannot be read"):
         preprocess(bare)
+
+
+def test_a_token_without_an_embedding_is_refused_before_a_text_is_read(tmp_path, backbone):
+    write(tmp_path / "train.tsv", ROWS)
+    shutil.copytree(backbone, tmp_path / "grown")
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_tokens([f"word{number}" for number in range(200)])
+    tokenizer.save_pretrained(tmp_path / "grown")
+    with pytest.raises(UserError, match="rows 0 to 319, does not know: 'word"):
+        preprocess(config_in(tmp_path, tmp_path / "grown"))
 
 
 def test_killed_between_two_renames_the_old_data_comes_back(tmp_path, config_of):

@@ -1,4 +1,7 @@
-"""preprocess in processes of its own: killed at any instant, and within bounded memory."""
+"""preprocess in processes of its own: killed at any instant, and within bounded memory.
+
+covers stages/preprocess
+"""
 
 import os
 import subprocess

@@ -1,4 +1,7 @@
-"""The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless."""
+"""The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless.
+
+covers reports/charts, reports/page, reports/run
+"""
 
 import shutil
 from collections.abc import Iterator
@@ -202,5 +205,12 @@ def test_nothing_that_is_read_is_written(config: RunConfig) -> None:
         with pytest.raises(UserError, match="would overwrite what is read"):
             report(config.run.dir, str(output))
         assert (output.read_bytes() if output.exists() else None) == before
-    assert report(config.run.dir) == report(config.run.dir, str(run_dir.path / "report.html"))
-    (run_dir.path / "report.html").unlink()
+    page = run_dir.path / "report.html"
+    assert report(config.run.dir) == report(config.run.dir, str(page)) == page
+    mine = page.rename(run_dir.path.parent / "mine.html")
+    page.symlink_to(mine)
+    before = mine.read_bytes()
+    with pytest.raises(UserError, match="is a symbolic link: remove it, or say where"):
+        report(config.run.dir)
+    assert mine.read_bytes() == before
+    page.unlink()

@@ -1,4 +1,7 @@
-"""A comparison's page in a real browser, made of invented runs: every picture, every width, hostile names harmless."""
+"""A comparison's page in a real browser, made of invented runs: every picture, every width, hostile names harmless.
+
+covers reports/comparison_charts, reports/comparison_page, reports/page
+"""
 
 from collections.abc import Iterator
 from pathlib import Path

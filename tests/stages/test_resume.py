@@ -1,4 +1,7 @@
-"""Interrupted runs end as if they had not been: killed, stopped by a signal, damaged, moved to other ranks."""
+"""Interrupted runs end as if they had not been: killed, stopped by a signal, damaged, moved to other ranks.
+
+covers stages/train, training/resume, training/run_state
+"""
 
 import json
 import os
@@ -10,7 +13,6 @@ from typing import Any
 
 import pytest
 
-from pipeline.engine.provenance import with_defaults
 from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config
 
@@ -191,14 +193,3 @@ def test_a_finished_run_with_another_config_is_kept_until_it_is_overwritten(resu
     assert lines(folder / "refused")[0]["step"] == 1 and lines(folder / "refused")[-2]["step"] == 8
     assert lines(folder / "refused")[0]["learning_rate"] == 0.03
     assert len(lines(folder / "refused")) == len(lines(folder / "alone"))
-
-
-def test_what_a_new_version_adds_is_no_change_at_its_default(tmp_path: Path) -> None:
-    config = tiny_config(tmp_path)
-    new = {"train.learning_rate": "0.001", "train.objective": config.train.objective, "method.head": "linear"}
-    old = {"train.learning_rate": "0.001"}
-    assert with_defaults(config, old, new) == old | {
-        "train.objective": type(config.train)().objective,
-        "method.head": type(config.method)().head,
-    }
-    assert with_defaults(config, {"train.objective": "x", "gone": "1"}, new)["train.objective"] == "x"

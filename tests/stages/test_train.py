@@ -1,4 +1,7 @@
-"""Training for real: a toy task that can be learnt, on tiny backbones, alone and on two ranks."""
+"""Training for real: a toy task that can be learnt, on tiny backbones, alone and on two ranks.
+
+covers engine/models, training/loop, training/metrics_log, training/trainer
+"""
 
 import hashlib
 import json
@@ -14,12 +17,13 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
+from pipeline.engine.backbone import backbone_of
 from pipeline.engine.startup import start
-from pipeline.stages.encode_labels import current_label_states
-from pipeline.stages.train import build_trainer
+from pipeline.stages.train import TrainingTask
 from pipeline.training.trainer import Trainer
 from tests.launch.runs import environment
 from tests.support.tiny import save_tiny
+from tests.support.tiny_run import label_states_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = {"apple": "red fruit", "bicycle": "two wheels", "cloud": "high up"}
@@ -156,7 +160,11 @@ def test_early_stopping_keeps_the_best(folder: Path) -> None:
 
 
 def trainer_of(config: RunConfig) -> Trainer:
-    return build_trainer(start(config), config, current_label_states(config))
+    accelerator, ranks = start(config)
+    backbone = backbone_of(config.backbone, config.data)
+    parts = (config.data, config.labels, config.method, config.train)
+    task = TrainingTask(config.run_dir, config.run.seed, backbone, *parts)
+    return task.build_trainer(accelerator, ranks, label_states_of(config))
 
 
 def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_alone(folder: Path) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.loading import load_backbone
+from pipeline.distributed.ranks import Ranks
 
 PRESETS = Path(__file__).resolve().parents[2] / "ds_configs"
 STEPS, ACCUMULATION = 2, 2
@@ -89,7 +90,7 @@ def train_with_nodes(folder: Path, settings: dict[str, Any], node_ranks: int) ->
     """Three steps of a trainable map behind an int8 backbone."""
     settings = settings | {"zero_optimization": settings["zero_optimization"] | {"zero_hpz_partition_size": node_ranks}}
     config = BackboneConfig(name_or_path=str(folder / "llama"), quantization="int8", dtype="float32")
-    model = load_backbone(config, zero_config=settings, device=torch.device("cpu"))
+    model = load_backbone(config, zero_config=settings, device=torch.device("cpu"), ranks=Ranks.joined())
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 16), Embedded(model))
     optimizer = torch.optim.AdamW(module[0].parameters(), lr=1e-2)

@@ -15,6 +15,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.loading import load_backbone
+from pipeline.distributed.ranks import Ranks
 from tests.support.estimate_zero import ZERO
 
 ROWS, TEXT_TOKENS, PROMPT_TOKENS = 2, 12, 4
@@ -81,7 +82,7 @@ def measure_case(folder: Path, *, checkpointing: bool) -> dict[str, int]:
         "zero_optimization": ZERO,
     }
     config = BackboneConfig(name_or_path=str(folder / "llama"), quantization="int8", dtype="float32")
-    model = load_backbone(config, zero_config=settings, device=torch.device("cpu"))
+    model = load_backbone(config, zero_config=settings, device=torch.device("cpu"), ranks=Ranks.joined())
     at_rest = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in model.parameters())
     module = Prefixed(FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=checkpointing))
     optimizer = torch.optim.AdamW([module.start])

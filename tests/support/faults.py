@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pipeline.training.checkpoint as checkpoint
+from pipeline.core.errors import UserError
 from pipeline.training.trainer import Trainer
 
 PHASES = {
@@ -46,6 +47,17 @@ def strike(argument: str) -> None:
         return original(*args, **keywords)
 
     setattr(owner, attribute, struck)
+
+
+def failure(argument: str) -> None:
+    """`KeyError,evaluation`: the phase's function raises this."""
+    kind, _, phase = argument.partition(",")
+    owner, attribute = _place(PHASES[phase])
+
+    def failing(*args: Any, **keywords: Any) -> None:
+        raise {"KeyError": KeyError, "UserError": UserError}[kind]("struck")
+
+    setattr(owner, attribute, failing)
 
 
 def _send_later(number: signal.Signals, seconds: float) -> None:

@@ -3,38 +3,35 @@
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.errors import UserError
+import torch.distributed as dist
+
 from pipeline.distributed.launcher import world_size
-from pipeline.engine.startup import on_main_process, start
+from pipeline.engine.startup import start
 from tests.support.tiny_run import tiny_config
 
 
-def outcome(accelerator: Any, work: Any) -> list[str]:
-    try:
-        return ["result", str(on_main_process(accelerator, work))]
-    except Exception as error:
-        return [type(error).__name__, str(error)]
-
-
 def main_process(folder: Path) -> dict[str, Any]:
-    accelerator = start(tiny_config(folder / "rank"))
+    accelerator, ranks = start(tiny_config(folder / "rank"))
+    _, again = start(tiny_config(folder / "rank", train={"batch_size": 2}))
     calls: list[int] = []
+    groups: list[Any] = []
+    make_group = dist.new_group
 
-    def wrong_input() -> None:
-        raise UserError("no such file")
+    def noted_group(*args: Any, **keywords: Any) -> Any:
+        groups.append(args)
+        return make_group(*args, **keywords)
 
-    def defect() -> None:
-        raise KeyError("key")
-
-    def good() -> dict[str, int]:
+    def work() -> dict[str, int]:
         calls.append(1)
         return {"rows": 3}
 
+    dist.new_group = noted_group
+    results = [ranks.on_main(work), again.on_main(work)]
+    dist.new_group = make_group
     return {
-        "good": outcome(accelerator, good),
+        "results": results,
         "calls": len(calls),
-        "wrong_input": outcome(accelerator, wrong_input),
-        "defect": outcome(accelerator, defect),
-        "again": outcome(accelerator, good),
-        "world": [world_size(), accelerator.num_processes, accelerator.process_index],
+        "groups made": len(groups),
+        "same ranks": ranks is again,
+        "world": [world_size(), accelerator.num_processes, accelerator.process_index, ranks.size, ranks.rank],
     }

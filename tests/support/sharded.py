@@ -18,6 +18,7 @@ from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.partition import Partitioner
 from pipeline.core.errors import UserError
+from pipeline.distributed.ranks import Ranks
 
 CPU = torch.device("cpu")
 GLOBAL_BATCH = 12  # divides by every world size
@@ -44,6 +45,11 @@ class Prompted(nn.Module):
         return (hidden[:, -1] * self.head).sum(-1)
 
 
+def ranks() -> Ranks:
+    """All of the world."""
+    return Ranks(dist.get_rank(), dist.get_world_size())
+
+
 def check_world(folder: Path) -> dict[str, Any]:
     """All checks of one world."""
     torch.set_num_threads(1)
@@ -61,8 +67,8 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
     config = BackboneConfig(
         name_or_path=str(folder / family), quantization=quantization, dtype=dtype, int8_threshold=2.0
     )
-    whole = load_backbone(config, zero_config=None, device=CPU)
-    sharded = load_backbone(config, zero_config=zero_config(dtype, GLOBAL_BATCH), device=CPU)
+    whole = load_backbone(config, zero_config=None, device=CPU, ranks=ranks())
+    sharded = load_backbone(config, zero_config=zero_config(dtype, GLOBAL_BATCH), device=CPU, ranks=ranks())
     at_rest = all(held(p) == math.ceil(p.ds_numel / dist.get_world_size()) for p in sharded.parameters())
     scales = {name: layer.scale_bits.clone() for name, layer in quantized(whole)}
     engine = start_engine(Prompted(sharded), dtype, GLOBAL_BATCH)
@@ -99,7 +105,8 @@ def train(folder: Path) -> list[float]:
     """Loss of 20 steps on fixed batches, averaged over ranks."""
     world, rank = dist.get_world_size(), dist.get_rank()
     config = BackboneConfig(name_or_path=str(folder / "llama_gqa"), quantization="int8", dtype="float32")
-    backbone = load_backbone(config, zero_config=zero_config("float32", GLOBAL_BATCH // world), device=CPU)
+    settings = zero_config("float32", GLOBAL_BATCH // world)
+    backbone = load_backbone(config, zero_config=settings, device=CPU, ranks=ranks())
     engine = start_engine(Prompted(backbone), "float32", GLOBAL_BATCH // world)
     generator = torch.Generator().manual_seed(3)
     losses = []
@@ -136,7 +143,7 @@ def message_of(path: Path) -> str:
     seen = path / ("last" if last else "others") if path.name.startswith("one-rank-") else path
     config = BackboneConfig(name_or_path=str(seen), quantization="int8", dtype="float32")
     try:
-        load_backbone(config, zero_config=zero_config("float32", 1), device=CPU)
+        load_backbone(config, zero_config=zero_config("float32", 1), device=CPU, ranks=ranks())
     except UserError as error:
         return str(error)
     return "no error"

@@ -10,8 +10,13 @@ from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.config import RunConfig, parse_config
-from pipeline.stages.encode_labels import encode_labels
+from pipeline.core.files import read_json
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import backbone_of
+from pipeline.estimate.case import Sections
+from pipeline.stages.encode_labels import current_label_states, encode_labels
 from pipeline.stages.preprocess import preprocess
+from pipeline.training.provenance import training_fingerprint
 from tests.support.tiny import save_tiny, tiny_model
 
 TEXTS = {
@@ -56,6 +61,24 @@ def tiny_config(folder: Path, *, pairs: bool = False, **sections: dict[str, Any]
         # Keys of one method mean nothing to another.
         values[name] = section if "name" in section else values.get(name, {}) | section
     return parse_config(values)
+
+
+def label_states_of(config: RunConfig) -> LabelStates:
+    """As `train` takes them."""
+    names = read_json(config.run_dir.manifest_file)["labels"]
+    backbone = backbone_of(config.backbone, config.data)
+    return current_label_states(config.run_dir, config.labels, config.data.max_length, names, backbone, Ranks.alone())
+
+
+def fingerprint_of_training(config: RunConfig, labels: LabelStates) -> dict[str, str]:
+    """As `train` makes it."""
+    sections = (config.method, config.train, config.backbone, config.run.seed)
+    return training_fingerprint(*sections, read_json(config.run_dir.manifest_file), labels)
+
+
+def estimated(config: RunConfig) -> Sections:
+    """What `estimate` takes of a config."""
+    return Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
 
 
 def tiny_facts() -> BackboneFacts:

@@ -1,4 +1,7 @@
-"""Checkpoint files: what is read is what was written, or nothing."""
+"""Checkpoint files: what is read is what was written, or nothing.
+
+covers training/optimizer_state, training/run_state, training/adapter_writer
+"""
 
 import json
 import shutil

@@ -1,0 +1,75 @@
+"""Texts to classify: which input they come from, and which of its columns go along."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pipeline.core.errors import UserError
+from pipeline.core.output import STANDARD
+from pipeline.data.checks import check_columns
+from pipeline.data.readers import FORMATS, Format, open_table
+from pipeline.data.rows import Table
+from pipeline.data.streams import Source
+
+
+@dataclass(frozen=True)
+class Input:
+    """What `predict` reads: a file of any format that training reads, or lines of text; plain, gzip or a stream."""
+
+    place: str
+    """A path, or "-" for standard input."""
+    format: Format | None = None
+    """None: by the file's ending; standard input is txt."""
+    keep: Sequence[str] = ()
+    """Columns to put beside the answers."""
+    on_error: Literal["stop", "skip"] = "stop"
+    """At a faulty row: stop, or answer with what is wrong with it and go on."""
+
+    def check(self, taken: Sequence[str]) -> None:
+        """UserError for an input that cannot be opened or has an unknown format, and for columns that cannot be kept.
+
+        Cheap, and a pipe is not opened: that can be done once. `taken`: names that an answer has already.
+        """
+        source = Source(self.place)
+        format = self.resolved_format()
+        if self.place == STANDARD:
+            if sys.stdin is None:
+                raise UserError("standard input is closed: give a file as input")
+        elif not os.access(self.place, os.R_OK) or Path(self.place).is_dir():
+            why = "it is a folder" if Path(self.place).is_dir() else "no such file, or no right to read it"
+            raise UserError(f"input '{self.place}' cannot be read ({why})")
+        if format == "parquet" and not source.is_plain_file:
+            raise UserError(f"{source.name}: Parquet is read from its end: give a plain file, not a pipe and not gzip")
+        if self.keep and format == "txt":
+            raise UserError("--keep: lines of text have no columns; give the input's --format if it has some")
+        for name in self.keep:
+            if name in taken:
+                raise UserError(f"--keep {name}: the output has a field of that name: rename the input's column")
+
+    def resolved_format(self) -> Format:
+        """UserError for a file whose ending says nothing."""
+        if self.format is not None:
+            return self.format
+        if self.place == STANDARD:
+            return "txt"
+        try:
+            return FORMATS[Source(self.place).suffix]
+        except KeyError:
+            known = ", ".join(dict.fromkeys(FORMATS.values()))
+            raise UserError(f"input '{self.place}': unknown ending; give the --format: {known}") from None
+
+    def table(self, texts: Sequence[str], quoting: bool | None, before_wait: Callable[[], None]) -> Table:
+        """Opens the input; its rows hold the columns of the texts and those to keep. `before_wait`: see `Source`."""
+        source = Source(self.place, before_wait)
+        table = open_table(source, self.resolved_format(), quoting, texts, others=self.keep)
+        if table.columns is not None:
+            wanted = dict.fromkeys(self.keep, "--keep") | dict.fromkeys(texts, "the adapter's data.text")
+            check_columns(source.name, table.columns, wanted)
+        return table
+
+    def kept(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """The columns to keep of a row."""
+        return {name: values.get(name) for name in self.keep}

@@ -1,0 +1,55 @@
+"""What a command knows of its backbone, each thing read once and handed to all stages."""
+
+from functools import cached_property
+
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import BackboneFacts, facts_of
+from pipeline.backbone.loading import OpenCheckpoint, open_alike
+from pipeline.backbone.model_config import load_model_config
+from pipeline.data.config import DataConfig
+from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.distributed.ranks import Ranks
+
+
+class Backbone:
+    """A frozen backbone: its files' identity, config.json, sizes and tokenizer. Not its weights.
+
+    Each is read when it is first asked for, and kept: a rank that needs no tokenizer loads none. Every rank makes its
+    own. Each raises UserError, as what reads it does.
+    """
+
+    def __init__(self, config: BackboneConfig, *, special_tokens: bool = False) -> None:
+        """`special_tokens`: see `load_tokenizer`."""
+        self.config = config
+        self.special_tokens = special_tokens
+        self._opened: OpenCheckpoint | None = None
+
+    @cached_property
+    def model_config(self) -> PreTrainedConfig:
+        """config.json"""
+        return load_model_config(self.config)
+
+    @cached_property
+    def facts(self) -> BackboneFacts:
+        return facts_of(self.model_config)
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return load_tokenizer(self.config, special_tokens=self.special_tokens)
+
+    @cached_property
+    def tokenizer_fingerprint(self) -> str:
+        return tokenizer_fingerprint(self.tokenizer)
+
+    def opened(self, ranks: Ranks) -> OpenCheckpoint:
+        """Its weights' files, with their identity, equal on all `ranks`. Collective when it is first asked for."""
+        if self._opened is None:
+            self._opened = open_alike(self.config, ranks)
+        return self._opened
+
+
+def backbone_of(config: BackboneConfig, data: DataConfig) -> Backbone:
+    """The backbone of a run with these sections, which reads texts as `data` says."""
+    return Backbone(config, special_tokens=data.special_tokens)

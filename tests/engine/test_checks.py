@@ -1,0 +1,77 @@
+"""Everything that can be known beforehand is reported at once, and looked at once."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from huggingface_hub import constants
+
+from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.engine import checks
+from pipeline.engine.checks import check_all
+from tests.support.tiny_run import tiny_config
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def told(configs: list[RunConfig], folder: Path) -> str:
+    with pytest.raises(UserError) as fault:
+        check_all(configs, folder)
+    return str(fault.value)
+
+
+def test_a_config_that_is_right_passes(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path)
+    check_all([config], config.run_dir.path)
+    assert not config.run_dir.path.exists()
+
+
+def test_all_faults_at_once(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "notes").write_text("mine")
+    data = {"train": str(tmp_path / "none.csv"), "validation": None, "test": None, "max_length": 1000}
+    config = tiny_config(tmp_path, data=data, engine={"deepspeed": "none.json"}, evaluate={"splits": ["test"]})
+    message = told([config], tmp_path / "own")
+    for words in (
+        "own' holds 'notes'",
+        "nothing to evaluate (evaluate.splits=test): set data.test",
+        "none.csv: no such file",
+        "'none.json' does not exist",
+        "set data.max_length=128",
+    ):
+        assert words in message, message
+
+
+def test_a_column_that_is_missing_is_seen_before_the_rows(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, data={"label": "lable"})
+    assert told([config], config.run_dir.path).count("no column 'lable'") == 3
+
+
+def test_what_configs_share_is_looked_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    real = checks.check_source
+
+    def counted(source: str, *rest: Any) -> Any:
+        looked.append(source)
+        return real(source, *rest)
+
+    monkeypatch.setattr(checks, "check_source", counted)
+    configs = [tiny_config(tmp_path, run={"dir": str(tmp_path / f"run-{n}"), "seed": n}) for n in range(30)]
+    check_all(configs, tmp_path / "compared", "comparison")
+    assert len(looked) == 3
+
+
+def test_the_hub_that_cannot_be_reached_is_told_once_and_hides_nothing(tmp_path: Path) -> None:
+    configs = []
+    for n in range(20):
+        section = {"name_or_path": f"nobody/model-{n % 2}", "dtype": "float32"}
+        data = {"train": "hub:nobody/texts:train", "test": str(tmp_path / "none.csv")}
+        configs.append(tiny_config(tmp_path, backbone=section, data=data))
+    message = told(configs, tmp_path / "run")
+    assert message.count("cannot be reached") == 1 and message.count("nobody/model-0") == 1
+    assert "hub:nobody/texts:train, nobody/model-0, nobody/model-1" in message
+    assert message.count("none.csv") == 1
