@@ -12,7 +12,7 @@ from typing import Annotated, Any, Union, get_args, get_origin
 from pydantic import BaseModel, Field, ValidationError, model_validator
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
-from pipeline.adapter.directory import FORMAT_VERSION, AdapterConfig, TextSettings
+from pipeline.adapter.config import FORMAT_VERSION, AdapterConfig, TextSettings
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import LARGEST_CONFIG, read_text
 from pipeline.core.errors import UserError, about

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from pipeline.adapter.directory import AdapterConfig
+from pipeline.adapter.config import AdapterConfig
 from pipeline.config import RunConfig, config_keys, load_config, parse_config
 from pipeline.core.errors import UserError
 from pipeline.core.settings import FOREIGN

@@ -4,8 +4,8 @@ import errno
 import json
 import os
 import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -84,7 +84,6 @@ def atomic_dir(path: Path, *, sums: bool = False) -> Iterator[Path]:
             if sums:
                 write_sums(temporary)
             _sync_tree(temporary)
-            temporary.chmod(0o755)
             if os.path.lexists(path):
                 os.replace(path, aside)
             os.replace(temporary, path)
@@ -101,8 +100,10 @@ def _aside(path: Path) -> Path:
 
 
 def _make_temporary(path: Path) -> Path:
-    """An empty folder beside `path`, of a name that `temporary_of` knows."""
-    return Path(tempfile.mkdtemp(prefix=f".ltune-{path.name}.", suffix=".tmp", dir=path.parent))
+    """An empty folder beside `path`, of a name that `temporary_of` knows; not mkdtemp's, which none but us may read."""
+    folder = path.with_name(f".ltune-{path.name}.{secrets.token_hex(8)}.tmp")
+    folder.mkdir()
+    return folder
 
 
 def put_back(path: Path) -> None:

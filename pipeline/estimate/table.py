@@ -3,17 +3,8 @@
 from dataclasses import replace
 
 from pipeline.estimate.case import Sections
-from pipeline.estimate.costs import (
-    GPUS,
-    USABLE,
-    Case,
-    Plan,
-    best_plan,
-    configured_plan,
-    fits_offloaded,
-    plans,
-    plans_of_nodes,
-)
+from pipeline.estimate.costs import Case, Plan, best_plan, configured_plan, fits_offloaded, plans, plans_of_nodes
+from pipeline.estimate.gpus import GPUS, USABLE
 from pipeline.methods.limits import window_warning
 
 MOST_GPUS = 4096

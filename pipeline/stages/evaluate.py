@@ -12,7 +12,8 @@ from datasets import load_from_disk
 from numpy.typing import NDArray
 from torch import nn
 
-from pipeline.adapter.directory import Adapter, AdapterConfig, load_adapter, write_card
+from pipeline.adapter.config import AdapterConfig
+from pipeline.adapter.directory import Adapter, load_adapter, write_card
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import check_sums

@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pipeline.adapter.directory import AdapterConfig, save_adapter
+from pipeline.adapter.config import AdapterConfig
+from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir

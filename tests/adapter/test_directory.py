@@ -1,6 +1,6 @@
 """The adapter directory: round trip, model card, and every kind of damage.
 
-covers adapter/card
+covers adapter/card, adapter/config
 """
 
 import json

@@ -1,6 +1,6 @@
 """The estimate against measurement, against published sizes, and its advice.
 
-covers estimate/case, estimate/inventory, estimate/table, stages/estimate
+covers estimate/case, estimate/inventory, estimate/table, stages/estimate, estimate/gpus
 """
 
 from dataclasses import replace
@@ -30,7 +30,6 @@ from pipeline.core.errors import UserError
 from pipeline.estimate import inventory as inventories
 from pipeline.estimate.case import Sections, build_case
 from pipeline.estimate.costs import (
-    GPUS,
     Case,
     ZeroSettings,
     at_rest_bytes,
@@ -41,6 +40,7 @@ from pipeline.estimate.costs import (
     plans,
     plans_of_nodes,
 )
+from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.estimate.table import report
 from pipeline.stages.estimate import estimate
@@ -249,58 +249,54 @@ def test_says_how_many_gpus_would_do() -> None:
     assert "nothing fits in 90% of 2 x a100-80; on 16: engine.deepspeed=ds_configs/zero3_int8.json" in text
 
 
-def advice_for(name: str, world_size: int, gpu: str = "a100-80", **changes: Any) -> str:
-    config = sections_of(**changes)
-    case = build_case(config, BACKBONES[name], world_size, gpu)
-    return report(config, case, gpu).splitlines()[-1]
+def advice_for(case: Case, world_size: int, gpu: str = "a100-80", **changes: Any) -> str:
+    there = replace(case, world_size=world_size, gpu=GPUS[gpu])
+    return report(sections_of(**changes), there, gpu).splitlines()[-1]
 
 
 def test_advises_nodes_of_their_own_where_there_are_several() -> None:
-    assert "zero3_int8.json" in advice_for("llama-3-70b", 8), "one node"
-    assert "zero3_multinode.json" in advice_for("llama-3-70b", 64)
-    assert "zero3_multinode.json" in advice_for("llama-3-70b", 64, backbone={"quantization": "none"})
-    assert "zero3_int8.json" in advice_for("llama-3-70b", 12), "8 GPUs per node do not divide 12"
-    configured = {"engine": {"deepspeed": "ds_configs/zero3_multinode.json"}}
-    assert advice_for("llama-3-70b", 64, **configured) == advice_for("llama-3-70b", 64)
-    case = build_case(sections_of(), LLAMA_70B, 64, "a100-80")
-    near, far = plans_of_nodes(case)[1], plans(case)[3]
-    given = build_case(sections_of(**configured), LLAMA_70B, 64, "a100-80")
-    assert near == plans(given)[3] == configured_plan(given, True) and plans_of_nodes(given) == []
+    case = case_of("llama-3-70b")
+    assert "zero3_int8.json" in advice_for(case, 8), "one node"
+    assert "zero3_multinode.json" in advice_for(case, 64)
+    assert "zero3_int8.json" in advice_for(case, 12), "8 GPUs per node do not divide 12"
+    assert case.zero_of_nodes is not None and case.zero_of_nodes.node_ranks == 8
+    configured = replace(case, world_size=64, zero=case.zero_of_nodes)
+    assert advice_for(configured, 64) == advice_for(case, 64)
+    several = replace(case, world_size=64)
+    near, far = plans_of_nodes(several)[1], plans(several)[3]
+    assert near == plans(configured)[3] == configured_plan(configured, True) and plans_of_nodes(configured) == []
     assert near.communication_seconds < far.communication_seconds / 5
-    printed = report(sections_of(), case, "a100-80")
-    assert printed.count("and per node") == 2
+    assert report(sections_of(), several, "a100-80").count("and per node") == 2
 
 
 def test_offload_is_offered_where_it_helps() -> None:
     """The backbone at rest goes to host memory; activations do not."""
     offload = "ds_configs/zero3_offload.json"
-    assert offload in advice_for("llama-3-405b", 2)
-    assert offload in advice_for("llama-3-70b", 1, "a100-40")
-    far_too_many = {"train": {"batch_size": 5000}}
+    assert offload in advice_for(case_of("llama-3-405b"), 2)
+    assert offload in advice_for(case_of("llama-3-70b"), 1, "a100-40")
+    case = case_of("llama-3-70b")
+    more = replace(case.inventory, checkpointed_activation_bytes=10**12, activation_bytes=10**13)
     for world_size in (1, 64):
-        found = advice_for("llama-3-70b", world_size, **far_too_many)
-        assert "lower train.batch_size" in found and "of activations" in found and offload not in found
+        found = advice_for(replace(case, inventory=more), world_size)
+        assert "lower train.batch_size" in found and "(1000.0 GB of activations" in found and offload not in found
 
 
 def test_totals_of_the_config_as_given() -> None:
-    given = {"train": {"max_steps": 3000, "gradient_accumulation": 2}, "backbone": {"gradient_checkpointing": True}}
-    config = sections_of(**given)
-    case = build_case(config, LLAMA_70B, 8, "a100-80")
+    config = sections_of(train={"max_steps": 3000}, backbone={"gradient_checkpointing": True})
+    case = replace(case_of("llama-3-70b"), world_size=8, accumulation=2)
     seconds = plans(case)[3].step_seconds
-    assert configured_plan(case, True).step_seconds == seconds
     [speed, cost] = report(config, case, "a100-80").split("\n\n")[-2].splitlines()[-2:]
     assert speed == (
         f"as configured (sharded, with checkpointing): {seconds:.3g} s per step, {16 * 2 * 8 / seconds:,.0f} texts/s"
     )
     hours = 3000 * seconds / 3600
     assert cost.startswith(f"3,000 steps: {hours:.3g} hours, {8 * hours:.3g} GPU-hours, ")
-    replicated = sections_of(engine={"deepspeed": "ds_configs/zero2_int8.json"})
-    case = build_case(replicated, LLAMA_70B, 8, "a100-80")
-    printed = report(replicated, case, "a100-80")
+    config, case = sections_of(), replace(case, sharded=False, accumulation=1)
+    printed = report(config, case, "a100-80")
     assert "(replicated, without checkpointing)" in printed and "; it does not fit" in printed
     hours = 100_000 / (16 * 8) * plans(case)[0].step_seconds / 3600
     assert f"every 100,000 texts (the dry run counts yours): {hours:.3g} hours" in printed
-    assert "50 steps: " in report(replicated, case, "a100-80", steps=50)
+    assert "\n50 steps: " in report(config, case, "a100-80", steps=50)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
@@ -311,7 +307,7 @@ def test_without_a_gpu_nothing_is_said_of_time(capsys: pytest.CaptureFixture[str
     assert main(["estimate", "--config", str(file)]) == 0
     printed = capsys.readouterr().out
     assert "total per rank" in printed and "no GPU is known here" in printed
-    assert "s per step" not in printed and "advice" not in printed and "h200;" not in printed
+    assert ", s per step" not in printed and "advice" not in printed and "1 x rank; " in printed
 
 
 def test_command_line_prints_the_table(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
@@ -360,7 +356,8 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
 
 def test_without_zero3_configured_the_preset_counts() -> None:
     config = sections_of(engine={"deepspeed": "ds_configs/zero2_int8.json"})
-    assert build_case(config, tiny_model("llama").config, 8, "h200").zero == case_of("llama-2-7b").zero
+    case = build_case(config, tiny_model("llama").config, 8, "h200")
+    assert case.zero == case_of("llama-2-7b").zero and not case.sharded and case_of("llama-2-7b").sharded
 
 
 @pytest.mark.parametrize("options", [{"gpu": "abacus"}, {"world_size": 0}, {"bandwidth": -1.0}])
