@@ -7,7 +7,7 @@ import torch
 
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
-from pipeline.core.escapes import visible
+from pipeline.core.output import say
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.distributed.launcher import world_size
@@ -51,7 +51,7 @@ def plan(config: RunConfig) -> None:
         "",
         report(config, case, GPU),
     ]
-    print(visible("\n".join(lines), keep="\n"))
+    say("\n".join(lines))
 
 
 def _checked_data(config: RunConfig) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
-from pipeline.core.escapes import visible
+from pipeline.core.output import say
 from pipeline.estimate.case import build_case
 from pipeline.estimate.costs import Plan, plans
 from pipeline.estimate.table import report
@@ -21,5 +21,5 @@ def estimate(
     config.json is read. Raises UserError for an unknown GPU or backbone.
     """
     case = build_case(config, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
-    print(visible(report(config, case, gpu), keep="\n"))
+    say(report(config, case, gpu))
     return plans(case)
