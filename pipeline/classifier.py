@@ -86,7 +86,7 @@ class LTuningClassifier:
         to be those the adapter was made for.
         Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
-        target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
@@ -233,3 +233,10 @@ def _string(value: Any, place: str) -> str:
     except UnicodeEncodeError as error:
         raise UserError(f"{place} is not Unicode text ({error.reason}): {value!a:.60}") from error
     return str(value)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {str(name)!r} is not known: give cpu, cuda, cuda:1, ...") from error

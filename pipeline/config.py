@@ -143,7 +143,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = load_yaml(read_text(path, LARGEST_CONFIG))
     except MarkedYAMLError as error:
         raise UserError(f"config file '{path}' cannot be read: {_place(error)}") from error
-    except (OSError, ValueError, YAMLError) as error:
+    except OSError as error:
+        raise UserError(f"config file '{path}' cannot be read: {error.strerror or error}") from error
+    except (ValueError, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")

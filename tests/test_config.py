@@ -215,7 +215,7 @@ def test_no_path_is_forgotten() -> None:
     said = {
         key for key, _, text in config_keys() if re.search(r"\b(file|folder|path|directory)\b", text, re.IGNORECASE)
     }
-    others = {"data.label", "data.quoting", "labels.names"}  # about what is in a file
+    others = {"data.label", "data.quoting", "data.on_error", "labels.names", "logging.name"}  # about what is in a file
     assert said - others <= {*PATHS, "train.resume"}
 
 

@@ -62,8 +62,8 @@ class BackboneConfig(Settings):
         Raises UserError where a package is not installed, and where a folder holds pipes or devices, which would be
         read without end.
         """
-        place = self._place()
         try:
+            place = self._place()
             if Path(place).is_dir():
                 check_folder(Path(place))
         except (OSError, ValueError) as error:  # ValueError: a null character

@@ -8,6 +8,16 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import MOST_LAYERS, MOST_POSITIONS, MOST_SQUARE_POSITIONS, MOST_WIDTH
 from pipeline.core.errors import UserError
 
+AT_LEAST_ONE = {
+    "hidden_size",
+    "n_embd",
+    "num_hidden_layers",
+    "n_layer",
+    "num_attention_heads",
+    "n_head",
+    "num_key_value_heads",
+}
+
 
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     """Raises UserError where there is none, or none that transformers can read."""
@@ -36,6 +46,8 @@ def _check_sizes(values: Any, key: str = "") -> None:
             _check_sizes(value, str(name))
     elif isinstance(values, int) and abs(values) > (most := _most(key)):
         raise ValueError(f"{key} is {values:.3g}, at most {most:,} are read")
+    elif isinstance(values, int) and key in AT_LEAST_ONE and values < 1:
+        raise ValueError(f"{key} is {values}")
 
 
 def _most(key: str) -> int:

@@ -13,7 +13,7 @@ from pipeline.cli.options import build_parser
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
 from pipeline.core.escapes import visible
-from pipeline.core.output import ReaderGone, ended_by_signals, whole_output
+from pipeline.core.output import ReaderGone, ended_by_signals, say, whole_output
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.launcher import check_launcher, rank, world_size
 
@@ -175,7 +175,7 @@ def _compare(options: argparse.Namespace) -> None:
 
     if options.dry_run:
         check_cells(comparison, groups(comparison), {})
-        print(visible(describe(comparison), keep="\n"))
+        say(describe(comparison))
         return
 
     compare(comparison, share, overwrite=options.overwrite)

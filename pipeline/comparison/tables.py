@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from pipeline.comparison.curve import steps_to_share, value_within
 from pipeline.comparison.statistics import Difference, compare_predictions
-from pipeline.core.escapes import for_markdown, visible
+from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
+from pipeline.core.output import say
 from pipeline.core.run_dir import RunDir
 
 Row = dict[str, Any]
@@ -51,7 +52,7 @@ def write_tables(
     tables += [_table(place) for place in rows_by(summary, PLACE)]
     text = "\n\n".join(tables) + "\n"
     write_text(folder / "tables.md", text)
-    print(visible(text, keep="\n"))
+    say(text)
 
 
 def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:

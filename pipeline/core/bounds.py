@@ -11,8 +11,8 @@ from pathlib import Path
 
 LONGEST_MESSAGE = 500
 """Characters of an error: a screen of text. Longer ones are cut in the middle; --debug shows all."""
-LARGEST_CONFIG = 2**20
-"""Bytes of a YAML file: ten thousand labels with their names. The parser needs some ten seconds for as much."""
+LARGEST_CONFIG = 2**18
+"""Bytes of a YAML file: ten thousand labels with their names. The parser needs some twenty seconds for as much."""
 MOST_YAML_VALUES = 100_000
 """Values of a YAML text when every alias is written out: a few lines of aliases of aliases make a billion."""
 MOST_DIGITS = 300
@@ -47,8 +47,8 @@ MOST_POSITIONS = 2**27
 """Of a backbone: some families count them up in a buffer."""
 MOST_SQUARE_POSITIONS = 2**15
 """Of a GPT-2, which has a mask of their square: 1 GB."""
-MOST_WIDTH = 2**40
-"""Any other number in a config.json, such as the size of the vocabulary: no memory is taken for it."""
+MOST_WIDTH = 2**30
+"""Any other size in a config.json, such as the vocabulary's: it takes no memory, but two are multiplied."""
 MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
 MOST_CELLS = 100_000
@@ -79,7 +79,10 @@ def check_regular(path: Path, most_bytes: int | None = None) -> None:
 
     A pipe without a writer is waited for without end, and a device may never end.
     """
-    found = os.stat(path)
+    try:
+        found = os.stat(path)
+    except ValueError as error:  # a null character in its name
+        raise NotReadError(errno.EINVAL, str(error)) from None
     if kind := _KINDS.get(stat.S_IFMT(found.st_mode)):
         raise NotReadError(errno.EINVAL, f"it is {kind}, not a file")
     if most_bytes is not None and found.st_size > most_bytes:

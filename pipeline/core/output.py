@@ -16,6 +16,7 @@ from types import FrameType
 from typing import TextIO
 
 from pipeline.core.errors import UserError
+from pipeline.core.escapes import visible
 from pipeline.core.files import atomic_file
 
 STANDARD = "-"
@@ -27,7 +28,11 @@ def check_output(output: str, sources: Iterable[str | Path]) -> None:
 
     However it is named: by a link, a hard link, a descriptor of this process; and whatever lies in a folder.
     """
-    if output != STANDARD and Path(output).is_dir():
+    try:
+        is_folder = output != STANDARD and Path(output).is_dir()
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null character
+        raise UserError(f"cannot write '{output}' ({getattr(error, 'strerror', None) or error})") from error
+    if is_folder:
         raise UserError(f"output '{output}' is a folder: name a file")
     target = _status(output, sys.stdout)
     if target is not None and (stat.S_ISCHR(target.st_mode) or stat.S_ISSOCK(target.st_mode)):
@@ -80,6 +85,11 @@ def _faults_told(name: str) -> Iterator[None]:
         raise UserError(f"cannot write '{name}' ({error.strerror})") from error
 
 
+def say(text: str) -> None:
+    """Prints lines to standard output, harmless for a terminal. UserError where it cannot be written."""
+    _write_standard(visible(text, keep="\n") + "\n")
+
+
 def _write_standard(text: str) -> None:
     try:
         _write(sys.stdout or ClosedOutput(), text)
@@ -123,6 +133,8 @@ def whole_output(*, needed: bool) -> Iterator[None]:
         while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for as long as the process lives: progress bars write to it)
     if needed and sys.stdout is None:
         sys.stdout = ClosedOutput()
     try:

@@ -1,8 +1,9 @@
 """The base of every config class: typed, frozen, unknown keys refused, documented by field docstrings."""
 
-from typing import Annotated, TypeVar
+from collections.abc import Hashable
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from pipeline.core.paths import expanded
 
@@ -23,12 +24,22 @@ class Settings(BaseModel):
         allow_inf_nan=False,
     )
 
+    @field_validator("*", mode="after")
+    @classmethod
+    def _has_no_null(cls, value: Any) -> Any:
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError("a null character cannot stand in it")
+        return value
+
 
 def distinct(values: list[T]) -> list[T]:
     """The same list. Raises ValueError where a value stands in it twice."""
-    repeated = [value for place, value in enumerate(values) if value in values[:place]]
-    if repeated:
-        raise ValueError(f"{repeated[0]!r} is given twice")
+    seen: set[Any] = set()
+    for value in values:
+        key = value if isinstance(value, Hashable) else repr(value)
+        if key in seen:
+            raise ValueError(f"{value!r} is given twice")
+        seen.add(key)
     return values
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from pipeline.config import RunConfig
-from pipeline.core.escapes import visible
+from pipeline.core.output import say
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.distributed.launcher import world_size
 from pipeline.engine.backbone import backbone_of
@@ -52,7 +52,7 @@ def plan(config: RunConfig) -> None:
         "",
         report(sections, case, gpu, _step_count(config.train, manifest["splits"]["train"], ranks)),
     ]
-    print(visible("\n".join(lines), keep="\n"))
+    say("\n".join(lines))
 
 
 def _steps(config: Sections, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:

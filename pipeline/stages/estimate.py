@@ -2,7 +2,7 @@
 
 from pipeline.backbone.model_config import load_model_config
 from pipeline.config import RunConfig
-from pipeline.core.escapes import visible
+from pipeline.core.output import say
 from pipeline.estimate.case import Sections, build_case, gpu_here
 from pipeline.estimate.costs import Plan, plans
 from pipeline.estimate.table import report
@@ -24,5 +24,5 @@ def estimate(
     gpu = gpu or gpu_here()
     sections = Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
     case = build_case(sections, load_model_config(config.backbone), world_size, gpu, bandwidth, prompt_tokens)
-    print(visible(report(sections, case, gpu), keep="\n"))
+    say(report(sections, case, gpu))
     return plans(case)

@@ -75,7 +75,7 @@ ADAPTERS = [
     keys("a key too many", "damaged: surprise", surprise=1),
     keys("no method", "damaged: method", method=None),
     method("rank 10^12", "damaged: method.*rank", rank=10**12),
-    method("the largest rank", "do not fit|impossible", rank=2**16),
+    method("the largest rank", "do not fit|impossible", rank=2**16, pooling="tokens"),
     method("an unknown method", "damaged: method", name="nobody"),
     sections("code of its own", "trust_remote_code", "backbone", trust_remote_code=True),
     sections("texts of 10^12 tokens", "damaged: data.max_length|exceed", "data", max_length=10**12),

@@ -33,13 +33,13 @@ def written(name: str, file: str, content: str | bytes, says: str) -> Case:
     return spoilt(f"{file}: {name}", lambda folder: (folder / file).write_bytes(data), says)
 
 
-def header(name: str, content: object, says: str, rest: bytes = b"") -> Case:
+def header(name: str, content: object, says: str, rest: bytes = b"", command: str = "dry_run") -> Case:
     raw = content if isinstance(content, bytes) else json.dumps(content).encode()
-    return weights(name, struct.pack("<Q", len(raw)) + raw + rest, says)
+    return weights(name, struct.pack("<Q", len(raw)) + raw + rest, says, command)
 
 
-def weights(name: str, content: bytes, says: str) -> Case:
-    return spoilt(f"weights: {name}", lambda folder: (folder / "model.safetensors").write_bytes(content), says)
+def weights(name: str, content: bytes, says: str, command: str = "dry_run") -> Case:
+    return spoilt(f"weights: {name}", lambda folder: (folder / "model.safetensors").write_bytes(content), says, command)
 
 
 def special(name: str, file: str, says: str, target: str | None = None) -> Case:
@@ -80,7 +80,7 @@ CONFIG = [
     said("10^12 layers", "num_hidden_layers is 1e[+]12, at most 10,000", num_hidden_layers=10**12),
     said("10^30 words", "vocab_size is 1e[+]30", vocab_size=10**30),
     said("10^12 positions", "max_position_embeddings is 1e[+]12", max_position_embeddings=10**12),
-    said("a width of 10^12", "model.safetensors|hidden|sizes|cannot|fit|config.json", hidden_size=10**12),
+    said("a width of 10^12", "hidden_size is 1e[+]12, at most", hidden_size=10**12),
     said("no heads", "config.json|head", num_attention_heads=0),
     said("heads below nothing", "config.json|head|fit", num_attention_heads=-4),
     said("half a layer", WHERE, num_hidden_layers=1.5),
@@ -112,8 +112,8 @@ WEIGHTS = [
     header("a tensor below nothing", tensor([-1], [0, 4]), "do not fit", b"\0" * 4),
     header("half a number", tensor([1.5], [0, 6]), "do not fit|not a readable", b"\0" * 6),  # type: ignore[list-item]
     header("a gap", tensor([1], [4, 8]), "do not fit", b"\0" * 8),
-    header("a type nobody knows", tensor([1], [0, 4], "F128"), "fit|type|F128|tensor|weights", b"\0" * 4),
-    header("no tensor at all", {}, "tensor|weights|lacks|missing"),
+    header("a type nobody knows", tensor([1], [0, 4], "F128"), "fit|type|F128|tensor|weights", b"\0" * 4, "run"),
+    header("no tensor at all", {}, "tensor|weights|lacks|missing", b"", "run"),
     special("a pipe", "model.safetensors", "a pipe, not a file .model.safetensors"),
     special("/dev/zero", "model.safetensors", "a device, not a file", "/dev/zero"),
     spoilt("weights: none", lambda folder: (folder / "model.safetensors").unlink(), "no model.safetensors"),

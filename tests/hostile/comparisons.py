@@ -58,13 +58,15 @@ CASES = [
         "makes .* runs, at most 100,000",
         grid={f"train.k{n}": list(range(100)) for n in range(6)},
     ),
-    compared("a million seeds", "makes .* runs, at most", seeds=list(range(100_000))),
+    compared(
+        "20,000 seeds", "makes 120,000 runs, at most", seeds=list(range(20_000)), grid={"train.epochs": [1, 2, 3]}
+    ),
     compared("a size of 10^13", "train_per_label", sizes=[10**13]),
     compared("a size of nothing", "sizes", sizes=[0]),
     compared("a seed below nothing", "seeds", seeds=[-1]),
     compared("no methods", "methods", methods={}),
     compared("a method that leads out", "becomes a folder", methods={"../../x": {"method": {"name": "prompt"}}}),
-    compared("a data set of 5,000 characters", "becomes a folder", datasets={"x" * 5000: {}}),
+    compared("a data set of 500 characters", "becomes a folder", datasets={"x" * 500: {}}),
     compared("a grid of an unknown key", "unknown key", grid={"train.nothing": [1, 2]}),
     compared("a grid without values", "grid", grid={"train.learning_rate": []}),
     compared("a reference that is none", "reference 'nobody'", reference="nobody"),

@@ -66,8 +66,8 @@ YAML = [
     raw(
         "yaml: a hexadecimal number of 5,000 digits", f"run: {{dir: x, seed: 0x{'f' * 5000}}}\n", "more than 300 digits"
     ),
-    raw("yaml: a key of 5,000 digits", f"run: {{0x{'f' * 5000}: 1}}\n", "more than 300 digits"),
-    raw("yaml: 2 MiB of comments", "# comment\n" * 220_000, "at most 1,048,576 are read"),
+    raw("yaml: a key of 5,000 digits", f"? 0x{'f' * 5000}\n: 1\n", "more than 300 digits"),
+    raw("yaml: 2 MiB of comments", "# comment\n" * 220_000, "at most 262,144 are read"),
     raw("yaml: a Python object", "run: !!python/object/apply:os.getcwd []\n", "cannot be read"),
     raw("yaml: nothing", "", "no 'section"),
     raw("yaml: a list", "[1, 2]", "no 'section"),
@@ -79,7 +79,7 @@ YAML = [
     raw("yaml: sections that are lists", "run: []\nbackbone: [1]\ndata: 3\nmethod: x\n", "'run'.*'backbone'.*'data'"),
     raw("yaml: keys that are lists", "? [a, b]\n: c\n", "unknown key|cannot be read|must be|is missing"),
     raw("yaml: a date and bytes", "run: {dir: 2001-01-01, seed: !!binary aGVsbG8=}\n", "'run.dir'.*'run.seed'"),
-    raw("yaml: a million sections", "{" + ", ".join(f"k{n}: 1" for n in range(60_000)) + "}", "unknown key 'k0'"),
+    raw("yaml: 15,000 sections", "{" + ", ".join(f"k{n}: 1" for n in range(15_000)) + "}", "unknown key 'k0'"),
     at("/dev/zero as config", "/dev/zero", "a device, not a file"),
     at("/dev/null as config", "/dev/null", "a device, not a file"),
     at("/dev/stdin as config", "/dev/stdin", "a device, not a file"),
@@ -118,9 +118,7 @@ OVERRIDES = [
     override(
         "nothing to evaluate", "data.test=null", "nothing to evaluate.*set data.test", evaluate={"splits": ["test"]}
     ),
-    override(
-        "a text for a label of 5,000 digits", f"labels.texts={{'{'7' * 5000}': seven}}", "labels.texts has a text for"
-    ),
+    override("a text for a label of 5,000 digits", f"labels.texts={{'{'7' * 5000}': seven}}", "is not YAML .*left out"),
     override(
         "a hypothesis of a million words", f"labels.texts={{sport: {'word ' * 20_000}}}", "tokens; it must have 1 to 64"
     ),
@@ -143,7 +141,9 @@ SIZES = [
     override(
         "a million tokens in every layer", "method.tokens=1000000", "exceed the backbone's", method={"name": "prefix"}
     ),
-    override("the widest encoder", "method.encoder_width=65536", "parameters of its own", method={"name": "p_tuning"}),
+    override(
+        "the widest encoder", "method.encoder_width=65536", "trainable parameters: ", 0, method={"name": "p_tuning"}
+    ),
     override("two texts in a batch of a million", "train.batch_size=1000000", r"steps: 2 ", 0),
     override("a billion steps", "train.max_steps=1000000000", r"steps: 1,000,000,000", 0),
 ]
@@ -174,7 +174,7 @@ DEEPSPEED = [
     deepspeed("a list", "[]", "must hold a JSON object"),
     deepspeed("stage 10^12", f'{{"zero_optimization": {{"stage": {HUGE}}}}}', "stage must be 0, 1, 2 or 3"),
     deepspeed("empty", "", "is not JSON"),
-    deepspeed("2 MiB", json.dumps({"x" * 2_000_000: 1}), "at most 1,048,576"),
+    deepspeed("2 MiB", json.dumps({"x" * 2_000_000: 1}), "at most 262,144"),
     Case(
         "DeepSpeed file: a fifo",
         lambda bench: bench.dry_run(f"engine.deepspeed={bench.fifo('ds.json')}"),
