@@ -1,4 +1,7 @@
-"""Whoever may read a run directory may read all of it: the umask decides, for every artefact."""
+"""Whoever may read a run directory may read all of it: the umask decides, for every artefact.
+
+covers core/files
+"""
 
 import os
 import stat
