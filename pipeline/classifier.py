@@ -96,7 +96,7 @@ class LTuningClassifier:
         adapter.check_backbone(opened.fingerprint)
         tokenizer = known.tokenizer
         adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
-        check_vocabulary(tokenizer, known.model_config.vocab_size)
+        check_vocabulary(tokenizer, known.facts.vocab_size)
         reads = adapter.config.method.reads_wordings
         base = load_backbone(
             config,

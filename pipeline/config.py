@@ -172,7 +172,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     except MarkedYAMLError as error:
         raise UserError(f"the value of '{key}' is not YAML ({error.problem}): {text}") from error
     except (YAMLError, ValueError) as error:
-        raise UserError(f"the value of '{key}' cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"the value of '{key}' cannot be read ({' '.join(str(error).split())}): {text}") from error
     if str(value).count("#") < text.count("#"):  # one began a comment
         if isinstance(value, list | dict):
             raise UserError(f"the value of '{key}' ends at a #: put the word that holds it in quotes: {text}")

@@ -95,12 +95,14 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256_of(type(tokenizer).__name__, rules, json.dumps(special, sort_keys=True), tokenizer.truncation_side)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int) -> None:
-    """UserError where a text may become a token for which the backbone has no embedding.
+def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> None:
+    """UserError where a text may become a token for which the backbone has no embedding (None: not known).
 
     Special tokens count where the tokenizer puts them around a text, or where a text may have them
     (`load_tokenizer(special_tokens=True)`). One that is never read, such as an added padding token, does no harm.
     """
+    if vocab_size is None:
+        return
     added = tokenizer.added_tokens_decoder
     special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
     around = set(encode(tokenizer, [""])["input_ids"][0]) | set(encode(tokenizer, [""], [""])["input_ids"][0])

@@ -59,7 +59,7 @@ def _checks(
     yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
-    yield f"tokenizer {name}", lambda: check_vocabulary(known.tokenizer, known.model_config.vocab_size)
+    yield f"tokenizer {name}", lambda: check_vocabulary(known.tokenizer, known.facts.vocab_size)
     yield f"weights {name}", lambda: _check_weights(known)
 
 

@@ -95,7 +95,7 @@ class _Input:
 def _preprocess(run: RunDir, given: _Input) -> dict[str, Any]:
     run.create()
     check_max_length(given.backbone, given.data.max_length)
-    check_vocabulary(given.backbone.tokenizer, given.backbone.model_config.vocab_size)
+    check_vocabulary(given.backbone.tokenizer, given.backbone.facts.vocab_size)
     wanted = given.fingerprint()
     if run.manifest_file.is_file() and (found := _current(run, given, wanted)) is not None:
         return found

@@ -81,7 +81,7 @@ def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> N
         (["epochs"], "'epochs' is no override: write section.key=value"),
         (["engine.deepspeed=nowhere.json"], "engine.deepspeed 'nowhere.json' does not exist"),
         (["data.train=nowhere.tsv"], "nowhere.tsv"),
-        (["backbone.name_or_path=nowhere"], "backbone.name_or_path 'nowhere'"),
+        (["backbone.name_or_path=nowhere"], "its cache does not hold nowhere"),
         (["data.max_length=200"], "set data.max_length=128"),
         (["labels.names=[sport, business]"], "'science'"),
         (["data.label=lable"], "'lable'"),

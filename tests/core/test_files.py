@@ -179,13 +179,8 @@ def test_a_failed_second_rename_puts_the_old_folder_back(folder: Path) -> None:
     assert content(folder) == {"old"}
 
 
-def test_only_rank_0_clears_up(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RANK", "1")
+def test_a_run_directory_is_cleared_up_and_keeps_its_config(folder: Path) -> None:
     folder.rename(folder.with_name(".ltune-adapter.old"))
-    RunDir(folder.parent).create()
-    RunDir(folder.parent).write_config("x")
-    assert names_in(folder.parent) == [".ltune-adapter.old"]
-    monkeypatch.setenv("RANK", "0")
     RunDir(folder.parent).create()
     RunDir(folder.parent).write_config("x")
     assert content(folder) == {"old"} and RunDir(folder.parent).config_file.read_text() == "x"

@@ -9,6 +9,7 @@ from huggingface_hub import constants
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.engine import checks
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.checks import check_all
 from tests.support.tiny_run import tiny_config
 
@@ -18,15 +19,19 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
 
 
+def with_backbone(config: RunConfig) -> tuple[RunConfig, Backbone]:
+    return config, backbone_of(config.backbone, config.data)
+
+
 def told(configs: list[RunConfig], folder: Path) -> str:
     with pytest.raises(UserError) as fault:
-        check_all(configs, folder)
+        check_all(map(with_backbone, configs), folder)
     return str(fault.value)
 
 
 def test_a_config_that_is_right_passes(tmp_path: Path) -> None:
     config = tiny_config(tmp_path)
-    check_all([config], config.run_dir.path)
+    check_all([with_backbone(config)], config.run_dir.path)
     assert not config.run_dir.path.exists()
 
 
@@ -61,7 +66,7 @@ def test_what_configs_share_is_looked_at_once(tmp_path: Path, monkeypatch: pytes
 
     monkeypatch.setattr(checks, "check_source", counted)
     configs = [tiny_config(tmp_path, run={"dir": str(tmp_path / f"run-{n}"), "seed": n}) for n in range(30)]
-    check_all(configs, tmp_path / "compared", "comparison")
+    check_all(map(with_backbone, configs), tmp_path / "compared", "comparison")
     assert len(looked) == 3
 
 

@@ -94,7 +94,7 @@ def test_what_agrees_may_be_written_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "words"),
-    [(None, "does not exist"), (b"", "no JSON"), (b"{", "no JSON"), (b"[]", "a JSON object"), (b"\xff", "no JSON")],
+    [(None, "does not exist"), (b"", "not JSON"), (b"{", "not JSON"), (b"[]", "a JSON object"), (b"\xff", "not JSON")],
 )
 def test_files_that_are_no_deepspeed_config(tmp_path: Path, content: bytes | None, words: str) -> None:
     path = tmp_path / "ds.json"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.core.bounds import LONGEST_MESSAGE
 from tests.hostile import adapters, backbones, commands, comparisons, configs, run_dirs, tables
 from tests.hostile.case import Bench, Case, prepare_base
@@ -48,8 +49,7 @@ def attack(folder: Path, cases: Sequence[Case]) -> dict[str, Outcome]:
     """Runs the cases; of each by name the exit status, what it wrote, and its processor seconds."""
     base = folder / "base"
     base.mkdir()
-    first = {"name": "base", "arguments": prepare_base(base), "streams": "", "environment": {}, "seconds": 120}
-    _serve(folder / "first", [first])
+    assert main(prepare_base(base)) == 0
     orders = []
     for number, case in enumerate(cases):
         place = folder / f"case-{number}"
