@@ -1,17 +1,37 @@
-"""Of every test."""
+"""What tests of several rooms ask for by name."""
 
-import gc
-from collections.abc import Iterator
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
+from pipeline.core.run_lock import RunLock
 
-@pytest.fixture(autouse=True)
-def _quick_garbage_collection() -> Iterator[None]:
-    """Accelerate and DeepSpeed collect garbage in every stage: a second each time, through all that is imported here.
 
-    What a test leaves alive is taken out of the collector's sight, garbage is not.
-    """
-    yield
-    gc.collect()
-    gc.freeze()
+@pytest.fixture
+def owner_of() -> Iterator[Callable[..., int]]:
+    """Starts a process that holds the lock until it is killed; `with_child` it leaves a child behind."""
+    started: list[int] = []
+
+    def start(folder: Path, *, with_child: bool = False) -> int:
+        ready, told = os.pipe()
+        owner = os.fork()
+        if owner == 0:
+            lock = RunLock(folder)
+            lock.acquire()
+            child = os.fork() if with_child else os.getpid()
+            if child:
+                os.write(told, str(child).zfill(10).encode())
+            time.sleep(600)
+            os._exit(0)
+        started.extend({owner, int(os.read(ready, 10))})
+        return owner
+
+    yield start
+    for process in started:
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)

@@ -2,9 +2,7 @@
 
 import os
 import signal
-import time
-from collections.abc import Callable, Iterator
-from contextlib import suppress
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,31 +15,6 @@ from pipeline.core.run_lock import RunLock
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
-
-
-@pytest.fixture
-def owner_of() -> Iterator[Callable[..., int]]:
-    """Starts a process that holds the lock until it is killed; `with_child` it leaves a child behind."""
-    started: list[int] = []
-
-    def start(folder: Path, *, with_child: bool = False) -> int:
-        ready, told = os.pipe()
-        owner = os.fork()
-        if owner == 0:
-            lock = RunLock(folder)
-            lock.acquire()
-            child = os.fork() if with_child else os.getpid()
-            if child:
-                os.write(told, str(child).zfill(10).encode())
-            time.sleep(600)
-            os._exit(0)
-        started.extend({owner, int(os.read(ready, 10))})
-        return owner
-
-    yield start
-    for process in started:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("with_child", [False, True])

@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import signal
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,6 @@ from pipeline.comparison.config import describe, groups, load_comparison, share_
 from pipeline.config import load_config
 from pipeline.core import run_lock
 from pipeline.core.ownership import MARK, claim
-from tests.core.test_run_lock import owner_of
 from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config
 
@@ -309,7 +309,10 @@ def test_shares_hold_every_group_once_and_methods_and_data_sets_alike(recipe: st
 
 
 def test_a_group_that_another_process_is_at_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    owner_of: Callable[..., int],
 ) -> None:
     monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
     claim(tmp_path / "comparison", "comparison")
