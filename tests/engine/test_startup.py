@@ -53,7 +53,7 @@ def test_alone_no_address_of_another_program_is_waited_for(tmp_path: Path, monke
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "node7.invalid", "MASTER_PORT": "1"}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("LOCAL_RANK", "-1")  # without it accelerate joins no group
-    assert start(tiny_config(tmp_path)).num_processes == 1 and torch.distributed.is_initialized()
+    assert start(tiny_config(tmp_path))[1].size == 1 and torch.distributed.is_initialized()
 
 
 def test_settings_of_accelerate_are_not_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,7 +66,7 @@ def test_settings_of_accelerate_are_not_ours(tmp_path: Path, monkeypatch: pytest
     for name, value in others.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "ERROR")
-    accelerator = start(tiny_config(tmp_path, train={"gradient_accumulation": 2}))
+    accelerator, _ = start(tiny_config(tmp_path, train={"gradient_accumulation": 2}))
     assert accelerator.gradient_accumulation_steps == 2
     assert accelerator.state.dynamo_plugin.backend == "NO" and accelerator.distributed_type == "DEEPSPEED"
     assert os.environ["ACCELERATE_LOG_LEVEL"] == "ERROR"
