@@ -40,9 +40,9 @@ def main() -> None:
             times, sizes = trained(config, options.steps, save_every)
             found += times
     with_checkpoints, without = median(seconds[1]), median(seconds[NEVER])
-    figures = {"step_seconds_saving_each": with_checkpoints, "step_seconds_saving_none": without}
+    measured = {"step_seconds_saving_each": with_checkpoints, "step_seconds_saving_none": without}
     ratios = {"step_time_ratio": with_checkpoints / without, "bytes_ratio": sizes["checkpoint"] / sizes["adapter"]}
-    print(json.dumps(figures | {f"{key}_bytes": size for key, size in sizes.items()} | ratios, indent=2))
+    print(json.dumps(measured | {f"{key}_bytes": size for key, size in sizes.items()} | ratios, indent=2))
     leave()
 
 

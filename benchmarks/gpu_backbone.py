@@ -246,15 +246,15 @@ def _elements(parameter: nn.Parameter) -> int:
 
 def _seconds(work: Callable[[], Any], times: int, device: str) -> float:
     """Mean of several runs."""
-    _synchronise(device)
+    _synchronize(device)
     start = time.perf_counter()
     for _ in range(times):
         work()
-    _synchronise(device)
+    _synchronize(device)
     return (time.perf_counter() - start) / times
 
 
-def _synchronise(device: str) -> None:
+def _synchronize(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()
 

@@ -2,7 +2,7 @@
 
     python benchmarks/linear_probe.py --run runs/sst2_lt_prefix
 
-Reads the run's config and tokenised splits; the regularisation is chosen on validation, the figures are of test.
+Reads the run's config and tokenized splits; the regularization is chosen on validation, the metrics are of test.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from pipeline.data.splits import Split, load_split
 from pipeline.distributed.ranks import Ranks
 
 STRENGTHS = (0.01, 0.1, 1.0, 10.0)
-"""Inverse regularisation strengths that validation chooses from."""
+"""Inverse regularization strengths that validation chooses from."""
 
 
 def main() -> None:
@@ -62,7 +62,7 @@ def pooled_states(
 
 
 def probe(states: dict[str, NDArray[np.float32]], labels: dict[str, NDArray[np.int64]]) -> dict[str, float]:
-    """Test figures of the regression that did best on validation."""
+    """Test metrics of the regression that did best on validation."""
     fitted = [
         LogisticRegression(C=strength, max_iter=5000).fit(states["train"], labels["train"]) for strength in STRENGTHS
     ]

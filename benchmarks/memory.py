@@ -257,7 +257,7 @@ def _anon_bytes() -> int:
 
 
 def _held_bytes(backbone: torch.nn.Module) -> int:
-    """Bytes of weights on this rank: parameters or their partitions, and what quantised layers keep beside them."""
+    """Bytes of weights on this rank: parameters or their partitions, and what quantized layers keep beside them."""
     held = []
     for module in backbone.modules():
         for parameter in module.parameters(recurse=False):
@@ -291,8 +291,8 @@ def _totals(backbone: torch.nn.Module, quantization: str) -> tuple[int, int]:
 
 def _readable(row: dict[str, Any]) -> str:
     title = f"{row['loader']:<12} {row['quantization']} W={row['world_size']} rank {row['rank']}:"
-    figures = [f"{name.removeprefix('backbone_')} {value / 1e6:,.1f} M" for name, value in list(row.items())[4:]]
-    return f"{title} {', '.join(figures)}"
+    sizes = [f"{name.removeprefix('backbone_')} {value / 1e6:,.1f} M" for name, value in list(row.items())[4:]]
+    return f"{title} {', '.join(sizes)}"
 
 
 if __name__ == "__main__":

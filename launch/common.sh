@@ -53,7 +53,7 @@ parse_launcher_options() {
 set_option() {
     local name="${1#--}"
     case "$name" in
-        processes | nodes | node-rank) [[ "$2" =~ ^[0-9]+$ ]] || fail "$1 is '$2', which is no number" ;;
+        processes | nodes | node-rank) [[ "$2" =~ ^[0-9]+$ ]] || fail "$1 is '$2', which is not a number" ;;
         hostfile) [ -r "$2" ] || fail "--hostfile: '$2' cannot be read" ;;
     esac
     printf -v "${name//-/_}" %s "$2"

@@ -10,7 +10,7 @@ __all__ = ["LTuningClassifier"]
 
 
 def __getattr__(name: str) -> Any:
-    """Imports the classifier when it is first asked for: `import pipeline` must be quick and work without torch."""
+    """Imports the classifier at its first use: `import pipeline` must be quick and work without torch."""
     if name == "LTuningClassifier":
         from pipeline.classifier import LTuningClassifier
 

@@ -92,26 +92,12 @@ class LTuningClassifier:
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
         known = Backbone(config, special_tokens=adapter.config.data.special_tokens)
-        opened = known.opened(Ranks.alone())
-        adapter.check_backbone(opened.fingerprint)
+        frozen = _frozen_backbone(adapter, known, target)
         tokenizer = known.tokenizer
-        adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
-        check_vocabulary(tokenizer, known.facts.vocab_size)
-        reads = adapter.config.method.reads_wordings
-        base = load_backbone(
-            config,
-            zero_config=None,
-            device=target,
-            ranks=Ranks.alone(),
-            output_layer=reads,
-            opened=opened,
-            read_config=lambda: known.model_config,
-        )
-        frozen = FrozenBackbone(base, known.facts)
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
-        wordings = adapter.wordings(tokenizer, frozen.facts, adapter.labels.hypotheses)
-        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling, wordings)
+        continuations = adapter.continuations(tokenizer, frozen.facts, adapter.labels.hypotheses)
+        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling, continuations)
         model.load_inside(adapter.method_state)
         names = list(adapter.labels.names)
         return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
@@ -146,12 +132,12 @@ class LTuningClassifier:
         ]
 
     def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
-        """The same classifier among other labels, which need not have been in training: their wording is enough.
+        """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
 
-        A label is worded by `texts`, else as in training, else by the template of training. The backbone is shared;
+        A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared;
         the temperature stays that of the training labels.
-        Raises UserError for methods that do not read the wording, fewer than two labels, what is not a string, labels
-        that read alike, and wordings too long for the adapter.
+        Raises UserError for methods that do not read hypotheses, fewer than two labels, what is not a string, labels
+        that read alike, and hypotheses too long for the adapter.
         """
         if not self.adapter.config.method.open_labels:
             method = self.adapter.config.method.name
@@ -162,33 +148,51 @@ class LTuningClassifier:
         trained = self.adapter.labels
         as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
         known = {name: text for name, text in as_trained.items() if name in names}
-        given = dict(zip(texts or {}, _strings((texts or {}).values(), "label's wording"), strict=True))
+        given = dict(zip(texts or {}, _strings((texts or {}).values(), "hypothesis"), strict=True))
         known |= {label_name(name): text for name, text in given.items()}
         words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
         input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
         input_ids, mask = self._fit_prompt(input_ids, mask)
         states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
         old = self.model
-        wordings = self.adapter.wordings(self.tokenizer, old.backbone.facts, words)
-        model = LTuningModel(old.backbone, old.method, states, mask, old.pooling, wordings)
+        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
+        model = LTuningModel(old.backbone, old.method, states, mask, old.pooling, continuations)
         return replace(self, model=model.to(self.device).eval(), labels=names)
 
     def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
         facts, method = self.model.backbone.facts, self.adapter.config.method
-        trained, found = self.adapter.labels.prompt_tokens, input_ids.shape[1]
+        trained, found = self.adapter.labels.hypothesis_tokens, input_ids.shape[1]
         count = len(self.adapter.labels.names)
         bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
         if found > trained and bound:
             raise UserError(
-                f"a label's wording has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
-                "its training: choose shorter names or wordings"
+                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
+                "its training: choose shorter names or hypotheses"
             )
         width = (0, max(0, trained - found))
         return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
 
     def _by_label(self, values: np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+
+
+def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) -> FrozenBackbone:
+    """The whole backbone on one device, once it is seen to be the adapter's: its files first, then its tokenizer."""
+    opened = known.opened(Ranks.alone())
+    adapter.check_backbone(opened.fingerprint)
+    adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
+    check_vocabulary(known.tokenizer, known.facts.vocab_size)
+    base = load_backbone(
+        known.config,
+        zero_config=None,
+        device=device,
+        ranks=Ranks.alone(),
+        output_layer=adapter.config.method.reads_hypotheses,
+        opened=opened,
+        read_config=lambda: known.model_config,
+    )
+    return FrozenBackbone(base, known.facts)
 
 
 def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]]:

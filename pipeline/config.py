@@ -42,7 +42,7 @@ class RunSettings(Settings):
 
 
 class RunConfig(Settings):
-    """Everything one run is told."""
+    """The complete configuration of a run."""
 
     run: RunSettings
     backbone: BackboneConfig
@@ -89,7 +89,7 @@ class RunConfig(Settings):
         return self.model_copy(update={"backbone": self.backbone.trusted(trust_remote_code)})
 
     def to_yaml(self) -> str:
-        """The resolved config, every key written out; whether remote code is trusted is no part of it."""
+        """The resolved config, every key written out; whether remote code is trusted is not part of it."""
         return dump_yaml(self.model_dump(mode="json"))
 
     def to_kept_yaml(self) -> str:
@@ -148,7 +148,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except (ValueError, YAMLError) as error:
         raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
-        raise UserError(f"config file '{path}' holds no 'section: {{key: value}}' mapping")
+        raise UserError(f"config file '{path}' does not hold a 'section: {{key: value}}' mapping")
     # A section whose keys are all commented out reads as null.
     return {name: section for name, section in values.items() if section is not None}
 
@@ -162,11 +162,11 @@ def _place(error: MarkedYAMLError) -> str:
 def apply_override(values: dict[str, Any], override: str) -> None:
     """Sets `a.b=value` in a nested dict; the value is read as YAML, but has no comments: a shell gives it as meant.
 
-    Raises UserError where it is no YAML.
+    Raises UserError where it is not YAML.
     """
     key, equals, text = override.partition("=")
     if not equals or not key:
-        raise UserError(f"'{override}' is no override: write section.key=value")
+        raise UserError(f"'{override}' is not an override: write section.key=value")
     try:
         value = load_yaml(text)
     except MarkedYAMLError as error:

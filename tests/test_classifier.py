@@ -19,7 +19,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.classifier import text_columns
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.data.tokens import encode_texts, tokenise
+from pipeline.data.tokens import encode_texts, tokenize
 from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_run
 
@@ -65,7 +65,7 @@ def test_tokens_are_those_of_preprocess(pair: bool, tmp_path: Path) -> None:
     columns = [texts, [text[::-1] for text in texts]] if pair else [texts]
     names = ["text", "text_pair"][: len(columns)]
     rows = Dataset.from_dict({"row": [1, 2, 3], **dict(zip(names, columns, strict=True)), "label": ["a", "b", "a"]})
-    stored = tokenise(rows, tiny_tokenizer(), {"a": 0, "b": 1}, 24, 1, tmp_path / "x.arrow", "test")
+    stored = tokenize(rows, tiny_tokenizer(), {"a": 0, "b": 1}, 24, 1, tmp_path / "x.arrow", "test")
     encoded = encode_texts(tiny_tokenizer(), columns, 24)
     for mine, theirs in zip(encoded, stored, strict=True):
         assert mine == {name: theirs[name] for name in mine}
@@ -73,7 +73,7 @@ def test_tokens_are_those_of_preprocess(pair: bool, tmp_path: Path) -> None:
     assert ("token_type_ids" in encoded[0]) == ("token_type_ids" in stored.column_names)
 
 
-def test_labels_of_training_by_their_wording_score_as_in_training(classifier: LTuningClassifier) -> None:
+def test_labels_of_training_by_their_hypotheses_score_as_in_training(classifier: LTuningClassifier) -> None:
     """In another order; without a shortlist also a subset, padded to the length the parameters are bound to."""
     texts = ["a goal", "shares fell"]
     expected = classifier.predict(texts)
@@ -87,7 +87,7 @@ def test_labels_of_training_by_their_wording_score_as_in_training(classifier: LT
     assert spelled.labels == LABELS and spelled.predict(texts) == expected
 
 
-def test_new_labels_are_scored_from_their_wording(classifier: LTuningClassifier) -> None:
+def test_new_labels_are_scored_from_their_hypotheses(classifier: LTuningClassifier) -> None:
     first = classifier.with_labels(["war", "art"]).predict(["a goal"])[0]
     worded = classifier.with_labels(["war", "art"], {"war": "A text on peace."}).predict(["a goal"])[0]
     assert set(first.scores) == {"war", "art"}
@@ -161,7 +161,7 @@ def test_labels_are_strings(classifier: LTuningClassifier) -> None:
         classifier.with_labels("abc")
     with pytest.raises(UserError, match="label 2 is not a string, but of type int: 1"):
         classifier.with_labels(["art", 1])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="label's wording 1 is not a string, but of type NoneType"):
+    with pytest.raises(UserError, match="hypothesis 1 is not a string, but of type NoneType"):
         classifier.with_labels(["art", "war"], {"art": None})  # type: ignore[dict-item]
     assert classifier.with_labels(np.array(["art", "war"])).labels == ["art", "war"]
 
@@ -180,7 +180,7 @@ def test_pairs() -> None:
 
 
 def test_pairs_and_prompts(tmp_path: Path) -> None:
-    """LT-prompt is not bound to a number of label tokens: longer wordings pass."""
+    """LT-prompt is not bound to a number of label tokens: longer hypotheses pass."""
     config = tiny_run(tmp_path, pairs=True, method={"name": "lt_prompt", "init_std": 0.5})
     classifier = LTuningClassifier.from_pretrained(config.run.dir, "cpu")
     swapped = classifier.predict([("a goal", "so a loss"), ("so a loss", "a goal")])

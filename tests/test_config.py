@@ -101,7 +101,7 @@ def test_defaults_yield_to_the_file_and_the_file_to_overrides(file: Path) -> Non
 )
 def test_values_are_read_as_yaml(file: Path, override: str, key: str, value: Any) -> None:
     if value is None and key == "resume":
-        with pytest.raises(UserError, match=r"the value of 'train\.resume' is no YAML: a=b: c|valid string"):
+        with pytest.raises(UserError, match=r"the value of 'train\.resume' is not YAML: a=b: c|valid string"):
             load_config(file, [override])
         return
     assert getattr(load_config(file, [override]).train, key) == value
@@ -121,8 +121,8 @@ def test_an_empty_section_has_its_defaults(file: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("train.epochs", "'train.epochs' is no override: write section.key=value"),
-        ("=3", "'=3' is no override"),
+        ("train.epochs", "'train.epochs' is not an override: write section.key=value"),
+        ("=3", "'=3' is not an override"),
         ("train.epochs=[1", r"the value of 'train.epochs' is not YAML .*: \[1"),
         ("train.epochs.deep=1", r"'train.epochs': input should be a valid integer"),
     ],

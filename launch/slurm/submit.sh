@@ -8,7 +8,7 @@
 #   --gpus-per-node G      one rank each (default 1); 0: one CPU rank per node
 #   --partition P          --account A, --time T: for sbatch
 #   --launcher NAME        torchrun: one per node (default); srun: one task per GPU, without torchrun
-#   --stage-in DIR         copy the tokenised texts and a local backbone to this folder on every node first
+#   --stage-in DIR         copy the tokenized texts and a local backbone to this folder on every node first
 #   --dry-run              show the sbatch commands and scripts, submit nothing
 #   --OPTION[=VALUE]       any other option goes to sbatch, for all four jobs
 #   key=value              overrides of the recipe

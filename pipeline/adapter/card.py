@@ -36,13 +36,13 @@ was in training ({{ backbone | code }}) and must be the same: its fingerprint is
 
 ## Labels
 
-| label | wording |
+| label | hypothesis |
 |---|---|
 {% for name, hypothesis in labels -%}
 | {{ name | cell }} | {{ hypothesis | cell }} |
 {% endfor %}
 {% if open_labels -%}
-Other labels can be scored from their wording alone (`with_labels`, `--labels`), without training; expect less of them.
+Other labels can be scored from their hypotheses alone (`with_labels`, `--labels`), untrained; expect less of them.
 {% endif -%}
 
 ## Results
@@ -51,10 +51,10 @@ Other labels can be scored from their wording alone (`with_labels`, `--labels`),
 | split | texts | accuracy | macro F1 | Matthews | log-loss | calibration error |
 |---|---|---|---|---|---|---|
 {% for split, m in results.items() -%}
-| {{ split }} | {{ m.n }} | {{ m.accuracy | figure }} | {{ m.macro_f1 | figure }} | {{ m.mcc | figure }} | \
-{{ m.log_loss | figure }} | {{ m.ece | figure }} |
-| {{ split }}, majority baseline ({{ m.majority.label | cell }}) | {{ m.n }} | {{ m.majority.accuracy | figure }} | \
-{{ m.majority.macro_f1 | figure }} | {{ m.majority.mcc | figure }} | | |
+| {{ split }} | {{ m.n }} | {{ m.accuracy | number }} | {{ m.macro_f1 | number }} | {{ m.mcc | number }} | \
+{{ m.log_loss | number }} | {{ m.ece | number }} |
+| {{ split }}, majority baseline ({{ m.majority.label | cell }}) | {{ m.n }} | {{ m.majority.accuracy | number }} | \
+{{ m.majority.macro_f1 | number }} | {{ m.majority.mcc | number }} | | |
 {% endfor -%}
 {% else -%}
 Not evaluated yet: run `python -m pipeline evaluate`.
@@ -78,10 +78,10 @@ def model_card(
     open_labels: bool,
     results: Mapping[str, Mapping[str, Any]],
 ) -> str:
-    """Markdown with a hub-readable head. `labels`: (name, wording); `open_labels`: others can be scored too;
+    """Markdown with a hub-readable head. `labels`: (name, hypothesis); `open_labels`: others can be scored too;
     `results`: split -> `metrics.split_metrics`."""
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, autoescape=False)
-    environment.filters.update(cell=for_markdown, code=for_code_span, figure="{:.4f}".format)
+    environment.filters.update(cell=for_markdown, code=for_code_span, number="{:.4f}".format)
     head = {"tags": ["text-classification", "l-tuning"], "pipeline_tag": "text-classification"}
     if _HUB_ID.fullmatch(backbone) and not Path(backbone).exists():
         head |= {"base_model": backbone}

@@ -48,7 +48,7 @@ class Adapter:
     method_state: dict[str, Tensor]
     labels: LabelStates
     temperature: float = 1.0
-    """What scores are divided by to become probabilities; 1 unless `load_adapter` was asked for the fitted one."""
+    """What scores are divided by to become probabilities; 1 unless `load_adapter` was called with `calibrated`."""
 
     def build_method(self, facts: BackboneFacts) -> TuningMethod:
         """The trained method for the backbone of these sizes, in the backbone's compute dtype, as it ran in training.
@@ -67,7 +67,7 @@ class Adapter:
                 f"'{self.config.backbone.name_or_path}', first '{name}': {found.get(name, 'absent')}, "
                 f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on, or train again"
             )
-        method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
+        method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         method.load_state_dict(state)
         return method.to(getattr(torch, self.config.backbone.dtype))
 
@@ -78,19 +78,19 @@ class Adapter:
             raise UserError(f"the label states are {width} wide, '{name}' {facts.hidden_size}: take another backbone")
         try:
             with torch.device("meta"):
-                method = self.config.method.build(facts, self.labels.prompt_tokens, len(self.labels.names))
+                method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         except (RuntimeError, OverflowError, TypeError) as error:
             raise UserError(f"{CONFIG} asks for impossible sizes: copy the adapter directory again") from error
         return {name: _form(tensor) for name, tensor in method.state_dict().items()}
 
-    def wordings(
+    def continuations(
         self, tokenizer: PreTrainedTokenizerBase, facts: BackboneFacts, hypotheses: Sequence[str]
     ) -> Tensor | None:
-        """Tokens [K, Q] of labels worded like this, for `LTuningModel`, where the method reads them.
+        """Tokens [K, Q] of these hypotheses behind a text, for `LTuningModel`, where the method reads them.
 
-        UserError where text and wording do not fit the backbone's positions.
+        UserError where text and hypothesis do not fit the backbone's positions.
         """
-        if not (self.config.method.reads_wordings and facts.is_decoder):
+        if not (self.config.method.reads_hypotheses and facts.is_decoder):
             return None
         room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
         return continuations(tokenizer, hypotheses, room)
@@ -124,7 +124,7 @@ def save_adapter(
     """
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in method_state.items()}
     with atomic_dir(Path(path), sums=True) as folder:
-        # Not save_file: its error on a full disk is no OSError, and its files are readable by their owner alone.
+        # Not save_file: its error on a full disk is not an OSError, and its files are readable by their owner alone.
         (folder / TENSORS).write_bytes(save(state, metadata={"format": "pt"}))
         write_json(folder / CONFIG, config.model_dump(mode="json"))
         labels.save(folder)
@@ -134,7 +134,7 @@ def save_adapter(
 
 
 def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, Any]]) -> None:
-    """(Re)writes README.md of an adapter directory with these figures."""
+    """(Re)writes README.md of an adapter directory with these metrics."""
     config = adapter.config
     text = model_card(
         backbone=config.backbone.name_or_path,

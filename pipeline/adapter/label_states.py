@@ -48,14 +48,14 @@ class LabelStates:
     """What the states were made from: backbone, weights, tokenizer, hypotheses, dtype."""
 
     @property
-    def prompt_tokens(self) -> int:
+    def hypothesis_tokens(self) -> int:
         """P"""
         return self.mask.shape[1]
 
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
         tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
-        # Not save_file: its error on a full disk is no OSError.
+        # Not save_file: its error on a full disk is not an OSError.
         data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
         (folder / STATES_FILE).write_bytes(data)
         words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
@@ -100,7 +100,7 @@ class _Words(Settings):
         if len(set(self.names)) < len(self.names):
             raise ValueError("a label is named twice")
         if not all(word.strip() for word in [*self.names, *self.hypotheses]):
-            raise ValueError("a label has no name or no wording")
+            raise ValueError("a label has no name or no hypothesis")
         return self
 
 

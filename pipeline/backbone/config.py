@@ -39,7 +39,7 @@ class BackboneConfig(Settings):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Compute dtype; also the storage dtype of whatever is not quantised."""
+    """Compute dtype; also the storage dtype of whatever is not quantized."""
     quantization: Quantization = "none"
     """How the linear layers' weights are stored: none, int8 (LLM.int8()) or int8_weight_only."""
     int8_threshold: float = Field(default=6.0, ge=0)

@@ -20,9 +20,9 @@ class BackboneFacts:
     layers: int
     """L"""
     heads: int
-    """N"""
+    """A"""
     kv_heads: int
-    """G, the heads an attention-cache entry has (1 for Falcon-7B; N where the model repeats keys before caching)."""
+    """G, the heads an attention-cache entry has (1 for Falcon-7B; A where the model repeats keys before caching)."""
     head_dim: int
     """D"""
     max_positions: int | None

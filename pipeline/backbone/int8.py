@@ -1,8 +1,8 @@
 """Frozen linear layers whose weight is kept in 8 bits.
 
-The quantised matrix is an ordinary integer parameter without gradient, so ZeRO-3 partitions and gathers it as it is, in
+The quantized matrix is an ordinary integer parameter without gradient, so ZeRO-3 partitions and gathers it as it is, in
 8 bits. The row scales are float32 bit patterns in an int32 buffer, because an engine that casts the module to bfloat16
-would round floats. Forward keeps no state and no dequantised copy: backward reads the weight from the module again,
+would round floats. Forward keeps no state and no dequantized copy: backward reads the weight from the module again,
 which by then ZeRO-3 has gathered again (bitsandbytes' own layer keeps the whole matrix instead; its issues 1249, 1927).
 """
 
@@ -46,7 +46,7 @@ class QuantizedLinear(nn.Module):
 
     @staticmethod
     def quantize(rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Row-wise absmax quantisation of LLM.int8(): [R, in] float -> int8 [R, in] and scales [R] as int32 bits."""
+        """Row-wise absmax quantization of LLM.int8(): [R, in] float -> int8 [R, in] and scales [R] as int32 bits."""
         # The library's CPU routine writes to its argument and divides by zero for rows of zeros.
         codes, scales, _ = _bitsandbytes().int8_vectorwise_quant(rows.to(torch.float16, copy=True))
         codes[scales == 0] = 0
@@ -75,7 +75,7 @@ class QuantizedLinear(nn.Module):
 
 
 class Int8Linear(QuantizedLinear):
-    """LLM.int8(): activations are quantised row by row too, except the columns with outliers (arXiv 2208.07339).
+    """LLM.int8(): activations are quantized row by row too, except the columns with outliers (arXiv 2208.07339).
 
     `threshold`: a column with a magnitude at or above it is multiplied in the dtype of `x`; 0 turns that off.
     """
@@ -101,7 +101,7 @@ class Int8Linear(QuantizedLinear):
 
 
 class Int8WeightOnlyLinear(QuantizedLinear):
-    """The 8-bit weight is dequantised for the product: exact gradients, activations are not rounded."""
+    """The 8-bit weight is dequantized for the product: exact gradients, activations are not rounded."""
 
     def multiply(self, rows: Tensor) -> Tensor:
         weight = self.dequantized(rows.dtype)

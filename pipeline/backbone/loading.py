@@ -1,7 +1,7 @@
-"""Loading a frozen backbone: sharded as it is read, quantised as it comes, so that no rank ever holds all of it.
+"""Loading a frozen backbone: sharded as it is read, quantized as it comes, so that no rank ever holds all of it.
 
 The model is built without memory for its parameters; then every parameter gets the rows this rank keeps, read from
-safetensors files, cast or quantised, and handed to ZeRO-3. Without ZeRO-3 the same code keeps every row.
+safetensors files, cast or quantized, and handed to ZeRO-3. Without ZeRO-3 the same code keeps every row.
 """
 
 import inspect
@@ -56,11 +56,11 @@ def load_backbone(
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
-    With `output_layer`, decoders come as the whole language model, whose output layer is never quantised.
+    With `output_layer`, decoders come as the whole language model, whose output layer is never quantized.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
     rank reads its own share; with None every rank holds everything. Collective among `ranks`.
     `opened` and `read_config`: its files and its config.json, where they have been read before.
-    Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantised already or not the
+    Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantized already or not the
     same on all ranks, and for weights that are not finite.
     """
     checkpoint = (opened or open_alike(config, ranks)).checkpoint
@@ -110,7 +110,7 @@ def _build(
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
     checkpoint.check_unchanged()
-    _refuse_quantised(config, model_config)
+    _refuse_quantized(config, model_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
     model_class = _model_class(model_config, config, output_layer)
     model_config.dtype = dtype
@@ -129,10 +129,10 @@ def _build(
     return model, match_names(model, checkpoint)
 
 
-def _refuse_quantised(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
+def _refuse_quantized(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
     if getattr(model_config, "quantization_config", None) is not None:
         raise UserError(
-            f"{config.name_or_path} is quantised already; give the original weights, which backbone.quantization turns "
+            f"{config.name_or_path} is quantized already; give the original weights, which backbone.quantization turns "
             "into 8 bits"
         )
 
@@ -154,7 +154,7 @@ def _model_class(model_config: PreTrainedConfig, config: BackboneConfig, output_
 
 
 def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
-    """Puts an unfilled quantised layer in the place of every linear one but the output layer; name -> layer."""
+    """Puts an unfilled quantized layer in the place of every linear one but the output layer; name -> layer."""
     layers = {}
     for name, module in list(model.named_modules()):
         if module is model.get_output_embeddings():
@@ -169,7 +169,7 @@ def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torc
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
-            # On meta are only the scales of quantised layers: zero until their rows are read.
+            # On meta are only the scales of quantized layers: zero until their rows are read.
             on_meta = buffer.device.type == "meta"
             setattr(module, name, torch.zeros_like(buffer, device=device) if on_meta else buffer.to(device))
 
@@ -195,7 +195,7 @@ def _fill(model: PreTrainedModel, layers: dict[str, QuantizedLinear], dtype: tor
 
 
 class _Rows:
-    """Reads rows of the model's tensors, checks them, and casts or quantises them on the device."""
+    """Reads rows of the model's tensors, checks them, and casts or quantizes them on the device."""
 
     def __init__(self, checkpoint: Checkpoint, sources: dict[str, Source], partitioner: Partitioner, bar: tqdm) -> None:
         self.checkpoint, self.sources, self.partitioner, self.bar = checkpoint, sources, partitioner, bar
@@ -227,7 +227,7 @@ def _share_scales(layers: list[QuantizedLinear]) -> None:
 
 
 def _report(model: PreTrainedModel, config: BackboneConfig, layers: dict[str, QuantizedLinear]) -> None:
-    """Says once what was quantised and what was not, if anything was."""
+    """Says once what was quantized and what was not, if anything was."""
     if not layers:
         return
     weights = {f"{name}.weight" for name in layers}

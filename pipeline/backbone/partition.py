@@ -33,7 +33,7 @@ class Partitioner:
         return 1 if self._zero is None else self._zero.world_size
 
     def filled(self, shape: torch.Size, dtype: torch.dtype, read_rows: RowReader) -> nn.Parameter:
-        """A frozen parameter of what `read_rows` gives; rows this rank keeps nothing of are not asked for."""
+        """A frozen parameter of what `read_rows` gives; rows of which this rank keeps nothing are not read."""
         whole = self._empty(shape, dtype)
         for start, stop in self._kept_ranges(whole.numel()):
             _fill_range(whole, start, stop, read_rows)

@@ -97,7 +97,7 @@ def _check_tensors(checkpoint: Checkpoint, wanted: dict[str, Tensor], stored: di
         if found.shape != tuple(tensor.shape):
             faults.append(f"{stored[name]} is {list(found.shape)}, config.json wants {list(tensor.shape)}")
         elif tensor.dtype in (torch.float16, torch.bfloat16, torch.float32) and found.dtype not in FLOATS:
-            faults.append(f"{stored[name]} holds {found.dtype}, so the checkpoint is quantised already")
+            faults.append(f"{stored[name]} holds {found.dtype}, so the checkpoint is quantized already")
     if faults:
         raise UserError(f"{_origin(checkpoint)}: {shortened(faults, limit=4)}")
 

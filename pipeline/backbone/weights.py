@@ -290,7 +290,7 @@ def _faulty_tensor(entries: dict[str, dict[str, Any]], placed: list[tuple[int, i
         counts = [first, last, *shape]
         if any(type(count) is not int or count < 0 for count in counts) or not isinstance(dtype, str):
             return name
-        # Types that are not read, such as those of quantised checkpoints, are refused later where they are wanted.
+        # Types that are not read, such as those of quantized checkpoints, are refused later where they are wanted.
         needed = math.prod(shape) * DTYPES[dtype].itemsize if dtype in DTYPES else last - first
         if first != end or last - first != needed:
             return name

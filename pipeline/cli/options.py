@@ -1,4 +1,4 @@
-"""What may be typed: the commands, their options, and help that ends with the config keys."""
+"""The argument parser: commands, their options, and help that ends with the config keys."""
 
 import argparse
 import textwrap
@@ -11,7 +11,7 @@ from pipeline.core.paths import home_expanded
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
-    "preprocess": "read, check and tokenise the texts",
+    "preprocess": "read, check and tokenize the texts",
     "encode-labels": "let the frozen backbone read each label's hypothesis once",
     "train": "train the tuning method",
     "evaluate": "score every label for every text of the evaluated splits",
@@ -110,7 +110,7 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
         "--labels",
         action="append",
         metavar="A,B",
-        help="other labels, scored from their wording alone; may be repeated; quotes protect a comma, as in CSV: "
+        help="other labels, scored from their hypotheses alone; may be repeated; quotes protect a comma, as in CSV: "
         "'\"A, or B\",C'; a value that is a label of training is never split",
     )
     command.add_argument(

@@ -35,7 +35,7 @@ class ComparisonConfig(Settings):
     backbones: dict[str, Part] = Field(min_length=1)
     """Name -> sections, with backbone.name_or_path."""
     datasets: dict[str, Part] = Field(min_length=1)
-    """Name -> sections: data, labels, and train.best_metric, which is the figure that counts."""
+    """Name -> sections: data, labels, and train.best_metric, the metric that counts."""
     methods: dict[str, Part] = Field(min_length=1)
     """Name -> sections; method.name is the name itself unless given."""
     reference: str | None = None
@@ -47,7 +47,7 @@ class ComparisonConfig(Settings):
     seeds: Distinct[Seed] = Field(default=[0, 1, 2, 3, 4], min_length=1)
     """Each setting that was chosen is run with all of them; the choice is made with the first."""
     published: dict[str, dict[str, dict[str, float]]] = {}
-    """Backbone -> data set -> method -> a figure from elsewhere, in the same metric, to stand beside ours."""
+    """Backbone -> data set -> method -> a value from elsewhere, in the same metric, to stand beside ours."""
     grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
     """section.key -> values: every trained method is tuned over all combinations, on validation."""
     trust_remote_code: TrustRemoteCode = False
@@ -100,7 +100,7 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
         raise UserError(f"{file}: {faults}") from error
     if comparison.reference not in (None, *comparison.methods):
         raise UserError(
-            f"{file}: reference '{comparison.reference}' is none of methods: {', '.join(comparison.methods)}"
+            f"{file}: reference '{comparison.reference}' is not one of methods: {', '.join(comparison.methods)}"
         )
     _check_published(comparison, file)
     _check_count(comparison, file)
@@ -155,7 +155,7 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
 
 
 def _folder_of(setting: dict[str, Any]) -> str:
-    """The folder of one point of the grid: its values for reading, or where those can be no name, their hash."""
+    """The folder of one point of the grid: its values for reading, or where those cannot be a name, their hash."""
     name = "_".join(f"{key.rpartition('.')[2]}={value}" for key, value in setting.items()) or "only"
     return name if is_plain_name(name) else f"setting-{sha256_of(name)[:16]}"
 
@@ -173,7 +173,7 @@ def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
         for dataset, methods in datasets.items():
             for method in methods:
                 if (backbone, dataset, method) not in known:
-                    raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is no cell of this comparison")
+                    raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is not a cell of this comparison")
 
 
 def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
@@ -189,7 +189,7 @@ def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
 
 
 def parse_share(text: str) -> tuple[int, int]:
-    """`I/N` as numbers. Raises UserError where it is no share."""
+    """`I/N` as numbers. Raises UserError where it is not a share."""
     first, slash, count = text.partition("/")
     numbers = slash and first.isdecimal() and count.isdecimal() and max(len(first), len(count)) <= len(str(MOST_SHARES))
     if not (numbers and int(first) < int(count) <= MOST_SHARES):

@@ -10,7 +10,7 @@ Curve = list[dict[str, float]]
 
 
 def read_curve(file: Path, metric: str) -> Curve:
-    """The figure `metric` of every evaluation; empty where nothing was evaluated."""
+    """The value of `metric` of every evaluation; empty where nothing was evaluated."""
     curve: Curve = []
     seconds = 0.0
     lines: list[dict[str, Any]] = []
@@ -24,7 +24,7 @@ def read_curve(file: Path, metric: str) -> Curve:
 
 
 def steps_to_share(curve: Curve, share: float = 0.95) -> int | None:
-    """The first evaluated step with at least this share of the last evaluation's figure (paper, Figure 2).
+    """The first evaluated step with at least this share of the last evaluation's metric (paper, Figure 2).
 
     None where nothing was reached: a Matthews correlation may end at 0 or below.
     """
@@ -35,6 +35,6 @@ def steps_to_share(curve: Curve, share: float = 0.95) -> int | None:
 
 
 def value_within(curve: Curve, seconds: float) -> float | None:
-    """The best figure that was reached in this time."""
+    """The best value that was reached in this time."""
     reached: Sequence[float] = [point["value"] for point in curve if point["seconds"] <= seconds]
     return max(reached, default=None)

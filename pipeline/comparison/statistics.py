@@ -54,12 +54,12 @@ def compare_predictions(
     for index in range(RESAMPLES):
         weights = np.bincount(generator.integers(0, len(truth), len(truth)), minlength=len(truth))
         sides = [
-            np.mean([_figure(truth, part[row], label_count, metric, weights) for row in _drawn(generator, part)])
+            np.mean([_value(truth, part[row], label_count, metric, weights) for row in _drawn(generator, part)])
             for part in (first, second)
         ]
         differences[index] = sides[0] - sides[1]
     ones = np.ones(len(truth), dtype=np.int64)
-    means = [np.mean([_figure(truth, row, label_count, metric, ones) for row in part]) for part in (first, second)]
+    means = [np.mean([_value(truth, row, label_count, metric, ones) for row in part]) for part in (first, second)]
     low, high = np.quantile(differences, (0.025, 0.975))
     return Difference(float(means[0] - means[1]), float(low), float(high), mcnemar(truth, first, second))
 
@@ -84,12 +84,12 @@ def _drawn(generator: np.random.Generator, predictions: Predictions) -> NDArray[
     return generator.integers(0, count, max(1, count - 1))
 
 
-def _figure(
+def _value(
     truth: NDArray[np.integer], prediction: NDArray, label_count: int, metric: Metric, weights: NDArray
 ) -> float:
     """The metric where each text counts as often as its weight says."""
     cells = np.bincount(truth * label_count + prediction, weights=weights, minlength=label_count**2)
-    return _FIGURES[metric](cells.reshape(label_count, label_count))
+    return _METRICS[metric](cells.reshape(label_count, label_count))
 
 
 def _accuracy(confusion: NDArray) -> float:
@@ -111,4 +111,4 @@ def _mcc(confusion: NDArray) -> float:
     return float((np.trace(confusion) * total - (predicted * true).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
 
 
-_FIGURES: dict[Metric, Callable[[NDArray], float]] = {"accuracy": _accuracy, "macro_f1": _macro_f1, "mcc": _mcc}
+_METRICS: dict[Metric, Callable[[NDArray], float]] = {"accuracy": _accuracy, "macro_f1": _macro_f1, "mcc": _mcc}

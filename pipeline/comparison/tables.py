@@ -32,7 +32,7 @@ PLACE = ("dataset", "backbone", "size")
 
 
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
-"""Backbone -> data set -> method -> figure."""
+"""Backbone -> data set -> method -> value of the metric."""
 
 
 def write_tables(
@@ -40,13 +40,13 @@ def write_tables(
 ) -> None:
     """Writes all files into the comparison's directory and prints tables.md.
 
-    All methods are compared with `reference`, or with the best baseline; `published` figures stand beside them.
+    All methods are compared with `reference`, or with the best baseline; `published` metrics stand beside them.
     """
     _write(folder / "results", [_tidy(row) for row in rows])
-    summary = [line for place in rows_by(rows, PLACE) for line in summarise(folder, place, reference)]
+    summary = [line for place in rows_by(rows, PLACE) for line in summarize(folder, place, reference)]
     for line in summary:
-        figures = (published or {}).get(line["backbone"], {}).get(line["dataset"], {})
-        line["published"] = figures.get(line["method"]) if line["size"] == "all" else None
+        metrics = (published or {}).get(line["backbone"], {}).get(line["dataset"], {})
+        line["published"] = metrics.get(line["method"]) if line["size"] == "all" else None
     _write(folder / "summary", summary)
     tables = [_overview(part) for part in rows_by(summary, ["size"])]
     tables += [_table(place) for place in rows_by(summary, PLACE)]
@@ -55,7 +55,7 @@ def write_tables(
     say(text)
 
 
-def summarise(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
+def summarize(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
     """One line per method of one (data set, backbone, size), best mean first."""
     methods = {part[0]["method"]: part for part in rows_by(rows, ["method"])}
     baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
@@ -123,11 +123,11 @@ def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
 
 
 def _tidy(row: Row) -> Row:
-    """Nested figures as columns; what varies in form as JSON."""
+    """Nested metrics as columns; what varies in form as JSON."""
     plain = {key: value for key, value in row.items() if key not in ("figures", "fingerprint")}
-    figures = {f"{row['split']}_{key}": value for key, value in row["figures"].items()}
+    metrics = {f"{row['split']}_{key}": value for key, value in row["figures"].items()}
     nested = {key: json.dumps(plain[key]) for key in ("setting", "grid", "curve") if key in plain}
-    return plain | figures | {"grid": "[]"} | nested
+    return plain | metrics | {"grid": "[]"} | nested
 
 
 def _write(path: Path, lines: list[Row]) -> None:
@@ -151,7 +151,7 @@ def _overview(lines: list[Row]) -> str:
     rules = ["---", "---", *["---:"] * len(datasets)]
     note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
     if any(_published(line) for line in lines):
-        note += " In brackets: the published figure."
+        note += " In brackets: the published value."
     return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
 
 

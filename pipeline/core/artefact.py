@@ -119,7 +119,7 @@ def within(what: str, parts: Mapping[str, Result]) -> dict[str, Result]:
 
 
 def sha256_of(*parts: str) -> str:
-    """Hash of several strings, told apart by their lengths."""
+    """Hash of several strings and their lengths: parts that join to the same text differ."""
     digest = hashlib.sha256()
     for part in parts:
         data = part.encode()

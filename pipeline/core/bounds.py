@@ -38,7 +38,7 @@ MOST_ROWS = 10**12
 WIDEST = 2**16
 """Of a rank, a bottleneck or an encoder: wider than any backbone."""
 MOST_PROCESSES = 1024
-"""That tokenise on one machine: each is a copy of this program."""
+"""That tokenize on one machine: each is a copy of this program."""
 LONGEST_WAIT = 31_536_000
 """Seconds: a year. Waits of more overflow the clocks of some libraries."""
 MOST_LAYERS = 10_000

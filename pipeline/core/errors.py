@@ -21,7 +21,7 @@ class UserError(Exception):
 
 
 class DivergedError(UserError):
-    """Training led to numbers that are none: another learning rate may not."""
+    """Loss or scores became NaN or infinite; try another learning rate."""
 
 
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)

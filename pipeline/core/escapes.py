@@ -7,7 +7,7 @@ JOINERS = "\u200c\u200d"
 """The zero-width (non-)joiner: Persian, several scripts of India and emoji cannot be written without them."""
 _ENTITIES = str.maketrans({character: f"&#{ord(character)};" for character in "~$"} | {"&": "&amp;", "<": "&lt;"})
 _MARKUP = re.compile(r"[\\`*\[\]|]|(?<![^\W_])_|_(?![^\W_])")
-"""What a backslash keeps from being markup in every dialect of Markdown; an underscore inside a word is none."""
+"""What a backslash keeps from being markup in every dialect of Markdown; an underscore inside a word is not."""
 
 
 def visible(text: str, *, keep: str = "") -> str:

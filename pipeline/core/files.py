@@ -19,7 +19,7 @@ _TEMPORARY = re.compile(r"\.ltune-(?P<name>.+?)(\.[a-z0-9_]+\.tmp|\.old)")
 
 
 def temporary_of(name: str) -> str | None:
-    """The name of the file or folder that a file of this name is a temporary of; None where it is none of ours."""
+    """The name of the file or folder that a file of this name is a temporary of; None where it is not ours."""
     match = _TEMPORARY.fullmatch(name)
     return match["name"] if match else None
 
@@ -107,7 +107,7 @@ def _make_temporary(path: Path) -> Path:
 
 
 def put_back(path: Path) -> None:
-    """Ends an exchange of folders: the old one comes back where there is no new one, and goes where there is."""
+    """Finishes an interrupted swap: restores the old folder if there is no new one, else deletes it."""
     aside = _aside(path)
     if not os.path.lexists(aside):
         return
@@ -158,7 +158,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _write_fault(error: BaseException | None) -> str | None:
-    """Why writing failed, if an error tells that: safetensors and Arrow wrap a full disk in errors of their own."""
+    """Why writing failed, if an error says so: safetensors and Arrow wrap a full disk in errors of their own."""
     if isinstance(error, OSError):
         return error.strerror or str(error)
     full = os.strerror(errno.ENOSPC)

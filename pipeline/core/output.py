@@ -64,10 +64,10 @@ def opened_output(output: str) -> Iterator[Callable[[str], None]]:
 @contextmanager
 def _stream(name: str, descriptor: int | None) -> Iterator[Callable[[str], None]]:
     def write(text: str) -> None:
-        with _faults_told(name):
+        with _faults_named(name):
             _write(file, text)
 
-    with _faults_told(name):
+    with _faults_named(name):
         place = name if descriptor is None else os.dup(descriptor)
         file = open(place, "w", encoding="utf-8")  # noqa: SIM115 (its end may fail again, which says nothing new)
     try:
@@ -78,7 +78,7 @@ def _stream(name: str, descriptor: int | None) -> Iterator[Callable[[str], None]
 
 
 @contextmanager
-def _faults_told(name: str) -> Iterator[None]:
+def _faults_named(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:

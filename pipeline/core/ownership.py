@@ -52,7 +52,7 @@ def mark_of(kind: Kind) -> dict[str, Any]:
 
 
 def cannot_be_written(folder: Path, error: OSError) -> UserError:
-    """What is told of a run directory that cannot be written."""
+    """The error for an unwritable run directory."""
     return UserError(f"run.dir '{folder}' cannot be written ({error.strerror or error}): choose another run.dir")
 
 

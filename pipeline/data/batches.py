@@ -107,7 +107,7 @@ def sampled_candidates(
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int, pad_to_multiple_of: int = 8) -> dict[str, torch.Tensor]:
-    """Pads tokenised rows on the right to the longest, rounded up to a multiple of `pad_to_multiple_of` tokens.
+    """Pads tokenized rows on the right to the longest, rounded up to a multiple of `pad_to_multiple_of` tokens.
 
     Returns:
         input_ids [B, T], attention_mask [B, T] of 0 and 1, and token_type_ids [B, T] if the rows have them; all long.

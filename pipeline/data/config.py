@@ -1,4 +1,4 @@
-"""Config keys of the data and of the labels' wording."""
+"""Config keys of the data and of the labels' hypotheses."""
 
 import re
 from collections.abc import Iterable
@@ -29,7 +29,7 @@ class DataConfig(Settings):
     validation: PathSetting | None = None
     """Validation texts, for choosing settings, the best checkpoint and early stopping."""
     test: PathSetting | None = None
-    """Test texts, for the final figures only."""
+    """Test texts, for the final metrics only."""
     split: float | list[float] | None = None
     """Share of the training texts that becomes the validation split, or shares for validation and test, such as
     [0.1, 0.1] (0: none). The same for every seed; each label keeps its share, and equal texts stay together."""
@@ -57,7 +57,7 @@ class DataConfig(Settings):
     test_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Test on this many rows only, the same for every seed, with each label's share kept; null: all rows."""
     workers: int | None = Field(default=None, ge=1, le=MOST_PROCESSES)
-    """Processes that tokenise a large split; null: one per core."""
+    """Processes that tokenize a large split; null: one per core."""
 
     @property
     def is_drawn(self) -> bool:
@@ -104,7 +104,7 @@ class DataConfig(Settings):
 
 
 class LabelsConfig(Settings):
-    """Which labels there are, and how each is worded for the backbone."""
+    """Which labels there are, and the hypothesis of each."""
 
     template: str = Field(default="This text is about {label}.", max_length=LONGEST_TEMPLATE)
     """Hypothesis of a label; {label} is replaced by the label's name."""

@@ -1,4 +1,4 @@
-"""What tokenised texts are made from: the content of each source, and the settings by which it is read."""
+"""What tokenized texts are made from: the content of each source, and the settings by which it is read."""
 
 import hashlib
 import json
@@ -88,7 +88,7 @@ def data_fingerprint(
 
 
 def _draw(count: int | None, seed: int) -> str:
-    """A subset that the seed draws: its size and the seed."""
+    """Fingerprint of a seeded subset: its size and the seed."""
     return "None" if count is None else f"{count} rows by seed {seed}"
 
 

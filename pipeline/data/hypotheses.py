@@ -1,4 +1,4 @@
-"""The hypotheses that word each label for the backbone, as texts and as tokens."""
+"""The hypothesis of each label, as text and as tokens."""
 
 from collections.abc import Mapping, Sequence
 
@@ -18,10 +18,10 @@ ANCHOR = "a"
 
 
 def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
-    """The wording of each label: its own text in `labels.texts` if there is one, else the template.
+    """The hypothesis of each label: its own in `labels.texts` if there is one, else the template's.
 
     Raises:
-        UserError: a text for an unknown label, or two labels worded alike.
+        UserError: a hypothesis for an unknown label, or two labels with the same.
     """
     own = {label_name(name): text for name, text in config.texts.items()}
     known = {label_name(name) for name in names}
@@ -36,7 +36,7 @@ def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
 def encode_hypotheses(
     tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int
 ) -> tuple[Tensor, Tensor]:
-    """Tokenises the hypotheses, padded on the right to the longest.
+    """Tokenizes the hypotheses, padded on the right to the longest.
 
     Returns:
         input_ids [K, P] long and mask [K, P] bool.

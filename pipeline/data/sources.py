@@ -1,4 +1,4 @@
-"""Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: larger than memory is no problem."""
+"""Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: it may be larger than memory."""
 
 import json
 import re
@@ -39,7 +39,7 @@ class CheckedSplit:
     """Columns row, text, text_pair if there is one, and label: its name, or its index as a string."""
     labels: FileLabels
     text_hashes: NDArray[np.uint64]
-    """64-bit hash [rows] of each normalised text (pair): finds texts in two splits in 8 bytes per row."""
+    """64-bit hash [rows] of each normalized text (pair): finds texts in two splits in 8 bytes per row."""
     skipped: int = 0
     """Rows left out (data.on_error=skip)."""
     warnings: list[str] = field(default_factory=list)

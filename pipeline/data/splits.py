@@ -1,4 +1,4 @@
-"""The tokenised splits as training and evaluation read them."""
+"""The tokenized splits as training and evaluation read them."""
 
 import json
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Split:
         return len(self.rows)
 
     def take(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Tokenised rows ready for `collate`."""
+        """Tokenized rows ready for `collate`."""
         columns = self.rows[indices]
         return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -21,7 +21,7 @@ ROWS_PER_WORKER = 10_000
 """Fewer rows are not worth the start of another process."""
 
 
-def tokenise(
+def tokenize(
     rows: Dataset,
     tokenizer: PreTrainedTokenizerBase,
     indices: Mapping[str, int],
@@ -54,14 +54,14 @@ def tokenise(
         cache_file_name=str(arrow_file),
         features=_features(rows, encode_batch),
         new_fingerprint=split,  # nothing is cached between runs: the manifest says what is current
-        desc=f"tokenising {split}",
+        desc=f"tokenizing {split}",
     )
     _refuse_empty(result, split)
     return result
 
 
 def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
-    """Counts of a tokenised split, as the manifest gives them."""
+    """Counts of a tokenized split, as the manifest gives them."""
     lengths, labels = column(rows, "length"), column(rows, "label")
     counts = np.bincount(labels, minlength=len(names)).tolist()
     return {
@@ -74,7 +74,7 @@ def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
 
 
 def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
-    """How many rows of a tokenised split have a special token of the backbone written in a text."""
+    """How many rows of a tokenized split have a special token of the backbone written in a text."""
     found = np.zeros(len(rows), dtype=bool)
     for name in {"text", "text_pair"} & set(rows.column_names):
         for token in special_texts(tokenizer):
@@ -111,7 +111,7 @@ def special_token_rows(manifest: Mapping[str, Any], data: Path, tokenizer: PreTr
 
 
 def with_special_tokens(fingerprint: dict[str, str], config: DataConfig, counts: Mapping[str, int]) -> dict[str, str]:
-    """The fingerprint of tokenised splits of which so many rows have special tokens in a text.
+    """The fingerprint of tokenized splits of which so many rows have special tokens in a text.
 
     How these are read is part of it where there are some: all else stays current, whatever version made it.
     """

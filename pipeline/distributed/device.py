@@ -1,4 +1,4 @@
-"""Which kind of device DeepSpeed is told to expect."""
+"""The kind of device that DeepSpeed is to expect."""
 
 import os
 

@@ -58,7 +58,7 @@ class Heartbeat:
         self._lose(f"rank {self.rank} on {self._hosts[self.rank]} failed: {message}")
 
     def find_lost(self) -> str | None:
-        """Which rank was lost, found by asking all for a sign of life: a broken collective does not tell."""
+        """Which rank was lost. Pings every rank: a failed collective does not say which rank died."""
         others = set(range(len(self._addresses))) - {self.rank}
         self._answered.clear()
         deadline = time.monotonic() + ANSWER_SECONDS
@@ -119,7 +119,7 @@ class Heartbeat:
         return f"{names}: no sign of life for {seconds:g} s, killed or hung"
 
     def _lose(self, text: str) -> None:
-        """Notes what was lost, and tells all others."""
+        """Notes what was lost, and reports it to all others."""
         self._note(text)
         for _ in range(3):  # datagrams may get lost
             self._send(LOST, set(range(len(self._addresses))) - {self.rank}, text.encode()[:1500])

@@ -1,4 +1,4 @@
-"""What the launcher (torchrun, deepspeed, accelerate) tells this process; alone, it is the only one."""
+"""What the launcher (torchrun, deepspeed, accelerate) sets for this process; without one it is the only one."""
 
 import logging
 import os

@@ -32,7 +32,7 @@ def failure(name: str, found: str, advice: str) -> Check:
 
 
 def run_checks(checks: Iterable[Callable[[], list[Check]]]) -> list[Check]:
-    """All results in order. A check that breaks is a failure of its own: the others still tell what they found."""
+    """All results in order. A check that breaks is a failure of its own: the others still report what they found."""
     results: list[Check] = []
     for check in checks:
         try:

@@ -34,7 +34,7 @@ def torch_and_driver() -> list[Check]:
 
 
 def _gpus_of_driver() -> list[str]:
-    """What nvidia-smi tells, without torch."""
+    """What nvidia-smi reports, without torch."""
     command = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader"]
     try:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=30)
@@ -84,7 +84,7 @@ def disks(run: Path | None) -> list[Check]:
     target = run or Path()
     results = [_writable(target), _space("model cache", hub_cache(), 5.0, "set HF_HOME to a larger disk")]
     if Path("/dev/shm").is_dir():
-        # NCCL and tokenising workers exchange data there; containers often allow 64 MB.
+        # NCCL and tokenizing workers exchange data there; containers often allow 64 MB.
         results.append(_space("shared memory", Path("/dev/shm"), 0.5, "start the container with --shm-size=8g"))
     return results
 

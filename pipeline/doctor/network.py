@@ -10,7 +10,7 @@ from pipeline.doctor.check import Check, ok, reason, warning
 from pipeline.doctor.hardware import hub_cache
 
 RENDEZVOUS_PORT = 29500
-"""Where torchrun, deepspeed and accelerate meet unless told otherwise."""
+"""Where torchrun, deepspeed and accelerate meet by default."""
 
 
 def hub() -> list[Check]:

@@ -134,7 +134,7 @@ def _holds(file: Path, token: str) -> bool:
 
 
 def clocks() -> list[Check]:
-    """Rank 0 asks each rank for the time, and compares the answer with the middle of its question's way."""
+    """Rank 0 requests each rank's time, and compares it with the midpoint of the round trip."""
     skews = [_skew(other) for other in range(1, world_size())]
     worst = max(skews, key=abs, default=0.0)
     if rank() != 0:

@@ -22,7 +22,7 @@ class EngineConfig(Settings):
 
 
 class LoggingConfig(Settings):
-    """Where training figures go."""
+    """Where training metrics go."""
 
     trackers: Distinct[Literal["jsonl", "tensorboard", "wandb", "mlflow"]] = ["jsonl", "tensorboard"]
     """jsonl (logs/metrics.jsonl) is always written; the others through accelerate's trackers."""

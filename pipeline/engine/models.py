@@ -68,7 +68,7 @@ def build_model(
     backbone: FrozenBackbone,
     method: TuningMethod,
     labels: LabelStates,
-    wordings: Tensor | None = None,
+    continuations: Tensor | None = None,
 ) -> LTuningModel:
     """Backbone, method and label states as one model, on the device and in the compute dtype.
 
@@ -77,8 +77,8 @@ def build_model(
     device, dtype = accelerator.device, DTYPES[config.dtype]
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
-    wordings = None if wordings is None else wordings.to(device)
-    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, wordings)
+    continuations = None if continuations is None else continuations.to(device)
+    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, continuations)
     for parameter in model.inside().values():
         if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)

@@ -82,7 +82,7 @@ def _accelerator(engine: EngineConfig, train: TrainConfig, dtype: str, trackers:
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:
-    """Which other rank was lost, if that is why this one fails; else tells the others how this one failed.
+    """Which other rank was lost, if that is why this one fails; else reports to the others how this one failed.
 
     `known`: the message names the cause already.
     """

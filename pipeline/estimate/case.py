@@ -21,8 +21,8 @@ from pipeline.methods import AnyMethodConfig, MethodConfig
 from pipeline.methods.limits import candidate_count
 from pipeline.training.config import TrainConfig
 
-ASSUMED_PROMPT_TOKENS = 16
-"""Length of the longest hypothesis, where nobody has tokenised them yet."""
+ASSUMED_HYPOTHESIS_TOKENS = 16
+"""Length of the longest hypothesis, where nobody has tokenized them yet."""
 
 
 ASSUMED_LABELS = 2
@@ -60,30 +60,23 @@ def build_case(
     world_size: int,
     gpu: str | None,
     bandwidth: float | None = None,
-    prompt_tokens: int | None = None,
+    hypothesis_tokens: int | None = None,
 ) -> Case:
     """What `pipeline.estimate.costs` works on. Texts count with their longest length, data.max_length.
 
     Without `gpu` its sizes alone mean something, and no time.
     """
     gpu = gpu or next(iter(GPUS))
-    if gpu not in GPUS:
-        raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
-    if not 1 <= world_size <= MOST_RANKS:
-        raise UserError(f"--world-size {world_size}: give a number of GPUs from 1 to {MOST_RANKS:,}")
-    if bandwidth is not None and not 0 < bandwidth < math.inf:
-        raise UserError(f"--bandwidth {bandwidth}: give GB/s per GPU, a finite number above 0")
-    if prompt_tokens is not None and prompt_tokens < 1:
-        raise UserError(f"prompt_tokens is {prompt_tokens}: give the length of the longest hypothesis, 1 or more")
+    _check_options(world_size, gpu, bandwidth, hypothesis_tokens)
     facts = facts_of(hf_config)
-    prompt_tokens = prompt_tokens or ASSUMED_PROMPT_TOKENS
+    hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     workload = Workload(
         rows=config.train.batch_size * rows_per_text(config.method, config.train, config.label_count),
         text_tokens=config.data.max_length,
-        prompt_tokens=config.method.injected_tokens(prompt_tokens),
+        injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
     )
-    sizes = (facts, prompt_tokens, config.label_count or config.assumed_labels)
+    sizes = (facts, hypothesis_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):
         method = config.method.build(*sizes)
     inventory = take_inventory(hf_config, config.backbone, workload, method.attach)
@@ -98,9 +91,22 @@ def build_case(
         sharded=zero_stage(_resolved(config, world_size)) == 3,
         zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
-        rows_alone=_rows_alone(config),
+        shortlist_rows=_shortlist_rows(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
+
+
+def _check_options(world_size: int, gpu: str, bandwidth: float | None, hypothesis_tokens: int | None) -> None:
+    if gpu not in GPUS:
+        raise UserError(f"--gpu {gpu} is unknown: take one of {', '.join(GPUS)}")
+    if not 1 <= world_size <= MOST_RANKS:
+        raise UserError(f"--world-size {world_size}: give a number of GPUs from 1 to {MOST_RANKS:,}")
+    if bandwidth is not None and not 0 < bandwidth < math.inf:
+        raise UserError(f"--bandwidth {bandwidth}: give GB/s per GPU, a finite number above 0")
+    if hypothesis_tokens is not None and hypothesis_tokens < 1:
+        raise UserError(
+            f"hypothesis_tokens is {hypothesis_tokens}: give the length of the longest hypothesis, 1 or more"
+        )
 
 
 def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int) -> int:
@@ -120,7 +126,7 @@ def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int) ->
     return rows
 
 
-def _rows_alone(config: Sections) -> int:
+def _shortlist_rows(config: Sections) -> int:
     """Texts that label tuning reads for its shortlist in a pass."""
     shortlisted = config.method.joint_readings(config.label_count or sys.maxsize) is not None
     return config.train.batch_size if shortlisted and config.method.open_labels else 0

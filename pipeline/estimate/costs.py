@@ -45,7 +45,7 @@ class Memory:
     """The backbone: this rank's shard, row scales, buffers, and small parameters that stay gathered."""
     gathered: int
     """Whole weights alive at once, and the buffer of one gathering."""
-    dequantised: int
+    dequantized: int
     """The largest 8-bit matrix in the compute dtype, for one product in backward."""
     activations: int
     injection: int
@@ -97,7 +97,7 @@ class Case:
     gpu: Gpu
     zero: ZeroSettings
     accumulation: int = 1
-    rows_alone: int = 0
+    shortlist_rows: int = 0
     """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
     sharded: bool = True
     """Does the config shard the backbone?"""
@@ -208,7 +208,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
     in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
-    tokens = case.workload.tokens * (3 if checkpointing else 2) + case.rows_alone * case.workload.text_tokens
+    tokens = case.workload.tokens * (3 if checkpointing else 2) + case.shortlist_rows * case.workload.text_tokens
     operations = 2 * in_layers * tokens * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
@@ -231,11 +231,11 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         frozen = at_rest_bytes(inventory, world_size) + sum(w.elements * w.item_bytes for w in small)
         frozen += second_copy_bytes(inventory, case.zero, world_size)
         gathered = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
-    largest = max((weight.elements for weight in inventory.weights if weight.quantised), default=0)
+    largest = max((weight.elements for weight in inventory.weights if weight.quantized), default=0)
     return Memory(
         frozen=frozen + inventory.buffer_bytes,
         gathered=gathered,
-        dequantised=largest * item_bytes,
+        dequantized=largest * item_bytes,
         activations=inventory.checkpointed_activation_bytes if checkpointing else inventory.activation_bytes,
         injection=3 * _injection_elements(case) * item_bytes,
         trainable=(case.trainable + (shard if gathers else 0)) * item_bytes,
@@ -262,8 +262,8 @@ def _injection_elements(case: Case) -> int:
     if workload.injects is None:
         return 0
     if workload.injects == "prompt":
-        return workload.rows * workload.prompt_tokens * facts.hidden_size
-    return 2 * facts.layers * workload.rows * facts.kv_heads * workload.prompt_tokens * facts.head_dim
+        return workload.rows * workload.injected_tokens * facts.hidden_size
+    return 2 * facts.layers * workload.rows * facts.kv_heads * workload.injected_tokens * facts.head_dim
 
 
 def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
@@ -273,6 +273,6 @@ def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
     if not sharded:
         return int(trainable * (case.accumulation + 1))
     backbone = backbone_traffic_bytes(case.inventory, case.zero, case.world_size, checkpointing)
-    if case.rows_alone:
+    if case.shortlist_rows:
         backbone += forward_traffic_bytes(case.inventory, case.zero, case.world_size)
     return int(case.accumulation * (backbone + 3 * trainable))

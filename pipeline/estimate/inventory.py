@@ -31,7 +31,7 @@ class Weight:
     item_bytes: int
     in_layer: bool
     """Part of a transformer layer, so read again in backward; embeddings are not."""
-    quantised: bool
+    quantized: bool
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class Workload:
     """(text, label) pairs, B."""
     text_tokens: int
     """T"""
-    prompt_tokens: int
+    injected_tokens: int
     """P"""
     injects: Literal["prefix", "prompt"] | None = "prefix"
 
     @property
     def tokens(self) -> int:
         """Tokens that run through every layer's matrices."""
-        return self.rows * (self.text_tokens + (self.prompt_tokens if self.injects == "prompt" else 0))
+        return self.rows * (self.text_tokens + (self.injected_tokens if self.injects == "prompt" else 0))
 
 
 def take_inventory(
@@ -103,9 +103,9 @@ def take_inventory(
         saved = _saved_bytes(backbone, _inputs(facts, workload, dtype))
         checkpoint_layers(model)
         boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype))
-        # Only now: autograd keeps as little of the quantised layers as of frozen linear ones.
+        # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
         if config.quantization != "none":
-            _quantise(model, config)
+            _quantize(model, config)
     return Inventory(
         weights=_weights(model),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
@@ -135,7 +135,7 @@ def _make_fake(model: nn.Module) -> None:
             setattr(module, name, fake(buffer))
 
 
-def _quantise(model: nn.Module, config: BackboneConfig) -> None:
+def _quantize(model: nn.Module, config: BackboneConfig) -> None:
     """Puts the loader's layers in the place of the linear ones."""
     for name, module in list(model.named_modules()):
         if any(parameter.requires_grad for parameter in module.parameters()):
@@ -149,9 +149,9 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
     """Every frozen parameter, a tied one once."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
-    quantised = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
+    quantized = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
     return tuple(
-        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantised)
+        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantized)
         for parameter in model.parameters()
         if not parameter.requires_grad
     )
@@ -159,15 +159,15 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
 
 def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection | None]:
     """FrozenBackbone's arguments: input_ids and attention_mask [B, T], and a trained injection of B rows or None."""
-    rows, prompt_tokens = workload.rows, workload.prompt_tokens
+    rows, injected_tokens = workload.rows, workload.injected_tokens
     input_ids = torch.zeros(rows, workload.text_tokens, dtype=torch.long)
-    mask = torch.ones(rows, prompt_tokens, dtype=torch.bool)
+    mask = torch.ones(rows, injected_tokens, dtype=torch.bool)
     injection = None
     if workload.injects == "prompt":
-        prompt = torch.empty(rows, prompt_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
+        prompt = torch.empty(rows, injected_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
         injection = Injection(mask=mask, prompt=prompt)
     elif workload.injects == "prefix":
-        shape = (facts.layers, 2, rows, facts.kv_heads, prompt_tokens, facts.head_dim)
+        shape = (facts.layers, 2, rows, facts.kv_heads, injected_tokens, facts.head_dim)
         injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
     return input_ids, torch.ones_like(input_ids), injection
 

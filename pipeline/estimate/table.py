@@ -1,4 +1,4 @@
-"""What an estimate tells a person: a table of memory, communication and time, and which plan to take."""
+"""An estimate for people: a table of memory, communication and time, and which plan to take."""
 
 from dataclasses import replace
 
@@ -17,7 +17,7 @@ NO_GPU = f"no GPU is known here, so nothing is said of time: estimate --gpu NAME
 MEMORY_ROWS = {
     "frozen": "backbone at rest",
     "gathered": "gathered weights",
-    "dequantised": "dequantised matrix",
+    "dequantized": "dequantized matrix",
     "activations": "activations",
     "injection": "prefix or prompt",
     "trainable": "trainable parameters",
@@ -37,10 +37,10 @@ def report(config: Sections, case: Case, gpu: str | None, steps: int | None = No
     found, workload = [*plans(case), *plans_of_nodes(case)], case.workload
     head = [
         f"{config.backbone.name_or_path}: {case.inventory.elements:,} parameters, {config.backbone.quantization}"
-        f" quantisation, {case.facts.layers} layers, width {case.facts.hidden_size}",
+        f" quantization, {case.facts.layers} layers, width {case.facts.hidden_size}",
         f"{config.method.name}: {case.trainable:,} trainable parameters",
         f"{case.world_size} x {gpu or 'rank'}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
-        f" {workload.prompt_tokens} {workload.injects or 'injected'} tokens; {case.accumulation} passes per step",
+        f" {workload.injected_tokens} {workload.injects or 'injected'} tokens; {case.accumulation} passes per step",
         "",
     ]
     rows = [["GB per rank", *(plan.backbone for plan in found)]]
@@ -58,7 +58,7 @@ def report(config: Sections, case: Case, gpu: str | None, steps: int | None = No
 
 
 def _notes(config: Sections, case: Case) -> list[str]:
-    warning = window_warning(case.facts, case.workload.prompt_tokens, config.data.max_length)
+    warning = window_warning(case.facts, case.workload.injected_tokens, config.data.max_length)
     notes = [f"warning: {warning}", ""] if warning else []
     if not config.label_count:
         notes = [f"labels.names is not set: {config.assumed_labels} labels are assumed", "", *notes]

@@ -52,7 +52,7 @@ def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.fl
     return shares
 
 
-def calibrated_figures(scores: NDArray, truth: NDArray, calibration: Calibration) -> dict[str, float]:
+def calibrated_metrics(scores: NDArray, truth: NDArray, calibration: Calibration) -> dict[str, float]:
     """What the temperature makes of `log_loss` and `ece`, ready for JSON."""
     temperature = calibration.temperature
     return {

@@ -11,12 +11,12 @@ CALIBRATION_BINS = 15
 
 
 def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: int, where: str = "the scores") -> dict:
-    """All figures of one split, ready for JSON.
+    """All metrics of one split, ready for JSON.
 
     `scores` [N, K], `truth` [N] (label indices), `names` [K], `majority`: index of the label most frequent in *train*.
     The prediction is the argmax; equal best scores are counted in `ties` and go to the lowest index. Averages over
     classes are over the labels that occur in the truth or the predictions, as in scikit-learn. `log_loss` and `ece`
-    read the softmax over the K scores as probabilities. Whatever is not defined in the ordinary way is told in `notes`.
+    read the softmax over the K scores as probabilities. What is not defined in the ordinary way is in `notes`.
 
     Raises DivergedError when a score is NaN or infinite; `where` names the scores in that message.
     """
@@ -26,12 +26,12 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
     indices = np.arange(len(names))
     ties = int(tied(scores).sum())
     return {
-        **_label_figures(truth, prediction),
+        **_label_metrics(truth, prediction),
         "log_loss": float(sk.log_loss(truth, probabilities, labels=indices)),
         "ece": expected_calibration_error(probabilities, truth),
         "n": len(truth),
         "ties": ties,
-        "majority": {"label": names[majority], **_label_figures(truth, np.full_like(prediction, majority))},
+        "majority": {"label": names[majority], **_label_metrics(truth, np.full_like(prediction, majority))},
         "per_class": _per_class(truth, prediction, names),
         "labels": list(names),
         "confusion_matrix": sk.confusion_matrix(truth, prediction, labels=indices).tolist(),
@@ -68,7 +68,7 @@ def expected_calibration_error(probabilities: NDArray, truth: NDArray, bins: int
     return float(np.abs(gaps).sum() / len(truth))
 
 
-def _label_figures(truth: NDArray, prediction: NDArray) -> dict[str, float]:
+def _label_metrics(truth: NDArray, prediction: NDArray) -> dict[str, float]:
     return {
         "accuracy": float(sk.accuracy_score(truth, prediction)),
         "macro_f1": float(sk.f1_score(truth, prediction, average="macro", zero_division=0)),
@@ -85,10 +85,10 @@ def _matthews(truth: NDArray, prediction: NDArray) -> float:
 
 
 def _per_class(truth: NDArray, prediction: NDArray, names: list[str]) -> dict[str, dict[str, float | int]]:
-    figures = sk.precision_recall_fscore_support(truth, prediction, labels=np.arange(len(names)), zero_division=0)
+    columns = sk.precision_recall_fscore_support(truth, prediction, labels=np.arange(len(names)), zero_division=0)
     return {
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
-        for name, p, r, f, s in zip(names, *figures, strict=True)
+        for name, p, r, f, s in zip(names, *columns, strict=True)
     }
 
 

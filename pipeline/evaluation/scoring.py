@@ -16,7 +16,7 @@ from pipeline.data.batches import collate
 from pipeline.distributed.ranks import Ranks
 
 Texts: TypeAlias = Dataset | Sequence[dict[str, Any]]
-"""Tokenised texts; each row has `input_ids` and whatever else `collate` reads."""
+"""Tokenized texts; each row has `input_ids` and whatever else `collate` reads."""
 
 
 def score(

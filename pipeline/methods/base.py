@@ -1,4 +1,4 @@
-"""What every tuning method is: it asks the backbone about texts, as often as it needs to, and scores labels.
+"""What every tuning method is: it lets the backbone read texts, as often as it needs to, and scores labels.
 
 A method is trained inside a ZeRO-3 engine, which shows a module's parameters only while that module's `forward`
 runs: so every parameter is read in the `forward` of the module that owns it, never from outside.
@@ -23,9 +23,9 @@ class Reader(Protocol):
         """Pooled outputs [B * n, H] of the texts, each read n = `copies` times in a row; `injection` has B * n rows."""
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
-        """Mean log-probability per token of a label's wording right behind each text: labels [B] -> [B] float32.
+        """Mean log-probability per token of a label's hypothesis right behind each text: labels [B] -> [B] float32.
 
-        For methods that `reads_wordings` alone, on decoders.
+        Only for methods with `reads_hypotheses`, on decoders.
         """
 
 
@@ -34,7 +34,7 @@ class Vocabulary:
     """The backbone's words, and what it reads for them."""
 
     tokens: Sequence[int]
-    """Ids of all tokens that are no special ones."""
+    """Ids of all tokens that are not special."""
     encode: Callable[[str], list[int]]
     """A text's token ids, without special tokens."""
     embed: Callable[[Tensor], Tensor]
@@ -42,7 +42,7 @@ class Vocabulary:
 
 
 class MethodConfig(Settings, ABC):
-    """What the rest of the program asks of every method. Each method's own class adds `name` and what steers it."""
+    """What the rest of the program knows of every method. Each method's own class adds `name` and what steers it."""
 
     if TYPE_CHECKING:
         name: str
@@ -53,18 +53,18 @@ class MethodConfig(Settings, ABC):
     trains_backbone: ClassVar[bool] = False
     """The backbone's own weights are trained, which 8-bit ones cannot be."""
     open_labels: ClassVar[bool] = False
-    """Labels that were not in training can be scored from their wording alone."""
-    reads_wordings: ClassVar[bool] = False
-    """Decoders are asked how likely the labels' wordings are, for which their output layer is loaded."""
+    """Labels that were not in training can be scored from their hypotheses alone."""
+    reads_hypotheses: ClassVar[bool] = False
+    """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
     injects: ClassVar[Literal["prompt", "prefix"] | None] = None
     """What enters the backbone."""
 
     @abstractmethod
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "TuningMethod":
-        """The method for a backbone of these sizes and K labels, worded in at most P tokens each."""
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "TuningMethod":
+        """The method for a backbone of these sizes and K labels, whose hypotheses have at most P tokens."""
 
     @abstractmethod
-    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """Trainable elements outside the backbone, by formula."""
 
     def joint_readings(self, label_count: int) -> int | None:
@@ -74,8 +74,8 @@ class MethodConfig(Settings, ABC):
         """
         return 1
 
-    def injected_tokens(self, prompt_tokens: int) -> int:
-        """Positions that the injection takes, where label wordings have at most P = `prompt_tokens`."""
+    def injected_tokens(self, hypothesis_tokens: int) -> int:
+        """Positions that the injection takes, where hypotheses have at most P = `hypothesis_tokens`."""
         return 0
 
     def untrained_state(self, label_counts: Sequence[int]) -> dict[str, Tensor]:
@@ -85,7 +85,7 @@ class MethodConfig(Settings, ABC):
 
 
 class TuningMethod(nn.Module, ABC):
-    """All that stands between the frozen backbone and the scores."""
+    """The trainable part: turns readings of texts into label scores."""
 
     @abstractmethod
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
@@ -97,5 +97,5 @@ class TuningMethod(nn.Module, ABC):
     def attach(self, model: nn.Module) -> None:
         """Puts trainable parameters into the backbone, or makes its own trainable, if the method works inside it."""
 
-    def initialise(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+    def initialize(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
         """Takes start values that only the backbone has. `names`: the labels. Draws from torch's global generator."""

@@ -15,7 +15,7 @@ class FullConfig(TextClassifierConfig):
 
     name: Literal["full"] = "full"
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "FullTuning":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "FullTuning":
         return FullTuning(None, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> None:

@@ -1,4 +1,4 @@
-"""L-Tuning: each label's wording becomes an injection, and the backbone judges the text once per label."""
+"""L-Tuning: each label's hypothesis becomes an injection, and the backbone reads the text once per label."""
 
 from abc import abstractmethod
 from typing import ClassVar
@@ -24,13 +24,13 @@ class LabelTuningConfig(MethodConfig):
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     head label_aware finds nearest to it. null: read it with every label."""
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LabelTuning":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
         head = build_head(self.head, facts.hidden_size)
-        return LabelTuning(self.build_producer(facts, prompt_tokens), head, self.joint_readings(label_count))
+        return LabelTuning(self.build_producer(facts, hypothesis_tokens), head, self.joint_readings(label_count))
 
-    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
-        return self.producer_parameters(facts, prompt_tokens) + head_parameters(self.head, facts.hidden_size)
+        return self.producer_parameters(facts, hypothesis_tokens) + head_parameters(self.head, facts.hidden_size)
 
     def joint_readings(self, label_count: int) -> int | None:
         # The linear head sees no label in a text that is read alone.
@@ -38,15 +38,15 @@ class LabelTuningConfig(MethodConfig):
             return None
         return self.shortlist
 
-    def injected_tokens(self, prompt_tokens: int) -> int:
-        return prompt_tokens
+    def injected_tokens(self, hypothesis_tokens: int) -> int:
+        return hypothesis_tokens
 
     @abstractmethod
-    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+    def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         """The trainable producer: (label states [K, P, H], mask [K, P]) -> Injection for K rows."""
 
     @abstractmethod
-    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+    def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
         """Trainable elements of the producer, by formula."""
 
 

@@ -11,12 +11,12 @@ MAX_CANDIDATES = 8
 """Of a text that is read once per label, unless train.candidates says otherwise."""
 
 
-def check_positions(method: MethodConfig, facts: BackboneFacts, prompt_tokens: int, max_length: int) -> None:
+def check_positions(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: int, max_length: int) -> None:
     """Raises UserError where injection and text together do not fit the backbone.
 
-    `prompt_tokens`: P, of the longest hypothesis; `max_length`: of the texts.
+    `hypothesis_tokens`: P, of the longest hypothesis; `max_length`: of the texts.
     """
-    injected = method.injected_tokens(prompt_tokens)
+    injected = method.injected_tokens(hypothesis_tokens)
     if facts.max_positions is None or injected + max_length <= facts.max_positions:
         return
     room = facts.max_positions - injected
@@ -30,9 +30,9 @@ def check_positions(method: MethodConfig, facts: BackboneFacts, prompt_tokens: i
     )
 
 
-def check_size(method: MethodConfig, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> None:
+def check_size(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> None:
     """Raises UserError where the method's parameters would be too many: before memory is taken for any of them."""
-    count = method.trainable_count(facts, prompt_tokens, label_count)
+    count = method.trainable_count(facts, hypothesis_tokens, label_count)
     if count > MOST_TRAINED:
         raise UserError(
             f"method {method.name} would have {count:.3g} parameters of its own, at most {MOST_TRAINED:,} are trained: "

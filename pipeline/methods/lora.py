@@ -25,7 +25,7 @@ class LoRAConfig(TextClassifierConfig):
     targets: Distinct[str] | None = Field(default=None, min_length=1)
     """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "LoRA":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LoRA":
         return LoRA(self, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> None:

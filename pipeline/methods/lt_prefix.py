@@ -19,7 +19,7 @@ class LTPrefixConfig(LabelTuningConfig):
 
     name: Literal["lt_prefix"] = "lt_prefix"
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
-    """scores: one number per hypothesis token (published code); softmax: the same, normalised (paper's text);
+    """scores: one number per hypothesis token (published code); softmax: the same, normalized (paper's text);
     tokens: each token's state makes its own keys and values."""
     rank: int | None = Field(default=None, ge=1, le=WIDEST)
     """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
@@ -34,20 +34,20 @@ class LTPrefixConfig(LabelTuningConfig):
             raise ValueError("method.rank has a meaning only with method.pooling=tokens: drop it or change the pooling")
         return self
 
-    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
-        return LTPrefix(self, facts, prompt_tokens)
+    def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
+        return LTPrefix(self, facts, hypothesis_tokens)
 
-    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+    def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
         width = 2 * facts.layers * facts.kv_heads * facts.head_dim
         if self.pooling == "tokens":
             return facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
-        return facts.hidden_size + prompt_tokens**2 * width
+        return facts.hidden_size + hypothesis_tokens**2 * width
 
 
 class LTPrefix(nn.Module):
     """Producer of prefixes: states [K, P, H] -> keys and values [L, 2, K, G, P, D]."""
 
-    def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, prompt_tokens: int) -> None:
+    def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, hypothesis_tokens: int) -> None:
         super().__init__()
         self.config, self.facts = config, facts
         hidden, width = facts.hidden_size, 2 * facts.layers * facts.kv_heads * facts.head_dim
@@ -58,7 +58,7 @@ class LTPrefix(nn.Module):
         else:
             self.token_score = nn.Linear(hidden, 1, bias=False)
             nn.init.uniform_(self.token_score.weight, -1, 1)
-            self.expand = nn.Linear(prompt_tokens, prompt_tokens * width, bias=False)
+            self.expand = nn.Linear(hypothesis_tokens, hypothesis_tokens * width, bias=False)
         nn.init.normal_(self.expand.weight, std=config.init_std)
 
     def forward(self, states: Tensor, mask: Tensor) -> Injection:
@@ -79,7 +79,7 @@ class LTPrefix(nn.Module):
 
         The weight is stored times sqrt(H). Adam moves every element by about the learning rate, and so the score of
         H of them by H times as much: at rates that suit prefixes, training would collapse in some seeds
-        (docs/results.md; equalised learning rate: Karras et al., arXiv 1710.10196, Sec. 4.1).
+        (docs/results.md; equalized learning rate: Karras et al., arXiv 1710.10196, Sec. 4.1).
         """
         scores = self.token_score(states * self.facts.hidden_size**-0.5).squeeze(-1)
         if self.config.pooling == "softmax":

@@ -21,10 +21,10 @@ class LTPromptConfig(LabelTuningConfig):
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
 
-    def build_producer(self, facts: BackboneFacts, prompt_tokens: int) -> nn.Module:
+    def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)
 
-    def producer_parameters(self, facts: BackboneFacts, prompt_tokens: int) -> int:
+    def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
         return facts.hidden_size**2
 
 

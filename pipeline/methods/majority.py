@@ -1,4 +1,4 @@
-"""The label most frequent in training, for every text. The backbone is not asked."""
+"""The label most frequent in training, for every text. The backbone reads nothing."""
 
 from collections.abc import Sequence
 from typing import ClassVar, Literal
@@ -17,10 +17,10 @@ class MajorityConfig(MethodConfig):
 
     name: Literal["majority"] = "majority"
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "Majority":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "Majority":
         return Majority(label_count)
 
-    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         return 0
 
     def untrained_state(self, label_counts: Sequence[int]) -> dict[str, Tensor]:

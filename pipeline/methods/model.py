@@ -27,7 +27,7 @@ class LTuningModel(nn.Module):
 
     label_states: Tensor
     label_mask: Tensor
-    wordings: Tensor | None
+    continuations: Tensor | None
 
     def __init__(
         self,
@@ -36,11 +36,11 @@ class LTuningModel(nn.Module):
         label_states: Tensor,
         label_mask: Tensor,
         pooling: Pooling,
-        wordings: Tensor | None = None,
+        continuations: Tensor | None = None,
     ) -> None:
         """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean.
 
-        wordings [K, Q]: tokens of the labels behind a text, for methods that read them (`continuations`).
+        continuations [K, Q]: tokens of the hypotheses behind a text, for methods that read them.
         """
         super().__init__()
         method.attach(backbone.model)
@@ -49,7 +49,7 @@ class LTuningModel(nn.Module):
         self.pooling = pooling
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask.bool(), persistent=False)
-        self.register_buffer("wordings", wordings, persistent=False)
+        self.register_buffer("continuations", continuations, persistent=False)
 
     def forward(
         self,
@@ -66,7 +66,7 @@ class LTuningModel(nn.Module):
         return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that training may change, by name. Optimizer, saving, loading and counting all ask here."""
+        """The parameters that training may change, by name. Optimizer, saving, loading and counting all use this."""
         return dict(self.method.named_parameters()) | self.inside()
 
     def inside(self) -> dict[str, nn.Parameter]:
@@ -92,7 +92,7 @@ class LTuningModel(nn.Module):
 
 @dataclass(frozen=True)
 class _Reader:
-    """What a method's `scores` may ask about the texts of one batch; see `pipeline.methods.base.Reader`."""
+    """How a method's `scores` reads the texts of one batch; see `pipeline.methods.base.Reader`."""
 
     model: LTuningModel
     input_ids: Tensor
@@ -105,5 +105,5 @@ class _Reader:
         return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
-        assert self.model.wordings is not None, "the model was built without the labels' wordings"
-        return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.wordings[labels])
+        assert self.model.continuations is not None, "the model was built without the labels' continuations"
+        return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels])

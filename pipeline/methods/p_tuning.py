@@ -37,7 +37,7 @@ class PTuningConfig(TextClassifierConfig):
         lstm = 2 * 4 * width * (hidden + width + 2) + 2 * 4 * width * (3 * width + 2)
         return embedding + lstm + (2 * width + 1) * (2 * width) + (2 * width + 1) * hidden
 
-    def injected_tokens(self, prompt_tokens: int) -> int:
+    def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
 
 

@@ -46,7 +46,7 @@ class PrefixConfig(TextClassifierConfig):
         inner = self.bottleneck or width
         return self.tokens * width + inner * (width + 1) + 2 * facts.layers * width * (inner + 1)
 
-    def injected_tokens(self, prompt_tokens: int) -> int:
+    def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
 
 

@@ -34,7 +34,7 @@ class PromptConfig(TextClassifierConfig):
             raise ValueError("method.init=text needs method.init_text, and no other init takes one")
         return self
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "PromptTuning":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "PromptTuning":
         return PromptTuning(self, facts, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> "Prompt":
@@ -43,7 +43,7 @@ class PromptConfig(TextClassifierConfig):
     def injector_parameters(self, facts: BackboneFacts) -> int:
         return self.tokens * facts.hidden_size
 
-    def injected_tokens(self, prompt_tokens: int) -> int:
+    def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
 
 
@@ -68,7 +68,7 @@ class PromptTuning(TextClassifier):
         super().__init__(config.build_injector(facts), head)
         self.config = config
 
-    def initialise(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+    def initialize(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
         """Each prompt token starts as the mean embedding of a word's tokens."""
         words = self._words(vocabulary, names)
         vectors = vocabulary.embed(torch.tensor([token for word in words for token in word]))

@@ -16,14 +16,14 @@ class TextClassifierConfig(MethodConfig):
     head: HeadName = "linear"
     """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> "TextClassifier":
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "TextClassifier":
         return TextClassifier(self.build_injector(facts), self.build_head(facts, label_count))
 
     def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead:
         """The layer behind the backbone, for K labels."""
         return ClassHead(self.head, facts.hidden_size, label_count)
 
-    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         hidden = facts.hidden_size
         return self.injector_parameters(facts) + label_count * (hidden + 1) + similarity_parameters(self.head, hidden)
 

@@ -1,4 +1,4 @@
-"""No training: the frozen backbone's own idea of which label's wording goes with the text."""
+"""No training: the frozen backbone's own idea of which hypothesis goes with the text."""
 
 from typing import ClassVar, Literal
 
@@ -15,25 +15,25 @@ SCALE = 10.0
 
 
 class ZeroShotConfig(MethodConfig):
-    """Decoders: how likely the label's wording is behind the text. Encoders: similarity of text and label states."""
+    """Decoders: how likely the hypothesis is behind the text. Encoders: similarity of text and label states."""
 
     is_trained: ClassVar[bool] = False
     open_labels: ClassVar[bool] = True
-    reads_wordings: ClassVar[bool] = True
+    reads_hypotheses: ClassVar[bool] = True
 
     name: Literal["zero_shot"] = "zero_shot"
 
-    def build(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> TuningMethod:
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> TuningMethod:
         return WordingLikelihood() if facts.is_decoder else StateSimilarity()
 
-    def trainable_count(self, facts: BackboneFacts, prompt_tokens: int, label_count: int) -> int:
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         return 0
 
 
 class WordingLikelihood(TuningMethod):
-    """Mean log-probability per token of the label's wording, read right behind the text.
+    """Mean log-probability per token of the hypothesis, read right behind the text.
 
-    Per token, so that long wordings are not punished (GPT-3, arXiv 2005.14165, Sec. 2.4).
+    Per token, so that long hypotheses are not punished (GPT-3, arXiv 2005.14165, Sec. 2.4).
     """
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from typing import Any
 
 import altair as alt
 
-from pipeline.reports.figures import Rows
+from pipeline.reports.run_metrics import Rows
 
 Spec = dict[str, Any]
 WIDTH = 620
@@ -26,7 +26,7 @@ def learning_curves(training: Rows, validation: Rows) -> Spec:
             _curve(validation, "log_loss", "log-loss", SECOND),
         ]
     stacked = alt.vconcat(*charts, spacing=18).resolve_scale(x="shared")
-    return finished(stacked, "Training loss, and validation figures, by step")
+    return finished(stacked, "Training loss, and validation metrics, by step")
 
 
 def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | alt.FacetChart:

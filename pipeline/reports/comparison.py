@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from pipeline.comparison.tables import OURS, PLACE, key_of, rows_by
 from pipeline.core.errors import UserError
-from pipeline.reports.figures import Rows
+from pipeline.reports.run_metrics import Rows
 
 COLUMNS = {
     "summary": {*PLACE, "method", "metric", "mean", "sd", "seeds", "verdict", "best_baseline", "published"},
@@ -122,7 +122,9 @@ def _read(folder: Path, name: str) -> Rows:
         raise UserError(f"'{file}' cannot be read ({error}): run `compare` again, which makes it anew") from error
     if not rows or COLUMNS[name] - rows[0].keys():
         missing = ", ".join(sorted(COLUMNS[name] - (rows[0].keys() if rows else set())))
-        raise UserError(f"'{file}' is no comparison's file, or an old one ({missing} missing): run `compare` again")
+        raise UserError(
+            f"'{file}' is not a comparison's file, or is an old one ({missing} missing): run `compare` again"
+        )
     return rows
 
 

@@ -6,8 +6,8 @@ from typing import Any
 import altair as alt
 
 from pipeline.reports.charts import FAINT, Spec, finished, inline
-from pipeline.reports.figures import Rows
 from pipeline.reports.palette import Style
+from pipeline.reports.run_metrics import Rows
 
 Styles = dict[str, Style]
 HEIGHT = 170
@@ -17,7 +17,7 @@ FIT = alt.AutoSizeParams(type="fit-x", contains="padding")
 
 
 def convergence(rows: Rows, styles: Styles, by: str, name: str, width: int) -> Spec:
-    """Mean validation figure of every method by `step` or by `seconds` (paper, Figure 2)."""
+    """Mean validation metric of every method by `step` or by `seconds` (paper, Figure 2)."""
     title = {"step": "step", "seconds": "seconds of training"}[by]
     nearest = alt.selection_point(
         name="nearest", nearest=True, on="pointerover", fields=["method", "step"], empty=False
@@ -36,7 +36,7 @@ def convergence(rows: Rows, styles: Styles, by: str, name: str, width: int) -> S
     )
     size = alt.condition(nearest, alt.value(110), alt.value(26))
     dots = _marks(base, styles).encode(size=size).add_params(nearest)
-    return _panel(alt.layer(_lines(base, styles), dots), width, HEIGHT, f"Validation figure by {title}: {name}")
+    return _panel(alt.layer(_lines(base, styles), dots), width, HEIGHT, f"Validation metric by {title}: {name}")
 
 
 def differences(rows: Rows, reference: str, styles: Styles, name: str, width: int) -> Spec:
@@ -73,21 +73,21 @@ def differences(rows: Rows, reference: str, styles: Styles, name: str, width: in
 
 
 def cost_plane(rows: Rows, styles: Styles, by: str, name: str, width: int) -> Spec:
-    """Mean figure against `seconds` of training or trained `parameters`, on a logarithmic axis."""
+    """Mean metric against `seconds` of training or trained `parameters`, on a logarithmic axis."""
     title = {"seconds": "seconds of training", "parameters": "trained parameters"}[by]
     low, high = min(row[by] for row in rows) / 1.2, max(row[by] for row in rows) * 1.2
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(values=_log_ticks(low, high), format="~s", labelOverlap="greedy", grid=False)
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
-        x=alt.X(f"{by}:Q", title=title, scale=scale, axis=axis), color=_colour(styles), tooltip=_figure_and_cost()
+        x=alt.X(f"{by}:Q", title=title, scale=scale, axis=axis), color=_colour(styles), tooltip=_metric_and_cost()
     )
     spread = base.mark_rule(opacity=0.6).encode(y=_height("low"), y2="high:Q")
     points = _marks(base, styles, size=75).encode(y="mean:Q")
-    return _panel(alt.layer(spread, points), width, HEIGHT, f"Figure against {title}: {name}")
+    return _panel(alt.layer(spread, points), width, HEIGHT, f"Metric against {title}: {name}")
 
 
 def sizes(rows: Rows, styles: Styles, name: str, width: int) -> Spec:
-    """Mean figure of every method against the number of training texts per label."""
+    """Mean metric of every method against the number of training texts per label."""
     order = list(dict.fromkeys(row["size"] for row in rows))
     axis = alt.Axis(labelAngle=0, grid=False)
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
@@ -96,12 +96,12 @@ def sizes(rows: Rows, styles: Styles, name: str, width: int) -> Spec:
         tooltip=[alt.Tooltip("method:N"), alt.Tooltip("size:O"), alt.Tooltip("mean:Q", format=".4f")],
     )
     spread = base.mark_rule(opacity=0.45).encode(y=_height("low"), y2="high:Q")
-    figures = base.encode(y="mean:Q")
-    layers = [spread, _lines(figures, styles), _marks(figures, styles, size=45)]
-    return _panel(alt.layer(*layers), width, HEIGHT + 40, f"Figure by number of training texts: {name}")
+    means = base.encode(y="mean:Q")
+    layers = [spread, _lines(means, styles), _marks(means, styles, size=45)]
+    return _panel(alt.layer(*layers), width, HEIGHT + 40, f"Metric by number of training texts: {name}")
 
 
-def _figure_and_cost() -> list[alt.Tooltip]:
+def _metric_and_cost() -> list[alt.Tooltip]:
     return [
         alt.Tooltip("method:N"),
         alt.Tooltip("mean:Q", format=".4f"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pipeline.reports import comparison_charts as charts
-from pipeline.reports import comparison_figures as figures
+from pipeline.reports import comparison_metrics as metrics
 from pipeline.reports.charts import Spec
 from pipeline.reports.comparison import Comparison, Place
 from pipeline.reports.palette import style_of
@@ -34,8 +34,8 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         (
             _name(comparison, place),
             place,
-            {line["method"]: figures.chosen(line) for line in place.lines},
-            figures.tried(place),
+            {line["method"]: metrics.chosen(line) for line in place.lines},
+            metrics.tried(place),
         )
         for place in comparison.places
     ]
@@ -47,8 +47,8 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         "styles": styles,
         "comparison": comparison,
         "reference": references.pop() if len(references) == 1 else "the best baseline",
-        "verdicts": figures.verdicts(comparison),
-        "tables": [figures.overview(comparison, size) for size in comparison.sizes],
+        "verdicts": metrics.verdicts(comparison),
+        "tables": [metrics.overview(comparison, size) for size in comparison.sizes],
         "places": places,
         "facts": _facts(comparison),
     }
@@ -61,21 +61,21 @@ def _panels(comparison: Comparison, styles: charts.Styles) -> dict[str, list[Pan
     found: dict[str, list[Panel]] = {"differences": [], "curves": [], "curves_2": [], "cost": [], "cost_2": []}
     for place in places:
         name = _name(comparison, place)
-        if place.reference and (rows := figures.differences(place, comparison.methods)):
+        if place.reference and (rows := metrics.differences(place, comparison.methods)):
             spec = charts.differences(rows, place.reference, styles, name, width)
             found["differences"].append({"name": name, "note": f"to {place.reference}", "spec": spec})
-        rows = figures.mean_curves(place)
+        rows = metrics.mean_curves(place)
         if len({row["step"] for row in rows}) > 1:
             for key, by in (("curves", "step"), ("curves_2", "seconds")):
                 found[key].append(_panel(name, place, charts.convergence(rows, styles, by, name, width)))
-        if len(rows := figures.costs(place)) > 1:
+        if len(rows := metrics.costs(place)) > 1:
             for key, by in (("cost", "seconds"), ("cost_2", "parameters")):
                 found[key].append(_panel(name, place, charts.cost_plane(rows, styles, by, name, width)))
     return found | {"sizes": _size_panels(comparison, styles)}
 
 
 def _size_panels(comparison: Comparison, styles: charts.Styles) -> list[Panel]:
-    series = figures.by_size(comparison)
+    series = metrics.by_size(comparison)
     width = WIDTHS.get(len(series), NARROW)
     places = {(place.dataset, place.backbone): place for place in comparison.largest()}
     names = {key: _name(comparison, places[key], size=False) for key in series}
@@ -102,7 +102,7 @@ def _title(comparison: Comparison) -> str:
 
 
 def _facts(comparison: Comparison) -> list[tuple[str, str]]:
-    """What all the figures rest on."""
+    """What all the numbers rest on."""
     runs = [run for place in comparison.places for run in place.runs]
     kinds = {run["method"]: run["method_name"] for run in runs}
     methods = [name if name == kind else f"{name} ({kind})" for name, kind in kinds.items()]

@@ -31,7 +31,7 @@ def render(template: str, *, static: bool = False, **values: Any) -> str:
     """The page that a template of this folder makes of the values. All of them are escaped: labels and texts are data,
     and what would turn or hide the words around them is written out.
 
-    Its pictures are drawn in the browser, and tell figures where the pointer is; or here, where it is `static`. The
+    Its pictures are drawn in the browser, and tell metrics where the pointer is; or here, where it is `static`. The
     page's content security policy lets no script run but its own two (`static`: none), and nothing be loaded.
     """
     loader = jinja2.FileSystemLoader(HERE)

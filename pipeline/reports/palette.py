@@ -1,4 +1,4 @@
-"""How methods are told apart, in pictures and legends alike: by colour, shape and weight."""
+"""The look of each method, the same in pictures and legends: colour, shape and weight."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -28,8 +28,8 @@ from pipeline.evaluation.config import Split
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
-from pipeline.reports import figures
-from pipeline.reports.figures import Rows, ScoredSplit
+from pipeline.reports import run_metrics
+from pipeline.reports.run_metrics import Rows, ScoredSplit
 from pipeline.training.provenance import training_changes, training_fingerprint
 
 
@@ -41,7 +41,7 @@ class Run:
     adapter: Adapter
     manifest: dict[str, Any]
     metrics: dict[str, Any]
-    """Figures of the shown split."""
+    """Metrics of the shown split."""
     split: ScoredSplit
     """The test split, or what was evaluated last."""
     log: Rows
@@ -57,7 +57,7 @@ class Run:
 
     @property
     def validation(self) -> Rows:
-        """Figures of the validation split by step, without the prefix of their names."""
+        """Metrics of the validation split by step, without the prefix of their names."""
         lines = [line for line in self.log if "validation/accuracy" in line]
         return [{name.removeprefix("validation/"): value for name, value in line.items()} for line in lines]
 
@@ -66,7 +66,7 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
     """Raises UserError where the run is not evaluated yet, or its parts are damaged or do not belong together."""
     run_dir = RunDir(path)
     if not run_dir.config_file.is_file():
-        raise UserError(f"'{path}' is no run directory (config.yaml is missing)")
+        raise UserError(f"'{path}' is not a run directory (config.yaml is missing)")
     config = load_config(run_dir.config_file, [f"run.dir={json.dumps(str(path))}"])
     check_sums(run_dir.adapter)
     check_sums(run_dir.evaluation)
@@ -112,7 +112,7 @@ def _scored(run_dir: RunDir, name: str, labels: list[str]) -> ScoredSplit:
 
 def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     """The most confident mistakes with their texts; and why there are none, where they are not wanted or gone."""
-    rows = figures.confident_mistakes(run.split, run.temperature or 1.0)
+    rows = run_metrics.confident_mistakes(run.split, run.temperature or 1.0)
     if not texts:
         return [row | {"texts": []} for row in rows], "The page was made without the texts."
     origin = run.config.data.origin(run.split.name)
@@ -141,7 +141,7 @@ def label_points(run: Run) -> tuple[Rows, str]:
     before = pool(states.float(), mask, "mean")
     with torch.no_grad():
         after, what = _tuned(method, states.float(), mask.bool(), before)
-    return figures.label_map(run.split.labels, _array(before), _array(after)), what
+    return run_metrics.label_map(run.split.labels, _array(before), _array(after)), what
 
 
 def _tuned(method: LabelTuning, states: Tensor, mask: Tensor, before: Tensor) -> tuple[Tensor, str]:

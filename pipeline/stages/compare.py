@@ -22,7 +22,7 @@ from pipeline.stages.cell import Backbones, Cell, backbone_among, cell_of
 
 log = logging.getLogger(__name__)
 
-CHATTY = (
+QUIET_LOGGERS = (
     "stages.preprocess",
     "stages.encode_labels",
     "stages.train",
@@ -30,7 +30,7 @@ CHATTY = (
     "training.loop",
     "core.artefact",
 )
-"""Loggers that tell of every run what one line per run tells here."""
+"""Loggers whose lines about every run are one line per run here."""
 
 
 def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, *, overwrite: bool = False) -> None:
@@ -50,7 +50,7 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     _, ranks = start(first)
     check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite}, ranks)
     ranks.on_main(lambda: claim(Path(comparison.dir), "comparison"))
-    with _stages_speak_of_trouble_alone():
+    with _quiet_stages():
         for number, group in enumerate(chosen, start=1):
             log.info("compare: %d of %d: %s", number, len(chosen), group.path)
             with _own_group(comparison, group):
@@ -100,9 +100,9 @@ def run_cell(cell: Cell, *, overwrite: bool, judge: bool = True) -> dict[str, An
         return found | {"run": cell.run}
     row = cell.description() | {"fingerprint": fingerprint} | cell.results(judge)
     ranks.on_main(lambda: write_json(cell.file, row))
-    figure = row["figures"][row["metric"]] if judge else row["validation"]
+    value = row["figures"][row["metric"]] if judge else row["validation"]
     on = cell.split if judge else "validation"
-    log.info("compare: %s: %s %.4f on %s, %.0f s", cell.run, row["metric"], figure, on, row["seconds"])
+    log.info("compare: %s: %s %.4f on %s, %.0f s", cell.run, row["metric"], value, on, row["seconds"])
     return row
 
 
@@ -126,11 +126,11 @@ def _start(comparison: ComparisonConfig, group: Group) -> Ranks:
 
 
 @contextmanager
-def _stages_speak_of_trouble_alone() -> Iterator[None]:
+def _quiet_stages() -> Iterator[None]:
     if log.isEnabledFor(logging.DEBUG):
         yield
         return
-    loggers = [logging.getLogger(f"pipeline.{name}") for name in CHATTY]
+    loggers = [logging.getLogger(f"pipeline.{name}") for name in QUIET_LOGGERS]
     for logger in loggers:
         logger.setLevel(logging.WARNING)
     try:

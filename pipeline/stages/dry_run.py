@@ -27,18 +27,18 @@ def plan(config: RunConfig) -> None:
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
     _, mask = encode_hypotheses(backbone.tokenizer, words, config.data.max_length)
-    prompt_tokens = mask.shape[1]
+    hypothesis_tokens = mask.shape[1]
     ranks, gpu = world_size(), gpu_here()
     # Words that are now known: how many labels a text is judged against depends on them.
     labels = config.labels.model_copy(update={"names": manifest["labels"]})
     sections = Sections(config.backbone, config.data, labels, config.method, config.train, config.engine)
-    case = build_case(sections, backbone.model_config, ranks, gpu, prompt_tokens=prompt_tokens)
-    check_positions(config.method, case.facts, prompt_tokens, config.data.max_length)
-    check_size(config.method, case.facts, prompt_tokens, len(words))
+    case = build_case(sections, backbone.model_config, ranks, gpu, hypothesis_tokens=hypothesis_tokens)
+    check_positions(config.method, case.facts, hypothesis_tokens, config.data.max_length)
+    check_size(config.method, case.facts, hypothesis_tokens, len(words))
     with torch.device("meta"):
-        method = config.method.build(case.facts, prompt_tokens, len(words))
+        method = config.method.build(case.facts, hypothesis_tokens, len(words))
     counted = sum(parameter.numel() for parameter in method.parameters())
-    formula = config.method.trainable_count(case.facts, prompt_tokens, len(words))
+    formula = config.method.trainable_count(case.facts, hypothesis_tokens, len(words))
     elements = case.inventory.trained_elements
     inside = f", {elements:,} in the backbone" if elements else ""
     lines = [
@@ -46,8 +46,8 @@ def plan(config: RunConfig) -> None:
             f"{split}: {found['rows']:,} rows, {found['tokens']:,} tokens"
             for split, found in manifest["splits"].items()
         ),
-        f"labels: {len(words)}, at most {prompt_tokens} tokens each",
-        *_steps(sections, manifest["splits"]["train"], prompt_tokens, ranks),
+        f"labels: {len(words)}, at most {hypothesis_tokens} tokens each",
+        *_steps(sections, manifest["splits"]["train"], hypothesis_tokens, ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
         report(sections, case, gpu, _step_count(config.train, manifest["splits"]["train"], ranks)),
@@ -55,8 +55,8 @@ def plan(config: RunConfig) -> None:
     say("\n".join(lines))
 
 
-def _steps(config: Sections, train: dict[str, Any], prompt_tokens: int, ranks: int) -> list[str]:
-    settings, injected_tokens = config.train, config.method.injected_tokens(prompt_tokens)
+def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:
+    settings, injected_tokens = config.train, config.method.injected_tokens(hypothesis_tokens)
     global_batch = _global_batch(settings, ranks)
     if not config.method.is_trained:
         return ["steps: none, the method is not trained"]

@@ -48,7 +48,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     states = LabelStates(names, words, _read(accelerator, model, input_ids, mask), mask, wanted)
     release(accelerator, model)
     ranks.on_main(lambda: _write(states, folder))
-    log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.prompt_tokens, folder)
+    log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
     return states
 
 

@@ -27,7 +27,7 @@ from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.startup import start
-from pipeline.evaluation.calibration import Calibration, calibrated_figures, fit_temperature, keep_calibration
+from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, Any]:
-    """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> figures.
+    """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> metrics.
 
     `backbone`: the command's; None: one of its own.
     Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
@@ -68,9 +68,9 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
         )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
-    for name, figures in metrics.items():
-        log.info("evaluate: %s", summary_line(name, figures))
-        for note in figures["notes"]:
+    for name, found in metrics.items():
+        log.info("evaluate: %s", summary_line(name, found))
+        for note in found["notes"]:
             log.warning("evaluate: %s: %s", name, note)
     return metrics
 
@@ -85,7 +85,7 @@ def _score_splits(
     splits: list[str],
     manifest: dict[str, Any],
 ) -> tuple[dict[str, Any], list[pa.Table]]:
-    """The figures by split, and each split's predictions."""
+    """The metrics by split, and each split's predictions."""
     model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
     names = adapter.labels.names
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
@@ -110,7 +110,7 @@ def _score_splits(
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
         for name, (scores, truth) in scored.items():
-            metrics[name]["calibrated"] = calibrated_figures(scores, truth, calibration)
+            metrics[name]["calibrated"] = calibrated_metrics(scores, truth, calibration)
     return metrics, tables
 
 
@@ -132,13 +132,13 @@ def majority_label(manifest: dict[str, Any]) -> int:
     return int(np.argmax([counts[name] for name in manifest["labels"]]))
 
 
-def summary_line(split: str, figures: dict[str, Any]) -> str:
-    """A split's main figures beside the majority baseline, for people."""
-    baseline = figures["majority"]
+def summary_line(split: str, found: dict[str, Any]) -> str:
+    """A split's main metrics beside the majority baseline, for people."""
+    baseline = found["majority"]
     shown = ", ".join(
-        f"{key} {figures[key]:.4f} (majority {baseline[key]:.4f})" for key in ("accuracy", "macro_f1", "mcc")
+        f"{key} {found[key]:.4f} (majority {baseline[key]:.4f})" for key in ("accuracy", "macro_f1", "mcc")
     )
-    return f"{split}: {shown}, {figures['n']} texts"
+    return f"{split}: {shown}, {found['n']} texts"
 
 
 def _is_current(run_dir: RunDir, manifest: dict[str, Any], wanted: dict[str, str]) -> bool:
@@ -157,14 +157,14 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
 
 def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     method = adapter.config.method
-    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_wordings)
-    injected = method.injected_tokens(adapter.labels.prompt_tokens)
+    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
+    injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
     hidden = window_warning(backbone.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:
         log.warning("evaluate: %s", hidden)
-    wordings = adapter.wordings(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
+    continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
     built = adapter.build_method(backbone.facts)
-    model = build_model(accelerator, known.config, backbone, built, adapter.labels, wordings)
+    model = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
     load_inside(model, adapter.method_state)
     return prepare_inference(accelerator, model, known.config.dtype)
 
@@ -184,7 +184,7 @@ def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray
 def _write(
     run_dir: RunDir, adapter: Adapter, metrics: dict[str, Any], tables: list[pa.Table], fingerprint: dict[str, str]
 ) -> None:
-    """Brings the figures into the model card, then replaces evaluation/ whole or not at all."""
+    """Brings the metrics into the model card, then replaces evaluation/ whole or not at all."""
     write_card(run_dir.adapter, adapter, metrics)  # first: what stops in between is made again
     with atomic_dir(run_dir.evaluation, sums=True) as folder:
         write_json(folder / run_dir.metrics_file.name, metrics)

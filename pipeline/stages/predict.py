@@ -43,7 +43,7 @@ def predict(
 
     `adapter` is an adapter directory or a run directory. `input`: see `Input`; a string is its place. `output` is a
     file, which appears only when all is done, or "-" for standard output, which gets each part as it is ready, as do
-    devices and pipes. `labels`: score these (see `split_labels`) by their wording, in place of those of training.
+    devices and pipes. `labels`: score these (see `split_labels`) by hypothesis, in place of those of training.
     `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the validation split.
     `trust_remote_code`: run the Python code that ships with the backbone.
     Raises UserError naming a row that cannot be read, for labels that can be read in two ways, and where `output` is

@@ -1,4 +1,4 @@
-"""Stage 1: labelled texts are read, checked and tokenised into the run directory's data/."""
+"""Stage 1: labelled texts are read, checked and tokenized into the run directory's data/."""
 
 import logging
 import shutil
@@ -42,7 +42,7 @@ from pipeline.data.tokens import (
     rows_with_special_tokens,
     special_token_rows,
     summary,
-    tokenise,
+    tokenize,
     unknown_warning,
     with_special_tokens,
 )
@@ -139,18 +139,18 @@ def _current(run: RunDir, given: _Input, wanted: dict[str, str]) -> dict[str, An
 
 
 def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
-    """Reads all splits, then tokenises them into `folder`; returns the manifest's part on what was found."""
+    """Reads all splits, then tokenizes them into `folder`; returns the manifest's part on what was found."""
     data, tokenizer = given.data, given.backbone.tokenizer
     splits, labels, indices = read_splits(data, given.labels.names, given.sources, scratch)
     names = labels.names
-    hypotheses(names, given.labels)  # a wording that does not fit is said before the long work
-    tokenised, special, unknown = {}, {}, {}
+    hypotheses(names, given.labels)  # a hypothesis that does not fit is refused before the long work
+    tokenized, special, unknown = {}, {}, {}
     for split, read_rows in splits.items():
         rows = _kept(data, given.seed, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
-        result = tokenise(rows, tokenizer, indices[split], data.max_length, data.workers, file, split)
+        result = tokenize(rows, tokenizer, indices[split], data.max_length, data.workers, file, split)
         _save_quietly(result, folder / split)
-        tokenised[split] = summary(result, names)
+        tokenized[split] = summary(result, names)
         special[split] = rows_with_special_tokens(result, tokenizer)
         unknown[split] = unknown_warning(result, tokenizer, split)
     if (scratch / SKIPPED).exists() and (scratch / SKIPPED).stat().st_size:
@@ -158,13 +158,13 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
     warnings = [
         *(warning for found in splits.values() for warning in found.warnings),
         *(warning for warning in unknown.values() if warning),
-        *_label_warnings(labels, {split: splits[split] for split in given.sources}, tokenised),
+        *_label_warnings(labels, {split: splits[split] for split in given.sources}, tokenized),
         *_overlap_warnings(splits),
-        *_cut_warnings(tokenised, data.max_length),
+        *_cut_warnings(tokenized, data.max_length),
     ]
     return {
         "labels": names,
-        "splits": tokenised,
+        "splits": tokenized,
         "special_tokens": special,
         "cut": list(data.shares),
         "skipped": {split: splits[split].skipped for split in given.sources if splits[split].skipped},
@@ -174,7 +174,7 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
 
 
 def _save_quietly(rows: Dataset, folder: Path) -> None:
-    """`datasets` shows a second progress bar for writing what has just been tokenised."""
+    """`datasets` shows a second progress bar for writing what has just been tokenized."""
     hidden = are_progress_bars_disabled()
     disable_progress_bars()
     try:
@@ -185,7 +185,7 @@ def _save_quietly(rows: Dataset, folder: Path) -> None:
 
 
 def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:
-    """The rows of a split that its limits leave."""
+    """The split after `*_limit` and `train_per_label`."""
     limit = getattr(data, f"{split}_limit")
     count = data.train_per_label if split == "train" else None
     if count is None and (limit is None or limit >= len(rows)):
@@ -199,8 +199,8 @@ def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[
     return rows.select(balanced_subset(labels, limit, seed if split == "train" else 0))
 
 
-def _label_warnings(labels: Labels, splits: dict[str, CheckedSplit], tokenised: dict[str, dict[str, Any]]) -> list[str]:
-    untrained = [repr(name) for name in labels.names if not tokenised["train"]["per_label"][name]]
+def _label_warnings(labels: Labels, splits: dict[str, CheckedSplit], tokenized: dict[str, dict[str, Any]]) -> list[str]:
+    untrained = [repr(name) for name in labels.names if not tokenized["train"]["per_label"][name]]
     warnings = [f"no training text has the label(s) {some(untrained)}"] if untrained else []
     for alike in look_alikes(labels.names):
         warnings.append(f"{' and '.join(map(repr, alike))} are different labels, but differ by case or style alone")

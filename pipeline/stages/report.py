@@ -7,7 +7,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.output import check_output
 from pipeline.core.run_dir import RunDir
 from pipeline.data.fingerprint import sources_of
-from pipeline.reports import charts, figures
+from pipeline.reports import charts, run_metrics
 from pipeline.reports.page import write_page
 from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
 
@@ -67,21 +67,21 @@ def files_in(folder: Path) -> list[Path]:
 
 
 def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
-    """What the template shows: figures, tables, and a specification for each picture."""
+    """What the template shows: metrics, tables, and a specification for each picture."""
     config, split = run.config, run.split
-    cells = figures.confusion(split)
+    cells = run_metrics.confusion(split)
     wrong, no_texts = mistakes(run, texts=texts)
     points, tuned = label_points(run)
     classes = [{"label": name, **values} for name, values in run.metrics["per_class"].items()]
-    before = figures.reliability(split, 1.0)
-    after = figures.reliability(split, run.temperature) if run.temperature else None
+    before = run_metrics.reliability(split, 1.0)
+    after = run_metrics.reliability(split, run.temperature) if run.temperature else None
     pictures: dict[str, charts.Spec | None] = {
         "matrix": charts.confusion_matrix(cells, split.labels),
         "classes": charts.class_scores(classes),
         "reliability": charts.reliability_diagram(before, after),
-        "scores": charts.score_histogram(figures.score_distributions(split)),
+        "scores": charts.score_histogram(run_metrics.score_distributions(split)),
     }
-    # The template asks whether they are there.
+    # The template checks whether they are there.
     pictures["curves"] = charts.learning_curves(run.training, run.validation) if run.training else None
     pictures["labels"] = charts.label_map(points) if points else None
     sections = SECTIONS if run.training else SECTIONS[1:]
@@ -95,7 +95,7 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "yaml": config.to_yaml(),
         "counts": {name: part["rows"] for name, part in run.manifest["splits"].items()},
         "validation": run.validation,
-        "confused": figures.most_confused(cells),
+        "confused": run_metrics.most_confused(cells),
         "classes": classes,
         "reliability": [(charts.UNTEMPERED, before), *([(charts.TEMPERED, after)] if after else [])],
         "is_trained": config.method.is_trained,

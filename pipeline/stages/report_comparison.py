@@ -14,7 +14,7 @@ from pipeline.stages.report import files_in, page_of
 def report_comparison(folders: Sequence[str], output: str | None = None, *, static: bool = False) -> Path:
     """Writes the page of one comparison's directory, or of several together, for which `output` is needed.
 
-    It holds figures alone, no texts. `static`: draw the pictures now, so that the page holds no script. Raises
+    It holds numbers alone, no texts. `static`: draw the pictures now, so that the page holds no script. Raises
     UserError where a directory holds no finished comparison.
     """
     if not output and len(folders) > 1:

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the figures.
+    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the metrics.
 
     `overwrite`: train afresh, over what an earlier run left.
     """

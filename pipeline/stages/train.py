@@ -77,17 +77,17 @@ class TrainingTask:
         """Loads the backbone and puts the method on it: untrained, or as `state` left it. Collective."""
         split = load_split(self.run.data / "train")
         backbone = load_frozen(accelerator, ranks, self.backbone)
-        check_positions(self.method, backbone.facts, labels.prompt_tokens, self.data.max_length)
-        injected = self.method.injected_tokens(labels.prompt_tokens)
+        check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
+        injected = self.method.injected_tokens(labels.hypothesis_tokens)
         hidden = window_warning(backbone.facts, injected, self.data.max_length)
         if hidden and ranks.is_main:
             log.warning("train: %s", hidden)
         # The initial weights depend on the seed alone, not on what loading the backbone drew.
         torch.manual_seed(self.seed)
-        sizes = (backbone.facts, labels.prompt_tokens, len(labels.names))
+        sizes = (backbone.facts, labels.hypothesis_tokens, len(labels.names))
         check_size(self.method, *sizes)
         method = self.method.build(*sizes)
-        method.initialise(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
+        method.initialize(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
         model = build_model(accelerator, self.backbone.config, backbone, method, labels)
         count = sum(map(element_count, model.trainable().values()))
@@ -102,6 +102,25 @@ class TrainingTask:
             pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
+
+    def run_to_end(
+        self,
+        trainer: Trainer,
+        ranks: Ranks,
+        adapters: AdapterWriter,
+        metrics_log: MetricsLog,
+        preemption: Preemption,
+        rows_per_forward: int,
+        state: RunState | None,
+    ) -> dict[str, Any]:
+        """Trains, and writes the adapters; gives the summary. `rows_per_forward`: of an evaluation. Collective."""
+        validation = load_split(self.run.data / "validation") if "validation" in self.data.splits else None
+        loop = TrainingRun(
+            trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows_per_forward, state=state
+        )
+        with loop.writer, closing(metrics_log):
+            loop.to_end(preemption)
+            return loop.finish()
 
 
 def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: bool = False) -> dict[str, Any]:
@@ -142,15 +161,9 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         trainer = task.build_trainer(accelerator, ranks, labels, state)
         try:
             ranks.on_main(begin)
-            validation = load_split(run.data / "validation") if "validation" in config.data.splits else None
-            rows, values = config.evaluate.batch_size, config.model_dump(mode="json")
+            values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
-            loop = TrainingRun(
-                trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows, state=state
-            )
-            with loop.writer, closing(metrics_log):
-                loop.to_end(preemption)
-                return loop.finish()
+            return task.run_to_end(trainer, ranks, adapters, metrics_log, preemption, config.evaluate.batch_size, state)
         finally:
             release(accelerator, trainer.model)
 
@@ -169,7 +182,7 @@ def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str
 
     summary = Artefact(run.adapter_final, "train").found(read)
     if summary is None:
-        remove(run.evaluation)  # it brings the figures into the model card
+        remove(run.evaluation)  # it brings the metrics into the model card
         return None
     check_training(run, method, fingerprint)
     log.info("train: %s is current", run.adapter)

@@ -16,7 +16,7 @@ class CheckpointWriter:
     """One thread that writes one checkpoint at a time. Rank 0 alone has one at work."""
 
     def __init__(self, folder: Path, keep: int, *, stop_on_error: bool) -> None:
-        """`stop_on_error`: a full or read-only disk is an error, told by the next `submit` or `wait`; or a warning."""
+        """`stop_on_error`: a full or read-only disk is raised by the next `submit` or `wait`; else it is logged."""
         self.folder, self.keep, self.stop_on_error = folder, keep, stop_on_error
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
         self._pending: Future[None] | None = None

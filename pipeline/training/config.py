@@ -9,7 +9,7 @@ from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
 class TrainConfig(Settings):
-    """The optimisation."""
+    """The optimization."""
 
     objective: Literal["candidates", "pairs"] = "candidates"
     """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong."""
@@ -45,7 +45,7 @@ class TrainConfig(Settings):
     early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Stop after this many evaluations without a better validation score; null: never."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
-    """Validation figure that decides which adapter is the best."""
+    """Validation metric that decides which adapter is the best."""
     resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]

@@ -1,4 +1,4 @@
-"""The run loop of training: steps, figures, evaluations, checkpoints, early stopping, and how it all ends."""
+"""The run loop of training: steps, metrics, evaluations, checkpoints, early stopping, and how it all ends."""
 
 import logging
 import math
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class TrainingRun:
-    """The loop around a trainer: figures, evaluations, checkpoints, early stopping. The same on every rank."""
+    """The loop around a trainer: metrics, evaluations, checkpoints, early stopping. The same on every rank."""
 
     def __init__(
         self,
@@ -63,12 +63,12 @@ class TrainingRun:
         )
 
     def to_end(self, preemption: Preemption) -> None:
-        """Trains until the last step, or until patience is over. Raises Preempted where a signal asks to stop."""
+        """Trains until the last step, or until patience is over. Raises Preempted after a signal to stop."""
         settings = self.settings
         if self.evaluation_due:
             self._evaluate(preemption)
         while not self._is_over():
-            self._heed(preemption)
+            self._stop_if_signalled(preemption)
             loss = self.trainer.step(self.step)
             self.step += 1
             if not math.isfinite(loss):
@@ -106,7 +106,7 @@ class TrainingRun:
             return True
         return self.step >= self.trainer.total_steps
 
-    def _heed(self, preemption: Preemption) -> None:
+    def _stop_if_signalled(self, preemption: Preemption) -> None:
         """Every rank must call this at the same point of the loop."""
         if signal := preemption.requested(self.trainer.accelerator):
             self._stop(signal)
@@ -147,19 +147,19 @@ class TrainingRun:
     def _log_step(self, loss: float) -> None:
         seconds = time.perf_counter() - self.clock
         speed = (self.step - self.step_logged) * self.trainer.global_batch / seconds
-        figures = {
+        metrics = {
             "loss": loss,
             "learning_rate": self.trainer.learning_rate,
             "gradient_norm": self.trainer.gradient_norm(),
             "examples_per_second": speed,
             "seconds": seconds,
         }
-        self.metrics_log.write(self.step, figures)
+        self.metrics_log.write(self.step, metrics)
         self.progress.tell(loss, speed)
         self.step_logged, self.clock = self.step, time.perf_counter()
 
     def _evaluate(self, preemption: Preemption) -> None:
-        """Figures of the validation split; the adapter is saved at once if it is the best so far.
+        """Metrics of the validation split; the adapter is saved at once if it is the best so far.
 
         A signal interrupts it between two batches; the resumed run begins it anew.
         """
@@ -175,26 +175,26 @@ class TrainingRun:
             pad_token_id=self.trainer.pad_token_id,
             device=self.trainer.accelerator.device,
             readings=self.adapters.config.method.joint_readings(len(self.names)),
-            before_batch=lambda: self._heed(preemption),
+            before_batch=lambda: self._stop_if_signalled(preemption),
         )
         self.evaluation_due = False
         majority = int(np.bincount(self.trainer.texts.labels).argmax())
-        figures = split_metrics(scores, validation.labels, self.names, majority, "validation split")
-        shown = {key: figures[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
+        metrics = split_metrics(scores, validation.labels, self.names, majority, "validation split")
+        shown = {key: metrics[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
         self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
         accuracy, log_loss = shown["accuracy"], shown["log_loss"]
         log.info("train: step %d, validation accuracy %.4f, log-loss %.4f", self.step, accuracy, log_loss)
         if len(np.unique(scores.argmax(axis=1))) == 1:
             log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
-        self._keep_if_best(figures)
+        self._keep_if_best(metrics)
         self.clock += time.perf_counter() - started
 
-    def _keep_if_best(self, figures: dict[str, Any]) -> None:
+    def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         metric = self.settings.best_metric
-        if not self.best.better(metric, figures):
+        if not self.best.better(metric, metrics):
             self.best.evaluations_since += 1
             return
-        self.best.replace(metric, self.step, figures, self.trainer.trained_state())
+        self.best.replace(metric, self.step, metrics, self.trainer.trained_state())
 
         def write() -> None:
             try:

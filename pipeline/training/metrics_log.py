@@ -1,4 +1,4 @@
-"""Training figures: one JSON object per line, and the trackers beside it."""
+"""Training metrics: one JSON object per line, and the trackers beside it."""
 
 import json
 import logging
@@ -28,7 +28,7 @@ class MetricsLog:
             self._cut_off(step, position)
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Appends one line: `step` and the figures."""
+        """Appends one line: `step` and the metrics."""
         if self.trackers is not None:
             self._pending += (json.dumps({"step": step, **values}) + "\n").encode()
             self._append()

@@ -1,4 +1,4 @@
-"""Preemption: a signal asks the run to stop; all ranks agree on the step at which they do."""
+"""Preemption: a signal requests a stop; all ranks agree on the step at which they do."""
 
 import signal
 import threading

@@ -77,7 +77,7 @@ def _share_batch(settings: TrainConfig, global_batch: int, world_size: int) -> T
 def load_state(path: Path) -> RunState:
     """Reads a checkpoint on this rank. Raises UserError where it is damaged or not there."""
     if not path.is_dir():
-        raise UserError(f"train.resume: '{path}' is no checkpoint directory: give checkpoints/step-NNNNNN, or auto")
+        raise UserError(f"train.resume: '{path}' is not a checkpoint directory: give checkpoints/step-NNNNNN, or auto")
     return read_checkpoint(path)
 
 

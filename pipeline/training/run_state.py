@@ -1,4 +1,4 @@
-"""What a run knows beside its tensors: how far it is, and the best validation figures so far."""
+"""What a run knows beside its tensors: how far it is, and the best validation metrics so far."""
 
 import math
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from pipeline.training.optimizer_state import OptimizerState
 
 @dataclass
 class Best:
-    """The best validation figures so far, the parameters that reached them, and how many evaluations ago that was."""
+    """The best validation metrics so far, the parameters that reached them, and how many evaluations ago that was."""
 
     value: float = -math.inf
     step: int = 0
@@ -22,11 +22,11 @@ class Best:
     """fp32, whole, on the CPU; empty before the first evaluation."""
 
     def better(self, metric: str, figures: dict[str, Any]) -> bool:
-        """Whether these figures beat the best."""
+        """Whether these metrics beat the best."""
         return _worth(metric, figures) > self.value
 
     def replace(self, metric: str, step: int, figures: dict[str, Any], parameters: dict[str, Tensor]) -> None:
-        """Takes these figures as the best."""
+        """Takes these metrics as the best."""
         self.value, self.step, self.evaluations_since = _worth(metric, figures), step, 0
         self.figures, self.parameters = figures, parameters
 

@@ -37,7 +37,7 @@ class Trackers:
             write_json(file, kept | ids)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
-        """Adds figures. A tracker that fails is left out from then on: training does not end with it."""
+        """Adds metrics. A tracker that fails is left out from then on: training does not end with it."""
         for name, tracker in list(self._running.items()):
             try:
                 tracker.log(dict(values), step=step)

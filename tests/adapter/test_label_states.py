@@ -28,7 +28,7 @@ def test_round_trip(tmp_path: Path, dtype: torch.dtype) -> None:
     states.save(tmp_path)
     again = LabelStates.load(tmp_path)
     assert torch.equal(again.states, states.states) and again.states.dtype == dtype
-    assert torch.equal(again.mask, MASK) and again.mask.dtype == torch.bool and again.prompt_tokens == 3
+    assert torch.equal(again.mask, MASK) and again.mask.dtype == torch.bool and again.hypothesis_tokens == 3
     for part in ("names", "hypotheses", "fingerprint"):
         assert getattr(again, part) == getattr(states, part)
 

@@ -1,4 +1,4 @@
-"""The quantised layers against bitsandbytes' own layer and against float64."""
+"""The quantized layers against bitsandbytes' own layer and against float64."""
 
 import bitsandbytes
 import pytest
@@ -61,7 +61,7 @@ def test_int8_gradient_equals_bitsandbytes(linear: nn.Linear, threshold: float) 
 
 
 def test_weights_are_rounded_by_at_most_half_a_step(linear: nn.Linear) -> None:
-    halves = linear.weight.half().double()  # LLM.int8() quantises from float16
+    halves = linear.weight.half().double()  # LLM.int8() quantizes from float16
     step = halves.abs().amax(1, keepdim=True) / 127
     assert ((quantized(linear).dequantized(torch.float64) - halves).abs() <= 0.5001 * step).all()
 

@@ -71,7 +71,7 @@ def test_equals_the_definition(tmp_path: Path, family: str, tied: bool) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_the_output_layer_is_not_quantised(tmp_path: Path, tied: bool) -> None:
+def test_the_output_layer_is_not_quantized(tmp_path: Path, tied: bool) -> None:
     save_tiny(tmp_path, "llama_gqa", AutoModelForCausalLM, tie_word_embeddings=tied)
     plain, int8 = load(tmp_path), load(tmp_path, "int8")
     assert int8.output is not None

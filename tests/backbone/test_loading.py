@@ -1,4 +1,4 @@
-"""Loading without ZeRO: the same model that transformers loads, quantised or not.
+"""Loading without ZeRO: the same model that transformers loads, quantized or not.
 
 covers backbone/partition, backbone/model_config
 """
@@ -69,7 +69,7 @@ def test_int8_is_near_and_replaces_every_linear_layer(tmp_path: Path, family: st
             rounded[f"{name}.weight"].data.copy_(weight.t() if family == "gpt2" else weight)
     with torch.no_grad():
         exact, near, same = (model(IDS).last_hidden_state for model in (plain, int8, weight_only))
-    assert torch.allclose(exact, same, atol=1e-5)  # the unquantised model, with the rounded weights put in
+    assert torch.allclose(exact, same, atol=1e-5)  # the unquantized model, with the rounded weights put in
     assert 0 < (exact - near).abs().max() < 0.1 * exact.abs().max()
 
 
@@ -106,7 +106,7 @@ def test_old_names_of_layer_norms(tmp_path: Path) -> None:
     assert_same(load(tmp_path), tiny_model("bert"))
 
 
-def test_quantises_from_the_stored_precision(tmp_path: Path) -> None:
+def test_quantizes_from_the_stored_precision(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama")
     weight = tiny_model("llama").layers[0].mlp.up_proj.weight.data
     layer = load(tmp_path, "int8", "bfloat16", int8_threshold=3.0).layers[0].mlp.up_proj
@@ -117,22 +117,22 @@ def test_quantises_from_the_stored_precision(tmp_path: Path) -> None:
     assert torch.equal(layer.scale_bits, scale_bits)
 
 
-def test_the_log_says_what_is_quantised(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_says_what_is_quantized(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_tiny(tmp_path, "llama")
     with caplog.at_level(logging.INFO, "pipeline"):
         load(tmp_path, "int8")
-    quantised, kept = caplog.messages[-2:]
-    assert "layers.*.mlp.up_proj.weight x2" in quantised
+    quantized, kept = caplog.messages[-2:]
+    assert "layers.*.mlp.up_proj.weight x2" in quantized
     assert "embed_tokens.weight x1" in kept
     assert "layers.*.input_layernorm.weight x2" in kept
 
 
-def test_a_quantised_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_refused(tmp_path: Path) -> None:
     save_tiny(tmp_path, "llama")
     config = json.loads((tmp_path / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_8bit": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="quantised already"):
+    with pytest.raises(UserError, match="quantized already"):
         load(tmp_path, "int8")
 
 
@@ -145,7 +145,7 @@ def test_values_out_of_range_are_refused(tmp_path: Path, quantization: str, valu
     weights["layers.0.mlp.up_proj.weight"][3, 4] = value
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
     with pytest.raises(UserError, match=r"layers.0.mlp.up_proj.weight holds values that are not finite"):
-        load(tmp_path, quantization)  # int8 is quantised from float16, which ends at 65504
+        load(tmp_path, quantization)  # int8 is quantized from float16, which ends at 65504
 
 
 def test_config_without_a_base_model(tmp_path: Path) -> None:

@@ -255,9 +255,9 @@ def test_shapes_are_compared_with_the_config(folder: Path) -> None:
     assert "norm.weight is [17], config.json wants [16]" in refusal(changed(folder, **{"norm.weight": torch.ones(17)}))
 
 
-def test_quantised_tensors_are_refused(folder: Path) -> None:
+def test_quantized_tensors_are_refused(folder: Path) -> None:
     codes = torch.zeros(16, 32, dtype=torch.int8)
-    assert "quantised already" in refusal(changed(folder, **{"layers.0.mlp.down_proj.weight": codes}))
+    assert "quantized already" in refusal(changed(folder, **{"layers.0.mlp.down_proj.weight": codes}))
 
 
 def test_heads_and_old_constants_are_left_out(folder: Path) -> None:

@@ -78,7 +78,7 @@ def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> N
     [
         (["train.epoch=3"], "unknown key 'train.epoch': did you mean 'train.epochs'?"),
         (["train.epochs=x", "run.seed=-1"], "'train.epochs'"),
-        (["epochs"], "'epochs' is no override: write section.key=value"),
+        (["epochs"], "'epochs' is not an override: write section.key=value"),
         (["engine.deepspeed=nowhere.json"], "engine.deepspeed 'nowhere.json' does not exist"),
         (["data.train=nowhere.tsv"], "nowhere.tsv"),
         (["backbone.name_or_path=nowhere"], "its cache does not hold nowhere"),

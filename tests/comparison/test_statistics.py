@@ -32,11 +32,11 @@ def test_figures_are_scikit_learns(metric: Metric) -> None:
     truth = generator.integers(0, 4, 50)
     for found in (noisy(truth, 0.6, 1, 1)[0], np.zeros(50, dtype=int), truth):
         ones = np.ones(50, dtype=int)
-        assert statistics._figure(truth, found, 5, metric, ones) == pytest.approx(FUNCTIONS[metric](truth, found))
+        assert statistics._value(truth, found, 5, metric, ones) == pytest.approx(FUNCTIONS[metric](truth, found))
         # A text that counts twice is a text that is there twice.
         weights = generator.integers(0, 3, 50)
         twice = FUNCTIONS[metric](truth.repeat(weights), found.repeat(weights))
-        assert statistics._figure(truth, found, 5, metric, weights) == pytest.approx(twice)
+        assert statistics._value(truth, found, 5, metric, weights) == pytest.approx(twice)
 
 
 @pytest.mark.parametrize("metric", FUNCTIONS)

@@ -31,8 +31,8 @@ def test_every_split_is_balanced_over_eight_labels(splits):
 
 def test_no_line_occurs_twice_and_none_nearly(splits):
     texts = [text for split in splits.values() for text in split.rows["text"]]
-    normalised = Counter(re.sub(r"\W+", "", text.lower()) for text in texts)
-    assert len(texts) == 560 and max(normalised.values()) == 1
+    normalized = Counter(re.sub(r"\W+", "", text.lower()) for text in texts)
+    assert len(texts) == 560 and max(normalized.values()) == 1
     assert not any(overlap(splits[a], splits[b]) for a, b in combinations(splits, 2))
     words = [set(re.findall(r"\w+", text.lower())) for text in texts]
     assert max(len(a & b) / len(a | b) for a, b in combinations(words, 2)) < 0.5

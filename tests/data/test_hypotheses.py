@@ -17,7 +17,7 @@ def test_hypotheses_by_template_and_by_text():
 def test_texts_go_to_their_label_however_it_is_spelled():
     config = LabelsConfig(texts={"cafe\u0301 \u00a0noir": "Coffee.", "1.0": "One."})
     assert hypotheses(["1", "café noir"], config) == ["One.", "Coffee."]
-    # The labels of a run that an older version made keep the wording that they have.
+    # The labels of a run that an older version made keep the hypotheses that they have.
     assert hypotheses(["a  b", "c"], LabelsConfig(template="{label}!", texts={"c": "C."})) == ["a  b!", "C."]
 
 

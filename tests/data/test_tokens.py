@@ -19,7 +19,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
 from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenise, unknown_warning
+from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenize, unknown_warning
 from tests.support.tiny import tiny_tokenizer
 
 TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
@@ -34,7 +34,7 @@ def rows_of(tmp_path, texts=TEXTS, pairs=None):
 
 
 def run(rows, tokenizer, tmp_path, max_length=64, workers=1):
-    return tokenise(rows, tokenizer, {"a": 0, "b": 1, "c": 0}, max_length, workers, tmp_path / "out.arrow", "train")
+    return tokenize(rows, tokenizer, {"a": 0, "b": 1, "c": 0}, max_length, workers, tmp_path / "out.arrow", "train")
 
 
 def test_tokens_labels_and_counts(tmp_path):

@@ -1,6 +1,7 @@
 """One reader for training and prediction: every format, plain, gzip and piped; nothing is waited for twice.
 
 covers data/readers, data/streams
+covers data/rows
 """
 
 import gzip

@@ -117,7 +117,7 @@ PUBLISHED = {
     "bert-base": 109_482_240 - 768 * 769,
 }
 NOMINAL = {"falcon-7b": 7e9, "falcon-180b": 180e9, "roberta-base": 125e6, "deberta-v3-base": 184e6}
-SMALL_WORKLOAD = Workload(rows=1, text_tokens=8, prompt_tokens=2)
+SMALL_WORKLOAD = Workload(rows=1, text_tokens=8, injected_tokens=2)
 
 
 def run_config(**changes: Any) -> RunConfig:
@@ -153,10 +153,10 @@ def test_counts_every_parameter(name: str) -> None:
         assert taken.elements == pytest.approx(NOMINAL[name], rel=0.04)
 
 
-def test_quantises_linear_weights_alone() -> None:
+def test_quantizes_linear_weights_alone() -> None:
     taken = case_of("llama-2-7b").inventory
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
-    assert sum(weight.elements for weight in taken.weights if weight.quantised) == matrices
+    assert sum(weight.elements for weight in taken.weights if weight.quantized) == matrices
     assert taken.weight_bytes == matrices + 2 * (taken.elements - matrices)
     scales = 32 * 4 * (5 * 4096 + 2 * 11008)
     assert 0 <= taken.buffer_bytes - scales < 4096  # the rest are the rotary frequencies
@@ -165,7 +165,7 @@ def test_quantises_linear_weights_alone() -> None:
 @pytest.mark.parametrize("injects", ["prefix", "prompt"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_activations_equal_what_autograd_keeps(family: str, injects: Any) -> None:
-    workload = Workload(rows=3, text_tokens=24, prompt_tokens=4, injects=injects)
+    workload = Workload(rows=3, text_tokens=24, injected_tokens=4, injects=injects)
     model = tiny_model(family)
     facts = facts_of(model.config)
     taken = take_inventory(model.config, BackboneConfig(name_or_path="none", dtype="float32"), workload)
@@ -341,7 +341,7 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
     short = build_case(
         sections_of(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
     )
-    assert short.workload == every.workload and (short.rows_alone, every.rows_alone) == (16, 0)
+    assert short.workload == every.workload and (short.shortlist_rows, every.shortlist_rows) == (16, 0)
     for more, less in zip(plans(short), plans(every), strict=True):
         assert more.memory == less.memory
         once = int(sum(w.elements * w.item_bytes for w in short.inventory.weights if w.elements > 100_000) * 7 / 8)
@@ -351,7 +351,7 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
         assert more.compute_seconds / less.compute_seconds == pytest.approx(1 + 16 * 256 / (64 * 256 * passes))
     for names, rows in (("abcd", 0), ("abcde", 16)):
         pairs = sections_of(method={"head": "label_aware"}, labels={"names": list(names)})
-        assert build_case(pairs, LLAMA_7B, 8, "h200").rows_alone == rows
+        assert build_case(pairs, LLAMA_7B, 8, "h200").shortlist_rows == rows
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:

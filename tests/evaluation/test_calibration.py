@@ -12,7 +12,7 @@ from sklearn.metrics import log_loss
 
 from pipeline import LTuningClassifier
 from pipeline.core.errors import UserError
-from pipeline.evaluation.calibration import FILE, HIGHEST, LOWEST, calibrated_figures, fit_temperature, tempered_softmax
+from pipeline.evaluation.calibration import FILE, HIGHEST, LOWEST, calibrated_metrics, fit_temperature, tempered_softmax
 from pipeline.evaluation.metrics import predictions
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
@@ -45,7 +45,7 @@ def test_the_temperature_that_made_the_scores_is_found(sureness: float) -> None:
     scores, truth = drawn(0, 5_000, 3, sureness)
     calibration = fit_temperature(scores, truth)
     assert calibration.temperature == pytest.approx(sureness, rel=0.1) and calibration.texts == 5_000
-    figures = calibrated_figures(scores, truth, calibration)
+    figures = calibrated_metrics(scores, truth, calibration)
     assert figures["ece"] < 0.03
     assert figures["log_loss"] <= log_loss(truth, tempered_softmax(scores)) + 1e-9
 

@@ -82,7 +82,7 @@ def test_torchrun_told_to_stop_ends_with_85_and_goes_on(folder: Path, by_hand: d
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--processes", "two", "train"], "error: --processes is 'two', which is no number"),
+        (["--processes", "two", "train"], "error: --processes is 'two', which is not a number"),
         (["--nodes", "2", "train"], "error: --nodes 2 needs --master"),
         (["--processes"], "error: --processes needs a value"),
         (["--processes", "1"], "error: no stage given; see --help"),

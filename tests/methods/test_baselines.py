@@ -51,8 +51,8 @@ def config_of(**keys: Any) -> MethodConfig:
 
 def model_of(family: str = "llama_gqa", **keys: Any) -> LTuningModel:
     """In float64, with parameters that all matter, on label states that differ."""
-    reads_wordings = keys["name"] == "zero_shot" and family != "bert"
-    network = tiny_model(family, AutoModelForCausalLM if reads_wordings else AutoModel).double()
+    reads_hypotheses = keys["name"] == "zero_shot" and family != "bert"
+    network = tiny_model(family, AutoModelForCausalLM if reads_hypotheses else AutoModel).double()
     facts = facts_of(network.config)
     torch.manual_seed(3)
     method = config_of(**keys).build(facts, P, K).double()
@@ -61,8 +61,8 @@ def model_of(family: str = "llama_gqa", **keys: Any) -> LTuningModel:
     states = torch.randn(K, P, H, dtype=torch.float64)
     mask = torch.ones(K, P, dtype=torch.bool)
     pooling: Pooling = "last" if facts.is_decoder else "mean"
-    wordings = torch.randint(4, 300, (K, P)) if reads_wordings else None
-    return LTuningModel(FrozenBackbone(network, facts), method, states, mask, pooling, wordings)
+    continuations = torch.randint(4, 300, (K, P)) if reads_hypotheses else None
+    return LTuningModel(FrozenBackbone(network, facts), method, states, mask, pooling, continuations)
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_prompt_starts_from_words(init: str) -> None:
     assert isinstance(method, PromptTuning)
     torch.manual_seed(0)
     vocabulary = Vocabulary(ordinary, encode, lambda ids: table[ids])
-    method.initialise(vocabulary, ["sports", "business news"])
+    method.initialize(vocabulary, ["sports", "business news"])
     found = method.inject(1)
     assert found is not None and found.prompt is not None
     prompt = found.prompt[0]

@@ -62,7 +62,7 @@ def test_lora_trains_two_matrices_beside_each_target(family: str, texts: dict[st
     taken = take_inventory(
         tiny_model(family).config,
         BackboneConfig(name_or_path="none", dtype="float32"),
-        Workload(rows=2, text_tokens=8, prompt_tokens=0, injects=None),
+        Workload(rows=2, text_tokens=8, injected_tokens=0, injects=None),
         model.method.attach,
     )
     assert taken.trained_elements == expected and taken.activation_bytes > 0

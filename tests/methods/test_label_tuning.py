@@ -99,7 +99,7 @@ def test_the_formula_is_the_count(
 def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor) -> Tensor:
     """One label's keys and values [L, 2, G, P, D], element by element, from the paper's text.
 
-    A linear map H -> 1 without bias gives one number per hypothesis token (softmax normalises them over the
+    A linear map H -> 1 without bias gives one number per hypothesis token (softmax normalizes them over the
     hypothesis), and a linear map P -> 2 P L G D every key and value; with `tokens` each token makes its own.
     """
     weights = {name: parameter.detach() for name, parameter in method.producer.named_parameters()}

@@ -1,6 +1,6 @@
 """The numbers behind a comparison's pictures, and which runs they come from.
 
-covers reports/comparison_figures, reports/comparison_page, reports/palette
+covers reports/comparison_metrics, reports/comparison_page, reports/palette
 """
 
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pipeline.reports import comparison_figures as figures
+from pipeline.reports import comparison_metrics as metrics
 from pipeline.reports.comparison import Method, Place, load_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import render
@@ -43,7 +43,7 @@ def test_what_two_directories_hold_counts_once(tmp_path: Path) -> None:
     assert [(place.size, len(place.lines)) for place in comparison.places] == [("all", 2), ("16", 2)]
     assert comparison.notes == ["sst2, minilm: shown from sst2, left out from sizes"]
     assert comparison.sizes == ["all", "16"] and comparison.largest() == [comparison.places[0]]
-    series = figures.by_size(comparison)
+    series = metrics.by_size(comparison)
     assert [row["size"] for row in series["sst2", "minilm"] if row["method"] == "lt_prefix"] == ["16", "all"]
 
 
@@ -64,7 +64,7 @@ def test_a_mean_curve_holds_the_steps_of_all_seeds() -> None:
         }
         for one in curves
     ]
-    assert figures.mean_curves(Place([], [*runs, {"method": "majority", "curve": "[]"}])) == [
+    assert metrics.mean_curves(Place([], [*runs, {"method": "majority", "curve": "[]"}])) == [
         {"method": "m", "step": 10, "seconds": 2.0, "value": pytest.approx(0.6), "sd": pytest.approx(0.1), "seeds": 3}
     ]
 
@@ -77,7 +77,7 @@ def test_differences_are_cut_where_l_tuning_would_not_be_seen_any_more() -> None
         line("majority", difference=-0.5, low=-0.6, high=-0.4),
     ]
     methods = [Method(one["method"], one["method"] == "lt_prefix", one["method"] != "majority", False) for one in lines]
-    mine, cut = figures.differences(Place(lines, []), methods)
+    mine, cut = metrics.differences(Place(lines, []), methods)
     assert (mine["from"], mine["to"], mine["inside"]) == (-0.01, 0.05, True) and not mine["cut_low"]
     assert (cut["from"], cut["to"]) == (pytest.approx(-0.15), -0.1)
     assert cut["cut_low"] and not cut["cut_high"] and not cut["inside"]
@@ -88,7 +88,7 @@ def test_the_grid_keeps_its_columns_where_a_setting_failed(tmp_path: Path) -> No
     for run in place.runs:
         if run["method"] == "lt_prefix":
             run["grid"] = json.dumps(json.loads(run["grid"])[1:])
-    table = figures.tried(place)
+    table = metrics.tried(place)
     assert table["points"] == ["learning_rate 0.03", "learning_rate 0.003"]
     assert [row["validation"].count(None) for row in table["rows"]] == [1, 0]
     assert table["rows"][0]["chosen"] == "learning_rate 0.003"

@@ -78,7 +78,7 @@ def test_every_method_makes_a_page(config: RunConfig) -> None:
     page = (config.run_dir.path / "report.html").read_text()
     is_trained, is_validated = config.method.is_trained, config.data.validation is not None
     assert ('id="curves"' in page) == ('href="#curves"' in page) == is_trained
-    assert ("Validation figures as a table" in page) == (is_trained and is_validated)
+    assert ("Validation metrics as a table" in page) == (is_trained and is_validated)
     assert ("the run has no validation split" in page) == (is_trained and not is_validated)
     assert ("with temperature" in page) == is_validated
     assert ("no temperature fitted" in page) == (not is_validated)
@@ -94,14 +94,14 @@ def test_it_is_drawn_in_a_browser(config: RunConfig, browser: Browser) -> None:
             assert figure.locator("svg [role='graphics-symbol']").count() >= 1
         assert page.locator("nav a").count() == page.locator("main > section:not(#results)").count()
         ticks = page.locator("#curves svg .role-axis-label text").all_text_contents()
-        figures = page.locator("#curves tbody td").all_text_contents()
+        shown = page.locator("#curves tbody td").all_text_contents()
     if not config.method.is_trained:
         assert ticks == []
         return
     values = [tick for tick in ticks if "." in tick]
     assert len(ticks) - len(values) == 3 * (3 if config.data.validation else 1)
     assert set(ticks) - set(values) == {"0", "1", "2"}, "steps, which are whole numbers"
-    assert values[len(values) - len(figures) // 2 :] == figures[1::2], "one tick, with the one value"
+    assert values[len(values) - len(shown) // 2 :] == shown[1::2], "one tick, with the one value"
 
 
 @pytest.mark.parametrize("prepared", [(2, True)], indirect=True)

@@ -99,7 +99,7 @@ def test_zero_shot_asks_the_language_model(folder: Path) -> None:
     assert found == pytest.approx({name: likelihood("a goal", text) for name, text in words.items()}, rel=1e-5)
 
 
-def test_wordings_that_do_not_fit_behind_a_text_are_refused(folder: Path) -> None:
+def test_hypotheses_that_do_not_fit_behind_a_text_are_refused(folder: Path) -> None:
     config = tiny_config(
         folder, run={"dir": str(folder / "full-text")}, method={"name": "zero_shot"}, data={"max_length": 125}
     )

@@ -140,7 +140,7 @@ def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
             assert (line["verdict"] == "better") == (line["low"] > 0)
     table = (finished / "comparison" / "tables.md").read_text()
     assert "| backbone | method | news (accuracy) |" in table and "| tiny | lt_prompt | 0." in table
-    assert "(0.9250) |" in table and "In brackets: the published figure." in table
+    assert "(0.9250) |" in table and "In brackets: the published value." in table
     assert {name: line["published"] for name, line in lines.items() if line["published"]} == {"lt_prompt": 0.925}
     assert "### news, tiny, all training texts" in table and f"**{best}**" in table
 
@@ -357,8 +357,8 @@ def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> 
         ({"grid": {"train.learning_rate": []}}, [], "grid.train.learning_rate"),
         ({"grid": {"train.learning_rate": [0.1, float("nan")]}}, [], "'train.learning_rate': "),
         ({"published": {"tiny": {"news": {"probe": float("inf")}}}}, [], "finite number"),
-        ({"reference": "lt_prefix"}, [], "none of methods: lt_prompt, probe, majority"),
-        ({"published": {"tiny": {"news": {"bert": 0.9}}}}, [], "published.tiny.news.bert is no cell"),
+        ({"reference": "lt_prefix"}, [], "not one of methods: lt_prompt, probe, majority"),
+        ({"published": {"tiny": {"news": {"bert": 0.9}}}}, [], "published.tiny.news.bert is not a cell"),
         ({"methds": {}}, [], "'methds'"),
     ],
 )

@@ -77,7 +77,7 @@ def test_the_fault_is_named_with_the_config_file(tmp_path: Path) -> None:
 
 
 def test_labels_that_are_worded_do_not_count_the_labels(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """One wording of three labels: not K = 1."""
+    """A hypothesis for one of three labels: not K = 1."""
     texts = {"texts": {"sport": "Sport."}}
     file = folder / "worded.yaml"
     counts = []

@@ -1,4 +1,4 @@
-"""The evaluate stage on a tiny run: figures, predictions, staleness, refusals, and two ranks."""
+"""The evaluate stage on a tiny run: metrics, predictions, staleness, refusals, and two ranks."""
 
 import json
 import logging

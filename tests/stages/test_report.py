@@ -189,7 +189,7 @@ def test_two_labels_and_no_log_of_the_training_make_a_page_too(tmp_path: Path) -
 
 
 def test_runs_that_cannot_be_reported(config: RunConfig, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    with pytest.raises(UserError, match="is no run directory"):
+    with pytest.raises(UserError, match="is not a run directory"):
         report(str(tmp_path))
     shutil.copytree(config.run_dir.path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")

@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_by_name(result: Result, folder: Path) -> N
     log = (folder / "refused.log").read_text()
     assert "train.learning_rate was '0.01', now '0.02': set that back, or give --overwrite" in log
     assert "holds checkpoints and train.resume is never: give --overwrite" in log
-    assert "'nowhere' is no checkpoint directory" in log
+    assert "'nowhere' is not a checkpoint directory" in log
     assert "train.batch_size was '2', now '4': set that back" in log
     assert "goes on after step 6, from" in log, "as train.resume said, though step 8 is newer"
     assert "goes on with train.batch_size was '2', now '4'; train.eval_every was '3', now '4'; train.gradient" in log

@@ -1,6 +1,7 @@
 """Whoever may read a run directory may read all of it: the umask decides, for every artefact.
 
 covers core/files
+covers core/run_dir
 """
 
 import os

@@ -1,6 +1,7 @@
 """Training for real: a toy task that can be learnt, on tiny backbones, alone and on two ranks.
 
 covers engine/models, training/loop, training/metrics_log, training/trainer
+covers training/adapter_writer
 """
 
 import hashlib

@@ -32,7 +32,7 @@ class HalfFrozen(nn.Module):
 
 
 def train_all(folder: Path) -> dict[str, dict[str, Any]]:
-    """Preset and precision -> figures."""
+    """Preset and precision -> metrics."""
     torch.set_num_threads(1)
     names = sorted(path.stem for path in PRESETS.glob("*.json"))
     return {f"{name} {dtype}": train(name, dtype) for dtype in ("bfloat16", "float32") for name in names}

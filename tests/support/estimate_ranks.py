@@ -18,7 +18,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.distributed.ranks import Ranks
 from tests.support.estimate_zero import ZERO
 
-ROWS, TEXT_TOKENS, PROMPT_TOKENS = 2, 12, 4
+ROWS, TEXT_TOKENS, INJECTED_TOKENS = 2, 12, 4
 
 
 class Prefixed(nn.Module):
@@ -28,13 +28,13 @@ class Prefixed(nn.Module):
         super().__init__()
         facts = backbone.facts
         self.backbone = backbone
-        self.start = nn.Parameter(torch.randn(PROMPT_TOKENS, facts.head_dim))
+        self.start = nn.Parameter(torch.randn(INJECTED_TOKENS, facts.head_dim))
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] -> one number"""
         facts = self.backbone.facts
         shape = (facts.layers, 2, len(ids), facts.kv_heads, *self.start.shape)
-        mask = torch.ones(len(ids), PROMPT_TOKENS, dtype=torch.bool)
+        mask = torch.ones(len(ids), INJECTED_TOKENS, dtype=torch.bool)
         hidden = self.backbone(ids, torch.ones_like(ids), Injection(mask=mask, prefix=self.start.expand(shape)))
         return hidden.float().square().mean()
 

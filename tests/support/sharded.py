@@ -1,4 +1,4 @@
-"""What every rank of test_sharded.py does: loads sharded and whole, compares, trains. Returns figures as JSON."""
+"""What every rank of test_sharded.py does: loads sharded and whole, compares, trains. Returns metrics as JSON."""
 
 import math
 import warnings
@@ -96,7 +96,7 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
         "scales survive the engine": all(
             torch.equal(scales[name], layer.scale_bits) for name, layer in quantized(sharded)
         ),
-        "something is quantised": (quantization == "none") == (not scales),
+        "something is quantized": (quantization == "none") == (not scales),
         "weights are equal": equal_weights(whole, sharded),
     }
 
@@ -167,7 +167,7 @@ def start_engine(module: nn.Module, dtype: str, batch: int) -> deepspeed.DeepSpe
 
 
 def quantized(model: nn.Module) -> Iterator[tuple[str, QuantizedLinear]]:
-    """Its quantised layers by name."""
+    """Its quantized layers by name."""
     return ((name, module) for name, module in model.named_modules() if isinstance(module, QuantizedLinear))
 
 

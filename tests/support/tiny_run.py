@@ -88,7 +88,7 @@ def tiny_facts() -> BackboneFacts:
 def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.Tensor]:
     """Random parameters, all of which matter (the head would start at zero)."""
     torch.manual_seed(1)
-    method = config.method.build(tiny_facts(), labels.prompt_tokens, len(labels.names))
+    method = config.method.build(tiny_facts(), labels.hypothesis_tokens, len(labels.names))
     return {name: tensor + 0.3 * torch.randn_like(tensor) for name, tensor in method.state_dict().items()}
 
 

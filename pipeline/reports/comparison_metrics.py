@@ -6,14 +6,14 @@ from typing import Any
 import numpy as np
 
 from pipeline.reports.comparison import Comparison, Method, Place, size_order
-from pipeline.reports.figures import Rows
+from pipeline.reports.run_metrics import Rows
 
 REACH = 3.0
 """Differences are drawn up to this many times the furthest end of an interval of L-Tuning's."""
 
 
 def mean_curves(place: Place) -> Rows:
-    """The validation figure at each step that all seeds of a method have evaluated: mean, spread and mean seconds."""
+    """The validation metric at each step that all seeds of a method have evaluated: mean, spread and mean seconds."""
     rows = []
     for method in dict.fromkeys(run["method"] for run in place.runs):
         runs = [run for run in place.runs if run["method"] == method]
@@ -22,8 +22,8 @@ def mean_curves(place: Place) -> Rows:
             values = np.array([curve[step]["value"] for curve in curves])
             seconds = float(np.mean([curve[step]["seconds"] for curve in curves]))
             spread = float(values.std(ddof=1)) if len(values) > 1 else None
-            figures = {"value": float(values.mean()), "sd": spread, "seeds": len(values)}
-            rows.append({"method": method, "step": step, "seconds": seconds, **figures})
+            metrics = {"value": float(values.mean()), "sd": spread, "seeds": len(values)}
+            rows.append({"method": method, "step": step, "seconds": seconds, **metrics})
     return rows
 
 
@@ -50,7 +50,7 @@ def _furthest(line: dict[str, Any]) -> float:
 
 
 def costs(place: Place) -> Rows:
-    """Mean figure of each trained method, with its spread as an interval, beside seconds and parameters."""
+    """Mean metric of each trained method, with its spread as an interval, beside seconds and parameters."""
     return [
         _with_spread(line) | {"seconds": line["seconds"], "parameters": line["parameters"]}
         for line in place.lines
@@ -59,7 +59,7 @@ def costs(place: Place) -> Rows:
 
 
 def by_size(comparison: Comparison) -> dict[tuple[str, str], Rows]:
-    """(data set, backbone) -> figures of the trained methods at each size, for those with several sizes."""
+    """(data set, backbone) -> metrics of the trained methods at each size, for those with several sizes."""
     trained = {method.name for method in comparison.methods if method.is_trained}
     found: dict[tuple[str, str], Rows] = {}
     for place in sorted(comparison.places, key=lambda place: size_order(place.size)):
@@ -106,7 +106,7 @@ def verdicts(comparison: Comparison) -> list[tuple[str, dict[str, int]]]:
 
 
 def tried(place: Place) -> dict[str, Any]:
-    """The grid: all points, and a row per method with its validation figure at each, and the one that was chosen."""
+    """The grid: all points, and a row per method with its validation metric at each, and the one that was chosen."""
     grids = {run["method"]: json.loads(run["grid"]) for run in place.runs}
     found = {name: {words(point["setting"]): point["validation"] for point in grid} for name, grid in grids.items()}
     points = list(dict.fromkeys(point for values in found.values() for point in values))

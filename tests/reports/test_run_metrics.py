@@ -6,8 +6,8 @@ from sklearn.metrics import confusion_matrix
 
 from pipeline.evaluation.calibration import tempered_softmax
 from pipeline.evaluation.metrics import expected_calibration_error
-from pipeline.reports import charts, figures
-from pipeline.reports.figures import ScoredSplit
+from pipeline.reports import charts, run_metrics
+from pipeline.reports.run_metrics import ScoredSplit
 
 
 @pytest.fixture
@@ -18,16 +18,16 @@ def split() -> ScoredSplit:
 
 
 def test_the_confusion_matrix_is_scikit_learns(split: ScoredSplit) -> None:
-    cells = figures.confusion(split)
+    cells = run_metrics.confusion(split)
     assert [cell["count"] for cell in cells] == confusion_matrix(split.truth, split.predicted).ravel().tolist()
     assert sum(cell["share"] for cell in cells) == pytest.approx(3)
-    worst = figures.most_confused(cells)
+    worst = run_metrics.most_confused(cells)
     assert worst[0]["count"] == max(cell["count"] for cell in cells if cell["true"] != cell["predicted"])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
 def test_the_reliability_bins_add_up_to_the_calibration_error(split: ScoredSplit, temperature: float) -> None:
-    bins = figures.reliability(split, temperature)
+    bins = run_metrics.reliability(split, temperature)
     assert sum(row["texts"] for row in bins) == 300
     error = sum(row["texts"] * abs(row["accuracy"] - row["confidence"]) for row in bins) / 300
     probabilities = tempered_softmax(split.scores, temperature)
@@ -35,13 +35,13 @@ def test_the_reliability_bins_add_up_to_the_calibration_error(split: ScoredSplit
 
 
 def test_every_text_is_in_both_score_histograms(split: ScoredSplit) -> None:
-    bars = figures.score_distributions(split)
+    bars = run_metrics.score_distributions(split)
     for name in ("true label", "best wrong label"):
         assert sum(bar["texts"] for bar in bars if bar["label"] == name) == 300
 
 
 def test_mistakes_come_in_order_of_confidence(split: ScoredSplit) -> None:
-    rows = figures.confident_mistakes(split, 1.0, count=10)
+    rows = run_metrics.confident_mistakes(split, 1.0, count=10)
     assert [row["probability"] for row in rows] == sorted((row["probability"] for row in rows), reverse=True)
     for row in rows:
         assert row["true"] != row["predicted"] and row["true_probability"] <= row["probability"]
@@ -52,7 +52,7 @@ def test_a_turned_and_scaled_cloud_falls_on_the_first() -> None:
     generator = np.random.default_rng(0)
     before = generator.normal(size=(5, 8))
     turn, _ = np.linalg.qr(generator.normal(size=(8, 8)))
-    points = figures.label_map(list("abcde"), before, 3 * before @ turn + 1)
+    points = run_metrics.label_map(list("abcde"), before, 3 * before @ turn + 1)
     first, second = points[:5], points[5:]
     for one, other in zip(first, second, strict=True):
         assert (one["label"], one["when"], other["when"]) == (other["label"], "before", "after")
@@ -63,4 +63,4 @@ def test_many_labels_are_drawn_without_counts(split: ScoredSplit) -> None:
     names = [f"label {index}" for index in range(charts.MANY_LABELS + 1)]
     cells = [{"true": one, "predicted": other, "count": 1, "share": 0.5} for one in names for other in names]
     assert len(charts.confusion_matrix(cells, names)["layer"]) == 1
-    assert len(charts.confusion_matrix(figures.confusion(split), split.labels)["layer"]) == 2
+    assert len(charts.confusion_matrix(run_metrics.confusion(split), split.labels)["layer"]) == 2
