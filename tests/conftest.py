@@ -9,8 +9,13 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from pipeline.core.run_lock import RunLock
+
+# A loaded machine must not fail a property.
+settings.register_profile("ltune", deadline=None)
+settings.load_profile("ltune")
 
 
 @pytest.fixture(autouse=True)
