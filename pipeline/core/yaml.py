@@ -5,8 +5,11 @@ from typing import Any
 
 from ruamel.yaml import YAML
 from ruamel.yaml.events import AliasEvent, CollectionEndEvent, CollectionStartEvent, NodeEvent
+from ruamel.yaml.representer import SafeRepresenter
 
 from pipeline.core.bounds import MOST_DIGITS, MOST_YAML_VALUES
+
+_BREAKS = frozenset("\x85\u2028\u2029")
 
 
 def load_yaml(text: str) -> Any:
@@ -67,9 +70,21 @@ def _check_numbers(value: Any) -> None:
         raise ValueError(f"a number has more than {MOST_DIGITS} digits")
 
 
+class _Representer(SafeRepresenter):
+    """Quotes words with line breaks of Unicode's: ruamel.yaml folds them to a space where they stand as they are."""
+
+    def represent_str(self, data: str) -> Any:
+        style = '"' if _BREAKS.intersection(data) else None
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=style)
+
+
+_Representer.add_representer(str, _Representer.represent_str)
+
+
 def dump_yaml(value: Any) -> str:
     """A text from which `load_yaml` makes the same value; keys stay in order."""
     yaml = YAML(typ="safe", pure=True)
+    yaml.Representer = _Representer
     yaml.default_flow_style = False
     yaml.sort_base_mapping_type_on_output = False  # type: ignore[assignment]
     text = StringIO()

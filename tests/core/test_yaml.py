@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from ruamel.yaml import YAMLError
 
@@ -17,6 +17,8 @@ VALUES = st.recursive(
 
 
 @given(VALUES)
+@example({"\x85": None})
+@example(["a\u2028b", "\u2029", "\x85c: d"])
 def test_round_trip(value: Any) -> None:
     again = load_yaml(dump_yaml(value))
     assert again == value and repr(again) == repr(value)  # 1, 1.0 and True are equal
