@@ -53,9 +53,7 @@ MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
-LARGEST_BATCH_BYTES = 2**26
-"""Of a batch of Arrow rows as Python values; a larger one is taken row by row."""
-LARGEST_PARQUET_READ = 2**30
+LARGEST_PARQUET_READ = 2**28
 """Bytes that a batch of Parquet rows may become if every cell were as large as its column chunk: fewer rows then."""
 
 _KINDS = {

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.core.bounds import LARGEST_BATCH_BYTES, LARGEST_PARQUET_READ, LONGEST_LINE_BYTES
+from pipeline.core.bounds import LARGEST_PARQUET_READ, LONGEST_LINE_BYTES
 from pipeline.core.errors import UserError
 from pipeline.data.labels import label_name
 from pipeline.data.rows import Row, Table, refuse_repeated
@@ -37,10 +37,10 @@ def _records(batch: pa.RecordBatch | pa.Table) -> list[tuple[dict[str, Any], str
 
 
 def _pieces(batch: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch | pa.Table]:
-    """The batch, or one by one its rows, where all of them at once would take much memory as Python values."""
+    """The batch; or its rows one by one, where one may be too long and all at once might take much memory."""
     kept_once = [column for column in batch.columns if pa.types.is_dictionary(column.type)]
     chunks = chain.from_iterable(getattr(column, "chunks", [column]) for column in kept_once)
-    if batch.nbytes + len(batch) * sum(chunk.dictionary.nbytes for chunk in chunks) <= LARGEST_BATCH_BYTES:
+    if batch.nbytes + len(batch) * sum(chunk.dictionary.nbytes for chunk in chunks) <= LONGEST_LINE_BYTES:
         yield batch
         return
     for row in (batch.slice(place, 1) for place in range(len(batch))):
