@@ -213,7 +213,7 @@ def _set_up_logging(debug: bool) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     logging.getLogger("pipeline").setLevel(logging.DEBUG if debug else logging.INFO if first else logging.WARNING)
     logging.getLogger("huggingface_hub.utils._http").addFilter(_Once())
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
         # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
