@@ -7,13 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.core.artefact import sha256_of
-from pipeline.core.errors import UserError
+from pipeline.core.errors import SHOWN, UserError, some
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.deepspeed_config import deepspeed_file
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate")
-SHOWN = 3
-"""Keys, and ranks of one value, that a message names."""
 
 
 def check_alike(parts: Mapping[str, Any], ranks: Ranks) -> None:
@@ -29,8 +27,7 @@ def check_alike(parts: Mapping[str, Any], ranks: Ranks) -> None:
     keys = dict.fromkeys(key for there in seen for key in there)
     phrases = [_phrase(key, [there.get(key, "absent") for there in seen]) for key in keys]
     different = [phrase for phrase in phrases if phrase]
-    more = f"; and {len(different) - SHOWN} more" if len(different) > SHOWN else ""
-    raise UserError(f"{'; '.join(different[:SHOWN])}{more}: start every rank with the same command and program")
+    raise UserError(f"{some(different)}: start every rank with the same command and program")
 
 
 def parts_of_run(sections: Mapping[str, Mapping[str, Any]], deepspeed: str) -> dict[str, Any]:
