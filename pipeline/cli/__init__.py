@@ -13,7 +13,7 @@ from pipeline.cli.options import build_parser
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
 from pipeline.core.escapes import visible
-from pipeline.core.output import ReaderGone, ended_by_signals, say, whole_output
+from pipeline.core.output import ReaderGone, ended_by_signals, say, say_error, whole_output
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.launcher import check_launcher, rank, world_size
 
@@ -35,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         check_launcher()
     except UserError as error:  # before anything asks which rank this is
-        print(f"error: {error}", file=sys.stderr)
+        say_error(f"error: {error}")
         return 2
     _set_up_logging(options.debug)
     if rank() != 0 and (options.command in ONE_ANSWERS or getattr(options, "dry_run", False)):
@@ -256,7 +256,7 @@ def _fail(message: str, status: int, debug: bool, *, known: bool = True) -> int:
         message, status = (lost, RANK_LOST) if lost else (message, status)
     who = f"rank {rank()}: " if world_size() > 1 else ""
     line = visible(" ".join(message.split()))
-    print(f"{who}error: {line if debug else abridged(line)}", file=sys.stderr, flush=True)
+    say_error(f"{who}error: {line if debug else abridged(line)}")
     return status
 
 

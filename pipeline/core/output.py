@@ -90,6 +90,12 @@ def say(text: str) -> None:
     _write_standard(visible(text, keep="\n") + "\n")
 
 
+def say_error(line: str) -> None:
+    """Writes a line to standard error in one piece, as `print` does not: those of several ranks would run together."""
+    if sys.stderr is not None:
+        _write(sys.stderr, f"{line}\n")
+
+
 def _write_standard(text: str) -> None:
     try:
         _write(sys.stdout or ClosedOutput(), text)

@@ -4,12 +4,12 @@ import logging
 import os
 import secrets
 import socket
-import sys
 import threading
 import time
 from collections.abc import Iterable
 
 from pipeline.core.errors import RANK_LOST
+from pipeline.core.output import say_error
 from pipeline.distributed.ranks import Ranks
 
 log = logging.getLogger(__name__)
@@ -135,7 +135,7 @@ class Heartbeat:
                 log.debug("heartbeat: rank %d cannot be reached (%s)", number, error)
 
     def _end(self) -> None:
-        print(f"rank {self.rank}: error: {self.lost}", file=sys.stderr, flush=True)
+        say_error(f"rank {self.rank}: error: {self.lost}")
         os._exit(RANK_LOST)
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -246,3 +247,12 @@ def test_a_pipe_that_breaks_elsewhere_is_no_reader_gone() -> None:
 def test_a_file_does_not_get_the_number_of_a_closed_stream(tmp_path: Path) -> None:
     done = shell(f"print(open('{tmp_path}/x', 'w').fileno(), file=sys.stderr)", "<&- >&-")
     assert int(done.stderr) > 2
+
+
+def test_an_error_line_is_written_in_one_piece() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)  # keeps writes apart
+    program = "from pipeline.core.output import say_error; say_error('error: a'); say_error('error: b')"
+    with ours:
+        with theirs:
+            subprocess.run([sys.executable, "-c", program], stderr=theirs, check=True)
+        assert [ours.recv(100) for _ in range(3)] == [b"error: a\n", b"error: b\n", b""]
