@@ -9,7 +9,7 @@ from pydantic import Field, ValidationError
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.errors import UserError
-from pipeline.core.settings import FOREIGN, Settings
+from pipeline.core.settings import FOREIGN, Settings, flat
 from pipeline.data.config import LabelsConfig
 from pipeline.methods import AnyMethodConfig
 
@@ -59,7 +59,7 @@ class AdapterConfig(Settings):
         sections = self.model_dump(
             mode="json", exclude={"version": True, "backbone": aside, "data": {"special_tokens"}}
         )
-        return {f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()}
+        return {key: str(value) for key, value in flat(sections).items()}
 
 
 def read_adapter_config(file: Path) -> AdapterConfig:

@@ -1,6 +1,6 @@
 """The base of every config class: typed, frozen, unknown keys refused, documented by field docstrings."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping
 from typing import Annotated, Any, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
@@ -30,6 +30,11 @@ class Settings(BaseModel):
         if isinstance(value, str) and "\0" in value:
             raise ValueError("a null character cannot stand in it")
         return value
+
+
+def flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """`section.key` -> value."""
+    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
 
 
 def distinct(values: list[T]) -> list[T]:

@@ -11,7 +11,7 @@ from typing import Any
 from datasets import DatasetBuilder, load_dataset_builder
 from datasets.exceptions import DatasetsError
 
-from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of
+from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of, within
 from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
@@ -62,6 +62,19 @@ def made_from(manifest: Mapping[str, Any]) -> dict[str, str]:
 def data_absent() -> Absent:
     """What the lack of a part stands for in the fingerprint of data/."""
     return defaults_of(data=DataConfig, labels=LabelsConfig)
+
+
+def parts_of_data(fingerprint: Mapping[str, str]) -> dict[str, str]:
+    """The fingerprint of data/, which is current, within that of an artefact made from it."""
+    return within("data", {**fingerprint, FORMAT: str(DATA_FORMAT)})
+
+
+def parts_of_data_absent() -> Absent:
+    """What the lack of one of them stands for.
+
+    Fingerprints without the format are of programs that took data/ of format 2, or of 1 that was seen to be alike.
+    """
+    return within("data", {**data_absent(), FORMAT: "2"})
 
 
 def data_artefact(folder: Path, upgrade: Callable[[], None]) -> Artefact:

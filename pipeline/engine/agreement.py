@@ -8,6 +8,7 @@ from typing import Any
 
 from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import SHOWN, UserError, some
+from pipeline.core.settings import flat
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.deepspeed_config import deepspeed_file
 
@@ -33,7 +34,7 @@ def check_alike(parts: Mapping[str, Any], ranks: Ranks) -> None:
 def parts_of_run(sections: Mapping[str, Mapping[str, Any]], deepspeed: str) -> dict[str, Any]:
     """Everything that must be the same on all ranks: the config's sections, DeepSpeed file, program and libraries."""
     return {
-        **{f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()},
+        **flat(sections),
         f"the content of {deepspeed}": deepspeed_file(deepspeed).read_text("utf-8"),
         **_program(),
     }

@@ -11,12 +11,13 @@ from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.fingerprint import (
-    DATA_FORMAT,
     READING,
     data_absent,
     data_artefact,
     data_fingerprint,
     made_from,
+    parts_of_data,
+    parts_of_data_absent,
     place_of,
     source_identity,
     sources_of,
@@ -75,7 +76,7 @@ def texts_have_changed(data: DataConfig, split: str, manifest: Mapping[str, Any]
 
 def evaluation_artefact(run_dir: RunDir) -> Artefact:
     """evaluation/"""
-    return Artefact(run_dir.evaluation, "evaluate", within("data", {**data_absent(), FORMAT: "2"}))
+    return Artefact(run_dir.evaluation, "evaluate", parts_of_data_absent())
 
 
 def evaluation_fingerprint(run_dir: RunDir, manifest: Mapping[str, Any], splits: Sequence[str]) -> dict[str, str]:
@@ -83,7 +84,7 @@ def evaluation_fingerprint(run_dir: RunDir, manifest: Mapping[str, Any], splits:
     return {
         FORMAT: EVALUATION_FORMAT,
         "adapter": adapter_fingerprint(run_dir.adapter),
-        **within("data", {**manifest["fingerprint"], FORMAT: str(DATA_FORMAT)}),
+        **parts_of_data(manifest["fingerprint"]),
         "evaluate.splits": ", ".join(splits),
     }
 

@@ -17,9 +17,10 @@ from pipeline.config import RunConfig, load_config
 from pipeline.core.artefact import FORMAT, Artefact, defaults_of, sha256_of, within
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
+from pipeline.core.settings import flat
 from pipeline.core.yaml import load_yaml
 from pipeline.data.config import DataConfig
-from pipeline.data.fingerprint import data_absent, made_from
+from pipeline.data.fingerprint import made_from, parts_of_data_absent
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.stages.encode_labels import encode_labels
@@ -105,7 +106,7 @@ class Cell:
         if not self.file.is_file():
             return None
         sections = {name: type(section) for name, section in self.config}
-        absent = {**defaults_of(**sections), **within("data", {**data_absent(), FORMAT: "2"})}
+        absent = {**defaults_of(**sections), **parts_of_data_absent()}
         row: dict[str, Any] = read_json(self.file)
         # Version 0.1 had one hash: what it did is found finished, stage by stage.
         old = row["fingerprint"] if isinstance(row["fingerprint"], dict) else {}
@@ -160,7 +161,7 @@ class Cell:
         sections = load_yaml(self.config.to_kept_yaml())
         return {
             FORMAT: CELL_FORMAT,
-            **{f"{name}.{key}": str(value) for name, section in sections.items() for key, value in section.items()},
+            **{key: str(value) for key, value in flat(sections).items()},
             "the split that is compared": self.split,
             **within("data", made_from(manifest)),
         }

@@ -16,6 +16,7 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError, about
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
+from pipeline.core.settings import flat
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.splits import load_split
 from pipeline.data.tokenizer import pad_token_id
@@ -37,7 +38,7 @@ from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
 from pipeline.training.run_state import LogPosition, RunState
-from pipeline.training.trackers import Trackers, hyperparameters
+from pipeline.training.trackers import Trackers
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -201,7 +202,7 @@ def _metrics_log(
 ) -> MetricsLog:
     """Goes on where `state` left it. Rank 0 alone writes."""
     step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
-    trackers = Trackers(settings, run, hyperparameters(config), step) if is_main else None
+    trackers = Trackers(settings, run, flat(config), step) if is_main else None
     return MetricsLog(run.metrics_log, trackers, step, position)
 
 

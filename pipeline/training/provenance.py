@@ -9,7 +9,7 @@ from pipeline.core.artefact import FORMAT, Absent, defaults_of, differences, wit
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
-from pipeline.data.fingerprint import DATA_FORMAT, data_absent
+from pipeline.data.fingerprint import parts_of_data, parts_of_data_absent
 from pipeline.methods import AnyMethodConfig
 from pipeline.training.config import TrainConfig
 
@@ -39,7 +39,7 @@ def training_fingerprint(
         "run.seed": str(seed),
         "backbone.pooling": backbone.pooling,
         "backbone.int8_threshold": str(backbone.int8_threshold),
-        **within("data", {**data, FORMAT: str(DATA_FORMAT)}),
+        **parts_of_data(data),
         **within("label states", labels.fingerprint),
     }
 
@@ -48,8 +48,7 @@ def training_absent(method: AnyMethodConfig) -> Absent:
     """What the lack of a part stands for in the fingerprint of training with this method."""
     return {
         **defaults_of(method=type(method), train=TrainConfig, backbone=BackboneConfig),
-        # Fingerprints without it are of programs that trained on data/ of format 2, or of 1 that was seen to be alike.
-        **within("data", {**data_absent(), FORMAT: "2"}),
+        **parts_of_data_absent(),
         **within("label states", {**label_absent(), FORMAT: "1"}),
     }
 

@@ -21,7 +21,7 @@ class Trackers:
     """
 
     def __init__(self, settings: LoggingConfig, run_dir: RunDir, values: Mapping[str, Any], step: int) -> None:
-        """Goes on after `step`; from step 0 it is another run. `values`: its `hyperparameters`.
+        """Goes on after `step`; from step 0 it is another run. `values`: its config, `flat`.
 
         Raises UserError where a tracker does not start.
         """
@@ -53,11 +53,6 @@ class Trackers:
                 tracker.finish()
             except Exception as error:
                 log.warning("train: %s: %s", name, error)
-
-
-def hyperparameters(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The whole config, `section.key` -> value."""
-    return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}
 
 
 def _started(name: str, tracker: GeneralTracker, config: dict[str, Any] | None) -> GeneralTracker:

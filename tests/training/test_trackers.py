@@ -10,17 +10,18 @@ import pytest
 
 from pipeline.config import RunConfig
 from pipeline.core.errors import Preempted, UserError
+from pipeline.core.settings import flat
 from pipeline.engine.startup import start
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
 from pipeline.training import trackers
-from pipeline.training.trackers import Trackers, hyperparameters
+from pipeline.training.trackers import Trackers
 from tests.support.tiny_run import tiny_config
 
 
 def whole(config: RunConfig) -> dict[str, Any]:
-    return hyperparameters(config.model_dump(mode="json"))
+    return flat(config.model_dump(mode="json"))
 
 
 def trained_in_two_parts(folder: Path, tracker: str, monkeypatch: pytest.MonkeyPatch, **names: str) -> Any:
@@ -80,7 +81,7 @@ def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert {(run.project, run.display_name) for run in runs} == {("news", "first try")}
     updates = [u for r in records for u in (*r.config.update, *r.run.config.update)]
     told = {update.key or ".".join(update.nested_key): json.loads(update.value_json) for update in updates}
-    assert {key: told[key] for key in whole(config)} == hyperparameters(config.model_dump(mode="json"))
+    assert {key: told[key] for key in whole(config)} == whole(config)
     items = [{item.key or item.nested_key[0]: item.value_json for item in r.history.item} for r in records]
     assert [int(item["_step"]) for item in items if "loss" in item] == [1, 2, 3, 4, 5, 6]
 
