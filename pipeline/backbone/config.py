@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from pipeline.core.bounds import check_folder
+from pipeline.core.bounds import MOST_LAYERS, check_folder
 from pipeline.core.errors import UserError
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.distributed.launcher import local_copy
@@ -46,6 +46,8 @@ class BackboneConfig(Settings):
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
+    layers: int | None = Field(default=None, ge=1, le=MOST_LAYERS)
+    """Read texts and labels with the first so many layers only; the rest is never loaded. null: all layers."""
     pooling: Pooling = "auto"
     """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
     trust_remote_code: TrustRemoteCode = False

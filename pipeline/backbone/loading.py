@@ -70,9 +70,8 @@ def load_backbone(
     quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
-    with tqdm(
-        total=checkpoint.stored_bytes // partitioner.world_size, **_BAR, disable=True if ranks.rank else None
-    ) as bar:
+    read_bytes = sum(checkpoint.tensors[name].size for name in {source.stored_name for source in sources.values()})
+    with tqdm(total=read_bytes // partitioner.world_size, **_BAR, disable=True if ranks.rank else None) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
         ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:

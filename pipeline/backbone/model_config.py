@@ -20,7 +20,10 @@ AT_LEAST_ONE = {
 
 
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
-    """Raises UserError where there is none, or none that transformers can read."""
+    """With `backbone.layers` layers, if that is set.
+
+    Raises UserError where there is none, none that transformers can read, or one of fewer layers.
+    """
     try:
         _check_sizes(PreTrainedConfig.get_config_dict(config.location, revision=config.revision)[0])
         model_config = AutoConfig.from_pretrained(
@@ -36,7 +39,20 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     if model_config._attn_implementation not in ("eager", "sdpa"):
         # The file may name a kernel, which transformers would fetch from the hub and run.
         model_config._attn_implementation = None
+    if config.layers is not None:
+        _keep_layers(model_config, config.layers)
     return model_config
+
+
+def _keep_layers(model_config: PreTrainedConfig, count: int) -> None:
+    """Makes it the config of a model of the first `count` layers. UserError where it has fewer."""
+    there = model_config.num_hidden_layers
+    if count > there:
+        raise UserError(f"backbone.layers is {count}, but the backbone has {there} layers: set {there} or fewer")
+    for name, value in vars(model_config).items():
+        if "layer" in name and isinstance(value, list) and len(value) == there:  # one entry per layer: its attention
+            setattr(model_config, name, value[:count])
+    model_config.num_hidden_layers = count
 
 
 def _check_sizes(values: Any, key: str = "") -> None:

@@ -36,7 +36,7 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Sou
     """
     wanted = _wanted(model)
     stored = _renamed(model, checkpoint, wanted)
-    unused = sorted(set(stored) - set(wanted))
+    unused = sorted(name for name in set(stored) - set(wanted) if not _is_cut(model, name, wanted))
     if unexpected := [name for name in unused if not _is_head(model, checkpoint, name)]:
         raise UserError(f"{_origin(checkpoint)}: tensors that {type(model).__name__} lacks: {shortened(unexpected)}")
     if unused:
@@ -69,6 +69,15 @@ def _renamed(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, T
             )
         stored[name] = stored_name
     return stored
+
+
+def _is_cut(model: PreTrainedModel, name: str, wanted: dict[str, Tensor]) -> bool:
+    """Whether a tensor belongs to a layer behind those that are kept: the first layer has one like it."""
+    parts = name.split(".")
+    firsts = [
+        ".".join([*parts[:place], "0", *parts[place + 1 :]]) for place, part in enumerate(parts) if part.isdigit()
+    ]
+    return any(first in wanted or first.removeprefix(f"{model.base_model_prefix}.") in wanted for first in firsts)
 
 
 def _is_head(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> bool:

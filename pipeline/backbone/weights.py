@@ -76,11 +76,6 @@ class Checkpoint:
             if _version(file) != version:
                 raise UserError(f"{file}: changed since this command read its header; run the command again")
 
-    @property
-    def stored_bytes(self) -> int:
-        """Size of all the files."""
-        return sum(file.stat().st_size for file in self.files)
-
     def read_rows(self, name: str, first: int, last: int, transposed: bool = False) -> Tensor:
         """Rows [first, last) of a tensor (a scalar is one row), or columns of a matrix, transposed to rows.
 

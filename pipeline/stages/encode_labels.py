@@ -77,6 +77,7 @@ def label_fingerprint(
         "backbone.revision": str(config.revision),
         "backbone.dtype": config.dtype,
         "backbone.quantization": config.quantization,
+        "backbone.layers": str(config.layers),
         **backbone.opened(ranks).fingerprint,
         "tokenizer": backbone.tokenizer_fingerprint,
         "labels": sha256_of(*names),

@@ -1,6 +1,6 @@
 """Loading without ZeRO: the same model that transformers loads, quantized or not.
 
-covers backbone/partition, backbone/model_config
+covers backbone/partition
 """
 
 import importlib.util

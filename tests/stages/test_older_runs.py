@@ -17,7 +17,7 @@ from pipeline.adapter.directory import adapter_fingerprint
 from pipeline.adapter.label_states import LabelStates
 from pipeline.cli import main
 from pipeline.config import load_config
-from pipeline.core.artefact import differences, sha256_of
+from pipeline.core.artefact import differences, sha256_of, within
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
@@ -180,12 +180,16 @@ def test_a_key_that_is_added_makes_nothing_stale(made: Path, monkeypatch: pytest
     assert differences({"data.text": "text"}, {"data.text": "text", "data.added": "7"}, data_absent()) == []
 
 
+def of_format_3(parts: dict[str, str]) -> dict[str, str]:
+    return within("data", {**parts, "format": "3"})
+
+
 FORMATS = [
     (data_module, "DATA_FORMAT", 3, "train", "format was '2', now '3'; run preprocess again"),
     (labels_module, "LABEL_FORMAT", "2", "train", "format was '1', now '2'; run encode-labels again"),
     (training_module, "TRAINING_FORMAT", "2", "train", "finished run, and format was '1', now '2': set that back"),
     (training_module, "TRAINING_FORMAT", "2", "evaluate", "trained otherwise: format was '1', now '2'; run train"),
-    (training_module, "DATA_FORMAT", 3, "train", "finished run, and data: format was '2', now '3'"),
+    (training_module, "parts_of_data", of_format_3, "train", "finished run, and data: format was '2', now '3'"),
 ]
 
 
