@@ -23,7 +23,6 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import pool, resolve_pooling
 from pipeline.config import RunConfig, load_config
-from pipeline.data.batches import collate
 from pipeline.data.splits import Split, load_split
 from pipeline.distributed.ranks import Ranks
 
@@ -54,7 +53,7 @@ def pooled_states(
     order = np.argsort(split.lengths)
     for start in range(0, len(order), rows):
         chosen = order[start : start + rows]
-        inputs = {name: value.to(device) for name, value in collate(split.take(chosen), 0).items()}
+        inputs = {name: value.to(device) for name, value in split.batch(chosen, 0).items()}
         with torch.no_grad():
             hidden = backbone(**inputs)
         found[chosen] = pool(hidden, inputs["attention_mask"], how).float().cpu().numpy()

@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
+from pipeline.data.splits import TokenizedTexts
 from pipeline.data.tokenizer import check_vocabulary, pad_token_id
 from pipeline.data.tokens import encode_texts
 from pipeline.distributed.ranks import Ranks
@@ -116,7 +117,7 @@ class LTuningClassifier:
         rows = encode_texts(self.tokenizer, columns, self.adapter.config.data.max_length)
         scores = score(
             self.model,
-            rows,
+            TokenizedTexts(rows),
             len(self.labels),
             self.rows_per_forward,
             ranks=Ranks.alone(),

@@ -13,6 +13,7 @@ STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
     "preprocess": "read, check and tokenize the texts",
     "encode-labels": "let the frozen backbone read each label's hypothesis once",
+    "encode-texts": "let the frozen backbone read each text once, and keep its states",
     "train": "train the tuning method",
     "evaluate": "score every label for every text of the evaluated splits",
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",

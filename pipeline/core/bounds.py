@@ -51,6 +51,8 @@ MOST_WIDTH = 2**30
 """Any other size in a config.json, such as the vocabulary's: it takes no memory, but two are multiplied."""
 MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
+MOST_STATES_GIB = 2**20
+"""Of text states: a petabyte, more than a disk holds."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
 LARGEST_PARQUET_READ = 2**28

@@ -29,12 +29,13 @@ SECTIONS = {"run", "backbone", "data", "labels", "method", "train", "evaluate", 
 ARTEFACTS = {
     "data": ("manifest.json", "fingerprint"),
     "labels": ("labels.json", "fingerprint"),
+    "texts": ("states.json", "splits"),
     "adapter": ("adapter_config.json", "backbone"),
     "adapter-final": ("adapter_config.json", "backbone"),
     "evaluation": ("fingerprint.json", "adapter"),
 }
 """Folders of a run directory, each with a file by which it is known and a key in that file."""
-LINKED = {"data", "labels"}
+LINKED = {"data", "labels", "texts"}
 """What several runs may share by symbolic links, as `compare` lets them: it is replaced whole, never written into."""
 CHECKPOINTS = "checkpoints"
 _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")

@@ -18,6 +18,7 @@ class RunDir:
         self.data = self.path / "data"
         self.manifest_file = self.data / "manifest.json"
         self.labels = self.path / "labels"
+        self.texts = self.path / "texts"
         self.checkpoints = self.path / CHECKPOINTS
         self.adapter = self.path / "adapter"
         self.adapter_final = self.path / "adapter-final"

@@ -1,17 +1,49 @@
 """The tokenized splits as training and evaluation read them."""
 
+import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+import pyarrow.compute as pc
 from datasets import Dataset, load_from_disk
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
+from pipeline.data.batches import collate
+from pipeline.data.text_states import TextStates
 from pipeline.distributed.launcher import local_copy
+
+
+class Texts(Protocol):
+    """What is scored: N texts, in any form that a model reads."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[N] tokens"""
+
+    def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
+        """The model's inputs for these rows [B]."""
+
+
+@dataclass(frozen=True)
+class TokenizedTexts:
+    """Texts that were just tokenized; each row has `input_ids` and whatever else `collate` reads."""
+
+    rows: Sequence[dict[str, Any]]
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.array([len(row["input_ids"]) for row in self.rows], dtype=np.int64)
+
+    def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
+        """input_ids, attention_mask, token_type_ids [B, T] of these rows [B]."""
+        return collate([self.rows[row] for row in rows.tolist()], pad_token_id)
 
 
 @dataclass(frozen=True)
@@ -23,14 +55,42 @@ class Split:
     """[rows] tokens"""
     labels: NDArray[np.int64]
     """[rows] label indices"""
+    states: TextStates | None = None
+    """The backbone's reading of each text alone, where it is kept."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def take(self, indices: NDArray[np.int64]) -> list[dict[str, Any]]:
-        """Tokenized rows ready for `collate`."""
-        columns = self.rows[indices]
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+    def digest(self) -> str:
+        """Hash of all its tokens, in order."""
+        digest = hashlib.sha256()
+        for name in sorted({"input_ids", "token_type_ids"} & set(self.rows.column_names)):
+            for chunk in self.rows.data.column(name).chunks:
+                digest.update(pc.list_value_length(chunk).to_numpy().tobytes())
+                digest.update(chunk.flatten().to_numpy().tobytes())
+        return digest.hexdigest()
+
+    def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
+        """input_ids, attention_mask, token_type_ids [B, T] of these rows [B]; and `alone` [B, H], where it is kept."""
+        columns = self.rows[rows]
+        taken = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        alone = {} if self.states is None else {"alone": self.states.take(rows)}
+        return collate(taken, pad_token_id) | alone
+
+
+@dataclass(frozen=True)
+class ReadTexts:
+    """Texts as their stored states alone."""
+
+    states: TextStates
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        return np.ones(len(self.states), dtype=np.int64)
+
+    def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
+        """`alone` [B, H]: the states of these rows [B]."""
+        return {"alone": self.states.take(rows)}
 
 
 def load_split(folder: Path) -> Split:

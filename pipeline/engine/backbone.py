@@ -43,6 +43,18 @@ class Backbone:
     def tokenizer_fingerprint(self) -> str:
         return tokenizer_fingerprint(self.tokenizer)
 
+    def fingerprint(self, ranks: Ranks) -> dict[str, str]:
+        """Everything that decides what it makes of given tokens, part by part. Collective as `opened` is."""
+        config = self.config
+        return {
+            "backbone": config.name_or_path,
+            "backbone.revision": str(config.revision),
+            "backbone.dtype": config.dtype,
+            "backbone.quantization": config.quantization,
+            "backbone.layers": str(config.layers),
+            **self.opened(ranks).fingerprint,
+        }
+
     def opened(self, ranks: Ranks) -> OpenCheckpoint:
         """Its weights' files, with their identity, equal on all `ranks`. Collective when it is first asked for."""
         if self._opened is None:

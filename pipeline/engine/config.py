@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.core.bounds import LONGEST_WAIT
+from pipeline.core.bounds import LONGEST_WAIT, MOST_STATES_GIB
 from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
@@ -13,6 +13,8 @@ class EngineConfig(Settings):
 
     deepspeed: PathSetting = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
+    states_gib: float = Field(default=64.0, gt=0, le=MOST_STATES_GIB)
+    """Most GiB of text states that encode-texts writes: texts times hidden size times 2 or 4 bytes."""
     threads: int | None = Field(default=None, ge=1, le=65_536)
     """CPU threads per process; null leaves PyTorch's choice."""
     heartbeat_seconds: int = Field(default=120, ge=2, le=LONGEST_WAIT)

@@ -1,22 +1,17 @@
 """Scores of every label for every text: the one place that loops over labels."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 import torch.distributed as dist
-from datasets import Dataset
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.data.batches import collate
+from pipeline.data.splits import Texts
 from pipeline.distributed.ranks import Ranks
-
-Texts: TypeAlias = Dataset | Sequence[dict[str, Any]]
-"""Tokenized texts; each row has `input_ids` and whatever else `collate` reads."""
 
 
 def score(
@@ -41,11 +36,12 @@ def score(
     as ZeRO-3 needs it. `description` labels a progress bar of rank 0 on a terminal. `before_batch` is called before
     each forward of all ranks, and may raise to end the scoring.
     """
-    assert len(texts) > 0 and label_count > 0 and rows_per_forward > 0
+    lengths = texts.lengths
+    assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
     chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
     rows_per_text = readings or len(chunks[0])
-    batches = _text_batches(_lengths(texts), max(1, rows_per_forward // rows_per_text))
-    scores = torch.zeros(len(texts), label_count)
+    batches = _text_batches(lengths, max(1, rows_per_forward // rows_per_text))
+    scores = torch.zeros(len(lengths), label_count)
     steps = range(0, len(batches), ranks.size)
     with _evaluation(model), torch.no_grad():
         hidden = True if description is None or ranks.rank > 0 else None  # None: unless on a terminal
@@ -54,18 +50,17 @@ def score(
                 before_batch()
             # A rank without a batch of its own repeats the last one, and drops the result.
             rows = batches[min(first + ranks.rank, len(batches) - 1)]
-            result = _score_batch(model, [texts[int(row)] for row in rows], chunks, pad_token_id, device)
+            result = _score_batch(model, texts.batch(rows, pad_token_id), chunks, device)
             if first + ranks.rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
     return _sum_over_ranks(scores, ranks, device).numpy()
 
 
-def _score_batch(
-    model: nn.Module, rows: list[dict[str, Any]], chunks: list[Tensor], pad_token_id: int, device: torch.device
-) -> Tensor:
+def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:
     """B texts against all labels, chunk by chunk -> [B, K] float32 on the CPU."""
-    inputs = {name: tensor.to(device) for name, tensor in collate(rows, pad_token_id).items()}
-    candidates = (labels.to(device).expand(len(rows), -1) for labels in chunks)
+    inputs = {name: tensor.to(device) for name, tensor in batch.items()}
+    count = len(next(iter(inputs.values())))
+    candidates = (labels.to(device).expand(count, -1) for labels in chunks)
     return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
 
 
@@ -79,12 +74,6 @@ def _text_batches(lengths: NDArray, size: int) -> list[NDArray[np.int64]]:
     """Row numbers, longest texts first: if memory is short, it shows at once."""
     order = np.argsort(-lengths, kind="stable")
     return [order[start : start + size] for start in range(0, len(order), size)]
-
-
-def _lengths(texts: Texts) -> NDArray:
-    if isinstance(texts, Dataset):
-        return np.asarray(texts["length"])
-    return np.array([len(text["input_ids"]) for text in texts])
 
 
 def _sum_over_ranks(scores: Tensor, ranks: Ranks, device: torch.device, rows: int = 65536) -> Tensor:

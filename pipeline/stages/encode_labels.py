@@ -69,16 +69,10 @@ def label_fingerprint(
     backbone: Backbone, ranks: Ranks, max_length: int, names: list[str], words: list[str]
 ) -> dict[str, str]:
     """Everything the label states depend on, part by part. Collective."""
-    config = backbone.config
     special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
     return {
         FORMAT: LABEL_FORMAT,
-        "backbone": config.name_or_path,
-        "backbone.revision": str(config.revision),
-        "backbone.dtype": config.dtype,
-        "backbone.quantization": config.quantization,
-        "backbone.layers": str(config.layers),
-        **backbone.opened(ranks).fingerprint,
+        **backbone.fingerprint(ranks),
         "tokenizer": backbone.tokenizer_fingerprint,
         "labels": sha256_of(*names),
         "hypotheses": sha256_of(*words),

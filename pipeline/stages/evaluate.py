@@ -94,7 +94,7 @@ def _score_splits(
         split = load_split(data / name)
         scores = score(
             model,
-            split.rows,
+            split,
             len(names),
             batch_size,
             ranks=ranks,

@@ -168,7 +168,7 @@ class TrainingRun:
         self.evaluation_due = True
         scores = score(
             self.trainer.engine,
-            validation.rows,
+            validation,
             len(self.names),
             self.rows_per_forward,
             ranks=self.ranks,

@@ -8,7 +8,6 @@ from torch.nn import functional
 
 from pipeline.data.batches import (
     Ints,
-    collate,
     epoch_batches,
     pair_candidates,
     rank_slice,
@@ -97,7 +96,7 @@ class Trainer:
     def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
         """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels."""
         device = self.accelerator.device
-        inputs = {name: value.to(device) for name, value in collate(self.texts.take(rows), self.pad_token_id).items()}
+        inputs = {name: value.to(device) for name, value in self.texts.batch(rows, self.pad_token_id).items()}
         scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
         target = torch.as_tensor(targets, device=device)
         if self.settings.objective == "pairs":

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch import Tensor, nn
 
+from pipeline.data.splits import TokenizedTexts, load_split
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.scoring import score
 
@@ -71,7 +72,7 @@ def test_equals_the_double_loop(rows_per_forward: int) -> None:
     expected = double_loop(model, texts, 7)
     model.train()
     model.shapes.clear()
-    scores = score(model, texts, 7, rows_per_forward, ranks=ALONE, pad_token_id=1, device=CPU)
+    scores = score(model, TokenizedTexts(texts), 7, rows_per_forward, ranks=ALONE, pad_token_id=1, device=CPU)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
     assert max(b * c for b, c in model.shapes) <= rows_per_forward
@@ -84,7 +85,7 @@ def test_labels_scored_in_one_go_take_as_many_rows_as_is_said(readings: int) -> 
     texts, model = some_texts(23), Toy(7)
     expected = double_loop(model, texts, 7)
     model.shapes.clear()
-    scores = score(model, texts, 7, 6, ranks=ALONE, pad_token_id=1, device=CPU, readings=readings)
+    scores = score(model, TokenizedTexts(texts), 7, 6, ranks=ALONE, pad_token_id=1, device=CPU, readings=readings)
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
     assert max(model.shapes) == (6 // readings, 7) and {labels for _, labels in model.shapes} == {7}
 
@@ -93,14 +94,14 @@ def test_a_stored_data_set_gives_the_same(tmp_path: Path) -> None:
     texts = some_texts(9)
     stored = Dataset.from_list([text | {"length": len(text["input_ids"])} for text in texts])
     stored.save_to_disk(tmp_path / "split")
-    from_disk = Dataset.load_from_disk(str(tmp_path / "split"))
-    expected = score(Toy(3), texts, 3, 8, ranks=ALONE, pad_token_id=1, device=CPU)
+    from_disk = load_split(tmp_path / "split")
+    expected = score(Toy(3), TokenizedTexts(texts), 3, 8, ranks=ALONE, pad_token_id=1, device=CPU)
     np.testing.assert_array_equal(score(Toy(3), from_disk, 3, 8, ranks=ALONE, pad_token_id=1, device=CPU), expected)
 
 
 def test_texts_of_like_length_share_a_batch() -> None:
     texts, model = some_texts(64), Toy(2)
-    score(model, texts, 2, 16, ranks=ALONE, pad_token_id=1, device=CPU)
+    score(model, TokenizedTexts(texts), 2, 16, ranks=ALONE, pad_token_id=1, device=CPU)
     lengths = [len(text["input_ids"]) for text in texts]
     unsorted = sum(max(lengths[i : i + 8]) * 8 - sum(lengths[i : i + 8]) for i in range(0, 64, 8))
     assert model.padding < unsorted / 2
@@ -110,7 +111,9 @@ def _one_rank(rank: int, world: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     for count in (11, 2):
         model = Toy(5)
-        scores = score(model, some_texts(count), 5, 10, ranks=Ranks.joined(), pad_token_id=1, device=CPU)
+        scores = score(
+            model, TokenizedTexts(some_texts(count)), 5, 10, ranks=Ranks.joined(), pad_token_id=1, device=CPU
+        )
         np.savez(f"{folder}/{count}-{rank}.npz", scores=scores, forwards=len(model.shapes))
     dist.destroy_process_group()
 
@@ -119,7 +122,7 @@ def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path) -> None:
     torch.multiprocessing.spawn(_one_rank, (2, str(tmp_path)), nprocs=2)
     # 11 texts in batches of 2 are 6 batches, 3 for each rank; 2 texts are one batch, so that one rank has none.
     for count, forwards in ((11, 3), (2, 1)):
-        expected = score(Toy(5), some_texts(count), 5, 10, ranks=ALONE, pad_token_id=1, device=CPU)
+        expected = score(Toy(5), TokenizedTexts(some_texts(count)), 5, 10, ranks=ALONE, pad_token_id=1, device=CPU)
         for rank in range(2):
             result = np.load(tmp_path / f"{count}-{rank}.npz")
             np.testing.assert_array_equal(result["scores"], expected)
