@@ -53,6 +53,10 @@ MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
+MOST_SHARES = 10_000
+"""That a comparison is divided into, for as many jobs."""
+MOST_RANKS = 1_000_000
+"""Of a run: more than any cluster has GPUs."""
 LARGEST_PARQUET_READ = 2**28
 """Bytes that a batch of Parquet rows may become if every cell were as large as its column chunk: fewer rows then."""
 
