@@ -7,7 +7,7 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from pipeline.core.errors import some
+from pipeline.core.errors import SHOWN, some
 from pipeline.data.labels import LabelSeen
 
 _UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")
@@ -61,7 +61,7 @@ def contradictions(rows: Dataset, text_hashes: NDArray[np.uint64], where: str) -
     differ = np.flatnonzero(same & (labels[order][1:] != labels[order][:-1]))
     if not len(differ):
         return []
-    pairs = [sorted(rows[int(order[place + step])]["row"] for step in (0, 1)) for place in differ[:3]]
+    pairs = [sorted(rows[int(order[place + step])]["row"] for step in (0, 1)) for place in differ[:SHOWN]]
     count = len(np.unique(text_hashes[order][differ]))
     shown = some([f"rows {first} and {second}" for first, second in pairs], count)
     return [f"{count} texts of {where} are there more than once, with different labels: {shown}"]
