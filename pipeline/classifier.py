@@ -24,8 +24,7 @@ from pipeline.data.tokenizer import check_vocabulary, pad_token_id
 from pipeline.data.tokens import encode_texts
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.evaluation.calibration import tempered_softmax
-from pipeline.evaluation.metrics import predictions
+from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.evaluation.scoring import score
 from pipeline.methods.model import LTuningModel
 

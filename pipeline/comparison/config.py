@@ -12,14 +12,12 @@ from pydantic import Field, PositiveInt, ValidationError, field_validator
 from pipeline.backbone.config import TrustRemoteCode
 from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
 from pipeline.core.artefact import sha256_of
-from pipeline.core.bounds import MOST_CELLS
+from pipeline.core.bounds import MOST_CELLS, MOST_SHARES
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, PathSetting, Settings
 from pipeline.data.config import DataConfig
 from pipeline.training.config import TrainConfig
-
-MOST_SHARES = 10_000
 
 Part = dict[str, dict[str, Any]]
 """Sections of a run config, e.g. {train: {max_steps: 100}}."""

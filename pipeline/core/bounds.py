@@ -55,6 +55,10 @@ MOST_STATES_GIB = 2**20
 """Of text states: a petabyte, more than a disk holds."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
+MOST_SHARES = 10_000
+"""That a comparison is divided into, for as many jobs."""
+MOST_RANKS = 1_000_000
+"""Of a run: more than any cluster has GPUs."""
 LARGEST_PARQUET_READ = 2**28
 """Bytes that a batch of Parquet rows may become if every cell were as large as its column chunk: fewer rows then."""
 

@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from pipeline.core.bounds import LONGEST_LABEL
-from pipeline.core.errors import SHOWN, UserError, nearest, some
+from pipeline.core.errors import UserError, nearest
 from pipeline.data.doubts import Doubts
-from pipeline.data.labels import FileLabels, LabelSeen, value_name
-from pipeline.data.rows import Row, Table
+from pipeline.data.labels import FileLabels, value_name
+from pipeline.data.rows import Occurrences, Row, Table
 
 MAX_LABELS = 10_000
 SKIPPED = "skipped.jsonl"
@@ -72,8 +72,8 @@ class Checker:
         self.labels = FileLabels(where, {}, table.label_names)
         self.doubts = Doubts(table.plain_quotes)
         self.hashes = array("Q")
-        self.row_count = self.fault_count = 0
-        self.faults: list[str] = []
+        self.row_count = 0
+        self.faults = Occurrences()
 
     def good_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
         """(row number, text, [text_pair], label as a string) of every row without a fault."""
@@ -91,20 +91,18 @@ class Checker:
 
     def finish(self) -> None:
         """UserError where there are faults, or no good rows."""
-        if self.fault_count and self.skip is None:
+        if self.faults.count and self.skip is None:
             raise UserError(f"{self._summary()}; mend them, or leave them out with data.on_error=skip")
-        if self.fault_count == self.row_count:
-            raise UserError(self._summary() if self.fault_count else f"{self.where}: no rows")
+        if self.faults.count == self.row_count:
+            raise UserError(self._summary() if self.faults.count else f"{self.where}: no rows")
 
     def warnings(self) -> list[str]:
         """What was left out, and what is odd."""
-        skipped = [f"{self._summary()}; they are left out, and listed in data/{SKIPPED}"] if self.fault_count else []
+        skipped = [f"{self._summary()}; they are left out, and listed in data/{SKIPPED}"] if self.faults.count else []
         return skipped + self.doubts.warnings(self.where)
 
     def _fault(self, row: Row, fault: str) -> None:
-        self.fault_count += 1
-        if self.fault_count <= SHOWN:
-            self.faults.append(f"{row.place}: {fault}")
+        self.faults.add(f"{row.place}: {fault}")
         if self.skip is None:
             return
         if row.ends:
@@ -114,8 +112,7 @@ class Checker:
         self.skip(row, fault)
 
     def _summary(self) -> str:
-        shown = some(self.faults, self.fault_count)
-        return f"{self.where}: {self.fault_count} of {self.row_count} rows are faulty: {shown}"
+        return f"{self.where}: {self.faults.count} of {self.row_count} rows are faulty: {self.faults.shown}"
 
     def _checked(self, row: Row) -> tuple[list[str], str]:
         if row.fault:
@@ -129,7 +126,7 @@ class Checker:
                 f"{self.where}: {place}: the label in {self.label_column!r} has {len(label):,} characters, at most "
                 f"{LONGEST_LABEL:,} are taken: set data.label to the column of the labels"
             )
-        self.labels.seen.setdefault(label, LabelSeen()).add(place)
+        self.labels.seen.setdefault(label, Occurrences()).add(place)
         if len(self.labels.seen) > MAX_LABELS:
             raise UserError(
                 f"{self.where}: column {self.label_column!r} has more than {MAX_LABELS} different values; "

@@ -48,9 +48,14 @@ def _pieces(batch: pa.RecordBatch | pa.Table) -> Iterator[pa.RecordBatch | pa.Ta
         yield type(row).from_arrays(columns, names=row.schema.names)
 
 
-def parquet_table(source: Source, wanted: list[str], label: str | None) -> Table:
+def refuse_stream(source: Source) -> None:
+    """UserError for what can only be read from start to end, which a Parquet file cannot."""
     if not source.is_plain_file:
         raise UserError(f"{source.name}: Parquet is read from its end: give a plain file, not a pipe and not gzip")
+
+
+def parquet_table(source: Source, wanted: list[str], label: str | None) -> Table:
+    refuse_stream(source)
     try:
         file = pq.ParquetFile(source.place)
         columns = file.schema_arrow.names

@@ -7,8 +7,8 @@ import numpy as np
 from datasets import Dataset
 from numpy.typing import NDArray
 
-from pipeline.core.errors import some
-from pipeline.data.labels import LabelSeen
+from pipeline.core.errors import SHOWN, some
+from pipeline.data.rows import Occurrences
 
 _UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols by name, which are blank: Hangul fillers, the empty Braille pattern."""
@@ -20,8 +20,8 @@ class Doubts:
 
     fields_in_quotes: bool
     """The format might quote its fields, but its quotes are read as they stand."""
-    invisible: LabelSeen = field(default_factory=LabelSeen)
-    quoted: LabelSeen = field(default_factory=LabelSeen)
+    invisible: Occurrences = field(default_factory=Occurrences)
+    quoted: Occurrences = field(default_factory=Occurrences)
 
     def see(self, place: str, fields: list[str]) -> None:
         """Looks at a row's texts."""
@@ -61,7 +61,7 @@ def contradictions(rows: Dataset, text_hashes: NDArray[np.uint64], where: str) -
     differ = np.flatnonzero(same & (labels[order][1:] != labels[order][:-1]))
     if not len(differ):
         return []
-    pairs = [sorted(rows[int(order[place + step])]["row"] for step in (0, 1)) for place in differ[:3]]
+    pairs = [sorted(rows[int(order[place + step])]["row"] for step in (0, 1)) for place in differ[:SHOWN]]
     count = len(np.unique(text_hashes[order][differ]))
     shown = some([f"rows {first} and {second}" for first, second in pairs], count)
     return [f"{count} texts of {where} are there more than once, with different labels: {shown}"]
@@ -74,5 +74,5 @@ def label_codes(rows: Dataset) -> NDArray[np.int64]:
     return np.argsort(np.argsort(np.array(encoded.chunk(0).dictionary.to_pylist(), dtype=object)))[codes]
 
 
-def _counted(seen: LabelSeen) -> str:
-    return f"{seen.count} row(s) ({some(seen.places, seen.count)})"
+def _counted(seen: Occurrences) -> str:
+    return f"{seen.count} row(s) ({seen.shown})"

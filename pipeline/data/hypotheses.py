@@ -51,12 +51,9 @@ def encode_hypotheses(
             raise UserError(
                 f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
             )
-    longest = max(map(len, rows))
-    input_ids = torch.zeros((len(rows), longest), dtype=torch.long)
-    for index, row in enumerate(rows):
-        input_ids[index, : len(row)] = torch.tensor(row)
+    input_ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    return input_ids, torch.arange(longest) < lengths[:, None]
+    return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
 
 
 def continuations(tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int | None) -> Tensor:

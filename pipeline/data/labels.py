@@ -9,12 +9,13 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
 from typing import Any
 
-from pipeline.core.errors import SHOWN, UserError, nearest, some
+from pipeline.core.errors import UserError, nearest, some
+from pipeline.data.rows import Occurrences
 
 NAMES_KEY = "labels.names"
 
@@ -26,24 +27,11 @@ _INVISIBLE = re.compile("[\u00ad\u061c\u200b\u200e\u200f\u202a-\u202e\u2060\u206
 
 
 @dataclass
-class LabelSeen:
-    """How often a label occurs in a file, and where first."""
-
-    count: int = 0
-    places: list[str] = field(default_factory=list)
-
-    def add(self, place: str) -> None:
-        self.count += 1
-        if self.count <= SHOWN:
-            self.places.append(place)
-
-
-@dataclass
 class FileLabels:
     """The labels of one file."""
 
     source: str
-    seen: dict[str, LabelSeen]
+    seen: dict[str, Occurrences]
     """By `value_name`."""
     own_names: list[str] | None = None
     """`label_name` of each id, where the file itself gives names (ClassLabel)."""

@@ -1,11 +1,11 @@
 """What readers give: a table's columns and its rows one by one, with a row's fault in place of its values."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from pipeline.core.bounds import MOST_COLUMNS
-from pipeline.core.errors import UserError
+from pipeline.core.errors import SHOWN, UserError, some
 
 
 class Row(NamedTuple):
@@ -23,6 +23,24 @@ class Row(NamedTuple):
     @property
     def place(self) -> str:
         return f"row {self.number}" if self.line is None else f"row {self.number} (line {self.line})"
+
+
+@dataclass
+class Occurrences:
+    """How often something occurs in a source, and where first."""
+
+    count: int = 0
+    places: list[str] = field(default_factory=list)
+
+    def add(self, place: str) -> None:
+        self.count += 1
+        if self.count <= SHOWN:
+            self.places.append(place)
+
+    @property
+    def shown(self) -> str:
+        """The first places, and how many more there are."""
+        return some(self.places, self.count)
 
 
 @dataclass

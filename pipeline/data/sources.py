@@ -72,7 +72,7 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     checker.finish()
     rows, hashes = Dataset.from_file(str(arrow_file)), np.frombuffer(checker.hashes, dtype=np.uint64)
     warnings = [*checker.warnings(), *contradictions(rows, hashes, where)]
-    return CheckedSplit(rows, checker.labels, hashes, checker.fault_count, warnings)
+    return CheckedSplit(rows, checker.labels, hashes, checker.faults.count, warnings)
 
 
 def _skip(log: TextIO, split: str, row: Row, fault: str) -> None:

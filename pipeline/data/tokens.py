@@ -163,19 +163,25 @@ def _encode(
     batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, indices: dict[str, int], max_length: int
 ) -> dict[str, list[Any]]:
     texts = [batch[name] for name in ("text", "text_pair") if name in batch]
+    encoded = _cut_columns(tokenizer, texts, max_length)
+    return encoded | {
+        "label": [indices[value] for value in batch["label"]],
+        "length": [len(row) for row in encoded["input_ids"]],
+    }
+
+
+def _cut_columns(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int
+) -> dict[str, list[Any]]:
+    """`token_columns` of at most `max_length` tokens, and `truncated`: which rows had more."""
     encoded = token_columns(tokenizer, texts, None)
-    long = [index for index, row in enumerate(encoded["input_ids"]) if len(row) > max_length]
+    truncated = [len(row) > max_length for row in encoded["input_ids"]]
+    long = np.flatnonzero(truncated).tolist()
     cut = token_columns(tokenizer, [[column[i] for i in long] for column in texts], max_length) if long else {}
     for name, rows in cut.items():
         for index, row in zip(long, rows, strict=True):
             encoded[name][index] = row
-    truncated = np.zeros(len(batch["text"]), dtype=bool)
-    truncated[long] = True
-    return encoded | {
-        "label": [indices[value] for value in batch["label"]],
-        "length": [len(row) for row in encoded["input_ids"]],
-        "truncated": truncated.tolist(),
-    }
+    return encoded | {"truncated": truncated}
 
 
 def token_columns(
@@ -205,21 +211,9 @@ def encode_texts(
     tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int
 ) -> list[dict[str, Any]]:
     """Rows for `scoring.score`, with the tokens that preprocess makes of the same texts, and `truncated` of each."""
-    rows = _tokens(tokenizer, columns, None)
-    long = [index for index, row in enumerate(rows) if len(row["input_ids"]) > max_length]
-    if long:
-        cut = _tokens(tokenizer, [[column[index] for index in long] for column in columns], max_length)
-        for index, row in zip(long, cut, strict=True):
-            rows[index] = row | {"truncated": True}
+    encoded = _cut_columns(tokenizer, columns, max_length)
+    rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
     for number, row in enumerate(rows, start=1):
         if not row["input_ids"]:
             raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
-        row.setdefault("truncated", False)
     return rows
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int | None
-) -> list[dict[str, Any]]:
-    encoded = token_columns(tokenizer, columns, max_length)
-    return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]

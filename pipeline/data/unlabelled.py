@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pipeline.core.errors import UserError
 from pipeline.core.output import STANDARD
 from pipeline.data.checks import check_columns
+from pipeline.data.columnar import refuse_stream
 from pipeline.data.readers import FORMATS, Format, open_table
 from pipeline.data.rows import Table
 from pipeline.data.streams import Source
@@ -41,8 +42,8 @@ class Input:
         elif not os.access(self.place, os.R_OK) or Path(self.place).is_dir():
             why = "it is a folder" if Path(self.place).is_dir() else "no such file, or no right to read it"
             raise UserError(f"input '{self.place}' cannot be read ({why})")
-        if format == "parquet" and not source.is_plain_file:
-            raise UserError(f"{source.name}: Parquet is read from its end: give a plain file, not a pipe and not gzip")
+        if format == "parquet":
+            refuse_stream(source)
         if self.keep and format == "txt":
             raise UserError("--keep: lines of text have no columns; give the input's --format if it has some")
         for name in self.keep:

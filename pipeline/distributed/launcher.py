@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pipeline.core.bounds import MOST_RANKS
 from pipeline.core.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -16,7 +17,6 @@ log = logging.getLogger(__name__)
 VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """What a launcher sets."""
 UNSET = f"if another program left these variables: unset {' '.join(VARIABLES)}"
-MOST_RANKS = 1_000_000
 SILENT_SECONDS = 10.0
 """Ranks that start together meet sooner, mostly."""
 

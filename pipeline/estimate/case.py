@@ -10,6 +10,7 @@ from transformers import PreTrainedConfig
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
+from pipeline.core.bounds import MOST_RANKS
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig
@@ -27,9 +28,6 @@ ASSUMED_HYPOTHESIS_TOKENS = 16
 
 ASSUMED_LABELS = 2
 """K, where labels.names does not give it, and labels.texts has no more."""
-
-
-MOST_RANKS = 1_000_000
 
 
 @dataclass(frozen=True)

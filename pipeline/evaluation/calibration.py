@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, ValidationError
 from scipy.optimize import minimize_scalar
-from sklearn import metrics as sk
-from sklearn.utils.extmath import softmax
 
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
-from pipeline.evaluation.metrics import expected_calibration_error
+from pipeline.evaluation.metrics import expected_calibration_error, log_loss, tempered_softmax
 
 FILE = "calibration.json"
 LOWEST, HIGHEST = 0.02, 50.0
@@ -38,27 +36,21 @@ def fit_temperature(scores: NDArray, truth: NDArray) -> Calibration:
     """
     scores = scores.astype(np.float64)
 
-    def log_loss(log_temperature: float) -> float:
-        return _log_loss(scores, truth, float(np.exp(log_temperature)))
+    def loss(log_temperature: float) -> float:
+        return log_loss(tempered_softmax(scores, float(np.exp(log_temperature))), truth)
 
     bounds = (np.log(LOWEST), np.log(HIGHEST))
-    found = minimize_scalar(log_loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
+    found = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-6})
     return Calibration(temperature=float(np.exp(found.x)), texts=len(truth))
-
-
-def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.float64]:
-    """Softmax of scores [N, K] / temperature."""
-    shares: NDArray[np.float64] = softmax(scores.astype(np.float64) / temperature)
-    return shares
 
 
 def calibrated_metrics(scores: NDArray, truth: NDArray, calibration: Calibration) -> dict[str, float]:
     """What the temperature makes of `log_loss` and `ece`, ready for JSON."""
-    temperature = calibration.temperature
+    probabilities = tempered_softmax(scores, calibration.temperature)
     return {
-        "temperature": temperature,
-        "log_loss": _log_loss(scores, truth, temperature),
-        "ece": expected_calibration_error(tempered_softmax(scores, temperature), truth),
+        "temperature": calibration.temperature,
+        "log_loss": log_loss(probabilities, truth),
+        "ece": expected_calibration_error(probabilities, truth),
     }
 
 
@@ -78,7 +70,3 @@ def load_calibration(adapter: Path) -> Calibration:
         return Calibration.model_validate(read_json(file))
     except ValidationError as error:
         raise UserError(f"'{file}' is damaged ({error.errors()[0]['msg']}): run evaluate again") from error
-
-
-def _log_loss(scores: NDArray, truth: NDArray, temperature: float) -> float:
-    return float(sk.log_loss(truth, tempered_softmax(scores, temperature), labels=np.arange(scores.shape[1])))

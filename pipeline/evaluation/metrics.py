@@ -22,19 +22,18 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
     """
     assert scores.shape == (len(truth), len(names)) and len(truth) > 0
     prediction = predictions(scores, where)
-    probabilities = softmax(scores.astype(np.float64))
-    indices = np.arange(len(names))
+    probabilities = tempered_softmax(scores)
     ties = int(tied(scores).sum())
     return {
         **_label_metrics(truth, prediction),
-        "log_loss": float(sk.log_loss(truth, probabilities, labels=indices)),
+        "log_loss": log_loss(probabilities, truth),
         "ece": expected_calibration_error(probabilities, truth),
         "n": len(truth),
         "ties": ties,
         "majority": {"label": names[majority], **_label_metrics(truth, np.full_like(prediction, majority))},
         "per_class": _per_class(truth, prediction, names),
         "labels": list(names),
-        "confusion_matrix": sk.confusion_matrix(truth, prediction, labels=indices).tolist(),
+        "confusion_matrix": sk.confusion_matrix(truth, prediction, labels=np.arange(len(names))).tolist(),
         "notes": _notes(truth, prediction, names, ties),
     }
 
@@ -55,16 +54,33 @@ def tied(scores: NDArray) -> NDArray[np.bool_]:
     return (scores == scores.max(axis=1, keepdims=True)).sum(axis=1) > 1
 
 
+def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.float64]:
+    """Softmax of scores [N, K] / temperature."""
+    shares: NDArray[np.float64] = softmax(scores.astype(np.float64) / temperature)
+    return shares
+
+
+def log_loss(probabilities: NDArray, truth: NDArray) -> float:
+    """Mean of -log of the true label's probability: probabilities [N, K], truth [N]."""
+    return float(sk.log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1])))
+
+
+def confidence_bins(confidence: NDArray, bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
+    """The bin [N], from 0, of each row's largest probability [N].
+
+    The `bins` bins have equal width over [0, 1], closed on the right: bin m holds (m / bins, (m + 1) / bins].
+    """
+    return np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+
+
 def expected_calibration_error(probabilities: NDArray, truth: NDArray, bins: int = CALIBRATION_BINS) -> float:
     """Mean over rows of |accuracy - confidence| of the row's bin, in [0, 1] (Guo et al. 2017, Eq. 3).
 
-    `probabilities` [N, K], `truth` [N]. Confidence is the largest probability; the `bins` bins have equal width over
-    [0, 1], closed on the right: bin m holds confidences in ((m - 1) / bins, m / bins].
+    `probabilities` [N, K], `truth` [N]. Confidence is the largest probability; for the bins see `confidence_bins`.
     """
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == truth
-    which = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gaps = np.bincount(which, weights=correct - confidence, minlength=bins)
+    gaps = np.bincount(confidence_bins(confidence, bins), weights=correct - confidence, minlength=bins)
     return float(np.abs(gaps).sum() / len(truth))
 
 

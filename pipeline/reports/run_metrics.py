@@ -7,8 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from pipeline.evaluation.calibration import tempered_softmax
-from pipeline.evaluation.metrics import CALIBRATION_BINS
+from pipeline.evaluation.metrics import confidence_bins, tempered_softmax
 
 Rows = list[dict[str, Any]]
 
@@ -48,10 +47,10 @@ def most_confused(cells: Rows, count: int = 8) -> Rows:
 
 
 def reliability(split: ScoredSplit, temperature: float) -> Rows:
-    """Mean confidence and accuracy of each bin that holds texts (the bins of `expected_calibration_error`)."""
+    """Mean confidence and accuracy of each bin that holds texts."""
     probabilities = tempered_softmax(split.scores, temperature)
     confidence, correct = probabilities.max(axis=1), split.predicted == split.truth
-    bins = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    bins = confidence_bins(confidence)
     return [
         {
             "confidence": float(confidence[bins == index].mean()),

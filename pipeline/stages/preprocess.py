@@ -17,7 +17,7 @@ from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars,
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import write_sums
-from pipeline.core.errors import UserError, some
+from pipeline.core.errors import SHOWN, UserError, some
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.checks import SKIPPED
@@ -215,7 +215,7 @@ def _overlap_warnings(splits: dict[str, CheckedSplit]) -> list[str]:
     for first, second in combinations(splits, 2):
         shared = overlap(splits[first], splits[second])
         if shared:
-            places = [f"row {splits[second].rows[index]['row']}" for index in shared[:3]]
+            places = [f"row {splits[second].rows[index]['row']}" for index in shared[:SHOWN]]
             warnings.append(f"{len(shared)} {second} texts are in {first} too: {some(places, len(shared))}")
     return warnings
 

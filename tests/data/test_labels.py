@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from pipeline.core.errors import UserError
 from pipeline.data.labels import (
     FileLabels,
-    LabelSeen,
     doubt,
     known_labels,
     label_indices,
@@ -17,12 +16,13 @@ from pipeline.data.labels import (
     look_alikes,
     value_name,
 )
+from pipeline.data.rows import Occurrences
 
 SPLITS = ("train", "validation", "test")
 
 
 def file_labels(*names, own=None):
-    return FileLabels("a file", {name: LabelSeen(1, ["row 1"]) for name in names}, own)
+    return FileLabels("a file", {name: Occurrences(1, ["row 1"]) for name in names}, own)
 
 
 def names_of(train, configured=None, own=None):

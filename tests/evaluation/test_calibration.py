@@ -12,8 +12,8 @@ from sklearn.metrics import log_loss
 
 from pipeline import LTuningClassifier
 from pipeline.core.errors import UserError
-from pipeline.evaluation.calibration import FILE, HIGHEST, LOWEST, calibrated_metrics, fit_temperature, tempered_softmax
-from pipeline.evaluation.metrics import predictions
+from pipeline.evaluation.calibration import FILE, HIGHEST, LOWEST, calibrated_metrics, fit_temperature
+from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.predict import predict
 from tests.support.tiny_run import tiny_run

@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import confusion_matrix
 
-from pipeline.evaluation.calibration import tempered_softmax
-from pipeline.evaluation.metrics import expected_calibration_error
+from pipeline.evaluation.metrics import expected_calibration_error, tempered_softmax
 from pipeline.reports import charts, run_metrics
 from pipeline.reports.run_metrics import ScoredSplit
 
