@@ -149,6 +149,7 @@ def build_ours(
 ) -> tuple[Callable[[], None], int]:
     """One training step of ours, by the parts the train stage uses; and the elements of the frozen layers."""
     from pipeline.config import parse_config
+    from pipeline.distributed.zero import element_count
     from pipeline.engine.backbone import Backbone
     from pipeline.engine.models import exact_buffers, load_frozen
     from pipeline.engine.startup import start
@@ -168,7 +169,7 @@ def build_ours(
     )
     accelerator, ranks = start(config)
     backbone = load_frozen(accelerator, ranks, Backbone(config.backbone))
-    layer_elements = sum(_elements(p) for name, p in backbone.named_parameters() if ".layers." in name)
+    layer_elements = sum(element_count(p) for name, p in backbone.named_parameters() if ".layers." in name)
     trained = config.method.build(backbone.facts, PROMPT_TOKENS, LABELS)
     states = torch.randn(LABELS, PROMPT_TOKENS, backbone.facts.hidden_size)
     classifier = LTuningModel(backbone, trained, states, torch.ones(LABELS, PROMPT_TOKENS, dtype=torch.bool), "last")
@@ -237,11 +238,6 @@ def _batch(options: argparse.Namespace) -> tuple[Tensor, Tensor]:
     """Random input_ids [B, T] without padding, and labels [B]."""
     ids = torch.randint(1, VOCABULARY, (options.rows, options.text_tokens), device=options.device)
     return ids, torch.randint(0, LABELS, (options.rows,), device=options.device)
-
-
-def _elements(parameter: nn.Parameter) -> int:
-    """Also of a parameter that ZeRO-3 has taken apart."""
-    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def _seconds(work: Callable[[], Any], times: int, device: str) -> float:

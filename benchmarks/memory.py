@@ -15,9 +15,7 @@ model, trains a soft prompt for two steps, and prints per loader and rank:
 import argparse
 import gc
 import json
-import logging
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -97,12 +95,11 @@ def write_llama(folder: Path, size: float) -> Path:
 
 def _measure(loader: str, model: Path, arguments: argparse.Namespace) -> list[dict[str, Any]]:
     """One process per rank; their rows in order. Ends them all when one fails or the time is up."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    from pipeline.distributed.launcher import free_port
+
     command = [sys.executable, __file__, "--quantization", arguments.quantization, "--loaders", loader]
     command += ["--model", str(model), "--world-size", str(arguments.world_size)]
-    shared = {"WORLD_SIZE": str(arguments.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared = {"WORLD_SIZE": str(arguments.world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     ranks = [
         subprocess.Popen(
@@ -129,9 +126,10 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     """Loads on this rank, trains two steps, prints the row."""
     import deepspeed
 
+    from pipeline.distributed.zero import keep_quiet
+
     warnings.simplefilter("ignore")
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    keep_quiet()
     deepspeed.init_distributed("gloo", verbose=False)
     loader = arguments.loaders[0]
     load = _load_ours if loader == "ours" else _load_with_transformers
@@ -277,10 +275,12 @@ def _int8_elements_alive() -> int:
 
 def _totals(backbone: torch.nn.Module, quantization: str) -> tuple[int, int]:
     """Elements of the 8-bit matrices, and bytes of all weights, in the whole model."""
+    from pipeline.distributed.zero import element_count
+
     matrices = scales = others = 0
     for module in backbone.modules():
         for name, parameter in module.named_parameters(recurse=False):
-            size = getattr(parameter, "ds_numel", parameter.numel())
+            size = element_count(parameter)
             if quantization != "none" and name == "weight" and hasattr(module, "in_features"):
                 matrices += size
                 scales += module.out_features

@@ -10,14 +10,13 @@ REQUIREMENTS=requirements-dev.txt
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
-if [ "${1:-}" = --faults ]; then
-    shift
-    exec python -m pytest tests/faults -m faults "$@"
-fi
-if [ "${1:-}" = --hostile ]; then
-    shift
-    exec python -m pytest tests/hostile -m hostile "$@"
-fi
+case "${1:-}" in
+    --faults | --hostile)
+        campaign=${1#--}
+        shift
+        exec python -m pytest "tests/$campaign" -m "$campaign" "$@"
+        ;;
+esac
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"
 fi

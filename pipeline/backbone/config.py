@@ -76,8 +76,9 @@ class BackboneConfig(Settings):
         if not self.name_or_path.startswith(PACKAGE_SCHEME):
             return local_copy(self.name_or_path)
         package, _, folder = self.name_or_path.removeprefix(PACKAGE_SCHEME).partition("/")
-        found = (_installed(package) / folder).resolve()
-        if not found.is_relative_to(_installed(package).resolve()):
+        installed = _installed(package).resolve()
+        found = (installed / folder).resolve()
+        if not found.is_relative_to(installed):
             raise UserError(f"backbone.name_or_path '{self.name_or_path}': the folder leads out of the package")
         return str(found)
 

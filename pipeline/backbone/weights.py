@@ -103,13 +103,13 @@ def open_checkpoint(config: BackboneConfig) -> Checkpoint:
 
     Raises UserError: no safetensors, an index naming a missing file or tensor, a truncated or damaged file.
     """
-    if _find(config, WEIGHTS) is not None:
-        return Checkpoint([_required(config, WEIGHTS)])
-    index = _find(config, INDEX)
-    if index is None:
-        raise UserError(_no_weights(config))
+    location = config.location
+    if (only := _find(config, location, WEIGHTS)) is not None:
+        return Checkpoint([only])
+    if (index := _find(config, location, INDEX)) is None:
+        raise UserError(_no_weights(config, location))
     placed = _read_index(index)
-    checkpoint = Checkpoint([_required(config, name) for name in sorted(set(placed.values()))])
+    checkpoint = Checkpoint([_required(config, location, name) for name in sorted(set(placed.values()))])
     if absent := sorted(set(placed) - set(checkpoint.tensors)):
         raise UserError(
             f"{index}: names tensors that its files do not hold: {shortened(absent)}; fetch the files again"
@@ -139,7 +139,7 @@ def fingerprint(config: BackboneConfig, checkpoint: Checkpoint) -> dict[str, str
     to any two neighbouring 64ths of it, or 8 MiB. A smaller change, such as one word's embedding, can fall between the
     samples: the fingerprint finds mix-ups and damage, and is not a proof against somebody who hides a change.
     """
-    described = _required(config, "config.json")
+    described = _required(config, config.location, "config.json")
     parts = {described.name: hashlib.sha256(described.read_bytes()).hexdigest()}
     for file in checkpoint.files:
         size = file.stat().st_size
@@ -200,10 +200,11 @@ def _read_into(stream: BinaryIO, offset: int, target: Tensor) -> None:
         view, offset = view[count:], offset + count
 
 
-def _find(config: BackboneConfig, filename: str) -> Path | None:
+def _find(config: BackboneConfig, location: str, filename: str) -> Path | None:
+    """`location` is the config's, which walks through the folder each time it is asked for."""
     try:
         found = cached_file(
-            config.location,
+            location,
             filename,
             revision=config.revision,
             _raise_exceptions_for_missing_entries=False,
@@ -214,15 +215,15 @@ def _find(config: BackboneConfig, filename: str) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _required(config: BackboneConfig, filename: str) -> Path:
-    found = _find(config, filename)
+def _required(config: BackboneConfig, location: str, filename: str) -> Path:
+    found = _find(config, location, filename)
     if found is None:
         raise UserError(f"{config.name_or_path}: {filename} is missing; fetch the model again")
     return found
 
 
-def _no_weights(config: BackboneConfig) -> str:
-    if any(_find(config, name) is not None for name in PICKLES):
+def _no_weights(config: BackboneConfig, location: str) -> str:
+    if any(_find(config, location, name) is not None for name in PICKLES):
         return (
             f"{config.name_or_path} has only .bin weights, which are pickles and are not read; convert them once with "
             "AutoModel.from_pretrained(...).save_pretrained(folder) and set backbone.name_or_path to that folder"

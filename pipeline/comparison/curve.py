@@ -1,9 +1,9 @@
 """The validation curve of a run, read from logs/metrics.jsonl: where it was after how many steps and seconds."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from pipeline.core.files import read_json_lines
 
 Curve = list[dict[str, float]]
 """One {step, seconds, value} per evaluation; seconds of training steps alone, without the evaluations."""
@@ -13,10 +13,7 @@ def read_curve(file: Path, metric: str) -> Curve:
     """The value of `metric` of every evaluation; empty where nothing was evaluated."""
     curve: Curve = []
     seconds = 0.0
-    lines: list[dict[str, Any]] = []
-    if file.is_file():
-        lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    for line in lines:
+    for line in read_json_lines(file):
         seconds += line.get("seconds", 0.0)
         if f"validation/{metric}" in line:
             curve.append({"step": line["step"], "seconds": seconds, "value": line[f"validation/{metric}"]})

@@ -52,7 +52,8 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
         torch.set_num_threads(config.engine.threads)
     accelerator = _accelerator(config.engine, config.train, config.backbone.dtype, config.logging.trackers)
     _ranks = _ranks or Ranks.joined()
-    check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
+    if _ranks.size > 1:
+        check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
     _make_deterministic(config.run.seed)
     if _ranks.size > 1 and _heartbeat is None:
         _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)

@@ -20,7 +20,7 @@ from pipeline.backbone.pooling import pool
 from pipeline.config import RunConfig, load_config
 from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
-from pipeline.core.files import read_json
+from pipeline.core.files import read_json, read_json_lines
 from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
 from pipeline.engine.provenance import evaluated_from, evaluation_artefact, evaluation_fingerprint, texts_have_changed
@@ -79,8 +79,7 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
         _check_training(run_dir, config.method, trained)
         splits = [name for name in metrics if name in get_args(Split)]
         name = "test" if "test" in splits else splits[-1]
-        lines = run_dir.metrics_log.read_text(encoding="utf-8").splitlines() if run_dir.metrics_log.is_file() else []
-        log = [json.loads(line) for line in lines]
+        log = read_json_lines(run_dir.metrics_log)
         scored = _scored(run_dir, name, metrics[name]["labels"])
     except (OSError, ValueError, LookupError, TypeError, RecursionError, pa.ArrowException) as error:
         raise UserError(f"'{run_dir.evaluation}' cannot be read ({error!r}): run evaluate again") from error

@@ -23,7 +23,7 @@ class AdapterWriter:
     """What the adapters depend on, part by part."""
 
     def write_best(self, parameters: dict[str, Tensor], figures: dict[str, Any]) -> None:
-        """Writes adapter/. `metrics`: of the validation split; empty where there is none."""
+        """Writes adapter/. `figures`: metrics of the validation split; empty where there is none."""
         metrics = {"validation": figures} if figures else None
         save_adapter(self.run_dir.adapter, parameters, self.config, self.labels, metrics)
 
@@ -32,7 +32,7 @@ class AdapterWriter:
         save_adapter(self.run_dir.adapter_final, parameters, self.config, self.labels, summary=summary)
 
     def summary(self, steps: int, best_step: int, figures: dict[str, Any]) -> dict[str, Any]:
-        """What adapter-final/ says of a training. `metrics`: the best ones of the validation split."""
+        """What adapter-final/ says of a training. `figures`: the best metrics of the validation split."""
         return {"fingerprint": self.fingerprint, "steps": steps, "best_step": best_step, "validation": figures}
 
     def write_untrained(self) -> dict[str, Any]:

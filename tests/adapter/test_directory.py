@@ -6,11 +6,8 @@ covers adapter/card, adapter/config
 import json
 import os
 import re
-import shutil
 import stat
-import sys
 from pathlib import Path
-from subprocess import Popen
 from typing import Any
 
 import pytest
@@ -18,44 +15,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
-from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.config import RunConfig, parse_config
-from pipeline.core.checksums import SUMS, read_whole
+from pipeline.config import parse_config
+from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_dir
 from pipeline.core.yaml import load_yaml
 from pipeline.evaluation.calibration import Calibration, keep_calibration
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.methods import METHOD_NAMES
-
-FACTS = BackboneFacts("llama", 16, 2, 4, 2, 4, 128, True)
-LABELS = LabelStates(
-    names=["sport", "a|b <x>"],
-    hypotheses=["This text is about sport.", "This text is about `a|b`."],
-    states=torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0)),
-    mask=torch.tensor([[True] * 5, [True] * 3 + [False] * 2]),
-    fingerprint={"backbone": "x", "model.safetensors": "10 bytes, abc", "tokenizer": "tokens"},
-)
-
-
-def some_config(**backbone: str) -> RunConfig:
-    return parse_config(
-        {
-            "run": {"dir": "runs/x"},
-            "backbone": {"name_or_path": "somebody/some-model", "dtype": "float32"} | backbone,
-            "data": {"train": "train.tsv", "text": "sentence", "max_length": 64},
-            "method": {"name": "lt_prefix"},
-        }
-    )
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    method = some_config().method.build(FACTS, 5, 3)
-    save_adapter(tmp_path / "adapter", method.state_dict(), some_config().adapter_config(), LABELS)
-    return tmp_path / "adapter"
+from tests.support.tiny_adapter import FACTS, LABELS, some_config
 
 
 def test_round_trip(folder: Path) -> None:
@@ -282,61 +250,6 @@ def test_version_1_of_two_meanings_is_refused(folder: Path, method: dict[str, An
         load_adapter(with_method(folder, method | {"bias": True}, 2))
 
 
-WRITER = """
-import os, sys
-from pathlib import Path
-from pipeline.adapter.directory import load_adapter, write_card
-from tests.adapter.test_directory import numbered_adapter
-folder, count = Path(sys.argv[1]), int(sys.argv[2])
-os.fsync = lambda descriptor: None  # so that it is faster than the reader
-for number in range(1, count + 1):
-    numbered_adapter(folder, number)
-    write_card(folder, load_adapter(folder), {})  # as evaluate does it
-(folder.parent / "ended").touch()
-"""
-
-
-def numbered_adapter(folder: Path, number: int) -> None:
-    """Puts a calibrated adapter into the folder's place, all of whose files depend on a number."""
-    labels = LabelStates(
-        names=[f"first {number}", "second"],
-        hypotheses=LABELS.hypotheses,
-        states=torch.full_like(LABELS.states, number),
-        mask=LABELS.mask,
-        fingerprint=LABELS.fingerprint | {"number": str(number)},
-    )
-    config = some_config()
-    config = config.model_copy(update={"data": config.data.model_copy(update={"max_length": number + 2})})
-    state, made = {"weight": torch.full((1000,), float(number))}, folder.with_name("made")
-    save_adapter(made, state, config.adapter_config(), labels, summary={"number": number})
-    keep_calibration(made, Calibration(temperature=1 + number / 1000, texts=5))
-    with atomic_dir(folder, sums=True) as temporary:
-        shutil.copytree(made, temporary, dirs_exist_ok=True)
-
-
-def test_a_load_sees_one_whole_adapter_while_others_take_its_place(tmp_path: Path) -> None:
-    folder, count = tmp_path / "adapter", 120
-    numbered_adapter(folder, 0)
-    (tmp_path / "config.yaml").touch()
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2])])}
-    seen, prints = [], set()
-    with Popen([sys.executable, "-c", WRITER, str(folder), str(count)], env=environment) as writer:
-        try:
-            while not (tmp_path / "ended").exists() and writer.poll() is None:
-                adapter = load_adapter(adapter_folder((folder, tmp_path)[len(seen) % 2]), calibrated=True)
-                number = int(adapter.labels.fingerprint["number"])
-                assert adapter.labels.names[0] == f"first {number}"
-                assert adapter.config.data.max_length == number + 2 and adapter.temperature == 1 + number / 1000
-                assert bool((adapter.labels.states == number).all())
-                assert bool((adapter.method_state["weight"] == number).all())
-                seen.append(number)
-                prints.add(adapter_fingerprint(folder))
-        finally:
-            assert writer.wait() == 0
-    assert seen == sorted(seen) and len(set(seen)) > count // 20
-    assert len(prints) <= count + 1, "only whole adapters have a fingerprint"
-
-
 def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
     with pytest.raises(UserError, match="is not calibrated"):
         load_adapter(folder, calibrated=True)
@@ -348,15 +261,3 @@ def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
             with pytest.raises(UserError, match=r"calibration\.json' is damaged"):
                 load_adapter(folder, calibrated=True)
         load_adapter(folder)
-
-
-def test_a_folder_that_never_rests_is_an_error(folder: Path, tmp_path: Path) -> None:
-    other = shutil.copytree(folder, tmp_path / "other")
-
-    def exchange(path: Path) -> None:
-        path.rename(tmp_path / "aside")
-        other.rename(path)
-        (tmp_path / "aside").rename(other)
-
-    with pytest.raises(UserError, match="was replaced 200 times while it was read"):
-        read_whole(folder, exchange)

@@ -1,6 +1,6 @@
-"""The command line: exit statuses, one-line errors for bad input, help, and commands that write nothing.
+"""The command line: exit statuses, one-line errors for bad input, and commands that write nothing.
 
-covers cli/__init__, cli/options, __main__
+covers cli/__init__, __main__
 """
 
 import json
@@ -13,8 +13,8 @@ from transformers import AutoConfig, T5Config
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.cli import main
-from pipeline.cli.options import STAGES, build_parser
-from pipeline.config import config_keys, load_config
+from pipeline.cli.options import STAGES
+from pipeline.config import load_config
 from pipeline.core.ownership import MARK
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import tiny_config
@@ -48,29 +48,6 @@ def error_of(capsys: pytest.CaptureFixture) -> str:
 
 def files_under(folder: Path) -> dict[Path, int]:
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-
-
-def test_unknown_and_missing_commands_and_options(capsys: pytest.CaptureFixture) -> None:
-    for arguments in ([], ["fly"], ["run"], ["train", "--config"], ["predict"], ["run", "--config", "x", "--nope"]):
-        with pytest.raises(SystemExit) as end:
-            main(arguments)
-        assert end.value.code == 2 and "usage: ltune" in capsys.readouterr().err
-
-
-def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> None:
-    keys = {key for key, _, _ in config_keys()}
-    for command in STAGES:
-        with pytest.raises(SystemExit) as end:
-            main([command, "--help"])
-        shown = capsys.readouterr().out
-        assert end.value.code == 0 and {line.split("=")[0].strip() for line in shown.splitlines()} >= keys
-    with pytest.raises(SystemExit):
-        main(["predict", "--help"])
-    assert "--labels" in capsys.readouterr().out
-    for command in (*STAGES, "compare", "predict", "report"):
-        with pytest.raises(SystemExit):
-            main([command, "--help"])
-        assert "--trust-remote-code" in capsys.readouterr().out, "the only place that says so"
 
 
 @pytest.mark.parametrize(
@@ -305,45 +282,3 @@ def test_variables_that_no_launcher_sets_are_one_line(
     for command in ("run", "estimate"):
         assert run(folder, command=command) == 2
         assert error_of(capsys).startswith("error: the variable RANK is 'abc'")
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["a.b=1", "c.d=2", "--config", "x", "--overwrite"],
-        ["--config", "x", "a.b=1", "--overwrite", "c.d=2"],
-        ["--overwrite", "a.b=1", "--config", "x", "c.d=2"],
-        ["--config", "x", "--overwrite", "a.b=1", "c.d=2"],
-        ["--config=x", "--overwrite", "--debug", "a.b=1", "--trust-remote-code", "c.d=2"],
-    ],
-)
-@pytest.mark.parametrize("command", ["run", "train", "compare"])
-def test_overrides_may_stand_anywhere(command: str, arguments: list[str], capsys: pytest.CaptureFixture) -> None:
-    options = build_parser().parse_args([command, *arguments])
-    assert (options.config, options.overwrite, options.overrides) == ("x", True, ["a.b=1", "c.d=2"])
-    for wrong in (["--nope", "c.d=2"], ["--nope=3"]):
-        with pytest.raises(SystemExit) as end:
-            build_parser().parse_args([command, *arguments, *wrong])
-        assert end.value.code == 2 and "unrecognized arguments: --nope" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        build_parser().parse_args(["predict", "--run", "x", "c.d=2"])
-    assert "unrecognized arguments: c.d=2" in capsys.readouterr().err
-
-
-def test_home_in_the_paths_of_options(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
-    monkeypatch.setenv("HOME", "/home/me")
-    options = build_parser().parse_args(
-        ["predict", "--run=~/run", "--input=~/in.txt", "--output=~/out.jsonl", "--backbone=~/b"]
-    )
-    paths = (options.run, options.input, options.output, options.backbone, options.adapter)
-    assert paths == ("/home/me/run", "/home/me/in.txt", "/home/me/out.jsonl", "/home/me/b", None)
-    assert build_parser().parse_args(["report", "--compare", "~/a", "$B"]).compare == ["/home/me/a", "$B"]
-    assert build_parser().parse_args(["run", "--config=~/c.yaml"]).config == "/home/me/c.yaml"
-    with pytest.raises(SystemExit) as end:
-        build_parser().parse_args(["doctor", "~no-such-user-here/x"])
-    assert end.value.code == 2 and "no home folder '~no-such-user-here'" in capsys.readouterr().err
-
-
-def test_the_deepspeed_launchers_rank_is_taken() -> None:
-    """It stands before the command, where the launcher puts it; LOCAL_RANK says the same."""
-    assert build_parser().parse_args(["--local_rank=1", "train", "--config", "c.yaml"]).command == "train"

@@ -21,16 +21,15 @@ WAIT = 5
 
 
 def run_cases(folder: Path) -> list[dict[str, Any]]:
-    import deepspeed
-
     import pipeline.cli
     import pipeline.stages.compare
     import pipeline.stages.dry_run
     import pipeline.stages.predict
     import pipeline.stages.report
     import pipeline.stages.run  # noqa: F401 (imported once, here, for all cases)
+    from pipeline.distributed.zero import keep_quiet
 
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # else it compiles C++ for nothing
+    keep_quiet()
     results = []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         out, err = folder / f"{number}.out", folder / f"{number}.err"

@@ -1,6 +1,6 @@
 """A whole comparison of tiny cells: shared data, tuning on validation, statistics on test, and an array job.
 
-covers comparison/config, comparison/tables, stages/cell
+covers comparison/tables, stages/cell
 """
 
 import csv
@@ -8,46 +8,18 @@ import gc
 import json
 import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import yaml
 
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
-from pipeline.comparison.config import describe, groups, load_comparison, share_of
 from pipeline.config import load_config
-from pipeline.core import run_lock
-from pipeline.core.ownership import MARK, claim
+from pipeline.core.ownership import MARK
 from tests.support.processes import launch, run_script
-from tests.support.tiny_run import tiny_config
-
-RECIPES = Path(__file__).resolve().parents[2] / "launch" / "recipes"
-COMPARISONS = sorted([*RECIPES.glob("compare/*.yaml"), *RECIPES.glob("table1/*.yaml")])
-
-
-def write_comparison(folder: Path, **changes: Any) -> Path:
-    config = tiny_config(folder)
-    values: dict[str, Any] = {
-        "dir": str(folder / "comparison"),
-        "seeds": [0, 1],
-        "grid": {"train.learning_rate": [0.003, 0.03]},
-        "base": {
-            "train": {"objective": "candidates", "max_steps": 4, "batch_size": 4, "eval_every": 2, "log_every": 1},
-            "logging": {"trackers": ["jsonl"]},
-        },
-        "backbones": {"tiny": {"backbone": {"name_or_path": config.backbone.name_or_path, "dtype": "float32"}}},
-        "datasets": {"news": {"data": config.data.model_dump(include={"train", "validation", "test", "max_length"})}},
-        "methods": {"lt_prompt": {}, "probe": {"method": {"name": "linear_probe"}}, "majority": {}},
-    }
-    file = folder / "compare.yaml"
-    file.write_text(yaml.safe_dump(values | changes, sort_keys=False))
-    return file
-
+from tests.support.tiny_comparison import write_comparison
 
 PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
 
@@ -234,14 +206,6 @@ def test_a_comparison_of_an_older_version_is_taken_over(finished: Path, tmp_path
     assert (copy / MARK).is_file() and not os.path.isabs(os.readlink(next(copy.rglob("seed-0")) / "data"))
 
 
-def test_a_folder_that_is_somebodys_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "mine" / "runs").mkdir(parents=True)
-    (tmp_path / "mine" / "runs" / "notes.txt").write_text("mine")
-    assert main(["compare", "--config", str(write_comparison(tmp_path)), f"dir={tmp_path / 'mine'}"]) == 2
-    assert "mine' holds 'runs' and is not a comparison directory" in capsys.readouterr().err.splitlines()[-1]
-    assert [path.name for path in (tmp_path / "mine").rglob("*")] == ["runs", "notes.txt"]
-
-
 def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:
     methods = {"probe": {"method": {"name": "linear_probe"}}}
     file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
@@ -297,34 +261,6 @@ def test_on_two_ranks_a_setting_that_diverges_is_left_out_by_both(tmp_path: Path
     assert json.loads(row["setting"]) == {"train.learning_rate": 0.003} and row["steps"] == 4
 
 
-@pytest.mark.parametrize("shares", [1, 2, 3, 4])
-@pytest.mark.parametrize("recipe", ["minilm", "convergence", "sst2_sizes"])
-def test_shares_hold_every_group_once_and_methods_and_data_sets_alike(recipe: str, shares: int) -> None:
-    everything = groups(load_comparison(RECIPES / "compare" / f"{recipe}.yaml"))
-    parts = [share_of(everything, (number, shares)) for number in range(shares)]
-    assert sorted(map(str, everything)) == sorted(str(group) for part in parts for group in part)
-    for name in {name for group in everything for name in (group.method, group.dataset)}:
-        counts = [sum(name in (group.method, group.dataset) for group in part) for part in parts]
-        assert max(counts) - min(counts) <= 2, name
-
-
-def test_a_group_that_another_process_is_at_is_refused(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    owner_of: Callable[..., int],
-) -> None:
-    monkeypatch.setattr(run_lock, "PATIENCE_SECONDS", 0.5)
-    claim(tmp_path / "comparison", "comparison")
-    owner = owner_of(tmp_path / "comparison" / "runs" / "news" / "tiny" / "lt_prompt" / "all")
-    try:
-        assert main(["compare", "--config", str(write_comparison(tmp_path))]) == 2
-    finally:
-        os.kill(owner, signal.SIGKILL)
-        os.waitpid(owner, 0)
-    assert f"lt_prompt/all' is in use by process {owner} on " in capsys.readouterr().err.splitlines()[-1]
-
-
 def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> None:
     methods = {name: {"method": {"name": "lt_prompt", "head": name}} for name in ("label_aware", "linear")}
     methods["linear"]["labels"] = {"template": "{label}"}
@@ -339,45 +275,3 @@ def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> 
     lines = {line["method"]: line for line in rows_of(tmp_path, "summary")}
     assert lines["label_aware"]["difference"] is None and lines["linear"]["difference"] is not None
     assert "difference to label_aware" in (tmp_path / "comparison" / "tables.md").read_text()
-
-
-@pytest.mark.parametrize(
-    ("changes", "options", "words"),
-    [
-        ({"methods": {"lt_prefx": {}}}, [], "cell news/tiny/lt_prefx: 'method.name' must be one of"),
-        ({"grid": {"train.learning_rat": [1]}}, [], "did you mean 'train.learning_rate'?"),
-        ({"base": {"train": {"best_metric": "log_loss"}}}, [], "train.best_metric must be accuracy"),
-        ({"base": {"data": {"validation": None}}, "datasets": {"x": {"data": {"train": "t"}}}}, [], "data.validation"),
-        ({}, ["--cells", "2/2"], "write I/N"),
-        ({}, ["--cells", f"0/{10**18}"], "N up to 10000"),
-        ({}, ["seeds=[0, 1, 0]"], "'seeds': 0 is given twice"),
-        ({}, ["seeds=[0, -1]"], "'seeds.1': Input should be greater than or equal to 0"),
-        ({}, ["sizes=[8, all, 8]"], "8 is given twice"),
-        ({"grid": {"train.learning_rate": [1e-3, 0.001]}}, [], "0.001 is given twice"),
-        ({"grid": {"train.learning_rate": []}}, [], "grid.train.learning_rate"),
-        ({"grid": {"train.learning_rate": [0.1, float("nan")]}}, [], "'train.learning_rate': "),
-        ({"published": {"tiny": {"news": {"probe": float("inf")}}}}, [], "finite number"),
-        ({"reference": "lt_prefix"}, [], "not one of methods: lt_prompt, probe, majority"),
-        ({"published": {"tiny": {"news": {"bert": 0.9}}}}, [], "published.tiny.news.bert is not a cell"),
-        ({"methds": {}}, [], "'methds'"),
-    ],
-)
-def test_faults_are_told_before_anything_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict[str, Any], options: list[str], words: str
-) -> None:
-    file = write_comparison(tmp_path, **changes)
-    assert main(["compare", "--config", str(file), *options]) == 2
-    assert words in capsys.readouterr().err.splitlines()[-1]
-    assert not (tmp_path / "comparison").exists()
-
-
-@pytest.mark.parametrize("recipe", COMPARISONS, ids=lambda path: path.stem)
-def test_every_recipe_is_valid(recipe: Path) -> None:
-    comparison = load_comparison(recipe)
-    assert describe(comparison).count("runs/") == len(groups(comparison))
-
-
-def test_dry_run_lists_the_cells(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["compare", "--config", str(write_comparison(tmp_path)), "--dry-run", "seeds=[0,1,2]"]) == 0
-    printed = capsys.readouterr().out
-    assert "runs/news/tiny/lt_prompt/all: 4 runs, lt_prompt" in printed and "3 groups, 9 runs" in printed

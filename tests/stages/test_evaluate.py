@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from pipeline import LTuningClassifier
 from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.distributed.launcher import free_port
 from pipeline.stages.evaluate import evaluate
 from tests.support.tiny_run import TEXTS, tiny_run
 
@@ -131,10 +131,7 @@ def _one_rank(rank: int, world: int, port: int, config: RunConfig) -> None:
 def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
     expected = pq.read_table(config.run_dir.predictions_file)
     (config.run_dir.evaluation / "fingerprint.json").unlink()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(_one_rank, (2, port, config), nprocs=2)
+    torch.multiprocessing.spawn(_one_rank, (2, free_port(), config), nprocs=2)
     assert (config.run_dir.evaluation / "fingerprint.json").is_file(), "it was made again"
     found = pq.read_table(config.run_dir.predictions_file)
     assert found.select(["split", "row", "label"]) == expected.select(["split", "row", "label"])

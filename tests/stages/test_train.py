@@ -6,7 +6,6 @@ covers training/adapter_writer
 
 import hashlib
 import json
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +17,8 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
+from pipeline.distributed.launcher import free_port
+from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import backbone_of
 from pipeline.engine.startup import start
 from pipeline.stages.train import TrainingTask
@@ -177,7 +178,7 @@ def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_a
     for name, tensor in large.items():
         torch.testing.assert_close(accumulated[name], tensor, rtol=1e-3, atol=1e-4)
     trainer = trainer_of(load_config(folder / "large" / "config.yaml"))
-    held = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters() if p.requires_grad)
+    held = sum(element_count(p) for p in trainer.model.parameters() if p.requires_grad)
     assert held == sum(tensor.numel() for tensor in large.values())
     assert set(trainer.trained_state()) == set(large)
 
@@ -185,10 +186,7 @@ def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_a
 def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None:
     options = ["train.batch_size=4", "method.shortlist=2"]
     assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", *options)) == 0
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}", "-m", "pipeline"]
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "pipeline"]
     command = [sys.executable, *launcher, *arguments(folder, "two-ranks", *options)]
     ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr

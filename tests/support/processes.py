@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distributed.launcher import free_port
+from pipeline.distributed.zero import keep_quiet
 from tests.support.worlds import run_module
 
 HANG_SECONDS = 300
@@ -100,13 +101,10 @@ def _statuses(ranks: list[int], deadline: float) -> list[int]:
 
 def _main(function: str, folder: Path) -> None:
     module, _, name = function.partition(":")
-    import deepspeed
-
     import pipeline.cli
     import pipeline.stages.run  # noqa: F401 (imported once, here, for all the forked ranks)
 
-    # Else it compiles a C++ all-reduce at the first start on a CPU, for nothing.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    keep_quiet()
     gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
     result = getattr(importlib.import_module(module), name)(folder)
     (folder / "result.json").write_text(json.dumps(result))

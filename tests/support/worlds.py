@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distributed.launcher import free_port
+from pipeline.distributed.zero import keep_quiet
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -58,8 +59,7 @@ def _main(function: str, folder: Path, sizes: list[int]) -> int:
     import deepspeed
     import torch.distributed
 
-    # Else it compiles a C++ all-reduce at the first start on a CPU, for nothing.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    keep_quiet()
     gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
     for size in sizes:
         port = free_port()
