@@ -20,8 +20,7 @@ from pipeline.data.config import LabelsConfig
 from pipeline.data.hypotheses import encode_hypotheses, hypotheses
 from pipeline.data.labels import label_name
 from pipeline.data.splits import TokenizedTexts
-from pipeline.data.tokenizer import check_vocabulary, pad_token_id
-from pipeline.data.tokens import encode_texts
+from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.evaluation.metrics import predictions, tempered_softmax
@@ -91,7 +90,7 @@ class LTuningClassifier:
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        known = Backbone(config, special_tokens=adapter.config.data.special_tokens)
+        known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
         frozen = _frozen_backbone(adapter, known, target)
         tokenizer = known.tokenizer
         pooling = resolve_pooling(config.pooling, frozen.facts)
@@ -113,7 +112,7 @@ class LTuningClassifier:
         columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
         if not columns:
             return []
-        rows = encode_texts(self.tokenizer, columns, self.adapter.config.data.max_length)
+        rows = self.adapter.texts(self.tokenizer).rows(columns)
         scores = score(
             self.model,
             TokenizedTexts(rows),
@@ -182,7 +181,7 @@ def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) ->
     opened = known.opened(Ranks.alone())
     adapter.check_backbone(opened.fingerprint)
     adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
-    check_vocabulary(known.tokenizer, known.facts.vocab_size)
+    adapter.texts(known.tokenizer).check(known.facts.vocab_size)
     base = load_backbone(
         known.config,
         zero_config=None,

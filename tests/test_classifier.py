@@ -19,7 +19,8 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.classifier import text_columns
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.data.tokens import encode_texts, tokenize
+from pipeline.data.texts import TextEncoder
+from pipeline.data.tokens import tokenize
 from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_run
 
@@ -65,8 +66,9 @@ def test_tokens_are_those_of_preprocess(pair: bool, tmp_path: Path) -> None:
     columns = [texts, [text[::-1] for text in texts]] if pair else [texts]
     names = ["text", "text_pair"][: len(columns)]
     rows = Dataset.from_dict({"row": [1, 2, 3], **dict(zip(names, columns, strict=True)), "label": ["a", "b", "a"]})
-    stored = tokenize(rows, tiny_tokenizer(), {"a": 0, "b": 1}, 24, 1, tmp_path / "x.arrow", "test")
-    encoded = encode_texts(tiny_tokenizer(), columns, 24)
+    texts_as_tokens = TextEncoder(tiny_tokenizer(), 24)
+    stored = tokenize(rows, texts_as_tokens, {"a": 0, "b": 1}, 1, tmp_path / "x.arrow", "test")
+    encoded = texts_as_tokens.rows(columns)
     for mine, theirs in zip(encoded, stored, strict=True):
         assert mine == {name: theirs[name] for name in mine}
     assert [row["truncated"] for row in encoded] == [False, True, False]

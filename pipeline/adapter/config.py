@@ -4,13 +4,14 @@ import json
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.errors import UserError
 from pipeline.core.settings import FOREIGN, Settings, flat
 from pipeline.data.config import LabelsConfig
+from pipeline.data.templates import TextTemplate, check_words
 from pipeline.methods import AnyMethodConfig
 
 FORMAT_VERSION = 2
@@ -39,6 +40,15 @@ class TextSettings(Settings):
     """Are fields of csv and tsv files quoted; null: csv yes, tsv no."""
     special_tokens: bool = True
     """Is a special token of the backbone in a text read as one; it was in adapters that do not say so."""
+    template: TextTemplate | None = None
+    """Words around the text."""
+    chat: bool = False
+    """Is it a user's message in the chat template of the backbone's tokenizer?"""
+
+    @model_validator(mode="after")
+    def _words_fit_the_columns(self) -> "TextSettings":
+        check_words(self.template, self.chat, self.text_pair)
+        return self
 
 
 class AdapterConfig(Settings):

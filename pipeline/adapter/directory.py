@@ -31,6 +31,7 @@ from pipeline.core.errors import UserError, about
 from pipeline.core.files import atomic_dir, write_json, write_text
 from pipeline.core.run_dir import RunDir
 from pipeline.data.hypotheses import continuations
+from pipeline.data.texts import TextEncoder
 from pipeline.evaluation.calibration import FILE as CALIBRATION
 from pipeline.evaluation.calibration import load_calibration
 from pipeline.methods import TuningMethod
@@ -93,7 +94,12 @@ class Adapter:
         if not (self.config.method.reads_hypotheses and facts.is_decoder):
             return None
         room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
-        return continuations(tokenizer, hypotheses, room)
+        return continuations(tokenizer, hypotheses, room, space=self.texts(tokenizer).end_needs_space)
+
+    def texts(self, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
+        """How texts become tokens, as in training."""
+        data = self.config.data
+        return TextEncoder(tokenizer, data.max_length, data.template, data.chat)
 
     def check_backbone(self, weights: Mapping[str, str], tokenizer: str | None = None) -> None:
         """UserError, naming the part, if these fingerprints are not those of the backbone the adapter was made for."""

@@ -1,6 +1,5 @@
 """Config keys of the data and of the labels' hypotheses."""
 
-import re
 from collections.abc import Iterable
 from typing import Literal
 
@@ -9,11 +8,9 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
+from pipeline.data.templates import TextTemplate, check_words, checked, filled
 
 SPLITS = ("train", "validation", "test")
-LABEL_MARK = "{label}"
-_MARKS = re.compile(r"\{\{|\}\}|\{label\}")
-_OTHER_FIELD = re.compile(r"\{[^{}]{0,40}\}")
 
 
 class DataConfig(Settings):
@@ -45,9 +42,15 @@ class DataConfig(Settings):
     """At rows without a text or label, or that cannot be read: stop and name them; or skip: leave them out, count
     them, and list them in data/skipped.jsonl."""
     max_length: int = Field(default=256, ge=2, le=MOST_TOKENS)
-    """Tokens kept of each text (pair), special tokens included; cuts are counted and reported."""
+    """Tokens kept of each text (pair), special tokens and the words around it included; cuts are counted and
+    reported."""
     special_tokens: bool = False
     """A special token of the backbone (</s>, [SEP]) in a text: true: is that token; false: is read as written."""
+    template: TextTemplate | None = None
+    """Words around the text, such as "Review: {text}\\nSentiment:"; with data.text_pair {text_pair} too, and both are
+    read as one text. Special tokens among the words are tokens. null: the text as it is."""
+    chat: bool = False
+    """Is the text (in its template) a user's message to the backbone, in the chat template of its tokenizer?"""
     train_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
     train_per_label: int | None = Field(default=None, ge=1, le=MOST_ROWS)
@@ -97,6 +100,11 @@ class DataConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _words_fit_the_columns(self) -> "DataConfig":
+        check_words(self.template, self.chat, self.text_pair)
+        return self
+
+    @model_validator(mode="after")
     def _limits_do_not_meet(self) -> "DataConfig":
         if self.train_limit is not None and self.train_per_label is not None:
             raise ValueError("data.train_limit and data.train_per_label exclude each other: give one of them")
@@ -114,24 +122,13 @@ class LabelsConfig(Settings):
     """Label names in index order; null: as the training file numbers them (ClassLabel), else all it has, sorted."""
 
     def hypothesis(self, name: str) -> str:
-        """The template with this label's name in the place of each {label}; {{ and }} are braces.
-
-        Not `str.format`, in which a template could name attributes and widths.
-        """
-        written = {LABEL_MARK: name, "{{": "{", "}}": "}"}
-        return _MARKS.sub(lambda mark: written[mark[0]], self.template)
+        """The template with this label's name in the place of each {label}; {{ and }} are braces."""
+        return filled(self.template, {"label": name})
 
     @field_validator("template")
     @classmethod
     def _has_one_field(cls, template: str) -> str:
-        rest = _MARKS.sub("", template)
-        if fields := _OTHER_FIELD.findall(rest):
-            raise ValueError(f"the template must contain {{label}} and no other field, such as {fields[0]}")
-        if set("{}") & set(rest):
-            raise ValueError("it is not a template: a brace is not closed; write a literal brace as {{ or }}")
-        if LABEL_MARK not in _MARKS.findall(template):
-            raise ValueError("the template must contain {label}, once at least")
-        return template
+        return checked(template, ("label",))
 
     @field_validator("texts")
     @classmethod

@@ -23,6 +23,8 @@ DATA_FORMAT = 2
 `label_name`, and nobody counted the rows with special tokens."""
 READING = ("text", "text_pair", "label", "quoting")
 """Keys of `data` that say how a source is read."""
+WORDS = ("template", "chat")
+"""Keys of `data` that put words around a text. The chat template itself is part of the tokenizer's fingerprint."""
 
 _COMMIT = re.compile("[0-9a-f]{40}")
 
@@ -92,7 +94,7 @@ def data_fingerprint(
     return {
         FORMAT: str(DATA_FORMAT),
         **{f"data.{split}": identity for split, identity in identities.items()},
-        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, "max_length", "split", "on_error")},
+        **{f"data.{key}": str(getattr(data, key)) for key in (*READING, *WORDS, "max_length", "split", "on_error")},
         **{f"data.{key}": _draw(getattr(data, key), seed) for key in ("train_limit", "train_per_label")},
         **{f"data.{key}": str(getattr(data, key)) for key in ("validation_limit", "test_limit")},
         "labels.names": json.dumps(names, ensure_ascii=False),

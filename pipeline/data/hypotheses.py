@@ -12,9 +12,7 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import label_name
 from pipeline.data.tokenizer import encode
-
-ANCHOR = "a"
-"""A word that no tokenizer joins with the next one."""
+from pipeline.data.words import ANCHOR
 
 
 def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
@@ -56,17 +54,22 @@ def encode_hypotheses(
     return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
 
 
-def continuations(tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int | None) -> Tensor:
-    """The tokens that each hypothesis becomes where it goes on a text behind a space: [K, Q], padded with NO_TOKEN.
+def continuations(
+    tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int | None, *, space: bool = True
+) -> Tensor:
+    """The tokens that each hypothesis becomes where it goes on a text: [K, Q], padded with NO_TOKEN.
 
-    Cut from a longer text, since tokenizers write the first word of a text in other ways.
+    Behind a space, or without `space` as behind a line's end. Cut from a longer text, since tokenizers write the first
+    word of a text in other ways.
 
     Raises:
         UserError: a hypothesis of more than `max_length` tokens.
     """
     texts = [ANCHOR, *(f"{ANCHOR} {text}" for text in hypotheses)]
+    if not space:
+        texts = [f"{ANCHOR}\n", *(f"{ANCHOR}\n{text.lstrip()}" for text in hypotheses)]
     before, *joined = encode(tokenizer, texts, add_special_tokens=False)["input_ids"]
-    assert all(row[: len(before)] == before for row in joined), f"the tokenizer joins {ANCHOR!r} with what follows"
+    assert all(row[: len(before)] == before for row in joined), f"the tokenizer joins {texts[0]!r} with what follows"
     rows = [row[len(before) :] for row in joined]
     for text, row in zip(hypotheses, rows, strict=True):
         if max_length is not None and len(row) > max_length:

@@ -1,7 +1,7 @@
 """The backbone's own tokenizer: loaded, identified, and the one way in which texts and labels become tokens."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
@@ -43,12 +43,15 @@ def encode(
     *texts: Sequence[str],
     add_special_tokens: bool = True,
     max_length: int | None = None,
+    special_tokens: bool | None = None,
 ) -> BatchEncoding:
     """`input_ids`, and whatever else the tokenizer gives, of one column of texts, or of two, the parts of pairs.
 
     Not padded; longer ones are cut to `max_length`. Both are always said: a tokenizer.json may have its own settings.
+    `special_tokens`: see `load_tokenizer`; None: as the tokenizer was loaded.
     """
-    columns = [_readable(tokenizer, column) if tokenizer.split_special_tokens else list(column) for column in texts]
+    split = tokenizer.split_special_tokens if special_tokens is None else not special_tokens
+    columns = [_readable(tokenizer, column) if split else list(column) for column in texts]
     return tokenizer(
         *columns,
         add_special_tokens=add_special_tokens,
@@ -56,6 +59,7 @@ def encode(
         truncation="longest_first" if max_length else False,
         max_length=max_length,
         return_attention_mask=False,
+        split_special_tokens=split,
         verbose=False,
     )
 
@@ -66,6 +70,23 @@ def special_texts(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return sorted({*added, *tokenizer.all_special_tokens})
 
 
+def special_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The same as tokens."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {id for id, token in added if token.special} | set(tokenizer.all_special_ids)
+
+
+def chat_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Jinja that words a message to the backbone. Raises UserError where there is none."""
+    try:
+        return tokenizer.get_chat_template()
+    except ValueError as error:  # none, or several and none of them the default
+        raise UserError(
+            f"data.chat=true, but the backbone's tokenizer has no chat template ('{tokenizer.name_or_path}'): set "
+            "data.chat=false, and put the words around a text into data.template"
+        ) from error
+
+
 def _readable(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[str]:
     """The texts with a space in each special token that would be read as one all the same.
 
@@ -73,14 +94,15 @@ def _readable(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[
     """
     written = [token for token in special_texts(tokenizer) if any(token in text for text in texts)]
     for token in written:
-        found = tokenizer(token, add_special_tokens=False, padding=False, truncation=False, verbose=False)["input_ids"]
+        options = {"padding": False, "truncation": False, "split_special_tokens": True, "verbose": False}
+        found = tokenizer(token, add_special_tokens=False, **options)["input_ids"]
         if tokenizer.convert_tokens_to_ids(token) in found:
             texts = [text.replace(token, f"{token[0]} {token[1:]}") for text in texts]
     return list(texts)
 
 
-def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Hash of everything that decides which tokens a text becomes.
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase, *, chat: bool = False) -> str:
+    """Hash of everything that decides which tokens a text becomes; where it is used (`chat`), the chat template too.
 
     Truncation and padding are left out: some published tokenizer.json files (MiniLM's) carry settings for them, and
     every call overwrites them, so that they differ between a fresh and a used tokenizer.
@@ -92,20 +114,27 @@ def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
         settings = json.loads(backend.to_str())
         rules = json.dumps(settings | {"truncation": None, "padding": None}, sort_keys=True)
     special = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
-    return sha256_of(type(tokenizer).__name__, rules, json.dumps(special, sort_keys=True), tokenizer.truncation_side)
+    words = [chat_template(tokenizer)] if chat else []
+    kind, special_map = type(tokenizer).__name__, json.dumps(special, sort_keys=True)
+    return sha256_of(kind, rules, special_map, tokenizer.truncation_side, *words)
 
 
-def check_vocabulary(tokenizer: PreTrainedTokenizerBase, vocab_size: int | None) -> None:
+def check_vocabulary(
+    tokenizer: PreTrainedTokenizerBase, vocab_size: int | None, words: Collection[int] = frozenset()
+) -> None:
     """UserError where a text may become a token for which the backbone has no embedding (None: not known).
 
-    Special tokens count where the tokenizer puts them around a text, or where a text may have them
-    (`load_tokenizer(special_tokens=True)`). One that is never read, such as an added padding token, does no harm.
+    `words`: tokens of the words around a text. Special tokens count where they are among these, where the tokenizer
+    puts them around a text, or where a text may have them (`load_tokenizer(special_tokens=True)`). One that is never
+    read, such as an added padding token, does no harm.
     """
     if vocab_size is None:
         return
     added = tokenizer.added_tokens_decoder
-    special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
-    around = set(encode(tokenizer, [""])["input_ids"][0]) | set(encode(tokenizer, [""], [""])["input_ids"][0])
+    special = special_ids(tokenizer)
+    around = (
+        set(words) | set(encode(tokenizer, [""])["input_ids"][0]) | set(encode(tokenizer, [""], [""])["input_ids"][0])
+    )
     unread = special - around if tokenizer.split_special_tokens else set()
     ids = {
         **{id: token.content for id, token in added.items()},

@@ -1,7 +1,7 @@
 """Turns the checked rows of a split into tokens, in parallel, from Arrow to Arrow."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.core.errors import SHOWN, UserError, some
 from pipeline.data.config import DataConfig
-from pipeline.data.tokenizer import encode, special_texts
+from pipeline.data.templates import TEXTS
+from pipeline.data.texts import TextEncoder
+from pipeline.data.tokenizer import special_texts
 
 BATCH_ROWS = 256
 ROWS_PER_WORKER = 10_000
@@ -23,9 +25,8 @@ ROWS_PER_WORKER = 10_000
 
 def tokenize(
     rows: Dataset,
-    tokenizer: PreTrainedTokenizerBase,
+    texts: TextEncoder,
     indices: Mapping[str, int],
-    max_length: int,
     workers: int | None,
     arrow_file: Path,
     split: str,
@@ -44,7 +45,7 @@ def tokenize(
     processes = min(workers or len(os.sched_getaffinity(0)), len(rows) // ROWS_PER_WORKER)
     if processes > 1:  # a forked process must not use the tokenizer's own threads, and warns unless told so
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    encode_batch = partial(_encode, tokenizer=tokenizer, indices=dict(indices), max_length=max_length)
+    encode_batch = partial(_encode, texts=texts, indices=dict(indices))
     result = rows.map(
         encode_batch,
         batched=True,
@@ -76,17 +77,19 @@ def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
 def rows_with_special_tokens(rows: Dataset, tokenizer: PreTrainedTokenizerBase) -> int:
     """How many rows of a tokenized split have a special token of the backbone written in a text."""
     found = np.zeros(len(rows), dtype=bool)
-    for name in {"text", "text_pair"} & set(rows.column_names):
+    for name in set(TEXTS) & set(rows.column_names):
         for token in special_texts(tokenizer):
             found |= pc.match_substring(rows.data.column(name), token).to_numpy()
     return int(found.sum())
 
 
-def unknown_warning(rows: Dataset, tokenizer: PreTrainedTokenizerBase, split: str) -> str | None:
+def unknown_warning(rows: Dataset, texts: TextEncoder, split: str) -> str | None:
     """What to say of texts that are unknown tokens alone: of a script, say, that the vocabulary lacks."""
+    tokenizer = texts.tokenizer
     special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}
     if tokenizer.unk_token_id is None or tokenizer.unk_token_id == tokenizer.eos_token_id:
         return None
+    around = len([token for token in texts.around if token not in special | {tokenizer.unk_token_id}])
     found: list[int] = []
     start = 0
     for chunk in rows.data.column("input_ids").chunks:
@@ -94,7 +97,7 @@ def unknown_warning(rows: Dataset, tokenizer: PreTrainedTokenizerBase, split: st
         of_row = np.repeat(np.arange(len(chunk)), np.diff(ends, prepend=0))
         words = np.bincount(of_row[~np.isin(ids, list(special))], minlength=len(chunk))
         unknown = np.bincount(of_row[ids == tokenizer.unk_token_id], minlength=len(chunk))
-        found += (start + np.flatnonzero((words > 0) & (words == unknown))).tolist()
+        found += (start + np.flatnonzero((unknown > 0) & (words == unknown + around))).tolist()
         start += len(chunk)
     if not found:
         return None
@@ -159,39 +162,12 @@ def _drawn(labels: NDArray[np.integer], kept: Mapping[int, int], seed: int) -> N
     return np.sort(np.concatenate([generator.permutation(np.flatnonzero(labels == v))[:n] for v, n in kept.items()]))
 
 
-def _encode(
-    batch: dict[str, list[Any]], tokenizer: PreTrainedTokenizerBase, indices: dict[str, int], max_length: int
-) -> dict[str, list[Any]]:
-    texts = [batch[name] for name in ("text", "text_pair") if name in batch]
-    encoded = _cut_columns(tokenizer, texts, max_length)
+def _encode(batch: dict[str, list[Any]], texts: TextEncoder, indices: dict[str, int]) -> dict[str, list[Any]]:
+    encoded = texts.encode([batch[name] for name in TEXTS if name in batch])
     return encoded | {
         "label": [indices[value] for value in batch["label"]],
         "length": [len(row) for row in encoded["input_ids"]],
     }
-
-
-def _cut_columns(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int
-) -> dict[str, list[Any]]:
-    """`token_columns` of at most `max_length` tokens, and `truncated`: which rows had more."""
-    encoded = token_columns(tokenizer, texts, None)
-    truncated = [len(row) > max_length for row in encoded["input_ids"]]
-    long = np.flatnonzero(truncated).tolist()
-    cut = token_columns(tokenizer, [[column[i] for i in long] for column in texts], max_length) if long else {}
-    for name, rows in cut.items():
-        for index, row in zip(long, rows, strict=True):
-            encoded[name][index] = row
-    return encoded | {"truncated": truncated}
-
-
-def token_columns(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[list[str]], max_length: int | None
-) -> dict[str, list[list[int]]]:
-    """`input_ids`, and `token_type_ids` of pairs: `texts` is one column of texts, or two."""
-    encoded = encode(tokenizer, *texts, max_length=max_length)
-    # Of a single text the type ids are all 0, which is what every backbone assumes without them.
-    names = ["input_ids"] + ["token_type_ids"] * (len(texts) == 2 and "token_type_ids" in encoded)
-    return {name: encoded[name] for name in names}
 
 
 def _features(rows: Dataset, encode_batch: Any) -> Features:
@@ -205,15 +181,3 @@ def _refuse_empty(rows: Dataset, split: str) -> None:
     if len(empty):
         places = [f"row {rows[int(index)]['row']}" for index in empty[:SHOWN]]
         raise UserError(f"{split}: {len(empty)} texts become no token at all: {some(places, len(empty))}")
-
-
-def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, columns: Sequence[list[str]], max_length: int
-) -> list[dict[str, Any]]:
-    """Rows for `scoring.score`, with the tokens that preprocess makes of the same texts, and `truncated` of each."""
-    encoded = _cut_columns(tokenizer, columns, max_length)
-    rows = [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
-    for number, row in enumerate(rows, start=1):
-        if not row["input_ids"]:
-            raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
-    return rows

@@ -9,6 +9,7 @@ from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.loading import OpenCheckpoint, open_alike
 from pipeline.backbone.model_config import load_model_config
 from pipeline.data.config import DataConfig
+from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.distributed.ranks import Ranks
 
@@ -20,10 +21,11 @@ class Backbone:
     own. Each raises UserError, as what reads it does.
     """
 
-    def __init__(self, config: BackboneConfig, *, special_tokens: bool = False) -> None:
-        """`special_tokens`: see `load_tokenizer`."""
+    def __init__(self, config: BackboneConfig, *, special_tokens: bool = False, chat: bool = False) -> None:
+        """`special_tokens`: see `load_tokenizer`; `chat`: its chat template is used."""
         self.config = config
         self.special_tokens = special_tokens
+        self.chat = chat
         self._opened: OpenCheckpoint | None = None
 
     @cached_property
@@ -41,7 +43,7 @@ class Backbone:
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:
-        return tokenizer_fingerprint(self.tokenizer)
+        return tokenizer_fingerprint(self.tokenizer, chat=self.chat)
 
     def fingerprint(self, ranks: Ranks) -> dict[str, str]:
         """Everything that decides what it makes of given tokens, part by part. Collective as `opened` is."""
@@ -64,4 +66,9 @@ class Backbone:
 
 def backbone_of(config: BackboneConfig, data: DataConfig) -> Backbone:
     """The backbone of a run with these sections, which reads texts as `data` says."""
-    return Backbone(config, special_tokens=data.special_tokens)
+    return Backbone(config, special_tokens=data.special_tokens, chat=data.chat)
+
+
+def text_encoder(backbone: Backbone, data: DataConfig) -> TextEncoder:
+    """How the texts of a run become this backbone's tokens."""
+    return TextEncoder(backbone.tokenizer, data.max_length, data.template, data.chat)

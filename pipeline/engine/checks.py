@@ -19,10 +19,9 @@ from pipeline.core.ownership import Kind, check_ours
 from pipeline.data.config import SPLITS, DataConfig
 from pipeline.data.fingerprint import source_identity, sources_of
 from pipeline.data.sources import check_source, split_file
-from pipeline.data.tokenizer import check_vocabulary
 from pipeline.distributed.launcher import world_size
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import Backbone, text_encoder
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.startup import check_trackers
@@ -59,7 +58,8 @@ def _checks(
     yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
-    yield f"tokenizer {name}", lambda: check_vocabulary(known.tokenizer, known.facts.vocab_size)
+    words = f"{data.template!r}, {data.chat}, {data.max_length}"
+    yield f"tokenizer {name}, {words}", lambda: text_encoder(known, data).check(known.facts.vocab_size)
     yield f"weights {name}", lambda: _check_weights(known)
 
 

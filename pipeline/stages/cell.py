@@ -34,8 +34,8 @@ CELL_FORMAT = "2"
 """Of cell.json. 1 had one hash for all parts of its fingerprint."""
 FIGURES = ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")
 
-Backbones = dict[tuple[BackboneConfig, bool], Backbone]
-"""Those of a comparison, each made once: by its config, and whether special tokens are read in texts."""
+Backbones = dict[tuple[BackboneConfig, bool, bool], Backbone]
+"""Those of a comparison, each made once: by its config, and data.special_tokens and data.chat."""
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ def cell_of(
 
 def backbone_among(backbones: Backbones, config: BackboneConfig, data: DataConfig) -> Backbone:
     """The backbone of these sections, added where it is not there yet."""
-    return backbones.setdefault((config, data.special_tokens), backbone_of(config, data))
+    return backbones.setdefault((config, data.special_tokens, data.chat), backbone_of(config, data))
 
 
 def _link(target: Path, link: Path) -> None:

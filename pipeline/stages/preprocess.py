@@ -35,7 +35,7 @@ from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labelled import check_labels_of_format_1, each_split, read_splits
 from pipeline.data.labels import Labels, doubt, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap
-from pipeline.data.tokenizer import check_vocabulary
+from pipeline.data.texts import TextEncoder
 from pipeline.data.tokens import (
     balanced_subset,
     rows_per_label,
@@ -46,7 +46,7 @@ from pipeline.data.tokens import (
     unknown_warning,
     with_special_tokens,
 )
-from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.backbone import Backbone, backbone_of, text_encoder
 from pipeline.engine.checks import check_max_length
 from pipeline.engine.startup import join
 
@@ -85,6 +85,10 @@ class _Input:
     def sources(self) -> dict[str, str]:
         return sources_of(self.data)
 
+    @cached_property
+    def texts(self) -> TextEncoder:
+        return text_encoder(self.backbone, self.data)
+
     def fingerprint(self) -> dict[str, str]:
         """Everything that data/ depends on, part by part, but for special tokens in the texts."""
         identities = each_split(self.sources, lambda split: source_identity(self.sources[split], split))
@@ -95,7 +99,7 @@ class _Input:
 def _preprocess(run: RunDir, given: _Input) -> dict[str, Any]:
     run.create()
     check_max_length(given.backbone, given.data.max_length)
-    check_vocabulary(given.backbone.tokenizer, given.backbone.facts.vocab_size)
+    given.texts.check(given.backbone.facts.vocab_size)
     wanted = given.fingerprint()
     if run.manifest_file.is_file() and (found := _current(run, given, wanted)) is not None:
         return found
@@ -148,11 +152,11 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
     for split, read_rows in splits.items():
         rows = _kept(data, given.seed, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
-        result = tokenize(rows, tokenizer, indices[split], data.max_length, data.workers, file, split)
+        result = tokenize(rows, given.texts, indices[split], data.workers, file, split)
         _save_quietly(result, folder / split)
         tokenized[split] = summary(result, names)
         special[split] = rows_with_special_tokens(result, tokenizer)
-        unknown[split] = unknown_warning(result, tokenizer, split)
+        unknown[split] = unknown_warning(result, given.texts, split)
     if (scratch / SKIPPED).exists() and (scratch / SKIPPED).stat().st_size:
         shutil.move(scratch / SKIPPED, folder / SKIPPED)
     warnings = [

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 from datasets import load_from_disk
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
 from pipeline import LTuningClassifier
 from pipeline.adapter.directory import CONFIG
@@ -20,59 +19,14 @@ from pipeline.core.files import read_json, write_json
 from pipeline.data.tokenizer import encode, load_tokenizer, special_texts
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
+from tests.support.kinds import KINDS, build
 from tests.support.tiny import tiny_tokenizer
 from tests.support.tiny_run import fingerprint_of_training, label_states_of, tiny_config, tiny_run
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "</s>", "<|im_start|>", "<image>"]
-CORPUS = ["a gripping film that never lets go", "the plot is thin, and the jokes fall flat", "[]<>|/_", *SPECIAL] * 20
 PLAIN = ["a gripping film", "1 < 2 > 0, [sic] </b> | im_start", "ein “Text” mit Ümlaut", "  two  spaces ", "s > / <"]
 
 
-def trained(model: models.Model, trainer: trainers.Trainer, before: pre_tokenizers.PreTokenizer) -> Tokenizer:
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = before
-    tokenizer.train_from_iterator(CORPUS, trainer)
-    return tokenizer
-
-
-def build(kind: str) -> PreTrainedTokenizerFast:
-    """A tokenizer of each kind that published backbones have, as its files would be read."""
-    options = {"special_tokens": SPECIAL, "show_progress": False}
-    if kind == "wordpiece":  # BERT
-        tokenizer = trained(
-            models.WordPiece(unk_token="[UNK]"),
-            trainers.WordPieceTrainer(vocab_size=200, **options),
-            pre_tokenizers.BertPreTokenizer(),
-        )
-        tokenizer.normalizer = normalizers.BertNormalizer()
-    elif kind == "unigram":  # DeBERTa-v3
-        tokenizer = trained(
-            models.Unigram(),
-            trainers.UnigramTrainer(vocab_size=120, unk_token="[UNK]", **options),
-            pre_tokenizers.Metaspace(),
-        )
-    elif kind == "metaspace":  # Llama 2, Gemma
-        tokenizer = trained(
-            models.BPE(unk_token="[UNK]"), trainers.BpeTrainer(vocab_size=200, **options), pre_tokenizers.Metaspace()
-        )
-    else:  # Llama 3, Qwen, GPT-2, OPT, BLOOM, Falcon
-        whole = kind == "byte_level_whole_words"
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-        tokenizer = trained(
-            models.BPE(ignore_merges=whole),
-            trainers.BpeTrainer(vocab_size=400, initial_alphabet=alphabet, **options),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=not whole),
-        )
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
-
-
-@pytest.fixture(
-    scope="module", params=["wordpiece", "unigram", "metaspace", "byte_level", "byte_level_whole_words", "tiny"]
-)
+@pytest.fixture(scope="module", params=[*KINDS, "tiny"])
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp(request.param)
     (tiny_tokenizer() if request.param == "tiny" else build(request.param)).save_pretrained(path)

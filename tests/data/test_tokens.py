@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.data import tokens
+from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenize, unknown_warning
 from tests.support.tiny import tiny_tokenizer
@@ -34,7 +35,8 @@ def rows_of(tmp_path, texts=TEXTS, pairs=None):
 
 
 def run(rows, tokenizer, tmp_path, max_length=64, workers=1):
-    return tokenize(rows, tokenizer, {"a": 0, "b": 1, "c": 0}, max_length, workers, tmp_path / "out.arrow", "train")
+    texts = TextEncoder(tokenizer, max_length)
+    return tokenize(rows, texts, {"a": 0, "b": 1, "c": 0}, workers, tmp_path / "out.arrow", "train")
 
 
 def test_tokens_labels_and_counts(tmp_path):
@@ -120,10 +122,16 @@ def test_texts_of_unknown_tokens_alone_are_counted(tmp_path):
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=model, **names)
     texts = ["a film", "фильм", "a фильм", "очень хороший фильм"] + ["film"] * 999 + ["映画", "a"]
     rows = run(rows_of(tmp_path, texts), tokenizer, tmp_path)
-    assert unknown_warning(rows, tokenizer, "train") == (
+    assert unknown_warning(rows, TextEncoder(tokenizer, 64), "train") == (
         "3 train texts are unknown tokens alone, all alike to the backbone: row 2; row 4; row 1004"
     )
-    assert unknown_warning(rows.select(range(1)).flatten_indices(), tokenizer, "train") is None
+    assert unknown_warning(rows.select(range(1)).flatten_indices(), TextEncoder(tokenizer, 64), "train") is None
+    framed = TextEncoder(tokenizer, 64, template="a {text} film")
+    (tmp_path / "framed").mkdir()
+    rows = tokenize(
+        rows_of(tmp_path / "framed", texts[:3]), framed, {"a": 0, "b": 1, "c": 0}, 1, tmp_path / "x.arrow", "train"
+    )
+    assert str(unknown_warning(rows, framed, "train")).endswith(": row 2")
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
