@@ -70,7 +70,8 @@ class Adapter:
             )
         method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         method.load_state_dict(state)
-        return method.to(getattr(torch, self.config.backbone.dtype))
+        # What is fitted, and not trained inside an engine, keeps its digits.
+        return method if self.config.method.from_states else method.to(getattr(torch, self.config.backbone.dtype))
 
     def _expected_forms(self, facts: BackboneFacts) -> dict[str, str]:
         """Of the method's tensors, by name, before any memory is taken for them."""

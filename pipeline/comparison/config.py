@@ -201,8 +201,8 @@ def describe(comparison: ComparisonConfig) -> str:
     lines = []
     runs = 0
     for group in groups(comparison):
-        config = cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0])
-        count = len(comparison.seeds) + points - 1 if config.method.is_trained else 1
+        method = next(configs_of(comparison, group)).method
+        count = len(comparison.seeds) + (points - 1 if method.takes_steps else 0) if method.is_trained else 1
         runs += count
-        lines.append(f"{group.path}: {count} runs, {config.method.name}")
+        lines.append(f"{group.path}: {count} runs, {method.name}")
     return "\n".join([*lines, f"{len(lines)} groups, {runs} runs"])

@@ -175,6 +175,16 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def link_or_copy(source: Path, target: Path) -> None:
+    """Lets `target`, which is not there yet, have the content of a file that is never changed."""
+    with write_faults_named(target):
+        try:
+            os.link(source, target)
+        except OSError:  # another file system, or one without hard links
+            with atomic_file(target) as temporary:
+                shutil.copyfile(source, temporary)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes indented JSON whole or not at all."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

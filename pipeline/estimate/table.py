@@ -67,7 +67,7 @@ def _notes(config: Sections, case: Case) -> list[str]:
 
 def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:
     """Of the config as it stands, every text counted with its longest length."""
-    if not config.method.is_trained:
+    if not config.method.takes_steps:
         return ["the method takes no steps"]
     plan = configured_plan(case, config.backbone.gradient_checkpointing)
     texts = config.train.batch_size * case.accumulation * case.world_size

@@ -10,8 +10,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pipeline.data.splits import Texts
+from pipeline.data.splits import ReadTexts, Texts
+from pipeline.data.text_states import TextStates
 from pipeline.distributed.ranks import Ranks
+from pipeline.methods.base import TuningMethod
+from pipeline.methods.model import StateModel
 
 
 def score(
@@ -54,6 +57,14 @@ def score(
             if first + ranks.rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
     return _sum_over_ranks(scores, ranks, device).numpy()
+
+
+def scores_of_states(method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor) -> NDArray:
+    """Scores [N, K] of texts by their states [N, H] alone, on the CPU; label_states [K, P, H], label_mask [K, P]."""
+    model = StateModel(method, label_states, label_mask)
+    texts = ReadTexts(TextStates([states], len(states)))
+    alone = Ranks.alone()
+    return score(model, texts, len(label_mask), 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
 
 
 def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:

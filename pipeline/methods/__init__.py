@@ -15,6 +15,7 @@ METHOD_NAMES = (
     "p_tuning",
     "lora",
     "full",
+    "probe",
     "linear_probe",
     "zero_shot",
     "majority",

@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
@@ -41,6 +43,28 @@ class Vocabulary:
     """Token ids [N] -> input embeddings [N, H], float32."""
 
 
+@dataclass(frozen=True)
+class Reading:
+    """N texts that the frozen backbone has read alone."""
+
+    states: Tensor
+    """[N, H] float32, pooled"""
+    labels: NDArray[np.int64]
+    """[N] label indices"""
+
+
+@dataclass(frozen=True)
+class Readings:
+    """What a method is fitted to before any step: texts and labels, as the frozen backbone has read them."""
+
+    train: Reading
+    validation: Reading | None
+    label_states: Tensor
+    """[K, P, H]"""
+    label_mask: Tensor
+    """[K, P]"""
+
+
 class MethodConfig(Settings, ABC):
     """What the rest of the program knows of every method. Each method's own class adds `name` and what steers it."""
 
@@ -49,7 +73,10 @@ class MethodConfig(Settings, ABC):
         """The method's, and its file's; each class says which."""
 
     is_trained: ClassVar[bool] = True
-    """False: nothing is learnt by gradient, so that training is over before it starts."""
+    """False: nothing is learnt from the texts but how often each label occurs."""
+    from_states: ClassVar[bool] = False
+    """It is fitted to texts that are read alone, and scores them by that reading: no step is taken, and with stored
+    states the backbone need not be loaded."""
     trains_backbone: ClassVar[bool] = False
     """The backbone's own weights are trained, which 8-bit ones cannot be."""
     open_labels: ClassVar[bool] = False
@@ -58,6 +85,16 @@ class MethodConfig(Settings, ABC):
     """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
     injects: ClassVar[Literal["prompt", "prefix"] | None] = None
     """What enters the backbone."""
+
+    @property
+    def takes_steps(self) -> bool:
+        """Is it trained by gradient steps?"""
+        return self.is_trained and not self.from_states
+
+    @property
+    def wants_states(self) -> bool:
+        """Does it need each text's reading alone (encode-texts)?"""
+        return self.from_states
 
     @abstractmethod
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "TuningMethod":
@@ -82,6 +119,10 @@ class MethodConfig(Settings, ABC):
         """The state of a method that is not trained, from the number of training texts of each label."""
         assert not self.is_trained
         return {}
+
+    def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
+        """The state of a method that is fitted without steps."""
+        raise NotImplementedError
 
 
 class TuningMethod(nn.Module, ABC):

@@ -12,6 +12,8 @@ from torch.nn import functional
 
 from pipeline.backbone.pooling import pool
 
+SIMILARITY_SCALE = 10.0
+"""Of cosines that are scores, before any training. Probabilities depend on it, the order of the labels does not."""
 HeadName = Literal["linear", "label_aware"]
 
 
@@ -30,7 +32,7 @@ class LabelSimilarity(nn.Module):
     It starts training from the backbone's own idea of which label is near the text.
     """
 
-    def __init__(self, hidden_size: int, initial_scale: float = 10.0) -> None:
+    def __init__(self, hidden_size: int, initial_scale: float = SIMILARITY_SCALE) -> None:
         super().__init__()
         self.label_map = ScoreLayer(hidden_size, hidden_size, bias=False)
         self.log_scale = nn.Parameter(torch.tensor([math.log(initial_scale)]))
@@ -41,6 +43,15 @@ class LabelSimilarity(nn.Module):
         labels = self.label_map(pool(states, mask, "mean"))
         cosine = functional.cosine_similarity(_precise(pooled), labels, dim=-1)
         return _precise(self.log_scale).exp() * cosine
+
+
+def state_similarity(pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """Scaled cosine of texts and labels, before any training.
+
+    pooled [B, H], states [K, P, H], mask [K, P] -> [B, K], float32 at least.
+    """
+    labels = functional.normalize(pool(_precise(states), mask, "mean"), dim=-1)
+    return SIMILARITY_SCALE * functional.normalize(_precise(pooled), dim=-1) @ labels.T
 
 
 class LinearHead(nn.Module):

@@ -57,12 +57,14 @@ class LTuningModel(nn.Module):
         attention_mask: Tensor,
         candidates: Tensor,
         token_type_ids: Tensor | None = None,
+        alone: Tensor | None = None,
     ) -> Tensor:
         """How true each candidate label is of its text.
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
+        `alone` [B, H]: the texts' stored states, which are then not read again.
         """
-        read = _Reader(self, input_ids, attention_mask, token_type_ids)
+        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone)
         return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -98,8 +100,11 @@ class _Reader:
     input_ids: Tensor
     attention_mask: Tensor
     token_type_ids: Tensor | None
+    alone: Tensor | None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        if injection is None and self.alone is not None:
+            return self.alone.repeat_interleave(copies, 0)
         ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
         return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
@@ -107,3 +112,35 @@ class _Reader:
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
         return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels])
+
+
+class StateModel(nn.Module):
+    """Scores texts by their stored states alone, for methods with `from_states`: there is no backbone in it."""
+
+    label_states: Tensor
+    label_mask: Tensor
+
+    def __init__(self, method: TuningMethod, label_states: Tensor, label_mask: Tensor) -> None:
+        """label_states [K, P, H], label_mask [K, P]"""
+        super().__init__()
+        self.method = method
+        self.register_buffer("label_states", label_states, persistent=False)
+        self.register_buffer("label_mask", label_mask, persistent=False)
+
+    def forward(self, alone: Tensor, candidates: Tensor) -> Tensor:
+        """alone [B, H]: states of the texts; candidates [B, C], label indices -> scores [B, C] float32."""
+        return self.method.scores(_StoredReader(alone), candidates, self.label_states, self.label_mask)
+
+
+@dataclass(frozen=True)
+class _StoredReader:
+    """Texts that were read before, alone; see `pipeline.methods.base.Reader`."""
+
+    alone: Tensor
+
+    def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        assert injection is None, "a method that is scored by stored states injects nothing"
+        return self.alone.repeat_interleave(copies, 0)
+
+    def likelihood(self, labels: Tensor, /) -> Tensor:
+        raise NotImplementedError

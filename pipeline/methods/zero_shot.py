@@ -4,14 +4,10 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.pooling import pool
 from pipeline.methods.base import MethodConfig, Reader, TuningMethod
-
-SCALE = 10.0
-"""Of the cosine, where LabelAwareHead starts. Probabilities depend on it, the order of the labels does not."""
+from pipeline.methods.heads import state_similarity
 
 
 class ZeroShotConfig(MethodConfig):
@@ -45,6 +41,4 @@ class StateSimilarity(TuningMethod):
     """Scaled cosine between the text's pooled state and the mean of each label's states."""
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        labels = pool(states.float(), mask, "mean")
-        texts = functional.normalize(read(None, 1).float(), dim=-1)
-        return (SCALE * texts @ functional.normalize(labels, dim=-1).T).gather(1, candidates)
+        return state_similarity(read(None, 1), states, mask).gather(1, candidates).float()

@@ -24,6 +24,7 @@ from pipeline.data.fingerprint import made_from, parts_of_data_absent
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
@@ -88,6 +89,8 @@ class Cell:
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
             manifest = preprocess(common, self.backbone)
             labels = encode_labels(common, self.backbone)
+            if config.method.wants_states:
+                encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
         given = (config.method, config.train, config.backbone, config.run.seed)
         training = training_fingerprint(*given, manifest, labels)
 
@@ -97,6 +100,8 @@ class Cell:
             self._make_room(training, overwrite)
             _link(source.data, cell.data)
             _link(source.labels, cell.labels)
+            if config.method.wants_states:
+                _link(source.texts, cell.texts)
 
         ranks.on_main(link)
         return self._fingerprint(manifest)

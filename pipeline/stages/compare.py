@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 QUIET_LOGGERS = (
     "stages.preprocess",
     "stages.encode_labels",
+    "stages.encode_texts",
     "stages.train",
     "stages.evaluate",
     "training.loop",
@@ -70,12 +71,12 @@ def run_group(
     comparison: ComparisonConfig, group: Group, backbones: Backbones, *, overwrite: bool
 ) -> list[dict[str, Any]]:
     """Tunes on validation with the first seed, then runs the best setting with every seed; one row per seed."""
-    points = settings(comparison)
+    method = next(configs_of(comparison, group)).method
+    points = settings(comparison) if method.takes_steps else [{}]
 
     def run(point: dict[str, Any], seed: int, *, judge: bool = True) -> dict[str, Any]:
         return run_cell(cell_of(comparison, group, point, seed, backbones), overwrite=overwrite, judge=judge)
 
-    method = cell_config(comparison, group, points[0], comparison.seeds[0]).method
     if not method.is_trained:
         return [run({}, comparison.seeds[0])]
     tried: list[dict[str, Any]] = []

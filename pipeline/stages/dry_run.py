@@ -58,8 +58,8 @@ def plan(config: RunConfig) -> None:
 def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:
     settings, injected_tokens = config.train, config.method.injected_tokens(hypothesis_tokens)
     global_batch = _global_batch(settings, ranks)
-    if not config.method.is_trained:
-        return ["steps: none, the method is not trained"]
+    if not config.method.takes_steps:
+        return ["steps: none, the method takes none"]
     readings = rows_per_text(config.method, settings, config.label_count)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)

@@ -1,6 +1,7 @@
 """The frozen backbone reads each text once, alone; whatever needs that reading takes it from what is kept here."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, Artefact, defaults_of, differences
 from pipeline.core.checksums import SUMS, check_sums, write_sums
 from pipeline.core.errors import UserError
+from pipeline.core.files import link_or_copy
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
 from pipeline.data.text_states import (
@@ -46,20 +48,22 @@ CHUNK_ROWS = 4096
 """Rows of a file: what is read again, at most, after an interruption."""
 
 
-def encode_texts(config: RunConfig, backbone: Backbone | None = None) -> None:
+def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Sequence[Path] = ()) -> None:
     """Makes texts/ in the run directory, or what is missing of it. Every rank must call it.
 
-    `backbone`: the command's; None: one of its own. Raises UserError where data/ is not current, where the states would
+    `backbone`: the command's; None: one of its own. `others`: folders of other runs, whose states are taken where they
+    are those of the same texts. Raises UserError where data/ is not current, where the states would
     take more than `engine.states_gib`, and where they are not finite.
     """
     accelerator, ranks = start(config)
     backbone, run, seed = backbone or backbone_of(config.backbone, config.data), config.run_dir, config.run.seed
     manifest = ranks.on_main(lambda: current_data(run, config.data, config.labels, seed, backbone))
     splits = {name: load_split(run.data / name) for name in manifest["splits"]}
-    found = ranks.on_main(lambda: _found(run.texts))
+    wanted = {name: states_fingerprint(backbone, ranks, split) for name, split in splits.items()}
+    found = ranks.on_main(lambda: _taken(run.texts, _found(run.texts), wanted, others))
     plans = {}
     for name, split in splits.items():
-        plan = _planned(found.get(name), states_fingerprint(backbone, ranks, split), len(split), ranks.size)
+        plan = _planned(found.get(name), wanted[name], len(split), ranks.size)
         if not plan.complete:
             plans[name] = plan
     if not plans:
@@ -164,6 +168,26 @@ def _artefact(folder: Path) -> Artefact:
 def _found(folder: Path) -> dict[str, StatesOfSplit]:
     """What is there and whole; nothing, with a warning, where it is damaged."""
     return _artefact(folder).found(lambda: read_states_file(folder)) or {}
+
+
+def _taken(
+    folder: Path, found: dict[str, StatesOfSplit], wanted: dict[str, dict[str, str]], others: Sequence[Path]
+) -> dict[str, StatesOfSplit]:
+    """What is there, and what could be linked in from other folders."""
+    for name, parts in wanted.items():
+        if (own := found.get(name)) is not None and own.complete and not differences(own.fingerprint, parts, ABSENT):
+            continue
+        for other in others:
+            there = _found(other).get(name) if other != folder else None
+            if there is not None and there.complete and not differences(there.fingerprint, parts, ABSENT):
+                _begin(folder, name, there, found)
+                for chunk in range(there.chunks):
+                    link_or_copy(chunk_file(other, name, chunk), chunk_file(folder, name, chunk))
+                found = found | {name: there}
+                write_states_file(folder, found)
+                write_sums(folder)
+                break
+    return found
 
 
 def _planned(found: StatesOfSplit | None, wanted: dict[str, str], rows: int, world_size: int) -> StatesOfSplit:

@@ -1,6 +1,7 @@
 """Stage 4: scores every label for every text of the evaluated splits."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
-from pipeline.data.splits import load_split
+from pipeline.data.splits import ReadTexts, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
@@ -31,6 +32,8 @@ from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
+from pipeline.methods.model import StateModel
+from pipeline.stages.encode_texts import current_text_states
 from pipeline.training.provenance import training_changes, training_fingerprint
 
 log = logging.getLogger(__name__)
@@ -64,7 +67,7 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
         metrics = dict(read_json(run_dir.metrics_file))
     else:
         metrics, tables = _score_splits(
-            accelerator, ranks, config.evaluate.batch_size, run_dir.data, backbone, adapter, splits, manifest
+            accelerator, ranks, config.evaluate.batch_size, run_dir, backbone, adapter, splits, manifest
         )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
@@ -79,7 +82,7 @@ def _score_splits(
     accelerator: Accelerator,
     ranks: Ranks,
     batch_size: int,
-    data: Path,
+    run_dir: RunDir,
     backbone: Backbone,
     adapter: Adapter,
     splits: list[str],
@@ -91,10 +94,12 @@ def _score_splits(
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     metrics, tables, scored = {}, [], {}
     for name in splits:
-        split = load_split(data / name)
+        split = load_split(run_dir.data / name)
+        if adapter.config.method.wants_states:
+            split = replace(split, states=current_text_states(run_dir, backbone, ranks, name, split))
         scores = score(
             model,
-            split,
+            ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
             len(names),
             batch_size,
             ranks=ranks,
@@ -105,7 +110,7 @@ def _score_splits(
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
         scored[name] = (scores, split.labels)
-        tables.append(_prediction_table(name, data / name, names, split.labels, scores))
+        tables.append(_prediction_table(name, run_dir.data / name, names, split.labels, scores))
     release(accelerator, model)
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
@@ -157,6 +162,9 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
 
 def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     method = adapter.config.method
+    if method.from_states:
+        model = StateModel(adapter.build_method(known.facts), adapter.labels.states, adapter.labels.mask)
+        return model.to(accelerator.device)
     backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
     injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
     hidden = window_warning(backbone.facts, injected, adapter.config.data.max_length)
@@ -164,9 +172,9 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
         log.warning("evaluate: %s", hidden)
     continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
     built = adapter.build_method(backbone.facts)
-    model = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
-    load_inside(model, adapter.method_state)
-    return prepare_inference(accelerator, model, known.config.dtype)
+    whole = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
+    load_inside(whole, adapter.method_state)
+    return prepare_inference(accelerator, whole, known.config.dtype)
 
 
 def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray, scores: NDArray) -> pa.Table:

@@ -98,7 +98,7 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "confused": run_metrics.most_confused(cells),
         "classes": classes,
         "reliability": [(charts.UNTEMPERED, before), *([(charts.TEMPERED, after)] if after else [])],
-        "is_trained": config.method.is_trained,
+        "takes_steps": config.method.takes_steps,
         "mistakes": wrong,
         "no_texts": no_texts,
         "hypotheses": dict(zip(run.adapter.labels.names, run.adapter.labels.hypotheses, strict=True)),

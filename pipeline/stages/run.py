@@ -8,6 +8,7 @@ from pipeline.engine.backbone import backbone_of
 from pipeline.engine.checks import check_all
 from pipeline.engine.startup import join
 from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
@@ -16,14 +17,16 @@ log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """preprocess, encode-labels, train, evaluate, where their artefacts are not current; gives the metrics.
+    """preprocess, encode-labels, encode-texts (if the method needs it), train and evaluate, where not current.
 
-    `overwrite`: train afresh, over what an earlier run left.
+    Gives the metrics. `overwrite`: train afresh, over what an earlier run left.
     """
     backbone = backbone_of(config.backbone, config.data)
     join(config).on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
     preprocess(config, backbone)
     encode_labels(config, backbone)
+    if config.method.wants_states:
+        encode_texts(config, backbone)
     train(config, backbone, overwrite=overwrite)
     metrics = evaluate(config, backbone)
     log.info("adapter: %s", config.run_dir.adapter)

@@ -6,8 +6,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
@@ -27,9 +29,13 @@ from pipeline.engine.config import LoggingConfig
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
+from pipeline.evaluation.metrics import split_metrics
+from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
+from pipeline.methods.base import Reading, Readings
 from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
+from pipeline.stages.encode_texts import current_text_states
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
@@ -71,6 +77,41 @@ class TrainingTask:
         states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks)
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
+
+    def fitted(self, ranks: Ranks, labels: LabelStates) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The state of a method that takes no steps, and its validation metrics, if there are any. Collective."""
+        split = load_split(self.run.data / "train")
+        counts = np.bincount(split.labels, minlength=len(labels.names))
+        if not self.method.from_states:
+            return self.method.untrained_state(counts.tolist()), {}
+        readings = self.readings(ranks, labels)
+
+        def fit() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            state = self.method.fitted_state(readings)
+            if readings.validation is None:
+                return state, {}
+            method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
+            method.load_state_dict(state)
+            scores = scores_of_states(method, readings.validation.states, readings.label_states, labels.mask)
+            truth, majority = readings.validation.labels, int(counts.argmax())
+            return state, split_metrics(scores, truth, labels.names, majority, "validation split")
+
+        return ranks.on_main(fit)
+
+    def readings(self, ranks: Ranks, labels: LabelStates) -> Readings:
+        """Training and validation texts as the backbone has read them alone. Collective.
+
+        Raises UserError where encode-texts has not run, or was given something else.
+        """
+        found = []
+        for name in ("train", "validation"):
+            if name in self.data.splits:
+                split = load_split(self.run.data / name)
+                states = current_text_states(self.run, self.backbone, ranks, name, split)
+                found.append(Reading(states.whole(), split.labels))
+        train, validation = (*found, None)[:2]
+        assert train is not None
+        return Readings(train, validation, labels.states.float(), labels.mask)
 
     def build_trainer(
         self, accelerator: Accelerator, ranks: Ranks, labels: LabelStates, state: RunState | None = None
@@ -149,9 +190,10 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
                 return summary
         begin = partial(_begin, run, config.to_kept_yaml(), overwrite)
         adapters = AdapterWriter(run, config.adapter_config(), labels, fingerprint)
-        if not config.method.is_trained:
+        if not config.method.takes_steps:
+            fitted = task.fitted(ranks, labels)
             ranks.on_main(begin)
-            return ranks.on_main(adapters.write_untrained)
+            return ranks.on_main(lambda: adapters.write_fitted(*fitted))
         state = None if overwrite else state_to_resume(ranks, config.train.resume, run)
         if state is not None:
             absent = training_absent(config.method)

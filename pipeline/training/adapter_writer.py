@@ -8,7 +8,6 @@ from torch import Tensor
 from pipeline.adapter.config import AdapterConfig
 from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
-from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
 
 
@@ -35,11 +34,9 @@ class AdapterWriter:
         """What adapter-final/ says of a training. `figures`: the best metrics of the validation split."""
         return {"fingerprint": self.fingerprint, "steps": steps, "best_step": best_step, "validation": figures}
 
-    def write_untrained(self) -> dict[str, Any]:
-        """Writes both for a method that takes no steps; gives the summary."""
-        counts = read_json(self.run_dir.manifest_file)["splits"]["train"]["per_label"]
-        state = self.config.method.untrained_state([counts[name] for name in self.labels.names])
-        summary = self.summary(steps=0, best_step=0, figures={})
-        self.write_best(state, {})
+    def write_fitted(self, state: dict[str, Tensor], figures: dict[str, Any]) -> dict[str, Any]:
+        """Writes both for a method that takes no steps; gives the summary. `figures`: of the validation split."""
+        summary = self.summary(steps=0, best_step=0, figures=figures)
+        self.write_best(state, figures)
         self.write_final(state, summary)
         return summary

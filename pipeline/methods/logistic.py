@@ -1,0 +1,170 @@
+"""Penalized multinomial logistic regression, fitted until it converges, with a prior over labels as an offset.
+
+It minimizes, over weights V [K, H], biases b [K] and, where there is a prior, its weight w,
+
+    mean over texts of cross-entropy(w * prior + V x + b) + |V|^2 / (2 C N)
+
+which is convex, so that the result depends on nothing else. Without a prior it is scikit-learn's LogisticRegression.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
+
+from pipeline.methods.base import Reading, Readings
+from pipeline.methods.heads import state_similarity
+
+Floats = NDArray[np.float64]
+
+CS = (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)
+"""Values of C to choose from, of standardized states."""
+MOST_ITERATIONS = 2_000
+PATIENCE = 2
+"""Weaker penalties are tried until so many in a row have brought nothing: those that fit best take longest to fit."""
+TOLERANCE = 1e-4
+"""Largest slope at the minimum, as scikit-learn's."""
+FOLDS = 5
+
+
+@dataclass(frozen=True)
+class Texts:
+    """N texts to fit on, or to choose a penalty by. The fit is computed in the dtype of their states."""
+
+    states: Tensor
+    """[N, H], standardized"""
+    labels: Tensor
+    """[N] long"""
+    prior: Tensor
+    """[N, K]: how well each label goes with each text, before any training."""
+
+    def part(self, rows: NDArray[np.int64]) -> "Texts":
+        chosen = torch.from_numpy(rows)
+        return Texts(self.states[chosen], self.labels[chosen], self.prior[chosen])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A fitted regression, in float64."""
+
+    weight: Tensor
+    """V [K, H]"""
+    bias: Tensor
+    """b [K]"""
+    prior_weight: float = 0.0
+    """w; 0 where the prior is not used."""
+
+    def scores(self, texts: Texts) -> Tensor:
+        """[N, K], in the dtype of the states"""
+        weight, bias = self.weight.to(texts.states), self.bias.to(texts.states)
+        return torch.addmm(bias, texts.states, weight.T) + self.prior_weight * texts.prior
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A fit, and how it does on texts that it was not fitted to: accuracy, then mean log-probability of the truth."""
+
+    found: Fit
+    c: float
+    quality: tuple[float, float]
+
+
+def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
+    """The fit that `choose` finds on standardized states, as one to the states as they are."""
+    states = readings.train.states.double()
+    mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
+    deviation[deviation < 1e-6 * deviation.max()] = 1  # a unit that never changes
+
+    def prepared(reading: Reading) -> Texts:
+        prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)
+        standardized = ((reading.states.double() - mean) / deviation).to(reading.states)
+        return Texts(standardized, torch.from_numpy(reading.labels), prior)
+
+    validation = None if readings.validation is None else prepared(readings.validation)
+    found = choose(prepared(readings.train), validation, cs, priors)
+    weight = found.weight / deviation
+    return Fit(weight, found.bias - weight @ mean, found.prior_weight)
+
+
+def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
+    """The fit to `train` whose C, and whether it uses the prior, do best on validation texts.
+
+    Without them by cross-validation; where a label has one text only, nothing can be left out, and the first C and
+    prior are taken.
+    """
+    if validation is not None:
+        return _best(train, validation, cs, priors).found
+    smallest = int(np.unique(train.labels.numpy(), return_counts=True)[1].min())
+    if smallest < 2:
+        return fit(train, cs[0], use_prior=priors[0])
+    folds = StratifiedKFold(min(FOLDS, smallest), shuffle=True, random_state=0)
+    chosen = [
+        _best(train.part(kept), train.part(left_out), cs, priors)
+        for kept, left_out in folds.split(train.states, train.labels)
+    ]
+    prior = float(np.median([choice.found.prior_weight != 0 for choice in chosen])) > 0.5 or priors == (True,)
+    return fit(train, float(np.median([choice.c for choice in chosen])), use_prior=prior)
+
+
+def _best(train: Texts, validation: Texts, cs: Sequence[float], priors: Sequence[bool]) -> Choice:
+    """The best C without the prior; with it, if both are allowed, the best of that C and its neighbours."""
+    tried = sorted(cs)
+    found: list[Choice] = []
+    for use_prior in priors:
+        if found:
+            place = tried.index(max(found, key=lambda choice: choice.quality).c)
+            tried = tried[max(0, place - 1) : place + 2]
+        found += _path(train, validation, tried, use_prior)
+    return max(found, key=lambda choice: choice.quality)
+
+
+def _path(train: Texts, validation: Texts, cs: Sequence[float], use_prior: bool) -> list[Choice]:
+    """Fits from the strongest penalty on, each started where the one before ended."""
+    path: list[Choice] = []
+    for c in cs:
+        found = fit(train, c, use_prior=use_prior, start=path[-1].found if path else None)
+        path.append(Choice(found, c, _quality(found, validation)))
+        best = max(range(len(path)), key=lambda place: path[place].quality)
+        if len(path) - 1 - best >= PATIENCE:
+            break
+    return path
+
+
+def _quality(found: Fit, texts: Texts) -> tuple[float, float]:
+    scores = found.scores(texts).double()
+    log_loss = torch.nn.functional.cross_entropy(scores, texts.labels)
+    return float((scores.argmax(dim=1) == texts.labels).double().mean()), -float(log_loss)
+
+
+def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) -> Fit:
+    """The minimum, sought from `start`, or from zero, by L-BFGS."""
+    count, width = texts.prior.shape[1], texts.states.shape[1]
+    penalty = 1 / (c * len(texts.labels))
+
+    def unpacked(values: Floats) -> Fit:
+        found = torch.from_numpy(values)
+        weight, bias = found[: count * width].view(count, width), found[count * width :][:count]
+        return Fit(weight, bias, float(values[-1]) if use_prior else 0.0)
+
+    def loss(values: Floats) -> tuple[float, Floats]:
+        now = unpacked(values)
+        log_shares = now.scores(texts).log_softmax(dim=1)
+        cross_entropy = torch.nn.functional.nll_loss(log_shares.double(), texts.labels)
+        wrong = log_shares.exp()
+        wrong[torch.arange(len(wrong)), texts.labels] -= 1
+        wrong /= len(wrong)
+        slope = [((wrong.T @ texts.states).double() + penalty * now.weight).flatten(), wrong.double().sum(dim=0)]
+        if use_prior:
+            slope.append((wrong * texts.prior).double().sum().view(1))
+        total = cross_entropy + penalty / 2 * now.weight.square().sum()
+        return float(total), torch.cat(slope).numpy()
+
+    begin = start or Fit(torch.zeros(count, width).double(), torch.zeros(count).double())
+    first = torch.cat([begin.weight.flatten(), begin.bias, torch.tensor([begin.prior_weight] * use_prior).double()])
+    options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "ftol": 1e-12, "gtol": TOLERANCE}
+    return unpacked(minimize(loss, first.numpy(), jac=True, method="L-BFGS-B", options=options).x)

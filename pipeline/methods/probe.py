@@ -1,0 +1,57 @@
+"""The probe: logistic regression on the untouched backbone's states, fitted until it converges.
+
+What the states know already, and the cheapest thing to use: it takes no steps, and seconds.
+"""
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from pipeline.backbone.facts import BackboneFacts
+from pipeline.core.settings import Distinct
+from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
+from pipeline.methods.heads import ScoreLayer, state_similarity
+from pipeline.methods.logistic import CS, fit_to_readings
+
+
+class ProbeConfig(MethodConfig):
+    """Penalized multinomial logistic regression on standardized states."""
+
+    from_states: ClassVar[bool] = True
+
+    name: Literal["probe"] = "probe"
+    c: Distinct[Annotated[float, Field(gt=0, lt=float("inf"))]] = Field(default=list(CS), min_length=1)
+    """Inverse strengths of the penalty (scikit-learn's C) to choose from: on validation, or by cross-validation."""
+    prior: Literal["auto", "always", "never"] = "auto"
+    """Add the similarity of text and hypothesis, with a fitted weight; auto: where validation prefers it."""
+
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "Probe":
+        return Probe(facts.hidden_size, label_count)
+
+    def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
+        return label_count * (facts.hidden_size + 1) + 1
+
+    def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
+        priors = {"auto": (False, True), "always": (True,), "never": (False,)}[self.prior]
+        found = fit_to_readings(readings, self.c, priors)
+        return {
+            "logits.weight": found.weight.float(),
+            "logits.bias": found.bias.float(),
+            "prior_weight": torch.tensor([found.prior_weight], dtype=torch.float32),
+        }
+
+
+class Probe(TuningMethod):
+    """K logits from H, and the weighted prior. It stays in float32, whatever the backbone computes in."""
+
+    def __init__(self, hidden_size: int, label_count: int) -> None:
+        super().__init__()
+        self.logits = ScoreLayer(hidden_size, label_count)
+        self.prior_weight = nn.Parameter(torch.zeros(1))
+
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        pooled = read(None, 1)
+        scores = self.logits(pooled) + self.prior_weight * state_similarity(pooled, states, mask)
+        return scores.gather(1, candidates).float()
