@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.bounds import LARGEST_JSON, read_text
+from pipeline.core.bounds import LARGEST_JSON, check_regular, read_text
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 
@@ -46,7 +46,10 @@ def write_faults_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place, and the mode, of `path` when the block ends without an error."""
+    """Yields a temporary sibling that takes the place, and the mode, of `path` when the block ends without an error.
+
+    Raises UserError where `path` is a device, a pipe or a socket: for root a rename would put a file in its place.
+    """
     temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}.tmp")
     try:
         with write_faults_named(path):
@@ -55,6 +58,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             with suppress(FileNotFoundError):
+                if not path.is_symlink():  # a link is replaced, whatever it names
+                    check_regular(path)
                 shutil.copymode(path, temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
