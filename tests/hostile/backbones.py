@@ -156,7 +156,7 @@ NAMES = [
     named("a package that is not installed", "package:nobody_has_this/x", "is not installed"),
     named("a way out of a package", "package:torch/../../../../etc", "leads out of the package"),
     named("a package with a dot", "package:os.path/x", "is not installed"),
-    named("nothing in a package", "package:torch/nothing", "'package:torch/nothing': config.json cannot be read"),
+    named("nothing in a package", "package:torch/nothing", "the package torch has no such folder"),
     named("offline", "nobody/nothing", "hub cannot be reached .* nobody/nothing"),
     named("escapes", "\x1b[31mred", r"\\u001b"),
 ]
