@@ -15,6 +15,13 @@ from pipeline.core.bounds import LARGEST_JSON, check_regular, read_text
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 
+_WRITERS = {
+    "data": "preprocess",
+    "labels": "encode-labels",
+    "adapter-final": "train",
+    "evaluation": "evaluate",
+}
+"""Folder of a run directory -> the stage that writes it."""
 _TEMPORARY = re.compile(r"\.ltune-(?P<name>.+?)(\.[a-z0-9_]+\.tmp|\.old)")
 
 
@@ -190,6 +197,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path, LARGEST_JSON))
     except FileNotFoundError as error:
-        raise UserError(f"'{path}' does not exist: run the stage that writes it first") from error
+        raise UserError(f"'{path}' does not exist: run {_writer(path)} first") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}): delete it and run its stage again") from error
+        raise UserError(f"'{path}' cannot be read ({error}): delete it and run {_writer(path)} again") from error
+
+
+def _writer(path: Path) -> str:
+    """The stage that writes this file of a run directory."""
+    return _WRITERS.get(path.parent.name, "the stage that writes it")

@@ -117,7 +117,7 @@ STAGES = [
         "a summary nested 100,000 deep",
         "train",
         spoil_file("adapter-final/summary.json", DEEP),
-        "made again, since .*adapter-final/summary.json' cannot be read",
+        "made again by this command, since .*adapter-final/summary.json' cannot be read",
         status=0,
     ),
     stage("states nested 100,000 deep", "train", unfinished(each_state(DEEP)), DAMAGED_STATE, status=0),
