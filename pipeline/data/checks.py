@@ -13,7 +13,8 @@ from pipeline.data.labels import FileLabels, LabelSeen, value_name
 from pipeline.data.rows import Row, Table
 
 MAX_LABELS = 10_000
-_SEPARATOR = re.compile(r"[,;|\t]")
+SEPARATOR = re.compile(r"[,;|\t]")
+"""What may stand between the columns of a table, in some file or other."""
 SKIPPED = "skipped.jsonl"
 """In data/: the rows that data.on_error=skip leaves out."""
 
@@ -24,7 +25,7 @@ def check_columns(where: str, columns: list[str], wanted: Mapping[str, str]) -> 
     if missing:
         faults = ", ".join(f"no column {name!r} ({wanted[name]}){nearest(name, columns)}" for name in missing)
         known = ", ".join(repr(column) for column in columns)
-        joined = any(name in _SEPARATOR.split(column) for name in missing for column in columns)
+        joined = any(name in SEPARATOR.split(column) for name in missing for column in columns)
         hint = ": a csv has commas between its columns, a tsv has tabs" if joined else ""
         raise UserError(f"{where}: {faults}; columns: {known}{hint}")
 
