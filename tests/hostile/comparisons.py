@@ -68,7 +68,7 @@ CASES = [
         "20,000 seeds", "makes 120,000 runs, at most", seeds=list(range(20_000)), grid={"train.epochs": [1, 2, 3]}
     ),
     compared("a size of 10^13", "train_per_label", sizes=[10**13]),
-    compared("a size of nothing", "'sizes.0.* greater than 0", sizes=[0]),
+    compared("a size of nothing", "'sizes.0': must be all, or a number of texts from 1 on$", sizes=[0]),
     compared("a seed below nothing", "'seeds.0': .*greater than or equal to 0", seeds=[-1]),
     compared("no methods", "'methods': .*at least 1", methods={}),
     compared("a method that leads out", "becomes a folder", methods={"../../x": {"method": {"name": "prompt"}}}),
