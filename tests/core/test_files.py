@@ -207,6 +207,20 @@ def test_a_file_is_made_and_replaced_and_survives_errors_and_kills(tmp_path: Pat
         write_json(path, {"a": "é"})
 
 
+@pytest.mark.parametrize("file", ["adapter/README.md", "adapter/calibration.json", "logs/cost.json"])
+def test_what_a_kill_leaves_within_a_folder_is_cleared_away(tmp_path: Path, file: str) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    write_json(run.adapter / "adapter_config.json", {"backbone": {}})
+    call, left = 1, 0
+    while killed_at(call, False, lambda: write_text(run.path / file, "x")):
+        left += any(".ltune" in path.name for path in run.path.rglob("*"))
+        run.create()
+        assert not [path for path in run.path.rglob("*") if ".ltune" in path.name]
+        call += 1
+    assert left, "no kill left anything"
+
+
 def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     null = device(tmp_path, "null")
     os.mkfifo(tmp_path / "pipe")
