@@ -46,7 +46,7 @@ install_torch() {
 # pip, with a line for each package that it fetches, as a sign of life.
 install() (
     set -o pipefail
-    "$VENV/bin/python" -m pip install --progress-bar off "$@" |
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
         sed -un 's/^ *\(Collecting\|Downloading\|Installing\|Building\|Obtaining\) /  \1 /p'
 )
 

@@ -259,6 +259,11 @@ def test_a_package_is_found_nowhere_else(packages: Path, name: str) -> None:
     assert "evil_models" not in sys.modules
 
 
+def test_a_folder_that_a_package_lacks_is_told(packages: Path) -> None:
+    with pytest.raises(UserError, match=r"good_models/modle': the package good_models has no such folder$"):
+        _ = BackboneConfig(name_or_path="package:good_models/modle").location
+
+
 def test_a_current_folder_that_is_called_like_the_installed_is_none(
     packages: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

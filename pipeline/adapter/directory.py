@@ -192,8 +192,9 @@ def _fingerprint(folder: Path) -> str:
 
 def _load(folder: Path, calibrated: bool) -> Adapter:
     if not (folder / CONFIG).is_file():
+        reason = f"{CONFIG} is missing" if folder.is_dir() else "there is no such folder"
         raise UserError(
-            f"'{folder}' is not an adapter directory ({CONFIG} is missing): give the adapter/ folder of a finished run"
+            f"'{folder}' is not an adapter directory ({reason}): give a finished run, or the adapter/ folder of one"
         )
     _check_files(folder)
     config, state = read_adapter_config(folder / CONFIG), _read_tensors(folder / TENSORS)

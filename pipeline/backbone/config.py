@@ -61,8 +61,8 @@ class BackboneConfig(Settings):
     def location(self) -> str:
         """What transformers is to load: a hub id or a folder.
 
-        Raises UserError where a package is not installed, and where a folder holds pipes or devices, which would be
-        read without end.
+        Raises UserError where a package is not installed or lacks the folder, and where a folder holds pipes or
+        devices, which would be read without end.
         """
         try:
             place = self._place()
@@ -80,6 +80,8 @@ class BackboneConfig(Settings):
         found = (installed / folder).resolve()
         if not found.is_relative_to(installed):
             raise UserError(f"backbone.name_or_path '{self.name_or_path}': the folder leads out of the package")
+        if not found.is_dir():
+            raise UserError(f"backbone.name_or_path '{self.name_or_path}': the package {package} has no such folder")
         return str(found)
 
 

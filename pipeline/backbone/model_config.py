@@ -33,6 +33,8 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
         raise
     except Exception as error:  # a damaged or hostile file makes transformers fail in any way
         reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        if "trust_remote_code" in str(error):
+            reason += "; give --trust-remote-code if you trust the model's authors"
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: config.json cannot be read: {reason}"
         ) from error

@@ -7,7 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, PositiveInt, ValidationError, field_validator
+from pydantic import (
+    Field,
+    PositiveInt,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 
 from pipeline.backbone.config import TrustRemoteCode
 from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
@@ -21,6 +28,16 @@ from pipeline.training.config import TrainConfig
 
 Part = dict[str, dict[str, Any]]
 """Sections of a run config, e.g. {train: {max_steps: 100}}."""
+
+
+def _size(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(given)
+    except ValidationError:  # which would name both types, by keys that nobody wrote
+        raise ValueError("must be all, or a number of texts from 1 on") from None
+
+
+Size = Annotated[PositiveInt | Literal["all"], WrapValidator(_size)]
 
 
 class ComparisonConfig(Settings):
@@ -38,7 +55,7 @@ class ComparisonConfig(Settings):
     """Name -> sections; method.name is the name itself unless given."""
     reference: str | None = None
     """The method that all others are compared with; null: the baseline that is best on validation."""
-    sizes: Distinct[PositiveInt | Literal["all"]] = Field(default=["all"], min_length=1)
+    sizes: Distinct[Size] = Field(default=["all"], min_length=1)
     """Training texts of every label; of one that has fewer, all."""
     split: Literal["test", "validation"] = "test"
     """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""

@@ -51,7 +51,7 @@ class Artefact:
             check_sums(self.folder)
             return read()
         except UserError as error:
-            log.warning("%s: made again, since %s", self.stage, error)
+            log.warning("%s: made again by this command, since %s", self.stage, error)
             return None
 
     def is_current(self, made_from: Fingerprint, wanted: Fingerprint) -> bool:

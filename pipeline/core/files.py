@@ -11,10 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from pipeline.core.bounds import LARGEST_JSON, read_text
+from pipeline.core.bounds import LARGEST_JSON, check_regular, read_text
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 
+_WRITERS = {
+    "data": "preprocess",
+    "labels": "encode-labels",
+    "adapter-final": "train",
+    "evaluation": "evaluate",
+}
+"""Folder of a run directory -> the stage that writes it."""
 _TEMPORARY = re.compile(r"\.ltune-(?P<name>.+?)(\.[a-z0-9_]+\.tmp|\.old)")
 
 
@@ -46,7 +53,10 @@ def write_faults_named(path: Path) -> Iterator[None]:
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
-    """Yields a temporary sibling that takes the place, and the mode, of `path` when the block ends without an error."""
+    """Yields a temporary sibling that takes the place, and the mode, of `path` when the block ends without an error.
+
+    Raises UserError where `path` is a device, a pipe or a socket: for root a rename would put a file in its place.
+    """
     temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}.tmp")
     try:
         with write_faults_named(path):
@@ -55,6 +65,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             with suppress(FileNotFoundError):
+                if not path.is_symlink():  # a link is replaced, whatever it names
+                    check_regular(path)
                 shutil.copymode(path, temporary)
             os.replace(temporary, path)
             _sync_folder(path.parent)
@@ -201,6 +213,11 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(read_text(path, LARGEST_JSON))
     except FileNotFoundError as error:
-        raise UserError(f"'{path}' does not exist: run the stage that writes it first") from error
+        raise UserError(f"'{path}' does not exist: run {_writer(path)} first") from error
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"'{path}' cannot be read ({error}): delete it and run its stage again") from error
+        raise UserError(f"'{path}' cannot be read ({error}): delete it and run {_writer(path)} again") from error
+
+
+def _writer(path: Path) -> str:
+    """The stage that writes this file of a run directory."""
+    return _WRITERS.get(path.parent.name, "the stage that writes it")

@@ -20,6 +20,8 @@ from pipeline.core.yaml import load_yaml
 Kind = Literal["run", "comparison"]
 
 MARK = "ltune.json"
+_KEYS: dict[Kind, str] = {"run": "run.dir", "comparison": "dir"}
+"""The key that names such a directory."""
 VERSION = 1
 """Of the layout of run and comparison directories."""
 CONFIG = "config.yaml"
@@ -42,6 +44,8 @@ _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 """Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
 
 
+WRITTEN_INTO = {"adapter": {"README.md", "calibration.json"}, "logs": {"cost.json", "trackers.json"}}
+"""Folder -> files that are written, each whole or not at all, where the folder is there already."""
 LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")
 OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
 """All that this program writes at the top of a run directory."""
@@ -52,9 +56,10 @@ def mark_of(kind: Kind) -> dict[str, Any]:
     return {"directory": kind, "version": VERSION}
 
 
-def cannot_be_written(folder: Path, error: OSError) -> UserError:
-    """The error for an unwritable run directory."""
-    return UserError(f"run.dir '{folder}' cannot be written ({error.strerror or error}): choose another run.dir")
+def cannot_be_written(folder: Path, error: OSError, kind: Kind = "run") -> UserError:
+    """The error for an unwritable run or comparison directory."""
+    key = _KEYS[kind]
+    return UserError(f"{key} '{folder}' cannot be written ({error.strerror or error}): choose another {key}")
 
 
 def check_ours(folder: Path, kind: Kind) -> bool:
@@ -65,7 +70,7 @@ def check_ours(folder: Path, kind: Kind) -> bool:
     try:
         return _check_ours(folder, kind)
     except OSError as error:
-        raise cannot_be_written(folder, error) from error
+        raise cannot_be_written(folder, error, kind) from error
 
 
 def _check_ours(folder: Path, kind: Kind) -> bool:
@@ -75,9 +80,8 @@ def _check_ours(folder: Path, kind: Kind) -> bool:
     if not marked and not _is_unused(folder, entries) and not _is_of_older_version(folder, kind):
         names = sorted(entries)
         shown = ", ".join(f"'{name}'" for name in names[:3]) + (", ..." if len(names) > 3 else "")
-        key = "run.dir" if kind == "run" else "dir"
         raise UserError(
-            f"{key} '{folder}' holds {shown} and is not a {kind} directory: choose a new or an empty folder"
+            f"{_KEYS[kind]} '{folder}' holds {shown} and is not a {kind} directory: choose a new or an empty folder"
         )
     if kind == "run":
         _check_artefacts(folder)
@@ -203,5 +207,5 @@ def claim(folder: Path, kind: Kind) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise cannot_be_written(folder, error) from error
+        raise cannot_be_written(folder, error, kind) from error
     write_json(folder / MARK, mark_of(kind))

@@ -5,7 +5,15 @@ import tempfile
 from pathlib import Path
 
 from pipeline.core.files import condemn, put_back, remove_temporaries, write_faults_named, write_text
-from pipeline.core.ownership import ARTEFACTS, CHECKPOINTS, CONFIG, OWN_NAMES, cannot_be_written, claim
+from pipeline.core.ownership import (
+    ARTEFACTS,
+    CHECKPOINTS,
+    CONFIG,
+    OWN_NAMES,
+    WRITTEN_INTO,
+    cannot_be_written,
+    claim,
+)
 
 
 class RunDir:
@@ -55,6 +63,9 @@ class RunDir:
             for name in ARTEFACTS:
                 put_back(self.path / name)
             remove_temporaries(self.path, OWN_NAMES)
+            for name, files in WRITTEN_INTO.items():
+                if (self.path / name).is_dir():
+                    remove_temporaries(self.path / name, files)
             self.preempted.unlink(missing_ok=True)
         except OSError as error:
             raise cannot_be_written(self.path, error) from error

@@ -13,16 +13,21 @@ from pipeline.data.labels import FileLabels, value_name
 from pipeline.data.rows import Occurrences, Row, Table
 
 MAX_LABELS = 10_000
+SEPARATOR = re.compile(r"[,;|\t]")
+"""What may stand between the columns of a table, in some file or other."""
 SKIPPED = "skipped.jsonl"
 """In data/: the rows that data.on_error=skip leaves out."""
 
 
 def check_columns(where: str, columns: list[str], wanted: Mapping[str, str]) -> None:
-    """UserError where a column is not there. `wanted`: by column, which key or option names it."""
-    for name, key in wanted.items():
-        if name not in columns:
-            known = ", ".join(repr(column) for column in columns)
-            raise UserError(f"{where}: no column {name!r} ({key}){nearest(name, columns)}; columns: {known}")
+    """UserError that names all columns that are not there. `wanted`: by column, which key or option names it."""
+    missing = [name for name in wanted if name not in columns]
+    if missing:
+        faults = ", ".join(f"no column {name!r} ({wanted[name]}){nearest(name, columns)}" for name in missing)
+        known = ", ".join(repr(column) for column in columns)
+        joined = any(name in SEPARATOR.split(column) for name in missing for column in columns)
+        hint = ": a csv has commas between its columns, a tsv has tabs" if joined else ""
+        raise UserError(f"{where}: {faults}; columns: {known}{hint}")
 
 
 def text_of(values: dict[str, Any], column: str) -> str:

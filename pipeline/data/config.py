@@ -1,9 +1,10 @@
 """Config keys of the data and of the labels' hypotheses."""
 
 from collections.abc import Iterable
-from typing import Literal
+from contextlib import suppress
+from typing import Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
 from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
 from pipeline.core.settings import PathSetting, Settings
@@ -82,13 +83,15 @@ class DataConfig(Settings):
         """The split whose source has the rows of this one."""
         return "train" if split in self.shares else split
 
-    @field_validator("split")
+    @field_validator("split", mode="wrap")
     @classmethod
-    def _are_shares(cls, split: float | list[float] | None) -> float | list[float] | None:
-        values = split if isinstance(split, list) else [0.5 if split is None else split]
-        if not (len(values) <= 2 and 0 < sum(values) < 1 and all(share >= 0 for share in values)):
-            raise ValueError("must be a share such as 0.1, or two such as [0.1, 0.1], of less than 1 in all")
-        return split
+    def _are_shares(cls, given: Any, read: ValidatorFunctionWrapHandler) -> float | list[float] | None:
+        with suppress(ValidationError):  # which would name both types, by keys that nobody wrote
+            split: float | list[float] | None = read(given)
+            values = split if isinstance(split, list) else [0.5 if split is None else split]
+            if len(values) <= 2 and 0 < sum(values) < 1 and all(share >= 0 for share in values):
+                return split
+        raise ValueError("must be a share such as 0.1, or two such as [0.1, 0.1], of less than 1 in all")
 
     @model_validator(mode="after")
     def _split_makes_what_is_not_given(self) -> "DataConfig":

@@ -86,5 +86,6 @@ def _refuse_twins(forms: Mapping[str, str | tuple[int, ...]], complaint: str) ->
     for name, form in forms.items():
         if first.setdefault(form, name) != name:
             raise UserError(
-                f"the labels {first[form]!r} and {name!r} {complaint}: reword one (labels.template, labels.texts)"
+                f"the labels {first[form]!r} and {name!r} {complaint}: reword one (labels.template, labels.texts), "
+                "or write both alike in the data if they are one label"
             )

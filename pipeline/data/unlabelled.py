@@ -1,19 +1,22 @@
 """Texts to classify: which input they come from, and which of its columns go along."""
 
+import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from pipeline.core.errors import UserError
 from pipeline.core.output import STANDARD
-from pipeline.data.checks import check_columns
+from pipeline.data.checks import SEPARATOR, check_columns
 from pipeline.data.columnar import refuse_stream
 from pipeline.data.readers import FORMATS, Format, open_table
-from pipeline.data.rows import Table
+from pipeline.data.rows import Row, Table
 from pipeline.data.streams import Source
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -69,8 +72,20 @@ class Input:
         if table.columns is not None:
             wanted = dict.fromkeys(self.keep, "--keep") | dict.fromkeys(texts, "the adapter's data.text")
             check_columns(source.name, table.columns, wanted)
+        if self.format is None and self.resolved_format() == "txt":
+            return replace(table, rows=_doubted(table.rows, texts[0], source.name))
         return table
 
     def kept(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """The columns to keep of a row."""
         return {name: values.get(name) for name in self.keep}
+
+
+def _doubted(lines: Iterator[Row], column: str, name: str) -> Iterator[Row]:
+    """The same lines of text; a warning where the first one looks like the header of a table."""
+    for line in lines:
+        text = str(line.values.get(column))
+        fields = [field.strip().strip('"') for field in SEPARATOR.split(text)]
+        if line.number == 1 and len(fields) > 1 and column in fields:
+            log.warning("%s is read as a text per line, but starts like a table: give its --format if it is one", name)
+        yield line

@@ -56,7 +56,8 @@ def deepspeed_file(path: str) -> Path:
     """The file that engine.deepspeed names, in the current folder or in ours. Raises UserError where it is missing."""
     file = next((p for p in (Path(path), PACKAGE / path) if p.exists() and not p.is_dir()), None)
     if file is None:
-        raise UserError(f"engine.deepspeed '{path}' does not exist: take one of ds_configs/*.json")
+        fault = "is a folder" if Path(path).is_dir() else "does not exist"
+        raise UserError(f"engine.deepspeed '{path}' {fault}: take one of ds_configs/*.json")
     return file
 
 

@@ -118,8 +118,10 @@ def test_a_wrong_or_newer_config_is_refused(folder: Path) -> None:
     with pytest.raises(UserError, match="cannot be read"):
         load_adapter(folder)
     file.unlink()
-    with pytest.raises(UserError, match="is not an adapter directory"):
+    with pytest.raises(UserError, match=r"is not an adapter directory \(adapter_config.json is missing\)"):
         load_adapter(folder)
+    with pytest.raises(UserError, match=r"\(there is no such folder\): give a finished run, or the adapter/ folder"):
+        load_adapter(folder / "nowhere")
 
 
 def test_another_backbone_is_refused_by_part(folder: Path) -> None:

@@ -66,6 +66,7 @@ def test_a_group_that_another_process_is_at_is_refused(
         ({}, ["seeds=[0, 1, 0]"], "'seeds': 0 is given twice"),
         ({}, ["seeds=[0, -1]"], "'seeds.1': Input should be greater than or equal to 0"),
         ({}, ["sizes=[8, all, 8]"], "8 is given twice"),
+        ({}, ["sizes=[8, most]"], "'sizes.1': must be all, or a number of texts from 1 on"),
         ({"grid": {"train.learning_rate": [1e-3, 0.001]}}, [], "0.001 is given twice"),
         ({"grid": {"train.learning_rate": []}}, [], "grid.train.learning_rate"),
         ({"grid": {"train.learning_rate": [0.1, float("nan")]}}, [], "'train.learning_rate': "),

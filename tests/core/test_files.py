@@ -5,6 +5,7 @@ covers core/artefact, core/run_dir
 
 import os
 import signal
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, atomic_file, read_json, write_json, write_text
 from pipeline.core.ownership import MARK
 from pipeline.core.run_dir import RunDir
+from tests.support.devices import device
 
 FILES = ("one", "two", "deep/three")
 
@@ -203,6 +205,34 @@ def test_a_file_is_made_and_replaced_and_survives_errors_and_kills(tmp_path: Pat
             call += 1
         assert call > 2 and path.read_text() == "2"
         write_json(path, {"a": "é"})
+
+
+@pytest.mark.parametrize("file", ["adapter/README.md", "adapter/calibration.json", "logs/cost.json"])
+def test_what_a_kill_leaves_within_a_folder_is_cleared_away(tmp_path: Path, file: str) -> None:
+    run = RunDir(tmp_path / "run")
+    run.create()
+    write_json(run.adapter / "adapter_config.json", {"backbone": {}})
+    call, left = 1, 0
+    while killed_at(call, False, lambda: write_text(run.path / file, "x")):
+        left += any(".ltune" in path.name for path in run.path.rglob("*"))
+        run.create()
+        assert not [path for path in run.path.rglob("*") if ".ltune" in path.name]
+        call += 1
+    assert left, "no kill left anything"
+
+
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path: Path) -> None:
+    null = device(tmp_path, "null")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(null)
+    for path, kind in ((null, "device"), (tmp_path / "pipe", "pipe")):
+        before = path.lstat()
+        with pytest.raises(UserError, match=f"cannot write .*it is a {kind}, not a file"):
+            write_text(path, "x")
+        assert path.lstat().st_ino == before.st_ino
+    write_text(tmp_path / "link", "x")
+    assert (tmp_path / "link").read_text() == "x" and stat.S_ISCHR(null.lstat().st_mode)
+    assert not [name for name in os.listdir(tmp_path) if name.startswith(".ltune")]
 
 
 @pytest.fixture

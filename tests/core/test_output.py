@@ -15,6 +15,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.core.output import check_output, opened_output
+from tests.support.devices import device
 from tests.support.processes import HANG_SECONDS
 
 
@@ -105,11 +106,22 @@ def test_a_pipe_whose_reader_goes_is_an_error(tmp_path: Path) -> None:
         broken(write, reader)
 
 
-def test_devices_stay_devices() -> None:
-    put("/dev/null", "a", "b")
-    assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
-    with pytest.raises(UserError, match=r"cannot write '/dev/full' \(No space left on device\)"):
-        put("/dev/full", "a")
+def test_devices_stay_devices(tmp_path: Path) -> None:
+    null, full = device(tmp_path, "null"), device(tmp_path, "full")
+    (tmp_path / "link").symlink_to(null)
+    with null.open("w") as opened:
+        for place in (
+            null,
+            tmp_path / "link",
+            f"/dev/fd/{opened.fileno()}",
+            f"/proc/{os.getpid()}/fd/{opened.fileno()}",
+        ):
+            put(place, "a", "b")
+            assert stat.S_ISCHR(null.lstat().st_mode) and (tmp_path / "link").is_symlink()
+        program = "with opened_output('/dev/stdout') as write: write('a')"
+        assert python(program, stdout=opened).wait() == 0 and stat.S_ISCHR(null.lstat().st_mode)
+    with pytest.raises(UserError, match=r"cannot write '.*/full' \(No space left on device\)"):
+        put(full, "a")
     with pytest.raises(UserError, match=r"cannot write '/dev/fd/999' \(Bad file descriptor\)"):
         put("/dev/fd/999", "a")
 

@@ -139,6 +139,13 @@ def test_a_run_directory_of_an_older_version_is_taken_over(made: Path, tmp_path:
     assert check_ours(run, "run") and (run / "notes.txt").read_text() == "mine"
 
 
+def test_what_cannot_be_written_is_named_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for kind, key in (("run", r"run\.dir"), ("comparison", "dir")):
+        with pytest.raises(UserError, match=rf"^{key} '.*/file' cannot be written .*: choose another {key}$"):
+            claim(tmp_path / "file", kind)  # type: ignore[arg-type]
+
+
 def test_marks_of_other_kinds_and_versions(tmp_path: Path) -> None:
     claim(tmp_path / "comparison", "comparison")
     with pytest.raises(UserError, match=r"is a comparison directory, not a run directory: choose another folder"):

@@ -43,7 +43,7 @@ def test_encoded_hypotheses_are_padded_on_the_right():
 def test_hypotheses_alike_to_the_tokenizer_or_too_long_are_refused():
     tokenizer = tiny_tokenizer()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
-    with pytest.raises(UserError, match="'About US' and 'About us' become the same tokens"):
+    with pytest.raises(UserError, match=r"'About US' and 'About us' become the same tokens: .* alike in the data if"):
         encode_hypotheses(tokenizer, ["About US", "About us"], 64)
     with pytest.raises(UserError, match="it must have 1 to 8"):
         encode_hypotheses(tokenizer, ["no", "a very long hypothesis indeed"], 8)

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.config import parse_config
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.shares import cut, parts_of_rows
@@ -64,6 +65,14 @@ def test_rows_keep_their_numbers_and_labels_their_meaning(tmp_path):
     for split in splits.values():
         assert split.rows.data.column("text").to_pylist() == split.rows["text"][:]  # no indices stand between
         assert split.labels is found.labels and len(split.text_hashes) == len(split.rows)
+
+
+@pytest.mark.parametrize("given", ["0.6,0.5", "half", [0.5, 0.5], [0.1, 0.1, 0.1], 1, -0.1, [], ["x"]])
+def test_shares_of_another_kind_are_refused_in_one_sentence(given):
+    values = {"run": {"dir": "x"}, "backbone": {"name_or_path": "x"}, "method": {"name": "lt_prefix"}}
+    words = r"^config: 'data.split': must be a share such as 0.1, or two such as \[0.1, 0.1\], of less than 1 in all \("
+    with pytest.raises(UserError, match=words):
+        parse_config(values | {"data": {"train": "a.csv", "split": given}})
 
 
 def test_a_share_of_nothing_is_refused(tmp_path):

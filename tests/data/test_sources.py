@@ -84,6 +84,14 @@ def test_a_missing_column_is_named_with_the_nearest(tmp_path):
         read(tmp_path, write(tmp_path / "a.csv", "text,label\na,b\n"), text="texts")
 
 
+def test_all_missing_columns_are_named_and_another_separator_is_guessed(tmp_path):
+    with pytest.raises(UserError, match=r"no column 'Text' .*, no column 'class' \(data.label\); columns: [^:]*$"):
+        read(tmp_path, write(tmp_path / "a.csv", "text,label\na,b\n"), text="Text", label="class")
+    for name, header in (("a.csv", "text;label"), ("b.csv", "text\tlabel"), ("c.tsv", "text,label")):
+        with pytest.raises(UserError, match="a csv has commas between its columns, a tsv has tabs"):
+            read(tmp_path, write(tmp_path / name, f"{header}\na;b\n"))
+
+
 @pytest.mark.parametrize("content", ["text,label\n", "text,label\n\n\n"])
 def test_no_rows(tmp_path, content):
     with pytest.raises(UserError, match="no rows"):

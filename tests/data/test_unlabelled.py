@@ -52,6 +52,27 @@ def test_formats_agree(tmp_path: Path, name: str, packed: bool) -> None:
         assert [row.values["text"] for row in read(place)] == ["first text", "second, “text”"]
 
 
+@pytest.mark.parametrize(
+    ("first", "told"),
+    [
+        ("id,text", True),
+        ('"text";"id"', True),
+        ("text\tlabel", True),
+        ("text", False),
+        ("a text, which is long", False),
+    ],
+)
+def test_lines_that_look_like_a_table_are_told_of(
+    tmp_path: Path, first: str, told: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = write(tmp_path / "a.txt", f"{first}\n1,a goal\n")
+    assert [row.values["text"] for row in read(place)] == [first, "1,a goal"]
+    assert ("starts like a table: give its --format" in caplog.text) is told
+    caplog.clear()
+    read(place, format="txt")
+    assert not caplog.text, "it is what was asked for"
+
+
 def test_parquet_and_kept_columns(tmp_path: Path) -> None:
     pd.DataFrame({"text": ["a", "b"], "id": [7, 8], "other": [1.5, 2.5]}).to_parquet(tmp_path / "a.parquet")
     rows = read(str(tmp_path / "a.parquet"), keep=["id"])

@@ -104,6 +104,11 @@ def test_files_that_are_no_deepspeed_config(tmp_path: Path, content: bytes | Non
         resolved_for(config_of(path), world_size=1)
 
 
+def test_a_folder_is_no_deepspeed_config(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder: take one of"):
+        resolved_for(config_of(tmp_path), world_size=1)
+
+
 def test_presets_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     assert zero_stage(resolved_for(config_of("ds_configs/zero2_int8.json"), world_size=1)) == 2

@@ -69,7 +69,7 @@ class Case:
     make: Callable[[Bench], Sequence[str]]
     """Makes the input; gives the arguments of the command line."""
     says: str
-    """Pattern of the one line of error; of standard output where `status` is 0."""
+    """Pattern of the one line of error; of all that is written where `status` is 0."""
     status: int = 2
     environment: dict[str, str] = field(default_factory=dict)
     streams: str = ""

@@ -19,19 +19,19 @@ def streams(name: str, redirections: str, says: str, status: int = 2, *, command
 
 
 CASES = [
-    typed("nothing", [], "required"),
+    typed("nothing", [], "arguments are required: command"),
     typed("an unknown command", ["fly"], "invalid choice"),
     typed("an unknown command of 100,000 characters", ["x" * 100_000], "invalid choice.*left out"),
     typed(
         "an unknown option of 100,000 characters", ["doctor", "--" + "x" * 100_000], "unrecognized arguments.*left out"
     ),
     typed("escapes", ["doctor", "--\x1b[31m"], r"unrecognized.*\\u001b"),
-    typed("no config", ["run"], "--config"),
+    typed("no config", ["run"], "arguments are required: --config"),
     typed("a config of nothing", ["run", "--config", ""], "cannot be read"),
-    typed("no run for the report", ["report"], "--run"),
-    Case("typed: an override of one word", lambda bench: bench.dry_run("epochs"), "'epochs'"),
-    Case("typed: an override of nothing", lambda bench: bench.dry_run("=3"), "'=3'"),
-    Case("typed: an override of 1,000 dots", lambda bench: bench.dry_run("." * 1000 + "=3"), "unknown key|key"),
+    typed("no run for the report", ["report"], "one of the arguments --run --compare is required"),
+    Case("typed: an override of one word", lambda bench: bench.dry_run("epochs"), "'epochs' is not an override"),
+    Case("typed: an override of nothing", lambda bench: bench.dry_run("=3"), "'=3' is not an override"),
+    Case("typed: an override of 1,000 dots", lambda bench: bench.dry_run("." * 1000 + "=3"), "unknown key ''"),
     estimated("10^12 GPUs", "--world-size", "--world-size", str(10**12)),
     estimated("5,000 digits of GPUs", "--world-size", "--world-size", "1" * 5000),
     estimated("no GPUs", "--world-size 0", "--world-size", "0"),

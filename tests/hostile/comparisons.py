@@ -5,6 +5,7 @@ from typing import Any
 
 from tests.hostile.case import Bench, Case, deep
 from tests.hostile.configs import bomb
+from tests.support.devices import device
 
 
 def values(bench: Bench) -> dict[str, Any]:
@@ -25,6 +26,11 @@ def compared(name: str, says: str, *arguments: str, status: int = 2, **keys: Any
         return ["compare", "--config", str(file), *(arguments or ("--dry-run",))]
 
     return Case(f"compare: {name}", make, says, status)
+
+
+def into_a_device(bench: Bench) -> list[str]:
+    keys = values(bench) | {"dir": str(device(bench.folder, "null"))}
+    return ["compare", "--config", str(bench.file("compare.yaml", json.dumps(keys))), "--dry-run"]
 
 
 def missing(bench: Bench, *arguments: str) -> list[str]:
@@ -62,26 +68,30 @@ CASES = [
         "20,000 seeds", "makes 120,000 runs, at most", seeds=list(range(20_000)), grid={"train.epochs": [1, 2, 3]}
     ),
     compared("a size of 10^13", "train_per_label", sizes=[10**13]),
-    compared("a size of nothing", "sizes", sizes=[0]),
-    compared("a seed below nothing", "seeds", seeds=[-1]),
-    compared("no methods", "methods", methods={}),
+    compared("a size of nothing", "'sizes.0': must be all, or a number of texts from 1 on$", sizes=[0]),
+    compared("a seed below nothing", "'seeds.0': .*greater than or equal to 0", seeds=[-1]),
+    compared("no methods", "'methods': .*at least 1", methods={}),
     compared("a method that leads out", "becomes a folder", methods={"../../x": {"method": {"name": "prompt"}}}),
     compared("a data set of 500 characters", "becomes a folder", datasets={"x" * 500: {}}),
     compared("a grid of an unknown key", "unknown key", grid={"train.nothing": [1, 2]}),
-    compared("a grid without values", "grid", grid={"train.learning_rate": []}),
+    compared("a grid without values", "'grid.train.learning_rate': .*at least 1", grid={"train.learning_rate": []}),
     compared("a reference that is none", "reference 'nobody'", reference="nobody"),
-    compared("figures of no cell", "no cell", published={"a": {"b": {"c": 1.0}}}),
+    compared("figures of no cell", "published.a.b.c is not a cell", published={"a": {"b": {"c": 1.0}}}),
     compared("a directory that is somebody's", "not a comparison directory", dir="/etc"),
-    compared("a directory that is a device", "cannot be written|/dev/null", dir="/dev/null"),
+    Case("compare: a directory that is a device", into_a_device, "^dir '.*null' cannot be written .*another dir$"),
     compared("share 5/4", "--cells '5/4'", "--cells", "5/4"),
     compared("share of 5,000 digits", "--cells", "--cells", "1" * 5000 + "/" + "2" * 5000),
     compared("share of a word", "--cells 'a/b'", "--cells", "a/b"),
     compared("a template with a width", "labels.template", base={"labels": {"template": "{label:>9999999999}"}}),
     compared("code of its own", "trust_remote_code", trust_remote_code=True),
-    compared("a value twice", "twice", grid={"train.learning_rate": [0.1, 0.1]}),
+    compared("a value twice", "0.1 is given twice", grid={"train.learning_rate": [0.1, 0.1]}),
     compared("what is right", "2 groups, 2 runs", status=0),
     raw("aliases of aliases", bomb("x"), "its aliases"),
     raw("nested 100,000 deep", "dir: " + deep("[", "]"), "cannot be read"),
-    raw("nothing", "", "no 'section"),
-    raw("sections that are lists", "dir: x\nbase: []\nbackbones: 1\ndatasets: x\nmethods: null\n", "'base'"),
+    raw("nothing", "", "does not hold a 'section"),
+    raw(
+        "sections that are lists",
+        "dir: x\nbase: []\nbackbones: 1\ndatasets: x\nmethods: null\n",
+        "'base': .*'backbones': .*'datasets': .*'methods': ",
+    ),
 ]

@@ -46,7 +46,7 @@ Outcome = dict[str, Any]
 
 
 def attack(folder: Path, cases: Sequence[Case]) -> dict[str, Outcome]:
-    """Runs the cases; of each by name the exit status, what it wrote, and its processor seconds."""
+    """Runs the cases: of each by name its exit status, output and processor seconds. Devices stay devices."""
     base = folder / "base"
     base.mkdir()
     assert main(prepare_base(base)) == 0
@@ -57,7 +57,10 @@ def attack(folder: Path, cases: Sequence[Case]) -> dict[str, Outcome]:
         arguments = list(case.make(Bench(base, place)))
         settings = {"streams": case.streams, "environment": case.environment, "seconds": case.seconds}
         orders.append({"name": case.name, "arguments": arguments, **settings})
-    return _serve(folder / "cases", orders)
+    found = _serve(folder / "cases", orders)
+    for device in ("null", "zero", "full"):
+        assert Path("/dev", device).is_char_device(), "a case has replaced a device of this machine"
+    return found
 
 
 def _serve(folder: Path, orders: list[dict[str, Any]]) -> dict[str, Outcome]:
@@ -76,7 +79,8 @@ def fault(case: Case, outcome: Outcome) -> str | None:
     if outcome["status"] != case.status:
         return f"status {outcome['status']} where {case.status} is right: {outcome['err'][-400:]}"
     if case.status == 0:
-        return None if re.search(case.says, outcome["out"]) else f"wrote {outcome['out'][-400:]!r}"
+        written = outcome["out"] + outcome["err"]
+        return None if re.search(case.says, written) else f"wrote {written[-400:]!r}"
     errors = re.findall(r"(?:^|\r)(?:ltune.*?: )?error: (.*)", outcome["err"], re.MULTILINE)
     if "2>&-" in case.streams:
         return None

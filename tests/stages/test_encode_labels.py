@@ -123,7 +123,7 @@ def test_labels_that_cannot_be_told_apart_or_do_not_fit_leave_the_old_states(con
 
 def test_preprocess_comes_first(config: RunConfig) -> None:
     elsewhere = changed(config, "run", dir=config.run.dir + "-none")
-    with pytest.raises(UserError, match=r"manifest\.json' does not exist: run the stage that writes it first"):
+    with pytest.raises(UserError, match=r"manifest\.json' does not exist: run preprocess first"):
         encode_labels(elsewhere)
     with pytest.raises(UserError, match=r"manifest\.json' does not exist"):
         label_states_of(elsewhere)

@@ -194,7 +194,7 @@ def test_runs_that_cannot_be_reported(config: RunConfig, tmp_path: Path, capsys:
     shutil.copytree(config.run_dir.path, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation")
     assert main(["report", "--run", str(tmp_path / "run")]) == 2
-    assert "run the stage that writes it first" in capsys.readouterr().err
+    assert "evaluation/metrics.json' does not exist: run evaluate first" in capsys.readouterr().err
 
 
 def test_nothing_that_is_read_is_written(config: RunConfig) -> None:

@@ -230,4 +230,4 @@ def test_a_loss_that_is_not_finite_ends_it(folder: Path, capsys: pytest.CaptureF
 
 def test_training_needs_the_earlier_stages(folder: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(arguments(folder, "nothing", command="train")) == 2
-    assert "does not exist: run the stage that writes it first" in capsys.readouterr().err
+    assert "data/manifest.json' does not exist: run preprocess first" in capsys.readouterr().err
