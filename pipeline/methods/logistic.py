@@ -78,7 +78,7 @@ def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bo
     """The fit that `choose` finds on standardized states, as one to the states as they are."""
     states = readings.train.states.double()
     mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
-    deviation[deviation < 1e-6 * deviation.max()] = 1  # a unit that never changes
+    deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
 
     def prepared(reading: Reading) -> Texts:
         prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)

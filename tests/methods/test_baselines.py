@@ -37,7 +37,7 @@ CLASSIFIERS: list[dict[str, Any]] = [
     {"name": "p_tuning", "tokens": 4},
     {"name": "p_tuning", "tokens": 4, "encoder": "lstm", "encoder_width": 6},
 ]
-UNTRAINED: list[dict[str, Any]] = [{"name": "zero_shot"}, {"name": "majority"}]
+STEPLESS: list[dict[str, Any]] = [{"name": "probe"}, {"name": "zero_shot"}, {"name": "majority"}]
 
 
 def label(keys: dict[str, Any]) -> str:
@@ -73,7 +73,7 @@ def texts() -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "bert", "falcon", "gpt2"])
-@pytest.mark.parametrize("keys", CLASSIFIERS + UNTRAINED, ids=label)
+@pytest.mark.parametrize("keys", CLASSIFIERS + STEPLESS, ids=label)
 def test_the_formula_is_the_count(keys: dict[str, Any], family: str) -> None:
     facts = facts_of(tiny_model(family).config)
     config = config_of(**keys)
@@ -83,7 +83,7 @@ def test_the_formula_is_the_count(keys: dict[str, Any], family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama_gqa", "bert"])
-@pytest.mark.parametrize("keys", CLASSIFIERS + UNTRAINED, ids=label)
+@pytest.mark.parametrize("keys", CLASSIFIERS + STEPLESS, ids=label)
 def test_a_text_is_read_once_or_label_by_label(keys: dict[str, Any], family: str, texts: dict[str, Tensor]) -> None:
     model = model_of(family, **keys)
     rows: list[int] = []

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.methods import METHOD_NAMES
 from pipeline.stages.encode_labels import encode_labels
+from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.report import report
@@ -62,6 +63,8 @@ def config(request: pytest.FixtureRequest, prepared: RunConfig, tmp_path_factory
     shutil.copytree(prepared.run_dir.path, folder)
     values = prepared.model_dump() | {"run": {"dir": str(folder)}, "method": {"name": request.param}}
     config = RunConfig.model_validate(values)
+    if config.method.wants_states:
+        encode_texts(config)
     train(config)
     evaluate(config)
     report(str(folder))
@@ -76,14 +79,14 @@ def browser() -> Iterator[Browser]:
 
 def test_every_method_makes_a_page(config: RunConfig) -> None:
     page = (config.run_dir.path / "report.html").read_text()
-    is_trained, is_validated = config.method.is_trained, config.data.validation is not None
-    assert ('id="curves"' in page) == ('href="#curves"' in page) == is_trained
-    assert ("Validation metrics as a table" in page) == (is_trained and is_validated)
-    assert ("the run has no validation split" in page) == (is_trained and not is_validated)
+    takes_steps, is_validated = config.method.takes_steps, config.data.validation is not None
+    assert ('id="curves"' in page) == ('href="#curves"' in page) == takes_steps
+    assert ("Validation metrics as a table" in page) == (takes_steps and is_validated)
+    assert ("the run has no validation split" in page) == (takes_steps and not is_validated)
     assert ("with temperature" in page) == is_validated
     assert ("no temperature fitted" in page) == (not is_validated)
-    assert ('id="spec-labels"' in page) == (config.method.open_labels and is_trained and "kind 11" in page)
-    assert ("learning rate 0.001" in page) == is_trained
+    assert ('id="spec-labels"' in page) == (config.method.open_labels and takes_steps and "kind 11" in page)
+    assert ("learning rate 0.001" in page) == takes_steps
 
 
 @needs_browser
@@ -95,7 +98,7 @@ def test_it_is_drawn_in_a_browser(config: RunConfig, browser: Browser) -> None:
         assert page.locator("nav a").count() == page.locator("main > section:not(#results)").count()
         ticks = page.locator("#curves svg .role-axis-label text").all_text_contents()
         shown = page.locator("#curves tbody td").all_text_contents()
-    if not config.method.is_trained:
+    if not config.method.takes_steps:
         assert ticks == []
         return
     values = [tick for tick in ticks if "." in tick]

@@ -25,6 +25,7 @@ from tests.support.tiny_run import TEXTS, tiny_config
 
 SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "log_every": 1}
 METHODS = {
+    "probe": {},
     "linear_probe": {},
     "prompt": {"tokens": 4, "init": "labels"},
     "prefix": {"tokens": 4, "reparametrisation": True},
@@ -59,7 +60,7 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     # The majority's counts stay whole numbers.
     assert {tensor.dtype for tensor in state.values()} <= {torch.int64 if name == "majority" else torch.float32}
     assert before == (folder / "backbone" / "model.safetensors").read_bytes()
-    if config.method.is_trained:
+    if config.method.takes_steps:
         lines = [json.loads(line) for line in config.run_dir.metrics_log.read_text().splitlines()]
         losses = [line["loss"] for line in lines if "loss" in line]
         assert len(losses) == 4 and np.isfinite(losses).all()
