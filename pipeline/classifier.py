@@ -155,7 +155,9 @@ class LTuningClassifier:
         states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
         old = self.model
         continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
-        model = LTuningModel(old.backbone, old.method, states, mask, old.pooling, continuations)
+        places = {label_name(name): index for index, name in enumerate(trained.names)}
+        among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
+        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations)
         return replace(self, model=model.to(self.device).eval(), labels=names)
 
     def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

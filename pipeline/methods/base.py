@@ -7,7 +7,7 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,6 +81,8 @@ class MethodConfig(Settings, ABC):
     """The backbone's own weights are trained, which 8-bit ones cannot be."""
     open_labels: ClassVar[bool] = False
     """Labels that were not in training can be scored from their hypotheses alone."""
+    reads_alone: ClassVar[bool] = False
+    """It reads texts without an injection, with an untouched backbone, so that stored states take the place of that."""
     reads_hypotheses: ClassVar[bool] = False
     """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
     injects: ClassVar[Literal["prompt", "prefix"] | None] = None
@@ -93,7 +95,7 @@ class MethodConfig(Settings, ABC):
 
     @property
     def wants_states(self) -> bool:
-        """Does it need each text's reading alone (encode-texts)?"""
+        """Is it, or its start, fitted to the texts as they are read alone (encode-texts)?"""
         return self.from_states
 
     @abstractmethod
@@ -121,7 +123,7 @@ class MethodConfig(Settings, ABC):
         return {}
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
-        """The state of a method that is fitted without steps."""
+        """What of its state is fitted to the texts, before any step. Only where `wants_states`."""
         raise NotImplementedError
 
 
@@ -134,6 +136,10 @@ class TuningMethod(nn.Module, ABC):
 
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
+
+    def among(self, trained: Tensor) -> Self:
+        """The same method, with the same parameters, among other labels: [K] their index in training, or -1."""
+        return self
 
     def attach(self, model: nn.Module) -> None:
         """Puts trainable parameters into the backbone, or makes its own trainable, if the method works inside it."""

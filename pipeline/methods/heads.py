@@ -4,7 +4,7 @@ bfloat16 has three digits: scores that it multiplies are often equal.
 """
 
 import math
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from torch.nn import functional
 
 from pipeline.backbone.pooling import pool
 
+if TYPE_CHECKING:
+    from pipeline.methods.logistic import StandardizedFit
+
 SIMILARITY_SCALE = 10.0
 """Of cosines that are scores, before any training. Probabilities depend on it, the order of the labels does not."""
-HeadName = Literal["linear", "label_aware"]
+HeadName = Literal["linear", "label_aware", "fitted"]
 
 
 class ScoreLayer(nn.Linear):
@@ -87,6 +90,54 @@ class LabelAwareHead(LinearHead):
         return super().forward(pooled, states, mask) + self.similarity(pooled, states, mask)
 
 
+class FittedHead(nn.Module):
+    """The probe as a head: weights of each label of training on standardized states, and the weighted prior.
+
+    It starts as the probe that was fitted (`logistic.fit_to_readings`). A label that was not in training has the prior
+    alone, with weight 1 where the probe does without. Weights are stored times sqrt(H), so that a step of Adam, which
+    moves each of them by the learning rate, does not undo the fit (Karras et al., arXiv 1710.10196, Sec. 4.1).
+    """
+
+    mean_bits: Tensor
+    deviation_bits: Tensor
+
+    def __init__(self, hidden_size: int, label_count: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(label_count, hidden_size))
+        self.bias = nn.Parameter(torch.zeros(label_count))
+        self.prior_weight = nn.Parameter(torch.ones(1))
+        # As bits, which no cast of the model to bfloat16 rounds.
+        self.register_buffer("mean_bits", _bits(torch.zeros(hidden_size)))
+        self.register_buffer("deviation_bits", _bits(torch.ones(hidden_size)))
+
+    @staticmethod
+    def state_of(fit: "StandardizedFit") -> dict[str, Tensor]:
+        """The head's state that is this probe."""
+        return {
+            "weight": fit.weight.float() * fit.weight.shape[1] ** 0.5,
+            "bias": fit.bias.float(),
+            "prior_weight": torch.tensor([fit.prior_weight], dtype=torch.float32),
+            "mean_bits": _bits(fit.mean),
+            "deviation_bits": _bits(fit.deviation),
+        }
+
+    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
+        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K].
+
+        trained [K]: each label's index in training, -1 for one that was not there; None: they are those of training.
+        """
+        mean, deviation = self.mean_bits.view(torch.float64), self.deviation_bits.view(torch.float64)
+        standardized = ((pooled.double() - mean) / deviation).to(_precise(pooled).dtype)
+        weight = _precise(self.weight) * self.weight.shape[1] ** -0.5
+        scores = functional.linear(standardized, weight, _precise(self.bias))
+        prior, prior_weight = state_similarity(pooled, states, mask), _precise(self.prior_weight)
+        if trained is None:
+            return scores + prior_weight * prior
+        known = trained >= 0
+        alone = torch.where(prior_weight == 0, 1, prior_weight)
+        return scores[:, trained.clamp(min=0)].where(known, 0) + torch.where(known, prior_weight, alone) * prior
+
+
 class ClassHead(nn.Module):
     """The usual head of a text classifier: K logits from H; label_aware adds the similarity of text and labels."""
 
@@ -103,19 +154,28 @@ class ClassHead(nn.Module):
         return scores if self.similarity is None else scores + self.similarity(pooled.unsqueeze(1), states, mask)
 
 
-def build_head(name: HeadName, hidden_size: int) -> nn.Module:
-    """The head of that name for a backbone of width H."""
+def build_head(name: HeadName, hidden_size: int, label_count: int) -> nn.Module:
+    """The head of label tuning of that name, for a backbone of width H and K labels of training."""
+    if name == "fitted":
+        return FittedHead(hidden_size, label_count)
     return {"linear": LinearHead, "label_aware": LabelAwareHead}[name](hidden_size)
 
 
-def head_parameters(name: HeadName, hidden_size: int) -> int:
-    """Trainable elements of a head, by formula."""
-    return 2 * hidden_size + similarity_parameters(name, hidden_size)
+def head_parameters(name: HeadName, hidden_size: int, label_count: int) -> int:
+    """Trainable elements of such a head, by formula."""
+    if name == "fitted":
+        return label_count * (hidden_size + 1) + 1
+    return 2 * hidden_size + beside_logits(name, hidden_size)
 
 
-def similarity_parameters(name: HeadName, hidden_size: int) -> int:
-    """What a label-aware head has beside its logits."""
-    return hidden_size**2 + 1 if name == "label_aware" else 0
+def beside_logits(name: HeadName, hidden_size: int) -> int:
+    """Trainable elements that a head has beside its logits."""
+    return {"linear": 0, "label_aware": hidden_size**2 + 1, "fitted": 1}[name]
+
+
+def _bits(values: Tensor) -> Tensor:
+    """float64 numbers as the integers that have their bits."""
+    return values.double().contiguous().view(torch.int64)
 
 
 def _precise(tensor: Tensor) -> Tensor:

@@ -1,36 +1,50 @@
 """L-Tuning: each label's hypothesis becomes an injection, and the backbone reads the text once per label."""
 
 from abc import abstractmethod
-from typing import ClassVar
+from copy import copy
+from typing import ClassVar, Self
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
-from pipeline.methods.base import MethodConfig, Reader, TuningMethod
-from pipeline.methods.heads import HeadName, build_head, head_parameters
+from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
+from pipeline.methods.heads import FittedHead, HeadName, build_head, head_parameters
+from pipeline.methods.logistic import fit_to_readings
 
 
 class LabelTuningConfig(MethodConfig):
     """Keys that the label-tuning methods share."""
 
     open_labels: ClassVar[bool] = True
+    reads_alone: ClassVar[bool] = True
 
-    head: HeadName = "label_aware"
-    """linear: the paper's 2H parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
+    head: HeadName = "fitted"
+    """fitted: starts as the probe of the texts that are read alone, and tuning adds to it; linear: the paper's 2H
+    parameters; label_aware: adds a scaled cosine between text and label to those (H^2 + 1 more)."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
-    head label_aware finds nearest to it. null: read it with every label."""
+    the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
+
+    @property
+    def wants_states(self) -> bool:
+        return self.head == "fitted"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
-        head = build_head(self.head, facts.hidden_size)
-        return LabelTuning(self.build_producer(facts, hypothesis_tokens), head, self.joint_readings(label_count))
+        head = build_head(self.head, facts.hidden_size, label_count)
+        kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
+        return kind(self.build_producer(facts, hypothesis_tokens), head, self.joint_readings(label_count))
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
-        return self.producer_parameters(facts, hypothesis_tokens) + head_parameters(self.head, facts.hidden_size)
+        head = head_parameters(self.head, facts.hidden_size, label_count)
+        return self.producer_parameters(facts, hypothesis_tokens) + head + (1 if self.head == "fitted" else 0)
+
+    def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
+        return {f"head.{name}": value for name, value in FittedHead.state_of(fit_to_readings(readings)).items()}
 
     def joint_readings(self, label_count: int) -> int | None:
         # The linear head sees no label in a text that is read alone.
@@ -89,3 +103,51 @@ class LabelTuning(TuningMethod):
         scores = self.head(pooled, states, mask)
         assert isinstance(scores, Tensor)
         return scores.float()
+
+
+class FittedLabelTuning(LabelTuning):
+    """Label tuning that adds to the probe: a candidate's score moves from the text's, read alone, to its own reading.
+
+    How far is learnt, from zero on. So training starts as the probe, and is kept where it does better.
+    """
+
+    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None = None) -> None:
+        super().__init__(producer, head, shortlist)
+        self.gate = Gate()
+        self.trained: Tensor | None = None
+        """[K] index in training of each label; None: they are those of training."""
+
+    def among(self, trained: Tensor) -> Self:
+        other = copy(self)  # with the same modules
+        other.trained = trained
+        return other
+
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """Every candidate's score, beyond a shortlist that of the text read alone."""
+        alone = self.head(read(None, 1), states, mask, self.trained).float().gather(1, candidates)
+        if self.shortlist is None or self.shortlist >= candidates.shape[1]:
+            return self.gate(alone, self._injected_scores(read, candidates, states, mask))
+        nearest = alone.topk(self.shortlist).indices
+        injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
+        return alone.scatter(1, nearest, self.gate(alone.gather(1, nearest), injected))
+
+    def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        used, rows = candidates.flatten().unique(return_inverse=True)
+        states, mask = states[used], mask[used]
+        trained = used if self.trained is None else self.trained[used]
+        pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])
+        return self.head(pooled, states, mask, trained).float().gather(1, rows.unsqueeze(1)).view_as(candidates)
+
+
+class Gate(nn.Module):
+    """How much of the injected reading counts: none at first. Stored divided by SCALE, so that it opens in few steps."""
+
+    SCALE = 30.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.opening = nn.Parameter(torch.zeros(1))
+
+    def forward(self, alone: Tensor, injected: Tensor) -> Tensor:
+        """Scores of one shape -> scores between them, or beyond."""
+        return alone + self.SCALE * self.opening.to(alone) * (injected - alone)

@@ -8,7 +8,7 @@ which is convex, so that the result depends on nothing else. Without a prior it 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -74,8 +74,25 @@ class Choice:
     quality: tuple[float, float]
 
 
-def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
-    """The fit that `choose` finds on standardized states, as one to the states as they are."""
+@dataclass(frozen=True)
+class StandardizedFit(Fit):
+    """A fit to standardized states, and what they were standardized by."""
+
+    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
+    """[H]"""
+    deviation: Tensor = field(default_factory=lambda: torch.ones(()))
+    """[H]"""
+
+    def to_states(self) -> Fit:
+        """The same fit, of states as they are."""
+        weight = self.weight / self.deviation
+        return Fit(weight, self.bias - weight @ self.mean, self.prior_weight)
+
+
+def fit_to_readings(
+    readings: Readings, cs: Sequence[float] = CS, priors: Sequence[bool] = (False, True)
+) -> StandardizedFit:
+    """The fit that `choose` finds on the standardized states of these texts."""
     states = readings.train.states.double()
     mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
     deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
@@ -87,8 +104,7 @@ def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bo
 
     validation = None if readings.validation is None else prepared(readings.validation)
     found = choose(prepared(readings.train), validation, cs, priors)
-    weight = found.weight / deviation
-    return Fit(weight, found.bias - weight @ mean, found.prior_weight)
+    return StandardizedFit(found.weight, found.bias, found.prior_weight, mean, deviation)
 
 
 def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: Sequence[bool]) -> Fit:

@@ -10,7 +10,7 @@ from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Distinct
-from pipeline.methods.heads import ClassHead
+from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
@@ -38,7 +38,7 @@ class LoRAConfig(TextClassifierConfig):
 class LoRA(TextClassifier):
     """A linear head; the low-rank matrices live in the backbone."""
 
-    def __init__(self, config: LoRAConfig, head: ClassHead) -> None:
+    def __init__(self, config: LoRAConfig, head: ClassHead | FittedHead) -> None:
         super().__init__(None, head)
         self.config = config
 

@@ -20,6 +20,7 @@ class ProbeConfig(MethodConfig):
     """Penalized multinomial logistic regression on standardized states."""
 
     from_states: ClassVar[bool] = True
+    reads_alone: ClassVar[bool] = True
 
     name: Literal["probe"] = "probe"
     c: Distinct[Annotated[float, Field(gt=0, lt=float("inf"))]] = Field(default=list(CS), min_length=1)
@@ -35,7 +36,7 @@ class ProbeConfig(MethodConfig):
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         priors = {"auto": (False, True), "always": (True,), "never": (False,)}[self.prior]
-        found = fit_to_readings(readings, self.c, priors)
+        found = fit_to_readings(readings, self.c, priors).to_states()
         return {
             "logits.weight": found.weight.float(),
             "logits.bias": found.bias.float(),

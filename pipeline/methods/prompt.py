@@ -11,7 +11,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import Vocabulary
-from pipeline.methods.heads import ClassHead
+from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
@@ -64,7 +64,7 @@ class Prompt(nn.Module):
 class PromptTuning(TextClassifier):
     """A prompt that starts from embeddings of words."""
 
-    def __init__(self, config: PromptConfig, facts: BackboneFacts, head: ClassHead) -> None:
+    def __init__(self, config: PromptConfig, facts: BackboneFacts, head: ClassHead | FittedHead) -> None:
         super().__init__(config.build_injector(facts), head)
         self.config = config
 

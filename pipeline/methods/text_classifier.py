@@ -6,26 +6,37 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods.base import MethodConfig, Reader, TuningMethod
-from pipeline.methods.heads import ClassHead, HeadName, similarity_parameters
+from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
+from pipeline.methods.heads import ClassHead, FittedHead, HeadName, beside_logits
+from pipeline.methods.logistic import fit_to_readings
 
 
 class TextClassifierConfig(MethodConfig):
     """Methods that know a label by its index alone, or nearly so."""
 
     head: HeadName = "linear"
-    """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more)."""
+    """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more); fitted:
+    K*(H + 1) + 1 that start as the probe of the texts that are read alone."""
+
+    @property
+    def wants_states(self) -> bool:
+        return self.head == "fitted"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "TextClassifier":
         return TextClassifier(self.build_injector(facts), self.build_head(facts, label_count))
 
-    def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead:
+    def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead | FittedHead:
         """The layer behind the backbone, for K labels."""
+        if self.head == "fitted":
+            return FittedHead(facts.hidden_size, label_count)
         return ClassHead(self.head, facts.hidden_size, label_count)
+
+    def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
+        return {f"head.{name}": value for name, value in FittedHead.state_of(fit_to_readings(readings)).items()}
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         hidden = facts.hidden_size
-        return self.injector_parameters(facts) + label_count * (hidden + 1) + similarity_parameters(self.head, hidden)
+        return self.injector_parameters(facts) + label_count * (hidden + 1) + beside_logits(self.head, hidden)
 
     @abstractmethod
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:
@@ -39,7 +50,7 @@ class TextClassifierConfig(MethodConfig):
 class TextClassifier(TuningMethod):
     """`injector` makes what every text is read with, `head` turns the backbone's output into K scores."""
 
-    def __init__(self, injector: nn.Module | None, head: ClassHead) -> None:
+    def __init__(self, injector: nn.Module | None, head: ClassHead | FittedHead) -> None:
         super().__init__()
         self.injector = injector
         self.head = head

@@ -95,7 +95,7 @@ def _score_splits(
     metrics, tables, scored = {}, [], {}
     for name in splits:
         split = load_split(run_dir.data / name)
-        if adapter.config.method.wants_states:
+        if adapter.config.method.wants_states and adapter.config.method.reads_alone:
             split = replace(split, states=current_text_states(run_dir, backbone, ranks, name, split))
         scores = score(
             model,

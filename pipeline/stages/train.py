@@ -20,7 +20,7 @@ from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import flat
 from pipeline.data.config import DataConfig, LabelsConfig
-from pipeline.data.splits import load_split
+from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
@@ -113,11 +113,25 @@ class TrainingTask:
         assert train is not None
         return Readings(train, validation, labels.states.float(), labels.mask)
 
+    def _start(self, ranks: Ranks, labels: LabelStates) -> dict[str, Tensor]:
+        """The part of the method's state that is fitted before the first step. Collective."""
+        readings = self.readings(ranks, labels)
+        log.info("train: fitting the probe that training starts from")
+        return ranks.on_main(lambda: self.method.fitted_state(readings))
+
+    def _split(self, name: str, ranks: Ranks) -> Split:
+        """The texts of a split, with their stored states, where the method takes those. Collective."""
+        split = load_split(self.run.data / name)
+        if not (self.method.wants_states and self.method.reads_alone):
+            return split
+        return replace(split, states=current_text_states(self.run, self.backbone, ranks, name, split))
+
     def build_trainer(
         self, accelerator: Accelerator, ranks: Ranks, labels: LabelStates, state: RunState | None = None
     ) -> Trainer:
         """Loads the backbone and puts the method on it: untrained, or as `state` left it. Collective."""
-        split = load_split(self.run.data / "train")
+        split = self._split("train", ranks)
+        start = self._start(ranks, labels) if state is None and self.method.wants_states else {}
         backbone = load_frozen(accelerator, ranks, self.backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
@@ -130,6 +144,7 @@ class TrainingTask:
         check_size(self.method, *sizes)
         method = self.method.build(*sizes)
         method.initialize(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
+        method.load_state_dict(method.state_dict() | start)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
         model = build_model(accelerator, self.backbone.config, backbone, method, labels)
         count = sum(map(element_count, model.trainable().values()))
@@ -156,7 +171,7 @@ class TrainingTask:
         state: RunState | None,
     ) -> dict[str, Any]:
         """Trains, and writes the adapters; gives the summary. `rows_per_forward`: of an evaluation. Collective."""
-        validation = load_split(self.run.data / "validation") if "validation" in self.data.splits else None
+        validation = self._split("validation", ranks) if "validation" in self.data.splits else None
         loop = TrainingRun(
             trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows_per_forward, state=state
         )

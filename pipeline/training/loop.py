@@ -65,8 +65,9 @@ class TrainingRun:
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted after a signal to stop."""
         settings = self.settings
-        if self.evaluation_due:
-            self._evaluate(preemption)
+        starts_fitted = self.adapters.config.method.wants_states and self.step == 0
+        if self.evaluation_due or (starts_fitted and self.validation is not None):
+            self._evaluate(preemption)  # the start too, where it is fitted: tuning has to do better
         while not self._is_over():
             self._stop_if_signalled(preemption)
             loss = self.trainer.step(self.step)
@@ -87,7 +88,8 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
         state = self.trainer.trained_state()
-        summary = self.adapters.summary(self.step, self.best.step or self.step, self.best.figures)
+        best_step = self.best.step if self.best.parameters else self.step
+        summary = self.adapters.summary(self.step, best_step, self.best.figures)
 
         def write() -> None:
             self.writer.wait()

@@ -1,5 +1,7 @@
 """The training loop's parts: the engine around the model, one step, and the trained state."""
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -113,12 +115,17 @@ class Trainer:
         return float(self.engine.get_global_grad_norm() or 0.0)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The L-Tuning parameters in fp32 on the CPU, whole. Every rank must call this."""
-        return gather_parameters(self.model.trainable())
+        """The L-Tuning parameters in fp32 on the CPU, whole, and the method's buffers. Every rank must call this."""
+        return gather_parameters(self.model.trainable()) | self._fixed()
 
     def optimizer_state(self) -> OptimizerState:
         """Parameters and Adam's state after at least one step. Every rank must call this."""
-        return gather_state(self.engine, self.model.trainable())
+        state = gather_state(self.engine, self.model.trainable())
+        return replace(state, parameters=state.parameters | self._fixed())
+
+    def _fixed(self) -> dict[str, Tensor]:
+        """What belongs to the method's state and is not trained."""
+        return {name: buffer.cpu().clone() for name, buffer in self.model.method.named_buffers()}
 
 
 def _check_optimizer(optimizer: torch.optim.Optimizer, model: LTuningModel) -> None:
