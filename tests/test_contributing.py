@@ -79,7 +79,10 @@ def test_a_training_step_makes_the_calls_of_the_page_in_its_order(tmp_path: Path
     path = [line.split()[0] for line in block("A training step in ten calls", "").splitlines()]
     assert len(path) == 10
     config = tiny_config(
-        tmp_path, train={"max_steps": 1, "batch_size": 2}, logging={"trackers": ["jsonl"]}, method={"name": "lt_prefix"}
+        tmp_path,
+        train={"max_steps": 1, "batch_size": 2},
+        logging={"trackers": ["jsonl"]},
+        method={"name": "lt_prefix", "head": "label_aware"},
     )
     preprocess(config)
     encode_labels(config)

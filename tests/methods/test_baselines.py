@@ -171,7 +171,7 @@ def test_zero_shot_is_where_label_tuning_starts(texts: dict[str, Tensor]) -> Non
     pooled = model.backbone(texts["input_ids"], texts["attention_mask"])
     masks = texts["attention_mask"]
     pooled = torch.stack([states[mask.bool()].mean(0) for states, mask in zip(pooled, masks, strict=True)])
-    head = build_head("label_aware", H).double()
+    head = build_head("label_aware", H, K).double()
     for index in range(K):
         found = model(**texts, candidates=torch.full((3, 1), index))[:, 0]
         expected = head(pooled, model.label_states[[index] * 3], model.label_mask[[index] * 3])

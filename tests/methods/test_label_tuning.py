@@ -206,7 +206,7 @@ def read(injection: Injection | None, copies: int) -> Tensor:
 
 def shortlisted(shortlist: int | None, name: str = "lt_prompt") -> LabelTuning:
     """With random parameters, all of which matter."""
-    method = method_of(name=name, shortlist=shortlist)
+    method = method_of(name=name, head="label_aware", shortlist=shortlist)
     torch.manual_seed(2)
     for parameter in method.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -221,7 +221,7 @@ def test_an_evaluation_of_an_older_format_is_made_again(folder: Path, caplog: py
 
 
 def test_the_fingerprints_of_the_quickstart_of_version_0_1_are_current() -> None:
-    config = load_config(REPOSITORY / "launch" / "recipes" / "quickstart.yaml")
+    config = load_config(REPOSITORY / "launch" / "recipes" / "quickstart.yaml", ["method.head=label_aware"])
     manifest = FROZEN["manifest"]
     states, mask = torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
     labels = LabelStates(["a", "b"], ["a", "b"], states, mask, FROZEN["labels"] | {"format": "1", "weights": "abc"})

@@ -14,7 +14,7 @@ def config_in(folder, backbone, run=None, labels=None, **data):
             "backbone": {"name_or_path": str(backbone)},
             "data": data,
             "labels": labels or {},
-            "method": {"name": "lt_prefix"},
+            "method": {"name": "lt_prefix", "head": "label_aware"},
         }
     )
 

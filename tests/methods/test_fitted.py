@@ -1,0 +1,126 @@
+"""What starts from the fitted probe: its scores at the start, its definition, and labels that were not in training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline import LTuningClassifier
+from pipeline.methods.heads import FittedHead, state_similarity
+from pipeline.methods.label_tuning import FittedLabelTuning
+from pipeline.methods.logistic import StandardizedFit
+from pipeline.stages.run import run
+from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, config_of, method_of, read, states
+from tests.support.tiny_run import tiny_config
+
+H = FACTS.hidden_size
+
+
+def some_fit(prior_weight: float) -> StandardizedFit:
+    draw = torch.Generator().manual_seed(3)
+    weight, bias = torch.randn(K, H, generator=draw).double(), torch.randn(K, generator=draw).double()
+    mean, deviation = torch.randn(H, generator=draw).double() * 100, torch.rand(H, generator=draw).double() + 0.5
+    return StandardizedFit(weight, bias, prior_weight, mean, deviation)
+
+
+def head_of(fit: StandardizedFit) -> FittedHead:
+    head = FittedHead(H, K).double()
+    head.load_state_dict(FittedHead.state_of(fit))
+    return head
+
+
+def probe_scores(fit: StandardizedFit, pooled: Tensor) -> Tensor:
+    plain = fit.to_states()
+    return pooled @ plain.weight.T + plain.bias + fit.prior_weight * state_similarity(pooled, states(), MASK)
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 0.7])
+def test_the_head_starts_as_the_probe(prior_weight: float) -> None:
+    fit = some_fit(prior_weight)
+    pooled = fit.mean + torch.randn(5, H, dtype=torch.float64)
+    torch.testing.assert_close(head_of(fit)(pooled, states(), MASK), probe_scores(fit, pooled), rtol=1e-5, atol=1e-4)
+    in_16_bits = head_of(fit).bfloat16()
+    assert torch.equal(in_16_bits.mean_bits.view(torch.float64), fit.mean), "what it standardizes by is not rounded"
+
+
+@pytest.mark.parametrize("prior_weight", [0.0, 0.7])
+def test_a_label_that_was_not_in_training_has_the_prior_alone(prior_weight: float) -> None:
+    fit = some_fit(prior_weight)
+    pooled = fit.mean + torch.randn(5, H, dtype=torch.float64)
+    found = head_of(fit)(pooled, states(), MASK, torch.tensor([2, -1, 0]))
+    plain, similarity = fit.to_states(), state_similarity(pooled, states(), MASK)
+    known = pooled @ plain.weight.T + plain.bias
+    expected = torch.stack([known[:, 2], torch.zeros(5), known[:, 0]], dim=1)
+    weights = torch.tensor([prior_weight, prior_weight or 1.0, prior_weight])
+    torch.testing.assert_close(found, expected + weights * similarity, rtol=1e-5, atol=1e-4)
+
+
+def tuning(gate: float, **keys: Any) -> FittedLabelTuning:
+    method = method_of(name="lt_prompt", **keys)
+    assert isinstance(method, FittedLabelTuning)
+    for parameter in method.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    method.gate.opening.data.fill_(gate / method.gate.SCALE)
+    return method
+
+
+@pytest.mark.parametrize("shortlist", [None, 1, 2])
+def test_it_starts_as_the_head_alone(shortlist: int | None) -> None:
+    method, candidates = tuning(0, shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
+    found = method.scores(read, candidates, states(), MASK)
+    expected = method.head(TEXTS.tanh(), states(), MASK).float().gather(1, candidates)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("trained", [None, [1, -1, 0]])
+@pytest.mark.parametrize("shortlist", [None, 2])
+def test_scores_by_definition(shortlist: int | None, trained: list[int] | None) -> None:
+    method, candidates = tuning(0.3, shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
+    index = None if trained is None else torch.tensor(trained)
+    method = method if index is None else method.among(index)
+    found = method.scores(read, candidates, states(), MASK)
+    alone = method.head(TEXTS.tanh(), states(), MASK, index).float()
+    for text, row in enumerate(candidates.tolist()):
+        nearest = sorted(row, key=lambda k: -alone[text, k].item())[: shortlist or K]
+        for place, label in enumerate(row):
+            injection = method.inject(states()[label : label + 1], MASK[label : label + 1])
+            pooled = read(injection.expand(2), 1)[text : text + 1]
+            injected = method.head(pooled, states(), MASK, index).float()[0, label]
+            moved = alone[text, label] + 0.3 * (injected - alone[text, label])
+            torch.testing.assert_close(found[text, place], moved if label in nearest else alone[text, label])
+
+
+def test_other_labels_leave_the_method_as_it_is() -> None:
+    method = tuning(0.3)
+    other = method.among(torch.tensor([-1, -1, -1]))
+    assert method.trained is None and other.head is method.head and other.producer is method.producer
+
+
+@pytest.mark.parametrize(
+    "method",
+    [{"name": "lt_prefix"}, {"name": "lt_prompt"}, {"name": "prefix", "tokens": 2, "head": "fitted"}],
+    ids=lambda keys: keys["name"],
+)
+def test_a_run_starts_where_the_probe_ends_and_keeps_what_is_better(tmp_path: Path, method: dict[str, Any]) -> None:
+    probe = run(tiny_config(tmp_path, method={"name": "probe"}, run={"dir": str(tmp_path / "probe")}))
+    train = {"max_steps": 4, "eval_every": 2, "batch_size": 4, "learning_rate": 1e-3}
+    config = tiny_config(tmp_path, method=method, train=train, logging={"trackers": ["jsonl"]})
+    tuned = run(config)
+    lines = [json.loads(line) for line in config.run_dir.metrics_log.read_text().splitlines()]
+    evaluated = {line["step"]: line["validation/accuracy"] for line in lines if "validation/accuracy" in line}
+    assert list(evaluated) == [0, 2, 4]
+    if method["name"] != "prefix":  # whose first reading has a random prefix in it
+        assert evaluated[0] == probe["validation"]["accuracy"]
+    assert tuned["validation"]["accuracy"] == max(evaluated.values())
+    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    rows = [line.split("\t") for line in Path(str(config.data.test)).read_text().splitlines()[1:]]
+    found = [each.label for each in classifier.predict([text for text, _ in rows])]
+    assert np.mean([label == true for label, (_, true) in zip(found, rows, strict=True)]) == pytest.approx(
+        tuned["test"]["accuracy"]
+    )
+    if config_of(**method).open_labels:
+        assert len(classifier.with_labels(["sport", "tides"]).predict(["a goal"])[0].scores) == 2
