@@ -74,21 +74,48 @@ class Choice:
     quality: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """Mean and spread of each unit [H], in float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> "Scale":
+        """Those of states [N, H]."""
+        exact = states.double()
+        mean, deviation = exact.mean(dim=0), exact.std(dim=0, correction=0)
+        deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
+        return cls(mean, deviation)
+
+    def standardized(self, states: Tensor) -> Tensor:
+        return ((states.double() - self.mean) / self.deviation).to(states)
+
+
 def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
     """The fit that `choose` finds on standardized states, as one to the states as they are."""
-    states = readings.train.states.double()
-    mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
-    deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
+    scale = Scale.of(readings.train.states)
 
     def prepared(reading: Reading) -> Texts:
         prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)
-        standardized = ((reading.states.double() - mean) / deviation).to(reading.states)
-        return Texts(standardized, torch.from_numpy(reading.labels), prior)
+        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), prior)
 
     validation = None if readings.validation is None else prepared(readings.validation)
     found = choose(prepared(readings.train), validation, cs, priors)
-    weight = found.weight / deviation
-    return Fit(weight, found.bias - weight @ mean, found.prior_weight)
+    weight = found.weight / scale.deviation
+    return Fit(weight, found.bias - weight @ scale.mean, found.prior_weight)
+
+
+def best_without_prior(train: Reading, validation: Reading, label_count: int, cs: Sequence[float]) -> Choice:
+    """The fit to standardized states that does best on validation, and how well it does."""
+    scale = Scale.of(train.states)
+
+    def prepared(reading: Reading) -> Texts:
+        none = torch.zeros(len(reading.labels), label_count)
+        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), none)
+
+    return _best(prepared(train), prepared(validation), cs, (False,))
 
 
 def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
