@@ -18,7 +18,9 @@ IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 1, 1], [1, 1, 42, 43, 44]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]])
 
 
-def frozen(path: Path, layers: int | None, quantization: str = "none", *, checkpointing: bool = False) -> FrozenBackbone:
+def frozen(
+    path: Path, layers: int | None, quantization: str = "none", *, checkpointing: bool = False
+) -> FrozenBackbone:
     config = BackboneConfig(name_or_path=str(path), dtype="float32", layers=layers, quantization=quantization)
     model = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
     return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=checkpointing)
