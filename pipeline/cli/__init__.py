@@ -73,14 +73,15 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
-    overwrite = {"overwrite": True} if getattr(options, "overwrite", False) else {}
+    given = {name: value for name in OF_STAGES if (value := getattr(options, name, None))}
     from pipeline.engine.agreement import check_alike
     from pipeline.engine.startup import join
 
     ranks = join(config)
     with _own_run_dir(config.run_dir, ranks):
-        check_alike({"the command": options.command, "--overwrite": bool(overwrite)}, ranks)
-        _stage_function(options.command)(config, **overwrite)
+        said = {f"--{name.replace('_', '-')}": given.get(name, False) for name in OF_STAGES}
+        check_alike({"the command": options.command, **said}, ranks)
+        _stage_function(options.command)(config, **given)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
             ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))
@@ -191,7 +192,10 @@ COMMANDS = {
 }
 
 
-PRINTING = ("estimate", "predict", "doctor")
+OF_STAGES = ("overwrite", "train_texts", "validation_texts")
+"""Options that are handed to the function of a stage, where they are given."""
+
+PRINTING = ("choose-reading", "estimate", "predict", "doctor")
 """Commands whose results go to standard output."""
 
 ONE_ANSWERS = ("estimate", "predict", "report")

@@ -14,6 +14,7 @@ STAGES = {
     "preprocess": "read, check and tokenize the texts",
     "encode-labels": "let the frozen backbone read each label's hypothesis once",
     "encode-texts": "let the frozen backbone read each text once, and keep its states",
+    "choose-reading": "probe every layer and pooling of the backbone, and say which the config should name",
     "train": "train the tuning method",
     "evaluate": "score every label for every text of the evaluated splits",
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",
@@ -44,6 +45,8 @@ def build_parser() -> argparse.ArgumentParser:
             command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
+        if name == "choose-reading":
+            _add_reading_options(command)
         if name == "estimate":
             _add_estimate_options(command)
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
@@ -60,6 +63,23 @@ def _add_common_options(command: argparse.ArgumentParser) -> None:
         "--trust-remote-code", action="store_true", help="run the Python code that ships with the backbone"
     )
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+def _add_reading_options(command: argparse.ArgumentParser) -> None:
+    for split, default in (("train", "2000"), ("validation", "1000")):
+        command.add_argument(
+            f"--{split}-texts",
+            type=_count,
+            metavar="N",
+            help=f"read at most so many {split} texts, each label with its share (default {default})",
+        )
+
+
+def _count(word: str) -> int:
+    count = int(word)
+    if count < 1:
+        raise ValueError
+    return count
 
 
 def _add_estimate_options(command: argparse.ArgumentParser) -> None:

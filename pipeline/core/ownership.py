@@ -44,7 +44,10 @@ _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 """Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
 
 
-WRITTEN_INTO = {"adapter": {"README.md", "calibration.json"}, "logs": {"cost.json", "trackers.json"}}
+WRITTEN_INTO = {
+    "adapter": {"README.md", "calibration.json"},
+    "logs": {"cost.json", "reading.json", "reading.svg", "trackers.json"},
+}
 """Folder -> files that are written, each whole or not at all, where the folder is there already."""
 LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")
 OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}

@@ -39,6 +39,8 @@ class RunDir:
         self.metrics_log = self.logs / "metrics.jsonl"
         self.trackers_file = self.logs / "trackers.json"
         self.cost_file = self.logs / "cost.json"
+        self.reading_file = self.logs / "reading.json"
+        self.reading_picture = self.logs / "reading.svg"
 
     @property
     def is_finished(self) -> bool:

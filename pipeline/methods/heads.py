@@ -111,14 +111,15 @@ class FittedHead(nn.Module):
         self.register_buffer("deviation_bits", _bits(torch.ones(hidden_size)))
 
     @staticmethod
-    def state_of(fit: "StandardizedFit") -> dict[str, Tensor]:
+    def state_of(probe: "StandardizedFit") -> dict[str, Tensor]:
         """The head's state that is this probe."""
+        fit, scale = probe.fit, probe.scale
         return {
             "weight": fit.weight.float() * fit.weight.shape[1] ** 0.5,
             "bias": fit.bias.float(),
             "prior_weight": torch.tensor([fit.prior_weight], dtype=torch.float32),
-            "mean_bits": _bits(fit.mean),
-            "deviation_bits": _bits(fit.deviation),
+            "mean_bits": _bits(scale.mean),
+            "deviation_bits": _bits(scale.deviation),
         }
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:

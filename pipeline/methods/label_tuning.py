@@ -140,7 +140,7 @@ class FittedLabelTuning(LabelTuning):
 
 
 class Gate(nn.Module):
-    """How much of the injected reading counts: none at first. Stored divided by SCALE, so that it opens in few steps."""
+    """How much of the injected reading counts: none at first. Stored divided by SCALE, to open in few steps."""
 
     SCALE = 30.0
 

@@ -8,7 +8,7 @@ which is convex, so that the result depends on nothing else. Without a prior it 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -75,36 +75,61 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class StandardizedFit(Fit):
+class Scale:
+    """Mean and spread of each unit [H], in float64."""
+
+    mean: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, states: Tensor) -> "Scale":
+        """Those of states [N, H]."""
+        exact = states.double()
+        mean, deviation = exact.mean(dim=0), exact.std(dim=0, correction=0)
+        deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
+        return cls(mean, deviation)
+
+    def standardized(self, states: Tensor) -> Tensor:
+        return ((states.double() - self.mean) / self.deviation).to(states)
+
+
+@dataclass(frozen=True)
+class StandardizedFit:
     """A fit to standardized states, and what they were standardized by."""
 
-    mean: Tensor = field(default_factory=lambda: torch.zeros(()))
-    """[H]"""
-    deviation: Tensor = field(default_factory=lambda: torch.ones(()))
-    """[H]"""
+    fit: Fit
+    scale: Scale
 
     def to_states(self) -> Fit:
         """The same fit, of states as they are."""
-        weight = self.weight / self.deviation
-        return Fit(weight, self.bias - weight @ self.mean, self.prior_weight)
+        weight = self.fit.weight / self.scale.deviation
+        return Fit(weight, self.fit.bias - weight @ self.scale.mean, self.fit.prior_weight)
 
 
 def fit_to_readings(
     readings: Readings, cs: Sequence[float] = CS, priors: Sequence[bool] = (False, True)
 ) -> StandardizedFit:
     """The fit that `choose` finds on the standardized states of these texts."""
-    states = readings.train.states.double()
-    mean, deviation = states.mean(dim=0), states.std(dim=0, correction=0)
-    deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding
+    scale = Scale.of(readings.train.states)
 
     def prepared(reading: Reading) -> Texts:
         prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)
-        standardized = ((reading.states.double() - mean) / deviation).to(reading.states)
-        return Texts(standardized, torch.from_numpy(reading.labels), prior)
+        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), prior)
 
     validation = None if readings.validation is None else prepared(readings.validation)
     found = choose(prepared(readings.train), validation, cs, priors)
-    return StandardizedFit(found.weight, found.bias, found.prior_weight, mean, deviation)
+    return StandardizedFit(found, scale)
+
+
+def best_without_prior(train: Reading, validation: Reading, label_count: int, cs: Sequence[float]) -> Choice:
+    """The fit to standardized states that does best on validation, and how well it does."""
+    scale = Scale.of(train.states)
+
+    def prepared(reading: Reading) -> Texts:
+        none = torch.zeros(len(reading.labels), label_count)
+        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), none)
+
+    return _best(prepared(train), prepared(validation), cs, (False,))
 
 
 def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: Sequence[bool]) -> Fit:

@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import logging
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,14 @@ def drawn(spec: dict[str, Any]) -> Markup:
     """The picture of a Vega-Lite specification, as an SVG element. Vega escapes the labels in it."""
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
     return Markup(visible(svg.replace("><", ">\n<"), keep="\n"))
+
+
+def as_file(spec: dict[str, Any]) -> str:
+    """The same as an SVG file, which has no style sheet: in the page's colours on light paper."""
+    style = (HERE / "style.css").read_text(encoding="utf-8")
+    colours = dict(re.findall(r"(--[\w-]+): (#\w+);", style.partition("}")[0]))
+    svg = str(drawn({**spec, "config": {**spec["config"], "background": "var(--paper)"}}))
+    return re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], svg)
 
 
 @cache

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pipeline import LTuningClassifier
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
-from pipeline.methods.logistic import StandardizedFit
+from pipeline.methods.logistic import Fit, Scale, StandardizedFit
 from pipeline.stages.run import run
 from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, config_of, method_of, read, states
 from tests.support.tiny_run import tiny_config
@@ -24,7 +24,7 @@ def some_fit(prior_weight: float) -> StandardizedFit:
     draw = torch.Generator().manual_seed(3)
     weight, bias = torch.randn(K, H, generator=draw).double(), torch.randn(K, generator=draw).double()
     mean, deviation = torch.randn(H, generator=draw).double() * 100, torch.rand(H, generator=draw).double() + 0.5
-    return StandardizedFit(weight, bias, prior_weight, mean, deviation)
+    return StandardizedFit(Fit(weight, bias, prior_weight), Scale(mean, deviation))
 
 
 def head_of(fit: StandardizedFit) -> FittedHead:
@@ -35,22 +35,24 @@ def head_of(fit: StandardizedFit) -> FittedHead:
 
 def probe_scores(fit: StandardizedFit, pooled: Tensor) -> Tensor:
     plain = fit.to_states()
-    return pooled @ plain.weight.T + plain.bias + fit.prior_weight * state_similarity(pooled, states(), MASK)
+    return pooled @ plain.weight.T + plain.bias + fit.fit.prior_weight * state_similarity(pooled, states(), MASK)
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.7])
 def test_the_head_starts_as_the_probe(prior_weight: float) -> None:
     fit = some_fit(prior_weight)
-    pooled = fit.mean + torch.randn(5, H, dtype=torch.float64)
+    pooled = fit.scale.mean + torch.randn(5, H, dtype=torch.float64)
     torch.testing.assert_close(head_of(fit)(pooled, states(), MASK), probe_scores(fit, pooled), rtol=1e-5, atol=1e-4)
     in_16_bits = head_of(fit).bfloat16()
-    assert torch.equal(in_16_bits.mean_bits.view(torch.float64), fit.mean), "what it standardizes by is not rounded"
+    assert torch.equal(in_16_bits.mean_bits.view(torch.float64), fit.scale.mean), (
+        "what it standardizes by is not rounded"
+    )
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.7])
 def test_a_label_that_was_not_in_training_has_the_prior_alone(prior_weight: float) -> None:
     fit = some_fit(prior_weight)
-    pooled = fit.mean + torch.randn(5, H, dtype=torch.float64)
+    pooled = fit.scale.mean + torch.randn(5, H, dtype=torch.float64)
     found = head_of(fit)(pooled, states(), MASK, torch.tensor([2, -1, 0]))
     plain, similarity = fit.to_states(), state_similarity(pooled, states(), MASK)
     known = pooled @ plain.weight.T + plain.bias

@@ -1,0 +1,91 @@
+"""Texts as every layer of the backbone leaves them, read once by all ranks in shares and kept in memory."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pipeline.backbone.config import Pooling
+from pipeline.backbone.every_layer import POOLINGS
+from pipeline.core.errors import UserError
+from pipeline.data.splits import Split
+from pipeline.data.tokenizer import pad_token_id
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone
+from pipeline.engine.models import DTYPES
+
+
+@dataclass(frozen=True)
+class LayerStates:
+    """Pooled states of N texts, of which each rank holds its share."""
+
+    share: Tensor
+    """[L, 3, rows, H] in the compute dtype, by layer and by `POOLINGS`"""
+    places: list[NDArray[np.int64]]
+    """Of each rank's rows among the texts"""
+
+    def of(self, layers: int, pooling: Pooling, ranks: Ranks) -> Tensor:
+        """States [N, H] float32 behind the first `layers` layers, in the order of the texts. Collective."""
+        parts = ranks.gather(self.share[layers - 1, POOLINGS.index(pooling)].clone())
+        whole = torch.empty(sum(map(len, parts)), self.share.shape[-1])
+        for places, part in zip(self.places, parts, strict=True):
+            whole[torch.from_numpy(places)] = part.float()
+        return whole
+
+
+def bytes_of_states(backbone: Backbone, texts: int) -> int:
+    """What the states of so many texts take, on all ranks together."""
+    facts = backbone.facts
+    return texts * facts.layers * len(POOLINGS) * facts.hidden_size * DTYPES[backbone.config.dtype].itemsize
+
+
+@dataclass(frozen=True)
+class LayerReader:
+    """How texts are read by an `EveryLayer`, or a DeepSpeed engine around one, on all ranks."""
+
+    accelerator: Accelerator
+    ranks: Ranks
+    model: nn.Module
+    backbone: Backbone
+    batch_size: int
+
+    def read(self, split: Split, rows: NDArray[np.int64], name: str) -> LayerStates:
+        """Reads these rows [N] in batches of like length, which do not depend on the number of ranks. Collective.
+
+        UserError where states are not finite.
+        """
+        order = np.argsort(-split.lengths[rows], kind="stable")  # longest first: if memory is short, it shows at once
+        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        rank, size = self.ranks.rank, self.ranks.size
+        places = [np.concatenate([order[:0], *batches[each::size]]) for each in range(size)]
+        facts = self.backbone.facts
+        shape = (facts.layers, len(POOLINGS), len(places[rank]), facts.hidden_size)
+        share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
+        hidden = None if self.ranks.is_main else True  # None: unless on a terminal
+        turns = range(0, len(batches), size)
+        for first in tqdm(turns, desc=f"reading {name} texts", unit="batch", disable=hidden):
+            # A rank without a batch of its own reads the last one, and drops the result.
+            batch = batches[min(first + rank, len(batches) - 1)]
+            states = self._states(split, rows[batch])
+            if first + rank < len(batches):
+                share[:, :, done : done + len(batch)] = states
+                done += len(batch)
+        self.ranks.on_every(lambda: _check_finite(share))
+        return LayerStates(share, places)
+
+    @torch.no_grad()
+    def _states(self, split: Split, rows: NDArray[np.int64]) -> Tensor:
+        inputs = split.batch(rows, pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size))
+        states: Tensor = self.model(**{key: value.to(self.accelerator.device) for key, value in inputs.items()})
+        return states.cpu()
+
+
+def _check_finite(states: Tensor) -> None:
+    if not all(torch.isfinite(layer).all() for layer in states):
+        raise UserError(
+            "the backbone's states of the texts are not finite: check its weights, or set backbone.dtype=float32"
+        )

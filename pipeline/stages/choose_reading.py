@@ -1,0 +1,131 @@
+"""Says which layer's states, pooled how, a probe does best with: `backbone.layers` and `backbone.pooling`."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+
+import numpy as np
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from pipeline.backbone.every_layer import POOLINGS, EveryLayer
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.config import RunConfig
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_json, write_text
+from pipeline.core.output import say
+from pipeline.core.run_dir import RunDir
+from pipeline.data.splits import Split, load_split
+from pipeline.data.tokens import balanced_subset
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_states
+from pipeline.engine.models import load_frozen, prepare_inference, release
+from pipeline.engine.startup import start
+from pipeline.methods.base import Reading
+from pipeline.methods.reading_choice import Probed, ReadingChoice, probe_reading
+from pipeline.reports.page import as_file
+from pipeline.reports.reading import picture, table, values
+from pipeline.stages.preprocess import preprocess
+
+log = logging.getLogger(__name__)
+
+TRAIN_TEXTS, VALIDATION_TEXTS = 2_000, 1_000
+"""As many tell layers apart, and are read in minutes."""
+
+
+def choose_reading(
+    config: RunConfig, *, train_texts: int = TRAIN_TEXTS, validation_texts: int = VALIDATION_TEXTS
+) -> ReadingChoice:
+    """Reads some texts once with the whole backbone, probes every layer and pooling, and prints what does best.
+
+    Makes data/ in the run directory where it is not current, logs/reading.json and logs/reading.svg. Every rank must
+    call it. Raises UserError where there are no validation texts, where the config asks for more layers than there are,
+    and where states are not finite.
+    """
+    accelerator, ranks = start(config)
+    facts = backbone_of(config.backbone, config.data).facts
+    whole = backbone_of(config.backbone.model_copy(update={"layers": None}), config.data)
+    now = (facts.layers, resolve_pooling(config.backbone.pooling, facts))
+    manifest = preprocess(config, whole)
+    if "validation" not in manifest["splits"]:
+        raise UserError("choose-reading judges by validation texts: set data.validation, or data.split to cut some")
+    train = _drawn(config.run_dir, "train", train_texts, config.run.seed)
+    validation = _drawn(config.run_dir, "validation", validation_texts, config.run.seed)
+    _announce(whole, len(train.rows), len(validation.rows))
+    model = prepare_inference(accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.dtype)
+    reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
+    states = reader.read(train.split, train.rows, "train"), reader.read(validation.split, validation.rows, "validation")
+    release(accelerator, model)
+    probed = _probed(states, (train.labels, validation.labels), whole.facts.layers, len(manifest["labels"]), ranks)
+    configured = next(one for one in probed if (one.layers, one.pooling) == now)
+    choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(validation.rows), configured)
+    ranks.on_main(lambda: _tell(choice, config.run_dir))
+    return choice
+
+
+@dataclass(frozen=True)
+class _Drawn:
+    """Some rows of a split."""
+
+    split: Split
+    rows: NDArray[np.int64]
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        return self.split.labels[self.rows]
+
+
+def _drawn(run: RunDir, name: str, most: int, seed: int) -> _Drawn:
+    """At most so many rows, or one of each label; each label keeps its share."""
+    split = load_split(run.data / name)
+    count = max(most, len(np.unique(split.labels)))
+    every = np.arange(len(split), dtype=np.int64)
+    return _Drawn(split, every if count >= len(split) else balanced_subset(split.labels, count, seed))
+
+
+def _announce(backbone: Backbone, train: int, validation: int) -> None:
+    log.info(
+        "choose-reading: %s training and %s validation texts are read once with all %d layers (%.3g MB of states), "
+        "then %d probes fitted",
+        f"{train:,}",
+        f"{validation:,}",
+        backbone.facts.layers,
+        bytes_of_states(backbone, train + validation) / 1e6,
+        backbone.facts.layers * len(POOLINGS),
+    )
+
+
+def _probed(
+    states: tuple[LayerStates, LayerStates],
+    labels: tuple[NDArray[np.int64], NDArray[np.int64]],
+    layers: int,
+    label_count: int,
+    ranks: Ranks,
+) -> list[Probed]:
+    """A probe of every layer and pooling, by the states and labels of training and validation texts.
+
+    The ranks fit as many at a time as there are ranks.
+    """
+    kinds = list(product(range(1, layers + 1), POOLINGS))
+    found: list[Probed] = []
+    hidden = None if ranks.is_main else True  # None: unless on a terminal
+    for first in tqdm(range(0, len(kinds), ranks.size), desc="fitting probes", disable=hidden):
+        work: Callable[[], Probed | None] = lambda: None  # noqa: E731
+        for turn, kind in enumerate(kinds[first : first + ranks.size]):
+            train, validation = (Reading(each.of(*kind, ranks), of) for each, of in zip(states, labels, strict=True))
+            if turn == ranks.rank:
+                work = partial(probe_reading, *kind, train, validation, label_count)
+        found += [one for one in ranks.gather(ranks.on_every(work)) if one is not None]
+    return found
+
+
+def _tell(choice: ReadingChoice, run: RunDir) -> None:
+    """Prints it, and keeps it beside its picture."""
+    say(table(choice))
+    run.logs.mkdir(exist_ok=True)
+    write_json(run.reading_file, values(choice))
+    write_text(run.reading_picture, as_file(picture(choice)))
+    log.info("choose-reading: %s and %s", run.reading_picture, run.reading_file.name)

@@ -1,0 +1,99 @@
+"""choose-reading: one pass over some texts, a table, files; the same on two ranks under ZeRO-3 and in 8 bits."""
+
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+import torch
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.cli import main
+from pipeline.core.files import read_json
+from pipeline.stages.choose_reading import choose_reading
+from tests.support.tiny import save_tiny
+from tests.support.tiny_run import TEXTS, tiny_config
+from tests.support.worlds import run_worlds
+
+
+def given(folder: Path, **sections: Any) -> str:
+    (folder / "config.yaml").write_text(tiny_config(folder, **sections).to_yaml())
+    return str(folder / "config.yaml")
+
+
+def test_one_pass_a_table_and_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    original = FrozenBackbone.forward
+
+    def counted(self: FrozenBackbone, input_ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
+        counts.append(len(input_ids))
+        return original(self, input_ids, *rest, **named)
+
+    monkeypatch.setattr(FrozenBackbone, "forward", counted)
+    config = given(tmp_path, backbone={"layers": 1}, method={"name": "probe"})
+    assert main(["choose-reading", "--config", config, "--train-texts", "9", "--validation-texts", "1"]) == 0
+    said, logs = capsys.readouterr().out, tmp_path / "run" / "logs"
+    found = read_json(logs / "reading.json")
+    assert (found["train_texts"], found["validation_texts"]) == (9, len(TEXTS)) and sum(counts) == 9 + len(TEXTS)
+    assert [(one["layers"], one["pooling"]) for one in found["probed"]] == [
+        (layers, pooling) for layers in (1, 2) for pooling in ("mean", "last", "first")
+    ]
+    assert "accuracy on 3 validation texts of a probe fitted to 9 (standard error" in said
+    assert "\nas configured: 1 layer, last: accuracy" in said
+    assert f" backbone.pooling={found['best']['pooling']}\n" in said
+    ElementTree.parse(logs / "reading.svg")
+    counts.clear()
+    assert main(["choose-reading", "--config", config, "data.template='It says: {text}'"]) == 0
+    assert read_json(logs / "reading.json")["train_texts"] == sum(counts) - 6 == 13, "all there are"
+
+
+def test_what_is_pasted_is_what_was_probed(tmp_path: Path) -> None:
+    """The probe, trained as pasted, has the accuracy that was told."""
+    config = given(tmp_path, method={"name": "probe", "prior": "never", "c": [3e-3, 1e-2, 3e-2]})
+    assert main(["choose-reading", "--config", config]) == 0
+    for one in read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]:
+        place = tmp_path / f"{one['layers']}-{one['pooling']}"
+        pasted = [f"backbone.layers={one['layers']}", f"backbone.pooling={one['pooling']}", f"run.dir={place}"]
+        assert main(["run", "--config", config, *pasted]) == 0
+        figures = read_json(place / "evaluation" / "metrics.json")["validation"]
+        assert figures["accuracy"] == pytest.approx(one["accuracy"])
+
+
+def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = given(tmp_path)
+    for override, words in (
+        ("data.validation=null", "choose-reading judges by validation texts: set data.validation, or data.split"),
+        ("backbone.layers=3", "backbone.layers is 3, but the backbone has 2 layers"),
+    ):
+        assert main(["choose-reading", "--config", config, override]) == 2
+        assert words in capsys.readouterr().err
+    for wrong in ("0", "some"):
+        with pytest.raises(SystemExit) as end:
+            main(["choose-reading", "--config", config, "--train-texts", wrong])
+        assert end.value.code == 2 and "--train-texts" in capsys.readouterr().err
+    assert not (tmp_path / "run" / "logs" / "reading.json").exists()
+
+
+def chosen(folder: Path) -> list[Any]:
+    """On every rank of a world: what is found with ZeRO-3, and with ZeRO-3 and 8-bit weights."""
+    found = []
+    for quantization in ("none", "int8"):
+        sections = {"backbone": {"quantization": quantization}, "engine": {"threads": 1}, "evaluate": {"batch_size": 3}}
+        choice = choose_reading(tiny_config(folder, **sections))
+        found.append([[one.layers, one.pooling, one.accuracy, one.log_loss] for one in choice.probed])
+        unset_hf_deepspeed_config()
+    return found
+
+
+def test_two_ranks_find_the_same(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "backbone", "llama_gqa", num_hidden_layers=3)
+    worlds = run_worlds("tests.stages.test_choose_reading:chosen", [1, 2], tmp_path, 300)
+    [alone], [first, second] = worlds[1], worlds[2]
+    assert first == second
+    for one, other in zip(alone, first, strict=True):
+        assert len(one) == 9 and [each[:2] for each in one] == [each[:2] for each in other]
+        for ours, theirs in zip(one, other, strict=True):
+            assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)
