@@ -1,4 +1,7 @@
-"""What starts from the fitted probe: its scores at the start, its definition, and labels that were not in training."""
+"""What starts from the fitted probe: its scores at the start, its definition, and labels that were not in training.
+
+covers methods/heads, methods/label_tuning
+"""
 
 import json
 from pathlib import Path
