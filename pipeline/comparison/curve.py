@@ -31,6 +31,11 @@ def steps_to_share(curve: Curve, share: float = 0.95) -> int | None:
     return int(next(point["step"] for point in curve if point["value"] >= wanted))
 
 
+def seconds_to_step(curve: Curve, step: int) -> float | None:
+    """Seconds of training until this step was evaluated; None where it was not."""
+    return next((point["seconds"] for point in curve if point["step"] == step), None)
+
+
 def value_within(curve: Curve, seconds: float) -> float | None:
     """The best value that was reached in this time."""
     reached: Sequence[float] = [point["value"] for point in curve if point["seconds"] <= seconds]

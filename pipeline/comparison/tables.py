@@ -3,6 +3,10 @@
 results.parquet, results.csv    one row per (data set, backbone, method, size, seed)
 summary.parquet, summary.csv    one row per (data set, backbone, method, size), beside what it is compared with
 tables.md                       the same for reading: all means side by side, then each data set with its intervals
+
+Where methods are trained to convergence (train.early_stopping_patience), those of which a seed did not converge are
+marked. Readings are of training texts by the backbone, each as often as it was read. Neither they nor seconds count
+evaluations, and seconds of a method that is fitted to stored states are the fit's alone.
 """
 
 import json
@@ -18,7 +22,7 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipeline.comparison.curve import steps_to_share, value_within
+from pipeline.comparison.curve import seconds_to_step, steps_to_share, value_within
 from pipeline.comparison.statistics import Difference, compare_predictions
 from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
@@ -29,7 +33,9 @@ Row = dict[str, Any]
 OURS = ("lt_prefix", "lt_prompt")
 """Methods that are compared with the best of the others."""
 PLACE = ("dataset", "backbone", "size")
-
+MARK = "†"
+NOT_CONVERGED = "training of a seed or more reached its last step before it had converged"
+EQUAL_STEPS = "Trained for equal steps, not to convergence."
 
 Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 """Backbone -> data set -> method -> value of the metric."""
@@ -44,7 +50,9 @@ def write_tables(
     """
     _write(folder / "results", [_tidy(row) for row in rows])
     summary = [line for place in rows_by(rows, PLACE) for line in summarize(folder, place, reference)]
+    to_convergence = any(row["patience"] for row in rows)
     for line in summary:
+        line["converged"] = line["converged"] if to_convergence else None
         metrics = (published or {}).get(line["backbone"], {}).get(line["dataset"], {})
         line["published"] = metrics.get(line["method"]) if line["size"] == "all" else None
     _write(folder / "summary", summary)
@@ -76,7 +84,6 @@ def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_secon
     metric, first = rows[0]["metric"], rows[0]
     values = [row["figures"][metric] for row in rows]
     within = [value for row in rows if (value := value_within(row["curve"], equal_seconds)) is not None]
-    steps = [count for row in rows if (count := steps_to_share(row["curve"])) is not None]
     difference = None if baseline is None else _difference(folder, rows, baseline)
     return {
         **{key: first[key] for key in ("dataset", "backbone", "size", "method", "metric")},
@@ -91,11 +98,25 @@ def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_secon
         "validation": _mean(rows, "validation"),
         "equal_seconds": equal_seconds,
         "validation_at_equal_seconds": float(np.mean(within)) if len(within) == len(rows) else None,
-        "seconds": _mean(rows, "seconds"),
-        "steps": first["steps"],
-        "steps_to_95_percent": float(np.mean(steps)) if steps else None,
+        **_cost(rows),
+        "converged": all(row["converged"] for row in rows),
         "parameters": first["parameters"],
         "setting": json.dumps(first["setting"]),
+    }
+
+
+def _cost(rows: list[Row]) -> Row:
+    """Means over seeds; None where a seed does not say."""
+    steps = [count for row in rows if (count := steps_to_share(row["curve"])) is not None]
+    to_best = [seconds_to_step(row["curve"], row["best_step"]) if row["steps"] else row["seconds"] for row in rows]
+    known = [seconds for seconds in to_best if seconds is not None]
+    return {
+        "seconds": _mean(rows, "seconds"),
+        "seconds_to_best": float(np.mean(known)) if len(known) == len(rows) else None,
+        "steps": round(_mean(rows, "steps")),
+        "steps_to_best": round(_mean(rows, "best_step")),
+        "steps_to_95_percent": float(np.mean(steps)) if steps else None,
+        "readings": None if any(row["readings"] is None for row in rows) else round(_mean(rows, "readings")),
     }
 
 
@@ -152,12 +173,22 @@ def _overview(lines: list[Row]) -> str:
     note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
     if any(_published(line) for line in lines):
         note += " In brackets: the published value."
-    return "\n".join([f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", note])
+    return "\n".join(
+        [f"## {_size(lines[0])}", "", *_markdown([header, rules, *body]), "", f"{note}{_convergence(lines)}"]
+    )
 
 
 def _mean_and_spread(line: Row) -> str:
-    mark = {"better": " ↑", "worse": " ↓"}.get(line["verdict"] or "", "")
+    mark = f" {MARK}" if line["converged"] is False else ""
+    mark += {"better": " ↑", "worse": " ↓"}.get(line["verdict"] or "", "")
     return f"{line['mean']:.4f}" + (f" ± {line['sd']:.4f}" if line["sd"] is not None else "") + mark
+
+
+def _convergence(lines: list[Row]) -> str:
+    """What a note says of it."""
+    if any(line["steps"] and line["converged"] is None for line in lines):
+        return f" {EQUAL_STEPS}"
+    return f" {MARK} {NOT_CONVERGED}." if any(line["converged"] is False for line in lines) else ""
 
 
 def _published(line: Row) -> str:
@@ -182,7 +213,8 @@ def _table(lines: list[Row]) -> str:
         "verdict",
         "McNemar p (accuracy)",
     ]
-    columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "seconds", "parameters"]
+    columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "steps to best"]
+    columns += ["seconds to best", "steps", "seconds", "readings", "parameters"]
     body = [
         [
             f"**{for_markdown(line['method'])}**"
@@ -195,7 +227,11 @@ def _table(lines: list[Row]) -> str:
             _number(line["validation"], ".4f"),
             _number(line["validation_at_equal_seconds"], ".4f"),
             _number(line["steps_to_95_percent"], ".0f"),
-            _number(line["seconds"], ".0f"),
+            _number(line["steps_to_best"] or None, ",d"),
+            _number(line["seconds_to_best"] or None, ".1f"),
+            _number(line["steps"] or None, ",d"),
+            _number(line["seconds"] or None, ".1f"),
+            _number(line["readings"], ",d"),
             f"{line['parameters']:,}",
         ]
         for line in lines

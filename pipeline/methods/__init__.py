@@ -16,7 +16,6 @@ METHOD_NAMES = (
     "lora",
     "full",
     "probe",
-    "linear_probe",
     "zero_shot",
     "majority",
 )

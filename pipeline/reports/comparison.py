@@ -14,9 +14,11 @@ from pipeline.reports.run_metrics import Rows
 
 COLUMNS = {
     "summary": {*PLACE, "method", "metric", "mean", "sd", "seeds", "verdict", "best_baseline", "published"},
-    "results": {*PLACE, "method", "method_name", "seed", "curve", "grid", "steps", "split"},
+    "results": {*PLACE, "method", "method_name", "seed", "curve", "grid", "steps", "parameters", "split"},
 }
 """What a file must hold at least, to be a comparison's."""
+NEWER = dict.fromkeys(("converged", "steps_to_best", "seconds_to_best", "readings"))
+"""What older ones do not say."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _read(folder: Path, name: str) -> Rows:
         raise UserError(
             f"'{file}' is not a comparison's file, or is an old one ({missing} missing): run `compare` again"
         )
-    return rows
+    return [NEWER | row for row in rows]
 
 
 def _by_place(rows: Rows) -> dict[tuple[str, ...], Rows]:
@@ -137,7 +139,7 @@ def _methods(runs: Rows) -> list[Method]:
     for run in runs:
         first.setdefault(run["method"], run)
     methods = [
-        Method(name, run["method_name"] in OURS, run["steps"] > 0, run["method_name"] == "majority")
+        Method(name, run["method_name"] in OURS, run["parameters"] > 0, run["method_name"] == "majority")
         for name, run in first.items()
     ]
     return sorted(methods, key=lambda method: (not method.is_ours, not method.is_trained, method.is_majority))

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from pipeline.comparison.tables import EQUAL_STEPS, NOT_CONVERGED, rows_by
 from pipeline.reports import comparison_charts as charts
 from pipeline.reports import comparison_metrics as metrics
 from pipeline.reports.charts import Spec
@@ -40,6 +41,7 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         for place in comparison.places
     ]
     references = {place.reference for place in comparison.places}
+    lines = [line for place in comparison.places for line in place.lines]
     return {
         "sections": [(anchor, name) for anchor, name in SECTIONS if panels.get(anchor, True)],
         "title": _title(comparison),
@@ -50,6 +52,8 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         "verdicts": metrics.verdicts(comparison),
         "tables": [metrics.overview(comparison, size) for size in comparison.sizes],
         "places": places,
+        "trained": _trained(comparison),
+        "not_converged": NOT_CONVERGED if any(line["converged"] is False for line in lines) else None,
         "facts": _facts(comparison),
     }
 
@@ -107,7 +111,8 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
     kinds = {run["method"]: run["method_name"] for run in runs}
     methods = [name if name == kind else f"{name} ({kind})" for name, kind in kinds.items()]
     texts = {run["dataset"]: f"{run[run['split'] + '_n']:,} {run['split']} texts" for run in runs}
-    steps = {run["dataset"]: f"{run['steps']:,}" for run in runs if run["steps"]}
+    trained = rows_by([run for run in runs if run["steps"]], ["dataset"])
+    steps = {part[0]["dataset"]: _span([run["steps"] for run in part]) for part in trained}
     return [
         ("backbones", ", ".join(dict.fromkeys(run["backbone"] for run in runs))),
         ("methods", ", ".join(methods)),
@@ -116,6 +121,23 @@ def _facts(comparison: Comparison) -> list[tuple[str, str]]:
         ("training texts per label", ", ".join(reversed(comparison.sizes))),
         ("seeds", ", ".join(str(seed) for seed in sorted({run["seed"] for run in runs}))),
     ]
+
+
+def _span(counts: list[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{high:,}" if low == high else f"{low:,} to {high:,}"
+
+
+def _trained(comparison: Comparison) -> str:
+    """How long, in words."""
+    found = {line["converged"] is None for place in comparison.places for line in place.lines if line["steps"]}
+    if found == {True, False}:
+        how = "Trained until validation got no better, or for equal steps."
+    elif found == {False}:
+        how = "Trained until validation got no better."
+    else:
+        how = EQUAL_STEPS if found else ""
+    return f"Same data and loop for every method. {how}"
 
 
 def _by_dataset(values: dict[str, str]) -> str:

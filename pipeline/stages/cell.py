@@ -73,6 +73,7 @@ class Cell:
             "setting": self.setting,
             "metric": self.config.train.best_metric,
             "split": self.split,
+            "patience": self.config.train.early_stopping_patience,
             "run": self.run,
         }
 
@@ -116,7 +117,9 @@ class Cell:
         # Version 0.1 had one hash: what it did is found finished, stage by stage.
         old = row["fingerprint"] if isinstance(row["fingerprint"], dict) else {}
         is_current = Artefact(self.file, "compare", absent).is_current(old, fingerprint)
-        return row if is_current and (row["figures"] is not None or not judge) else None
+        if not is_current or (judge and row["figures"] is None):
+            return None
+        return _completed(row) | self.description()
 
     def results(self, judge: bool) -> dict[str, Any]:
         """Trains, and evaluates where it is judged; what came out of it. A UserError names the run that it is about."""
@@ -127,7 +130,7 @@ class Cell:
 
     def _results(self, judge: bool) -> dict[str, Any]:
         config = self.config
-        summary = train(config, self.backbone)
+        summary = _completed(train(config, self.backbone))
         metric = config.train.best_metric
         judged, validation = None, summary["validation"]
         if judge:
@@ -141,7 +144,9 @@ class Cell:
             "figures": judged and {key: judged[key] for key in FIGURES},
             "steps": summary["steps"],
             "best_step": summary["best_step"],
-            "seconds": curve[-1]["seconds"] if curve else 0.0,
+            "converged": summary["converged"],
+            "readings": summary["readings"],
+            "seconds": curve[-1]["seconds"] if curve else summary["seconds"],
             "parameters": self._parameters(),
             "curve": curve,
         }
@@ -207,6 +212,13 @@ def cell_of(
 def backbone_among(backbones: Backbones, config: BackboneConfig, data: DataConfig) -> Backbone:
     """The backbone of these sections, added where it is not there yet."""
     return backbones.setdefault((config, data.special_tokens, data.chat), backbone_of(config, data))
+
+
+def _completed(found: dict[str, Any]) -> dict[str, Any]:
+    """A row or a summary of a training, with what older versions did not say in it. What took steps may have converged,
+    but has not shown it.
+    """
+    return {"converged": found["steps"] == 0, "readings": None, "seconds": 0.0} | found
 
 
 def _link(target: Path, link: Path) -> None:

@@ -98,7 +98,7 @@ def run_cell(cell: Cell, *, overwrite: bool, judge: bool = True) -> dict[str, An
     fingerprint = cell.prepare(ranks, overwrite=overwrite)
     found = ranks.on_main(lambda: cell.found(fingerprint, judge))
     if found is not None:
-        return found | {"run": cell.run}
+        return found
     row = cell.description() | {"fingerprint": fingerprint} | cell.results(judge)
     ranks.on_main(lambda: write_json(cell.file, row))
     value = row["figures"][row["metric"]] if judge else row["validation"]

@@ -1,6 +1,7 @@
 """Stage 3: trains the tuning method on the frozen backbone."""
 
 import logging
+import time
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
@@ -36,7 +36,7 @@ from pipeline.methods.base import Reading, Readings
 from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.stages.encode_texts import current_text_states
-from pipeline.training.adapter_writer import AdapterWriter
+from pipeline.training.adapter_writer import AdapterWriter, Fit
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
 from pipeline.training.metrics_log import MetricsLog
@@ -78,23 +78,25 @@ class TrainingTask:
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
 
-    def fitted(self, ranks: Ranks, labels: LabelStates) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The state of a method that takes no steps, and its validation metrics, if there are any. Collective."""
+    def fitted(self, ranks: Ranks, labels: LabelStates) -> Fit:
+        """A method that takes no steps. Collective."""
         split = load_split(self.run.data / "train")
         counts = np.bincount(split.labels, minlength=len(labels.names))
         if not self.method.from_states:
-            return self.method.untrained_state(counts.tolist()), {}
+            return Fit(self.method.untrained_state(counts.tolist()))
         readings = self.readings(ranks, labels)
 
-        def fit() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        def fit() -> Fit:
+            started = time.perf_counter()
             state = self.method.fitted_state(readings)
+            found = Fit(state, readings=len(split), seconds=time.perf_counter() - started)
             if readings.validation is None:
-                return state, {}
+                return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
             method.load_state_dict(state)
             scores = scores_of_states(method, readings.validation.states, readings.label_states, labels.mask)
             truth, majority = readings.validation.labels, int(counts.argmax())
-            return state, split_metrics(scores, truth, labels.names, majority, "validation split")
+            return replace(found, figures=split_metrics(scores, truth, labels.names, majority, "validation split"))
 
         return ranks.on_main(fit)
 
@@ -208,7 +210,7 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         if not config.method.takes_steps:
             fitted = task.fitted(ranks, labels)
             ranks.on_main(begin)
-            return ranks.on_main(lambda: adapters.write_fitted(*fitted))
+            return ranks.on_main(lambda: adapters.write_fitted(fitted))
         state = None if overwrite else state_to_resume(ranks, config.train.resume, run)
         if state is not None:
             absent = training_absent(config.method)

@@ -1,6 +1,6 @@
 """What training leaves behind: adapter/, the parameters that did best on validation, and adapter-final/, the last."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -9,6 +9,19 @@ from pipeline.adapter.config import AdapterConfig
 from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
 from pipeline.core.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A method that takes no steps, as its training texts make it."""
+
+    state: dict[str, Tensor]
+    figures: dict[str, Any] = field(default_factory=dict)
+    """Metrics of the validation split; empty where there is none, or nothing is trained."""
+    readings: int = 0
+    """Training texts that the backbone has read for it."""
+    seconds: float = 0.0
+    """Of the fit, when the texts had been read."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +43,20 @@ class AdapterWriter:
         """Writes adapter-final/, with which training is over."""
         save_adapter(self.run_dir.adapter_final, parameters, self.config, self.labels, summary=summary)
 
-    def summary(self, steps: int, best_step: int, figures: dict[str, Any]) -> dict[str, Any]:
-        """What adapter-final/ says of a training. `figures`: the best metrics of the validation split."""
-        return {"fingerprint": self.fingerprint, "steps": steps, "best_step": best_step, "validation": figures}
+    def summary(
+        self, steps: int, best_step: int, figures: dict[str, Any], *, converged: bool, readings: int
+    ) -> dict[str, Any]:
+        """What adapter-final/ says of a training.
 
-    def write_fitted(self, state: dict[str, Tensor], figures: dict[str, Any]) -> dict[str, Any]:
-        """Writes both for a method that takes no steps; gives the summary. `figures`: of the validation split."""
-        summary = self.summary(steps=0, best_step=0, figures=figures)
-        self.write_best(state, figures)
-        self.write_final(state, summary)
+        `figures`: the best metrics of the validation split; `converged`: whether patience ended it, and not the last
+        step; `readings`: of training texts by the backbone.
+        """
+        progress = {"steps": steps, "best_step": best_step, "converged": converged, "readings": readings}
+        return {"fingerprint": self.fingerprint, **progress, "validation": figures}
+
+    def write_fitted(self, fit: Fit) -> dict[str, Any]:
+        """Writes both for a method that takes no steps; gives the summary."""
+        summary = self.summary(0, 0, fit.figures, converged=True, readings=fit.readings) | {"seconds": fit.seconds}
+        self.write_best(fit.state, fit.figures)
+        self.write_final(fit.state, summary)
         return summary

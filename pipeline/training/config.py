@@ -27,9 +27,11 @@ class TrainConfig(Settings):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Decay after the warm-up, down to zero (constant: none)."""
+    """Decay after the warm-up, down to zero at the last step of max_steps or epochs (constant: none). Where early
+    stopping is to end training, take constant: with a decay towards a last step that is far, training comes to rest
+    there and not before."""
     warmup_ratio: float = Field(default=0.06, ge=0, le=1)
-    """Share of the steps in which the learning rate rises linearly."""
+    """Share of the steps (of max_steps or epochs) in which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.01, ge=0)
     """Decoupled weight decay of matrices; vectors and scalars have none."""
     max_grad_norm: float = Field(default=1.0, ge=0)
@@ -43,7 +45,9 @@ class TrainConfig(Settings):
     on_write_error: Literal["warn", "stop"] = "warn"
     """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
-    """Stop after this many evaluations without a better validation score; null: never."""
+    """Stop after this many evaluations in a row without a better best_metric: training has converged. max_steps or
+    epochs is then a cap, and a training that reaches it has not shown that it converged. null: train to the last
+    step."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation metric that decides which adapter is the best."""
     resume: PathSetting = "auto"

@@ -88,8 +88,14 @@ class TrainingRun:
     def finish(self) -> dict[str, Any]:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
         state = self.trainer.trained_state()
-        best_step = self.best.step if self.best.parameters else self.step
-        summary = self.adapters.summary(self.step, best_step, self.best.figures)
+        stored = len(self.trainer.texts) if self.adapters.config.method.wants_states else 0
+        summary = self.adapters.summary(
+            self.step,
+            self.best.step if self.best.parameters else self.step,
+            self.best.figures,
+            converged=self._is_out_of_patience(),
+            readings=stored + self.step * self.trainer.readings_per_step,
+        )
 
         def write() -> None:
             self.writer.wait()
@@ -102,11 +108,16 @@ class TrainingRun:
         return summary
 
     def _is_over(self) -> bool:
-        patience, since = self.settings.early_stopping_patience, self.best.evaluations_since
-        if patience is not None and since >= patience:
-            log.info("train: %d evaluations without a better %s, stopped", since, self.settings.best_metric)
+        if self._is_out_of_patience():
+            since, metric = self.best.evaluations_since, self.settings.best_metric
+            log.info("train: %d evaluations without a better %s, stopped", since, metric)
             return True
         return self.step >= self.trainer.total_steps
+
+    def _is_out_of_patience(self) -> bool:
+        """Has it converged: have so many evaluations in a row brought nothing better?"""
+        patience = self.settings.early_stopping_patience
+        return patience is not None and self.best.evaluations_since >= patience
 
     def _stop_if_signalled(self, preemption: Preemption) -> None:
         """Every rank must call this at the same point of the loop."""

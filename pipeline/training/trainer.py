@@ -18,7 +18,7 @@ from pipeline.data.batches import (
 from pipeline.data.splits import Split
 from pipeline.engine.models import exact_buffers, load_trained
 from pipeline.methods.base import MethodConfig
-from pipeline.methods.limits import candidate_count
+from pipeline.methods.limits import candidate_count, readings_per_text
 from pipeline.methods.model import LTuningModel
 from pipeline.training.config import TrainConfig
 from pipeline.training.optimizer import build_optimizer, learning_rate
@@ -46,6 +46,8 @@ class Trainer:
         self.label_count = len(model.label_states)
         self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
+        candidates = 1 if settings.objective == "pairs" else self.candidate_count
+        self.readings_per_step = self.global_batch * readings_per_text(method, self.label_count, candidates)
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self._epoch, self._batches = -1, list[Ints]()

@@ -9,7 +9,7 @@ from scipy.stats import binom
 from sklearn import metrics as sk
 
 from pipeline.comparison import statistics
-from pipeline.comparison.curve import steps_to_share, value_within
+from pipeline.comparison.curve import seconds_to_step, steps_to_share, value_within
 from pipeline.comparison.statistics import Metric, compare_predictions, mcnemar
 
 FUNCTIONS = {
@@ -95,3 +95,4 @@ def test_curves() -> None:
     assert steps_to_share(curve) == 4 and steps_to_share(curve, 1.0) == 8 and steps_to_share([]) is None
     assert steps_to_share([{"step": 2, "seconds": 1.0, "value": -0.1}]) is None
     assert value_within(curve, 3.5) == 0.79 and value_within(curve, 0.5) is None
+    assert seconds_to_step(curve, 8) == 4.0 and seconds_to_step(curve, 3) is None

@@ -1,6 +1,6 @@
 """The baselines: sizes by formula, values equal to PEFT's own on the same weights, one reading per text.
 
-covers methods/base, methods/linear_probe, methods/majority, methods/p_tuning, methods/prefix, methods/prompt
+covers methods/base, methods/majority, methods/p_tuning, methods/prefix, methods/prompt
 covers methods/text_classifier, methods/zero_shot
 """
 
@@ -20,7 +20,7 @@ from pipeline.backbone.injection import Injection
 from pipeline.data.batches import collate
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import MethodConfig, Vocabulary
-from pipeline.methods.heads import build_head
+from pipeline.methods.heads import ClassHead, build_head
 from pipeline.methods.model import LTuningModel
 from pipeline.methods.prompt import PromptTuning
 from pipeline.methods.text_classifier import TextClassifier
@@ -28,9 +28,8 @@ from tests.support.tiny import PAD_ID, tiny_model, tiny_tokenizer
 
 K, P, H = 5, 3, 16
 CLASSIFIERS: list[dict[str, Any]] = [
-    {"name": "linear_probe"},
-    {"name": "linear_probe", "head": "label_aware"},
     {"name": "prompt", "tokens": 4},
+    {"name": "prompt", "tokens": 4, "head": "label_aware"},
     {"name": "prefix", "tokens": 4},
     {"name": "prefix", "tokens": 4, "reparametrisation": True},
     {"name": "prefix", "tokens": 4, "reparametrisation": True, "bottleneck": 6},
@@ -247,10 +246,10 @@ def test_options_that_contradict_are_refused(keys: dict[str, Any], words: str) -
 
 def test_label_aware_classes_start_as_the_zero_shot_classifier(texts: dict[str, Tensor]) -> None:
     """And gradients reach what would move them from there."""
-    model, zero_shot = model_of("bert", name="linear_probe", head="label_aware"), model_of("bert", name="zero_shot")
-    method = config_of(name="linear_probe", head="label_aware").build(model.backbone.facts, P, K).double()
-    torch.nn.init.zeros_(method.head.logits.bias)
-    model.method = method
+    model, zero_shot = model_of("bert", name="zero_shot"), model_of("bert", name="zero_shot")
+    head = ClassHead("label_aware", H, K)
+    torch.nn.init.zeros_(head.logits.bias)
+    model.method = method = TextClassifier(None, head).double()
     zero_shot.label_states, zero_shot.label_mask = model.label_states, model.label_mask
     candidates = torch.arange(K).expand(3, -1)
     scores = model(**texts, candidates=candidates)

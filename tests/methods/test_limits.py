@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.config import RunConfig, parse_config
-from pipeline.methods.limits import window_warning
+from pipeline.methods import AnyMethodConfig
+from pipeline.methods.limits import readings_per_text, window_warning
+from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.evaluate import evaluate
@@ -22,7 +25,7 @@ from pipeline.stages.train import train
 from tests.support.tiny import save_tiny, tiny_model
 from tests.support.tiny_run import tiny_config
 
-P, T = 3, 12
+P, T, K, B = 3, 12, 5, 2
 SLIDING: dict[str, dict[str, Any]] = {
     "mistral": {},
     "gemma2": {"layer_types": ["sliding_attention"] * 2},
@@ -147,3 +150,29 @@ def test_dry_run_training_and_evaluation_say_it(
         train(config)
         evaluate(config)
     assert f"train: {said}" in caplog.text and f"evaluate: {said}" in caplog.text
+
+
+@pytest.mark.parametrize("candidates", [1, 2, K])
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"name": "lt_prompt"},
+        {"name": "lt_prompt", "shortlist": 3},
+        {"name": "lt_prompt", "shortlist": None},
+        {"name": "lt_prompt", "head": "linear"},
+        {"name": "prompt", "tokens": 4},
+        {"name": "probe"},
+    ],
+    ids=lambda keys: "-".join(map(str, keys.values())),
+)
+def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates: int) -> None:
+    config = TypeAdapter(AnyMethodConfig).validate_python(keys)
+    network = tiny_model("bert")
+    facts = facts_of(network.config)
+    states, mask = torch.randn(K, P, facts.hidden_size), torch.ones(K, P, dtype=torch.bool)
+    model = LTuningModel(FrozenBackbone(network, facts), config.build(facts, P, K), states, mask, "mean")
+    rows: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    ids = torch.randint(4, 300, (B, T))
+    model(ids, torch.ones_like(ids), torch.arange(candidates).expand(B, -1))
+    assert sum(rows) == B * readings_per_text(config, K, candidates)

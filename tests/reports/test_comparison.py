@@ -7,10 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.reports import comparison_metrics as metrics
-from pipeline.reports.comparison import Method, Place, load_comparison
+from pipeline.reports.comparison import NEWER, Method, Place, load_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import render
 from pipeline.reports.palette import COLOURS, style_of
@@ -28,9 +29,9 @@ def line(method: str, **values: Any) -> dict[str, Any]:
 
 
 def test_methods_come_in_the_order_of_the_page(tmp_path: Path) -> None:
-    methods = ("majority", "prompt", "zero_shot", "lt_prompt", "prefix")
+    methods = ("majority", "prompt", "zero_shot", "lt_prompt", "probe")
     comparison = load_comparison([invent(tmp_path, ["sst2"], methods=methods)])
-    expected = ["lt_prompt", "prompt", "prefix", "zero_shot", "majority"]
+    expected = ["lt_prompt", "prompt", "probe", "zero_shot", "majority"]
     assert [method.name for method in comparison.methods] == expected
     assert [line["method"] for line in comparison.places[0].lines] == expected
     assert [method.is_trained for method in comparison.methods] == [True, True, True, False, False]
@@ -53,6 +54,29 @@ def test_an_ablation_on_validation_and_one_without_baselines_can_be_shown(tmp_pa
     assert ("judged on", "60 validation texts") in values["facts"]
     assert "differences" not in [anchor for anchor, _ in values["sections"]] and values["verdicts"] == []
     assert "sst2" in render("comparison.html.j2", **values)
+
+
+def test_the_page_says_whether_methods_were_trained_to_convergence(tmp_path: Path) -> None:
+    methods = ("lt_prefix", "prefix", "probe", "majority")
+    plain = invent(tmp_path / "plain", ["sst2"], methods=methods)
+    patient = invent(tmp_path / "patient", ["rte"], methods=methods, patience=3, missed=["prefix"])
+    pages = {name: page_of(folders) for name, folders in {"e": [plain], "c": [patient], "b": [plain, patient]}.items()}
+    assert "not to convergence" in pages["e"] and "†" not in pages["e"]
+    for page in (pages["c"], pages["b"]):
+        rows = [row for row in page.split("<tr")[1:] if "†" in row.split("</tr>")[0]]
+        assert len(rows) == 2 and all(">prefix<" in row for row in rows), "in the overview, and in the details"
+        assert "training of a seed or more reached its last step before it had converged" in page
+    assert "validation got no better." in pages["c"] and "no better, or for equal steps." in pages["b"]
+
+
+def test_the_page_of_an_older_comparison(tmp_path: Path) -> None:
+    file = invent(tmp_path, ["sst2"], methods=("lt_prefix", "prefix")) / "summary.parquet"
+    pq.write_table(pq.read_table(file).drop_columns(list(NEWER)), file)
+    assert "not to convergence" in page_of([tmp_path])
+
+
+def page_of(folders: list[Path]) -> str:
+    return render("comparison.html.j2", **page_values(load_comparison(folders)))
 
 
 def test_a_mean_curve_holds_the_steps_of_all_seeds() -> None:

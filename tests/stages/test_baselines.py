@@ -26,7 +26,6 @@ from tests.support.tiny_run import TEXTS, tiny_config
 SHORT = {"max_steps": 4, "batch_size": 4, "learning_rate": 0.05, "eval_every": 4, "log_every": 1}
 METHODS = {
     "probe": {},
-    "linear_probe": {},
     "prompt": {"tokens": 4, "init": "labels"},
     "prefix": {"tokens": 4, "reparametrisation": True},
     "p_tuning": {"tokens": 4, "encoder": "lstm", "encoder_width": 6},

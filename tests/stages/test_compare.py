@@ -54,8 +54,8 @@ def test_every_cell_has_a_row(finished: Path) -> None:
     assert [(row["method"], row["seed"]) for row in rows] == [
         ("lt_prompt", 0),
         ("lt_prompt", 1),
-        ("probe", 0),
-        ("probe", 1),
+        ("prompt", 0),
+        ("prompt", 1),
         ("majority", 0),
     ]
     with (finished / "comparison" / "results.csv").open() as file:
@@ -67,19 +67,26 @@ def test_every_cell_has_a_row(finished: Path) -> None:
 
 
 def test_cells_of_an_older_version_whose_config_means_the_same_are_not_run_again(finished: Path) -> None:
-    """Its config.yaml had a key more."""
+    """Its config.yaml had a key more, and its cell.json said nothing of convergence and readings."""
     folder = shutil.copytree(finished, finished.parent / f"{finished.name}-old", symlinks=True) / "comparison"
     times = {}
     for cell in folder.rglob("cell.json"):
         config = cell.with_name("config.yaml")
         config.write_text(config.read_text().replace("backbone:\n", "backbone:\n  trust_remote_code: false\n"))
-        cell.write_text(json.dumps(json.loads(cell.read_text()) | {"run": "../../x"}))
+        row = json.loads(cell.read_text()) | {"run": "../../x"}
+        newer = ("patience", "converged", "readings")
+        cell.write_text(json.dumps({key: value for key, value in row.items() if key not in newer}))
         times[cell] = cell.stat().st_mtime_ns
     assert main(["compare", "--config", str(finished / "compare.yaml"), f"dir={folder}"]) == 0
     for cell, before in times.items():
         assert cell.stat().st_mtime_ns == before, cell
-    runs = [row["run"] for row in pq.read_table(folder / "results.parquet").to_pylist()]
-    assert runs == [row["run"] for row in rows_of(finished)], "where a run lies is not taken from its cell.json"
+    rows = pq.read_table(folder / "results.parquet").to_pylist()
+    assert [row["run"] for row in rows] == [row["run"] for row in rows_of(finished)], "not taken from its cell.json"
+    assert {(row["method"], row["converged"], row["readings"]) for row in rows} == {
+        ("lt_prompt", False, None),
+        ("prompt", False, None),
+        ("majority", True, None),
+    }
 
 
 def test_settings_are_chosen_on_validation_with_the_first_seed(finished: Path) -> None:
@@ -102,7 +109,7 @@ def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
     lines = {line["method"]: line for line in rows_of(finished, "summary")}
     rows = rows_of(finished)
     best = lines["lt_prompt"]["best_baseline"]
-    assert best in ("probe", "majority") and lines[best]["difference"] is None
+    assert best in ("prompt", "majority") and lines[best]["difference"] is None
     for name, line in lines.items():
         values = [row["test_accuracy"] for row in rows if row["method"] == name]
         assert line["mean"] == pytest.approx(sum(values) / len(values)) and line["seeds"] == len(values)
@@ -115,6 +122,31 @@ def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
     assert "(0.9250) |" in table and "In brackets: the published value." in table
     assert {name: line["published"] for name, line in lines.items() if line["published"]} == {"lt_prompt": 0.925}
     assert "### news, tiny, all training texts" in table and f"**{best}**" in table
+    assert "Trained for equal steps, not to convergence." in table and "†" not in table
+    # Four steps of four texts, each read with three labels by label tuning.
+    assert {name: line["readings"] for name, line in lines.items()} == {"lt_prompt": 48, "prompt": 16, "majority": 0}
+    assert {line["converged"] for line in lines.values()} == {None}
+
+
+def test_what_did_not_converge_is_marked(tmp_path: Path) -> None:
+    """One method cannot get better, one reaches its last step, one takes none."""
+    methods: dict[str, Any] = {name: {"method": {"name": "prompt", "tokens": 4}} for name in ("still", "capped")}
+    methods["still"]["train"] = {"learning_rate": 1e-9, "max_steps": 9}
+    train = {"max_steps": 2, "batch_size": 4, "eval_every": 1, "log_every": 1, "early_stopping_patience": 3}
+    changes = {"grid": {}, "methods": methods | {"probe": {}}, "base": {"train": train}}
+    assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
+    rows, lines = rows_of(tmp_path), {line["method"]: line for line in rows_of(tmp_path, "summary")}
+    assert {name: line["converged"] for name, line in lines.items()} == {"still": True, "capped": False, "probe": True}
+    for name, line in lines.items():
+        own = [row for row in rows if row["method"] == name]
+        assert line["steps_to_best"] == round(sum(row["best_step"] for row in own) / 2)
+        assert 0 < line["seconds_to_best"] <= line["seconds"]
+    assert (lines["still"]["steps"], lines["still"]["steps_to_best"], lines["still"]["readings"]) == (4, 1, 16)
+    assert (lines["probe"]["steps"], lines["probe"]["readings"]) == (0, 13), "every training text was read once"
+    table = (tmp_path / "comparison" / "tables.md").read_text()
+    overview = table.split("###")[0].splitlines()
+    assert [line.split(" | ")[1] for line in overview if "†" in line and "|" in line] == ["capped"]
+    assert "† training of a seed or more" in overview[-2] and "equal steps" not in table
 
 
 def test_data_are_shared_and_a_second_run_trains_nothing(finished: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -128,17 +160,17 @@ def test_data_are_shared_and_a_second_run_trains_nothing(finished: Path, caplog:
 
 
 def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
-    changes = {"sizes": [2], "grid": {}, "methods": {"probe": {"method": {"name": "linear_probe"}}}}
+    changes = {"sizes": [2], "grid": {}, "methods": {"prompt": {"method": {"tokens": 4}}}}
     assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
     for seed in (0, 1):
-        run = tmp_path / "comparison" / "runs" / "news" / "tiny" / "probe" / "2" / "only" / f"seed-{seed}"
+        run = tmp_path / "comparison" / "runs" / "news" / "tiny" / "prompt" / "2" / "only" / f"seed-{seed}"
         manifest = json.loads((run / "data" / "manifest.json").read_text())
         assert set(manifest["splits"]["train"]["per_label"].values()) == {2} and manifest["splits"]["test"]["rows"] == 9
     assert {row["size"] for row in rows_of(tmp_path)} == {"2"}
 
 
 def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
-    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    methods = {"prompt": {"method": {"tokens": 4}}}
     file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
     trained = set()
     for limit in (9, 6):
@@ -150,7 +182,7 @@ def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
 
 
 def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    methods = {"prompt": {"method": {"tokens": 4}}}
     command = ["compare", "--config", str(write_comparison(tmp_path, grid={}, methods=methods, seeds=[0, 1]))]
     assert main(command) == 0
     folder = tmp_path / "comparison"
@@ -207,7 +239,7 @@ def test_a_comparison_of_an_older_version_is_taken_over(finished: Path, tmp_path
 
 
 def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:
-    methods = {"probe": {"method": {"name": "linear_probe"}}}
+    methods = {"prompt": {"method": {"tokens": 4}}}
     file = write_comparison(tmp_path, grid={}, methods=methods, seeds=[0])
     assert main(["compare", "--config", str(file), "base.train.log_every=10"]) == 0
     first, last = json.loads(rows_of(tmp_path)[0]["curve"])
@@ -215,7 +247,7 @@ def test_every_evaluation_has_its_place_in_time(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_cell_starts_afresh_with_another_config(tmp_path: Path) -> None:
-    changes = {"grid": {}, "methods": {"probe": {"method": {"name": "linear_probe"}}}, "seeds": [0]}
+    changes = {"grid": {}, "methods": {"prompt": {"method": {"tokens": 4}}}, "seeds": [0]}
     file = write_comparison(tmp_path, **changes)
     assert main(["compare", "--config", str(file), "base.train.save_every=2"]) == 0
     [row] = rows_of(tmp_path)
@@ -229,22 +261,22 @@ def test_an_interrupted_cell_starts_afresh_with_another_config(tmp_path: Path) -
 def test_a_setting_that_diverges_is_left_out(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    changes = {"methods": {"probe": {"method": {"name": "linear_probe"}}}, "seeds": [0]}
+    changes = {"methods": {"prompt": {"method": {"tokens": 4}}}, "seeds": [0]}
     file = write_comparison(tmp_path, grid={"train.learning_rate": [0.003, 3e37]}, **changes)
     before = weights_alive()
     with caplog.at_level("WARNING", "pipeline"):
         assert main(["compare", "--config", str(file)]) == 0
-    assert '{"train.learning_rate": 3e+37} is left out: runs/news/tiny/probe' in caplog.text
+    assert '{"train.learning_rate": 3e+37} is left out: runs/news/tiny/prompt' in caplog.text
     assert weights_alive() <= before
     assert json.loads(rows_of(tmp_path)[0]["setting"]) == {"train.learning_rate": 0.003}
     assert main(["compare", "--config", str(file), "grid={}", "base.train.learning_rate=3e37"]) == 2
-    assert "runs/news/tiny/probe/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
+    assert "runs/news/tiny/prompt/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
 
 
 def two_ranks(folder: Path) -> list[int]:
     file = write_comparison(
         folder,
-        methods={"probe": {"method": {"name": "linear_probe"}}},
+        methods={"prompt": {"method": {"tokens": 4}}},
         seeds=[0],
         grid={"train.learning_rate": [3e37, 0.003]},
     )

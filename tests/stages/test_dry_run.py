@@ -82,11 +82,11 @@ def test_labels_that_are_worded_do_not_count_the_labels(folder: Path, capsys: py
     file = folder / "worded.yaml"
     counts = []
     for labels in (texts, texts | {"names": sorted(TEXTS)}, {"texts": {name: f"{name}." for name in TEXTS}}):
-        file.write_text(tiny_config(folder, method={"name": "linear_probe"}, labels=labels).to_yaml())
+        file.write_text(tiny_config(folder, method={"name": "prompt", "tokens": 4}, labels=labels).to_yaml())
         assert main(["estimate", "--config", str(file)]) == 0
         printed = capsys.readouterr().out
-        counts.append(int(printed.split("linear_probe: ")[1].split(" ")[0].replace(",", "")))
+        counts.append(int(printed.split("prompt: ")[1].split(" ")[0].replace(",", "")))
         assumed = "labels.names is not set: " in printed
         assert assumed == ("names" not in labels)
     hidden = 16
-    assert counts == [2 * (hidden + 1), 3 * (hidden + 1), 3 * (hidden + 1)]
+    assert counts == [4 * hidden + labels * (hidden + 1) for labels in (2, 3, 3)]

@@ -17,7 +17,7 @@ from tests.support.compared import invent
 
 DATASET = "</script><script>window.harmed=1</script>"
 METHOD = "<img src=x onerror='window.harmed=1'>"
-METHODS = ("lt_prefix", "lt_prompt", "prefix", "linear_probe", METHOD, "majority")
+METHODS = ("lt_prefix", "lt_prompt", "prefix", "probe", METHOD, "majority")
 FIGURES = 3 * 5 + 1
 """Three data sets with differences, two curves and two cost planes each; one of them with several sizes."""
 
@@ -64,9 +64,9 @@ def test_every_picture_is_drawn_in_both_schemes(browser: Browser, page_file: Pat
         assert (ink > paper) == (scheme == "dark"), "the pictures take the colours of the page"
         lines = page.locator("#curves figure").first.locator(".mark-line path")
         widths = [float(line.get_attribute("stroke-width") or 0) for line in lines.all()]
-        assert widths == [1.4, 1.4, 1.4, 3.2, 3.2], "L-Tuning is drawn with thick lines, over the others"
+        assert widths == [1.4, 1.4, 3.2, 3.2], "L-Tuning is drawn with thick lines, over the others"
         colours = {line.evaluate("(path) => getComputedStyle(path).stroke") for line in lines.all()}
-        assert len(colours) == 5 and "none" not in colours
+        assert len(colours) == 4 and "none" not in colours
         take_screenshots(page, f"comparison-{scheme}", tmp_path)
 
 

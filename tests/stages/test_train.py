@@ -159,6 +159,19 @@ def test_early_stopping_keeps_the_best(folder: Path) -> None:
     first = load_file(folder / "stopped" / ADAPTER)
     last = load_file(folder / "stopped" / "adapter-final" / "adapter.safetensors")
     assert any(not torch.equal(first[name], last[name]) for name in first)
+    summary = json.loads((folder / "stopped" / "adapter-final" / "summary.json").read_text())
+    assert (summary["steps"], summary["best_step"], summary["converged"]) == (3, 1, True)
+    assert summary["readings"] == 3 * 8 * 3, "steps of 8 texts, each read with 3 labels"
+
+
+@pytest.mark.parametrize("options", [["train.early_stopping_patience=2"], []])
+def test_a_training_that_reaches_its_last_step_has_not_shown_that_it_converged(
+    folder: Path, options: list[str]
+) -> None:
+    run = f"capped-{len(options)}"
+    short = ["train.max_steps=2", "train.eval_every=1", "train.warmup_ratio=0", "train.learning_rate=1e-9"]
+    assert main(arguments(folder, run, *short, *options)) == 0
+    assert json.loads((folder / run / "adapter-final" / "summary.json").read_text())["converged"] is False
 
 
 def trainer_of(config: RunConfig) -> Trainer:

@@ -20,7 +20,7 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
         },
         "backbones": {"tiny": {"backbone": {"name_or_path": config.backbone.name_or_path, "dtype": "float32"}}},
         "datasets": {"news": {"data": config.data.model_dump(include={"train", "validation", "test", "max_length"})}},
-        "methods": {"lt_prompt": {}, "probe": {"method": {"name": "linear_probe"}}, "majority": {}},
+        "methods": {"lt_prompt": {}, "prompt": {"method": {"tokens": 4}}, "majority": {}},
     }
     file = folder / "compare.yaml"
     file.write_text(yaml.safe_dump(values | changes, sort_keys=False))
