@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
