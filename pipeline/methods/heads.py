@@ -13,7 +13,7 @@ from torch.nn import functional
 from pipeline.backbone.pooling import pool
 
 if TYPE_CHECKING:
-    from pipeline.methods.logistic import StandardizedFit
+    from pipeline.methods.logistic import Fit
 
 SIMILARITY_SCALE = 10.0
 """Of cosines that are scores, before any training. Probabilities depend on it, the order of the labels does not."""
@@ -91,52 +91,44 @@ class LabelAwareHead(LinearHead):
 
 
 class FittedHead(nn.Module):
-    """The probe as a head: weights of each label of training on standardized states, and the weighted prior.
+    """The probe as a head that is not trained: what is tuned before it has to do better by the same measure.
 
-    It starts as the probe that was fitted (`logistic.fit_to_readings`). A label that was not in training has the prior
-    alone, with weight 1 where the probe does without. Weights are stored times sqrt(H), so that a step of Adam, which
-    moves each of them by the learning rate, does not undo the fit (Karras et al., arXiv 1710.10196, Sec. 4.1).
+    Trained on, its weights would leave the penalty under which they were fitted: on few texts log-loss doubles within a
+    hundred steps (docs/results.md). A label that was not in training has the weighted prior alone, with weight 1 where
+    the probe does without. Numbers are kept as the integers that have their bits, which no cast to bfloat16 rounds.
     """
 
-    mean_bits: Tensor
-    deviation_bits: Tensor
+    weight_bits: Tensor
+    bias_bits: Tensor
+    prior_bits: Tensor
 
     def __init__(self, hidden_size: int, label_count: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.zeros(label_count, hidden_size))
-        self.bias = nn.Parameter(torch.zeros(label_count))
-        self.prior_weight = nn.Parameter(torch.ones(1))
-        # As bits, which no cast of the model to bfloat16 rounds.
-        self.register_buffer("mean_bits", _bits(torch.zeros(hidden_size)))
-        self.register_buffer("deviation_bits", _bits(torch.ones(hidden_size)))
+        self.register_buffer("weight_bits", _bits(torch.zeros(label_count, hidden_size)))
+        self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
+        self.register_buffer("prior_bits", _bits(torch.ones(1)))
 
     @staticmethod
-    def state_of(probe: "StandardizedFit") -> dict[str, Tensor]:
-        """The head's state that is this probe."""
-        fit, scale = probe.fit, probe.scale
-        return {
-            "weight": fit.weight.float() * fit.weight.shape[1] ** 0.5,
-            "bias": fit.bias.float(),
-            "prior_weight": torch.tensor([fit.prior_weight], dtype=torch.float32),
-            "mean_bits": _bits(scale.mean),
-            "deviation_bits": _bits(scale.deviation),
-        }
+    def state_of(fit: "Fit") -> dict[str, Tensor]:
+        """The head's state that is this probe, of states as they are."""
+        prior = torch.tensor([fit.prior_weight])
+        return {"weight_bits": _bits(fit.weight), "bias_bits": _bits(fit.bias), "prior_bits": _bits(prior)}
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
-        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K].
+        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K] float32 (float64 stays).
 
         trained [K]: each label's index in training, -1 for one that was not there; None: they are those of training.
         """
-        mean, deviation = self.mean_bits.view(torch.float64), self.deviation_bits.view(torch.float64)
-        standardized = ((pooled.double() - mean) / deviation).to(_precise(pooled).dtype)
-        weight = _precise(self.weight) * self.weight.shape[1] ** -0.5
-        scores = functional.linear(standardized, weight, _precise(self.bias))
-        prior, prior_weight = state_similarity(pooled, states, mask), _precise(self.prior_weight)
-        if trained is None:
-            return scores + prior_weight * prior
-        known = trained >= 0
-        alone = torch.where(prior_weight == 0, 1, prior_weight)
-        return scores[:, trained.clamp(min=0)].where(known, 0) + torch.where(known, prior_weight, alone) * prior
+        weight, bias, prior_weight = (
+            bits.view(torch.float64) for bits in (self.weight_bits, self.bias_bits, self.prior_bits)
+        )
+        scores = functional.linear(pooled.double(), weight, bias)
+        prior = state_similarity(pooled, states, mask)
+        if trained is not None:
+            known = trained >= 0
+            scores = scores[:, trained.clamp(min=0)].where(known, 0)
+            prior_weight = torch.where(known | (prior_weight != 0), prior_weight, 1)
+        return (scores + prior_weight * prior).to(_precise(pooled).dtype)
 
 
 class ClassHead(nn.Module):
@@ -162,16 +154,14 @@ def build_head(name: HeadName, hidden_size: int, label_count: int) -> nn.Module:
     return {"linear": LinearHead, "label_aware": LabelAwareHead}[name](hidden_size)
 
 
-def head_parameters(name: HeadName, hidden_size: int, label_count: int) -> int:
+def head_parameters(name: HeadName, hidden_size: int) -> int:
     """Trainable elements of such a head, by formula."""
-    if name == "fitted":
-        return label_count * (hidden_size + 1) + 1
-    return 2 * hidden_size + beside_logits(name, hidden_size)
+    return 0 if name == "fitted" else 2 * hidden_size + beside_logits(name, hidden_size)
 
 
 def beside_logits(name: HeadName, hidden_size: int) -> int:
     """Trainable elements that a head has beside its logits."""
-    return {"linear": 0, "label_aware": hidden_size**2 + 1, "fitted": 1}[name]
+    return hidden_size**2 + 1 if name == "label_aware" else 0
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
-from pipeline.methods.heads import FittedHead, HeadName, build_head, head_parameters
-from pipeline.methods.logistic import fit_to_readings
+from pipeline.methods.heads import HeadName, build_head, head_parameters
+from pipeline.methods.logistic import fitted_head
 
 
 class LabelTuningConfig(MethodConfig):
@@ -23,8 +23,8 @@ class LabelTuningConfig(MethodConfig):
     reads_alone: ClassVar[bool] = True
 
     head: HeadName = "fitted"
-    """fitted: starts as the probe of the texts that are read alone, and tuning adds to it; linear: the paper's 2H
-    parameters; label_aware: adds a scaled cosine between text and label to those (H^2 + 1 more)."""
+    """fitted: the probe of the texts that are read alone, to which tuning adds; linear: the paper's 2H parameters;
+    label_aware: adds a scaled cosine between text and label to those (H^2 + 1 more)."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
@@ -40,11 +40,11 @@ class LabelTuningConfig(MethodConfig):
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
-        head = head_parameters(self.head, facts.hidden_size, label_count)
+        head = head_parameters(self.head, facts.hidden_size)
         return self.producer_parameters(facts, hypothesis_tokens) + head + (1 if self.head == "fitted" else 0)
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
-        return {f"head.{name}": value for name, value in FittedHead.state_of(fit_to_readings(readings)).items()}
+        return fitted_head(readings)
 
     def joint_readings(self, label_count: int) -> int | None:
         # The linear head sees no label in a text that is read alone.
@@ -142,7 +142,7 @@ class FittedLabelTuning(LabelTuning):
 class Gate(nn.Module):
     """How much of the injected reading counts: none at first. Stored divided by SCALE, to open in few steps."""
 
-    SCALE = 30.0
+    SCALE = 10.0
 
     def __init__(self) -> None:
         super().__init__()

@@ -18,7 +18,7 @@ from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from pipeline.methods.base import Reading, Readings
-from pipeline.methods.heads import state_similarity
+from pipeline.methods.heads import FittedHead, state_similarity
 
 Floats = NDArray[np.float64]
 
@@ -93,23 +93,14 @@ class Scale:
         return ((states.double() - self.mean) / self.deviation).to(states)
 
 
-@dataclass(frozen=True)
-class StandardizedFit:
-    """A fit to standardized states, and what they were standardized by."""
-
-    fit: Fit
-    scale: Scale
-
-    def to_states(self) -> Fit:
-        """The same fit, of states as they are."""
-        weight = self.fit.weight / self.scale.deviation
-        return Fit(weight, self.fit.bias - weight @ self.scale.mean, self.fit.prior_weight)
+def fitted_head(readings: Readings) -> dict[str, Tensor]:
+    """The state of a method's `FittedHead`, under the name `head`."""
+    state = FittedHead.state_of(fit_to_readings(readings, CS, (False, True)))
+    return {f"head.{name}": value for name, value in state.items()}
 
 
-def fit_to_readings(
-    readings: Readings, cs: Sequence[float] = CS, priors: Sequence[bool] = (False, True)
-) -> StandardizedFit:
-    """The fit that `choose` finds on the standardized states of these texts."""
+def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bool]) -> Fit:
+    """The fit that `choose` finds on the standardized states of these texts, as one to the states as they are."""
     scale = Scale.of(readings.train.states)
 
     def prepared(reading: Reading) -> Texts:
@@ -118,7 +109,8 @@ def fit_to_readings(
 
     validation = None if readings.validation is None else prepared(readings.validation)
     found = choose(prepared(readings.train), validation, cs, priors)
-    return StandardizedFit(found, scale)
+    weight = found.weight / scale.deviation
+    return Fit(weight, found.bias - weight @ scale.mean, found.prior_weight)
 
 
 def best_without_prior(train: Reading, validation: Reading, label_count: int, cs: Sequence[float]) -> Choice:

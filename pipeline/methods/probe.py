@@ -36,7 +36,7 @@ class ProbeConfig(MethodConfig):
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         priors = {"auto": (False, True), "always": (True,), "never": (False,)}[self.prior]
-        found = fit_to_readings(readings, self.c, priors).to_states()
+        found = fit_to_readings(readings, self.c, priors)
         return {
             "logits.weight": found.weight.float(),
             "logits.bias": found.bias.float(),

@@ -8,7 +8,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
 from pipeline.methods.heads import ClassHead, FittedHead, HeadName, beside_logits
-from pipeline.methods.logistic import fit_to_readings
+from pipeline.methods.logistic import fitted_head
 
 
 class TextClassifierConfig(MethodConfig):
@@ -16,7 +16,7 @@ class TextClassifierConfig(MethodConfig):
 
     head: HeadName = "linear"
     """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more); fitted:
-    K*(H + 1) + 1 that start as the probe of the texts that are read alone."""
+    the probe of the texts that are read alone, which is not trained."""
 
     @property
     def wants_states(self) -> bool:
@@ -32,11 +32,15 @@ class TextClassifierConfig(MethodConfig):
         return ClassHead(self.head, facts.hidden_size, label_count)
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
-        return {f"head.{name}": value for name, value in FittedHead.state_of(fit_to_readings(readings)).items()}
+        return fitted_head(readings)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-        hidden = facts.hidden_size
-        return self.injector_parameters(facts) + label_count * (hidden + 1) + beside_logits(self.head, hidden)
+        hidden, injector = facts.hidden_size, self.injector_parameters(facts)
+        return (
+            injector
+            if self.head == "fitted"
+            else injector + label_count * (hidden + 1) + beside_logits(self.head, hidden)
+        )
 
     @abstractmethod
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import LTuningClassifier
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
-from pipeline.methods.logistic import Fit, Scale, StandardizedFit
+from pipeline.methods.logistic import Fit
 from pipeline.stages.run import run
 from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, config_of, method_of, read, states
 from tests.support.tiny_run import tiny_config
@@ -23,45 +23,37 @@ from tests.support.tiny_run import tiny_config
 H = FACTS.hidden_size
 
 
-def some_fit(prior_weight: float) -> StandardizedFit:
+def some_fit(prior_weight: float) -> Fit:
     draw = torch.Generator().manual_seed(3)
-    weight, bias = torch.randn(K, H, generator=draw).double(), torch.randn(K, generator=draw).double()
-    mean, deviation = torch.randn(H, generator=draw).double() * 100, torch.rand(H, generator=draw).double() + 0.5
-    return StandardizedFit(Fit(weight, bias, prior_weight), Scale(mean, deviation))
+    return Fit(torch.randn(K, H, generator=draw).double(), torch.randn(K, generator=draw).double(), prior_weight)
 
 
-def head_of(fit: StandardizedFit) -> FittedHead:
+def head_of(fit: Fit) -> FittedHead:
     head = FittedHead(H, K).double()
     head.load_state_dict(FittedHead.state_of(fit))
     return head
 
 
-def probe_scores(fit: StandardizedFit, pooled: Tensor) -> Tensor:
-    plain = fit.to_states()
-    return pooled @ plain.weight.T + plain.bias + fit.fit.prior_weight * state_similarity(pooled, states(), MASK)
+POOLED = torch.randn(5, H, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.7])
-def test_the_head_starts_as_the_probe(prior_weight: float) -> None:
+def test_the_head_is_the_probe_in_any_dtype(prior_weight: float) -> None:
     fit = some_fit(prior_weight)
-    pooled = fit.scale.mean + torch.randn(5, H, dtype=torch.float64)
-    torch.testing.assert_close(head_of(fit)(pooled, states(), MASK), probe_scores(fit, pooled), rtol=1e-5, atol=1e-4)
-    in_16_bits = head_of(fit).bfloat16()
-    assert torch.equal(in_16_bits.mean_bits.view(torch.float64), fit.scale.mean), (
-        "what it standardizes by is not rounded"
-    )
+    expected = POOLED @ fit.weight.T + fit.bias + prior_weight * state_similarity(POOLED, states(), MASK)
+    torch.testing.assert_close(head_of(fit)(POOLED, states(), MASK), expected)
+    assert not list(head_of(fit).parameters())
+    torch.testing.assert_close(head_of(fit).bfloat16()(POOLED, states(), MASK), expected)
 
 
 @pytest.mark.parametrize("prior_weight", [0.0, 0.7])
 def test_a_label_that_was_not_in_training_has_the_prior_alone(prior_weight: float) -> None:
     fit = some_fit(prior_weight)
-    pooled = fit.scale.mean + torch.randn(5, H, dtype=torch.float64)
-    found = head_of(fit)(pooled, states(), MASK, torch.tensor([2, -1, 0]))
-    plain, similarity = fit.to_states(), state_similarity(pooled, states(), MASK)
-    known = pooled @ plain.weight.T + plain.bias
+    found = head_of(fit)(POOLED, states(), MASK, torch.tensor([2, -1, 0]))
+    known = POOLED @ fit.weight.T + fit.bias
     expected = torch.stack([known[:, 2], torch.zeros(5), known[:, 0]], dim=1)
     weights = torch.tensor([prior_weight, prior_weight or 1.0, prior_weight])
-    torch.testing.assert_close(found, expected + weights * similarity, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(found, expected + weights * state_similarity(POOLED, states(), MASK))
 
 
 def tuning(gate: float, **keys: Any) -> FittedLabelTuning:
@@ -69,6 +61,7 @@ def tuning(gate: float, **keys: Any) -> FittedLabelTuning:
     assert isinstance(method, FittedLabelTuning)
     for parameter in method.parameters():
         nn.init.normal_(parameter, std=0.5)
+    method.head.load_state_dict(FittedHead.state_of(some_fit(0.7)))
     method.gate.opening.data.fill_(gate / method.gate.SCALE)
     return method
 

@@ -174,5 +174,7 @@ def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates:
     rows: list[int] = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     ids = torch.randint(4, 300, (B, T))
-    model(ids, torch.ones_like(ids), torch.arange(candidates).expand(B, -1))
+    is_stored = config.open_labels and config.wants_states
+    stored = {"alone": torch.randn(B, facts.hidden_size)} if is_stored else {}
+    model(ids, torch.ones_like(ids), torch.arange(candidates).expand(B, -1), **stored)
     assert sum(rows) == B * readings_per_text(config, K, candidates)

@@ -80,7 +80,7 @@ def test_what_is_fitted_is_for_states_as_they_are(texts: Texts) -> None:
     states = texts.states * torch.tensor([1, 1000, 1e-3, 1, 0]).double() + torch.tensor([0, 50, 0, -3, 7]).double()
     label_states, mask = torch.randn(K, 2, H, dtype=torch.float64), torch.ones(K, 2, dtype=torch.bool)
     reading = Reading(states, texts.labels.numpy())
-    found = fit_to_readings(Readings(reading, None, label_states, mask), [0.1], (True,)).to_states()
+    found = fit_to_readings(Readings(reading, None, label_states, mask), [0.1], (True,))
     scores = states @ found.weight.T + found.bias
     scores = scores + found.prior_weight * state_similarity(states, label_states, mask)
     standardized = (states - states.mean(0)) / states.std(0, correction=0).where(states.std(0) > 0, 1)
