@@ -35,12 +35,9 @@ class TextClassifierConfig(MethodConfig):
         return fitted_head(readings)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-        hidden, injector = facts.hidden_size, self.injector_parameters(facts)
-        return (
-            injector
-            if self.head == "fitted"
-            else injector + label_count * (hidden + 1) + beside_logits(self.head, hidden)
-        )
+        hidden = facts.hidden_size
+        head = 0 if self.head == "fitted" else label_count * (hidden + 1) + beside_logits(self.head, hidden)
+        return self.injector_parameters(facts) + head
 
     @abstractmethod
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:
