@@ -93,9 +93,9 @@ class LabelAwareHead(LinearHead):
 class FittedHead(nn.Module):
     """The probe as a head that is not trained: what is tuned before it has to do better by the same measure.
 
-    Its weights stay under the penalty that they were fitted with. A label that was not in training has the weighted prior
-    alone, with weight 1 where the probe does without. Numbers are kept as the integers that have their bits, which no
-    cast to bfloat16 rounds.
+    Its weights stay under the penalty that they were fitted with. A label that was not in training has the weighted
+    prior alone, with weight 1 where the probe does without. Numbers are kept as the integers that have their bits,
+    which no cast to bfloat16 rounds.
     """
 
     weight_bits: Tensor
