@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Submits a run to Slurm as four jobs, of which each starts when the one before has succeeded: preprocess, encode-labels,
-# train, evaluate.
+# Submits a run to Slurm as four jobs, of which each starts when the one before has succeeded: preprocess, encode-labels
+# (and encode-texts), train, evaluate.
 #
 #   bash launch/slurm/submit.sh recipe.yaml --nodes 2 --gpus-per-node 8 --time 04:00:00 run.dir=runs/mine
 #

@@ -137,6 +137,9 @@ class TuningMethod(nn.Module, ABC):
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
 
+    def begin_tuning(self) -> None:
+        """Called before the first step."""
+
     def among(self, trained: Tensor) -> Self:
         """The same method, with the same parameters, among other labels: [K] their index in training, or -1."""
         return self

@@ -41,7 +41,7 @@ class LabelTuningConfig(MethodConfig):
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
         head = head_parameters(self.head, facts.hidden_size)
-        return self.producer_parameters(facts, hypothesis_tokens) + head + (1 if self.head == "fitted" else 0)
+        return self.producer_parameters(facts, hypothesis_tokens) + head
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         return fitted_head(readings)
@@ -106,16 +106,22 @@ class LabelTuning(TuningMethod):
 
 
 class FittedLabelTuning(LabelTuning):
-    """Label tuning that adds to the probe: a candidate's score moves from the text's, read alone, to its own reading.
+    """Label tuning that adds to the probe: a label's score is the mean of the text's read alone and read with the label.
 
-    How far is learnt, from zero on. So training starts as the probe, and is kept where it does better.
+    Before the first step it is the probe, and reads nothing else. So training is kept only where it does better, and
+    where it never does, the adapter costs no more than the probe.
     """
+
+    is_tuned: Tensor
 
     def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None = None) -> None:
         super().__init__(producer, head, shortlist)
-        self.gate = Gate()
+        self.register_buffer("is_tuned", torch.zeros(1, dtype=torch.int64))
         self.trained: Tensor | None = None
         """[K] index in training of each label; None: they are those of training."""
+
+    def begin_tuning(self) -> None:
+        self.is_tuned.fill_(1)
 
     def among(self, trained: Tensor) -> Self:
         other = copy(self)  # with the same modules
@@ -125,11 +131,11 @@ class FittedLabelTuning(LabelTuning):
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Every candidate's score, beyond a shortlist that of the text read alone."""
         alone = self.head(read(None, 1), states, mask, self.trained).float().gather(1, candidates)
-        if self.shortlist is None or self.shortlist >= candidates.shape[1]:
-            return self.gate(alone, self._injected_scores(read, candidates, states, mask))
-        nearest = alone.topk(self.shortlist).indices
+        if not self.is_tuned:
+            return alone
+        nearest = alone.topk(min(self.shortlist or candidates.shape[1], candidates.shape[1])).indices
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
-        return alone.scatter(1, nearest, self.gate(alone.gather(1, nearest), injected))
+        return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
 
     def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
@@ -137,17 +143,3 @@ class FittedLabelTuning(LabelTuning):
         trained = used if self.trained is None else self.trained[used]
         pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])
         return self.head(pooled, states, mask, trained).float().gather(1, rows.unsqueeze(1)).view_as(candidates)
-
-
-class Gate(nn.Module):
-    """How much of the injected reading counts: none at first. Stored divided by SCALE, to open in few steps."""
-
-    SCALE = 10.0
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.opening = nn.Parameter(torch.zeros(1))
-
-    def forward(self, alone: Tensor, injected: Tensor) -> Tensor:
-        """Scores of one shape -> scores between them, or beyond."""
-        return alone + self.SCALE * self.opening.to(alone) * (injected - alone)

@@ -90,8 +90,7 @@ class Cell:
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
             manifest = preprocess(common, self.backbone)
             labels = encode_labels(common, self.backbone)
-            if config.method.wants_states:
-                encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
+            encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
         given = (config.method, config.train, config.backbone, config.run.seed)
         training = training_fingerprint(*given, manifest, labels)
 

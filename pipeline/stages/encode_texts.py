@@ -49,12 +49,15 @@ CHUNK_ROWS = 4096
 
 
 def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Sequence[Path] = ()) -> None:
-    """Makes texts/ in the run directory, or what is missing of it. Every rank must call it.
+    """Makes texts/ in the run directory, or what is missing of it; nothing where the method does not start from it.
 
-    `backbone`: the command's; None: one of its own. `others`: folders of other runs, whose states are taken where they
-    are those of the same texts. Raises UserError where data/ is not current, where the states would
-    take more than `engine.states_gib`, and where they are not finite.
+    Every rank must call it. `backbone`: the command's; None: one of its own. `others`: folders of other runs, whose
+    states are taken where they are those of the same texts. Raises UserError where data/ is not current, where the
+    states would take more than `engine.states_gib`, and where they are not finite.
     """
+    if not config.method.wants_states:
+        log.info("encode-texts: method %s does not start from texts that are read alone", config.method.name)
+        return
     accelerator, ranks = start(config)
     backbone, run, seed = backbone or backbone_of(config.backbone, config.data), config.run_dir, config.run.seed
     manifest = ranks.on_main(lambda: current_data(run, config.data, config.labels, seed, backbone))

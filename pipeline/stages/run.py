@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
-    """preprocess, encode-labels, encode-texts (if the method needs it), train and evaluate, where not current.
+    """preprocess, encode-labels, encode-texts, train and evaluate, where not current.
 
     Gives the metrics. `overwrite`: train afresh, over what an earlier run left.
     """
@@ -25,8 +25,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     join(config).on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
     preprocess(config, backbone)
     encode_labels(config, backbone)
-    if config.method.wants_states:
-        encode_texts(config, backbone)
+    encode_texts(config, backbone)
     train(config, backbone, overwrite=overwrite)
     metrics = evaluate(config, backbone)
     log.info("adapter: %s", config.run_dir.adapter)

@@ -71,6 +71,7 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total_steps, self.settings)
         self.engine.train()
+        self.model.method.begin_tuning()
         rows = self._batches[position]
         candidates, targets = self._candidates(rows, epoch)
         settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes

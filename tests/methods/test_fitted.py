@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline import LTuningClassifier
+from pipeline.backbone.injection import Injection
+from pipeline.core.errors import Preempted
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
 from pipeline.methods.logistic import Fit
@@ -56,28 +58,34 @@ def test_a_label_that_was_not_in_training_has_the_prior_alone(prior_weight: floa
     torch.testing.assert_close(found, expected + weights * state_similarity(POOLED, states(), MASK))
 
 
-def tuning(gate: float, **keys: Any) -> FittedLabelTuning:
+def tuning(**keys: Any) -> FittedLabelTuning:
     method = method_of(name="lt_prompt", **keys)
     assert isinstance(method, FittedLabelTuning)
     for parameter in method.parameters():
         nn.init.normal_(parameter, std=0.5)
     method.head.load_state_dict(FittedHead.state_of(some_fit(0.7)))
-    method.gate.opening.data.fill_(gate / method.gate.SCALE)
     return method
 
 
 @pytest.mark.parametrize("shortlist", [None, 1, 2])
-def test_it_starts_as_the_head_alone(shortlist: int | None) -> None:
-    method, candidates = tuning(0, shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
-    found = method.scores(read, candidates, states(), MASK)
-    expected = method.head(TEXTS.tanh(), states(), MASK).float().gather(1, candidates)
-    torch.testing.assert_close(found, expected)
+def test_before_the_first_step_it_is_the_probe_and_reads_nothing_else(shortlist: int | None) -> None:
+    method, candidates = tuning(shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
+
+    def read_alone(injection: Injection | None, copies: int) -> Tensor:
+        assert injection is None
+        return read(None, copies)
+
+    found = method.scores(read_alone, candidates, states(), MASK)
+    torch.testing.assert_close(found, method.head(TEXTS.tanh(), states(), MASK).float().gather(1, candidates))
+    method.begin_tuning()
+    assert not torch.equal(method.scores(read, candidates, states(), MASK), found)
 
 
 @pytest.mark.parametrize("trained", [None, [1, -1, 0]])
 @pytest.mark.parametrize("shortlist", [None, 2])
 def test_scores_by_definition(shortlist: int | None, trained: list[int] | None) -> None:
-    method, candidates = tuning(0.3, shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
+    method, candidates = tuning(shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
+    method.begin_tuning()
     index = None if trained is None else torch.tensor(trained)
     method = method if index is None else method.among(index)
     found = method.scores(read, candidates, states(), MASK)
@@ -88,12 +96,12 @@ def test_scores_by_definition(shortlist: int | None, trained: list[int] | None) 
             injection = method.inject(states()[label : label + 1], MASK[label : label + 1])
             pooled = read(injection.expand(2), 1)[text : text + 1]
             injected = method.head(pooled, states(), MASK, index).float()[0, label]
-            moved = alone[text, label] + 0.3 * (injected - alone[text, label])
-            torch.testing.assert_close(found[text, place], moved if label in nearest else alone[text, label])
+            both = (alone[text, label] + injected) / 2
+            torch.testing.assert_close(found[text, place], both if label in nearest else alone[text, label])
 
 
 def test_other_labels_leave_the_method_as_it_is() -> None:
-    method = tuning(0.3)
+    method = tuning()
     other = method.among(torch.tensor([-1, -1, -1]))
     assert method.trained is None and other.head is method.head and other.producer is method.producer
 
@@ -122,3 +130,22 @@ def test_a_run_starts_where_the_probe_ends_and_keeps_what_is_better(tmp_path: Pa
     )
     if config_of(**method).open_labels:
         assert len(classifier.with_labels(["sport", "tides"]).predict(["a goal"])[0].scores) == 2
+
+
+def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def trained(name: str, stop_after: int | None) -> dict[str, bytes]:
+        train_keys = {"max_steps": 4, "eval_every": 2, "batch_size": 4, "learning_rate": 1e-2}
+        config = tiny_config(
+            tmp_path, run={"dir": str(tmp_path / name)}, method={"name": "lt_prompt"}, train=train_keys
+        )
+        if stop_after is not None:
+            stops = iter([*[None] * stop_after, "SIGTERM"])
+            with monkeypatch.context() as patch, pytest.raises(Preempted):
+                patch.setattr("pipeline.training.preemption.Preemption.requested", lambda *_: next(stops, None))
+                run(config)
+        run(config)
+        folders = (config.run_dir.adapter, config.run_dir.adapter_final)
+        return {f"{folder.name}": (folder / "adapter.safetensors").read_bytes() for folder in folders}
+
+    whole = trained("whole", None)
+    assert trained("stopped", 8) == whole

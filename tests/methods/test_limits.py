@@ -171,6 +171,7 @@ def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates:
     facts = facts_of(network.config)
     states, mask = torch.randn(K, P, facts.hidden_size), torch.ones(K, P, dtype=torch.bool)
     model = LTuningModel(FrozenBackbone(network, facts), config.build(facts, P, K), states, mask, "mean")
+    model.method.begin_tuning()
     rows: list[int] = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
     ids = torch.randint(4, 300, (B, T))

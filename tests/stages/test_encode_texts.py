@@ -57,7 +57,7 @@ def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize("pooling", ["last", "first", "mean"])
 def test_states_are_the_backbones(tmp_path: Path, pooling: str) -> None:
-    config = tiny_config(tmp_path, backbone={"pooling": pooling, "layers": 1})
+    config = tiny_config(tmp_path, method=PROBE, backbone={"pooling": pooling, "layers": 1})
     preprocess(config)
     encode_texts(config)
     states = load_text_states(config.run_dir.texts, "test")
@@ -179,3 +179,11 @@ def test_a_probe_of_a_bfloat16_backbone_keeps_its_digits(tmp_path: Path) -> None
     adapter = LTuningClassifier.from_pretrained(config.run_dir.adapter)
     assert {parameter.dtype for parameter in adapter.model.method.parameters()} == {torch.float32}
     assert load_text_states(config.run_dir.texts, "train").chunks[0].dtype == torch.bfloat16
+
+
+def test_methods_that_do_not_start_from_them_read_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = tiny_config(tmp_path, method={"name": "lt_prefix", "head": "linear"})
+    with caplog.at_level(logging.INFO):
+        encode_texts(config)
+    assert "lt_prefix does not start from texts that are read alone" in caplog.text
+    assert not config.run_dir.texts.exists()
