@@ -106,7 +106,7 @@ class LabelTuning(TuningMethod):
 
 
 class FittedLabelTuning(LabelTuning):
-    """Label tuning that adds to the probe: a label's score is the mean of the text's read alone and read with the label.
+    """Label tuning that adds to the probe: scores are the mean of the text's, read alone and read with the label.
 
     Before the first step it is the probe, and reads nothing else. So training is kept only where it does better, and
     where it never does, the adapter costs no more than the probe.

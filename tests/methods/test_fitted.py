@@ -140,12 +140,13 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
         )
         if stop_after is not None:
             stops = iter([*[None] * stop_after, "SIGTERM"])
-            with monkeypatch.context() as patch, pytest.raises(Preempted):
+            with monkeypatch.context() as patch:
                 patch.setattr("pipeline.training.preemption.Preemption.requested", lambda *_: next(stops, None))
-                run(config)
+                with pytest.raises(Preempted):
+                    run(config)
         run(config)
         folders = (config.run_dir.adapter, config.run_dir.adapter_final)
         return {f"{folder.name}": (folder / "adapter.safetensors").read_bytes() for folder in folders}
 
     whole = trained("whole", None)
-    assert trained("stopped", 8) == whole
+    assert trained("stopped", 4) == whole
