@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline import LTuningClassifier
 from pipeline.backbone.injection import Injection
-from pipeline.core.errors import Preempted
+from pipeline.core.errors import Preempted, UserError
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
 from pipeline.methods.logistic import Fit
@@ -150,3 +151,16 @@ def test_an_interrupted_run_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pyt
 
     whole = trained("whole", None)
     assert trained("stopped", 4) == whole
+
+
+def test_a_strangers_head_of_bits_that_are_no_numbers_is_refused(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, method={"name": "lt_prompt"}, train={"max_steps": 1, "batch_size": 4})
+    run(config)
+    file = config.run_dir.adapter / "adapter.safetensors"
+    tensors = load_file(file)
+    tensors["head.bias_bits"] = torch.full_like(tensors["head.bias_bits"].double(), torch.nan).view(torch.int64)
+    save_file(tensors, file, metadata={"format": "pt"})
+    (config.run_dir.adapter / "SHA256SUMS").unlink()
+    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    with pytest.raises(UserError, match="have NaN or infinite scores"):
+        classifier.predict(["a goal"])
