@@ -1,5 +1,6 @@
 """Scores of every label for every text: the one place that loops over labels."""
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -8,13 +9,15 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
+from pipeline.core.progress import counted
 from pipeline.data.splits import ReadTexts, Texts
 from pipeline.data.text_states import TextStates
 from pipeline.distributed.ranks import Ranks
 from pipeline.methods.base import TuningMethod
 from pipeline.methods.model import StateModel
+
+log = logging.getLogger(__name__)
 
 
 def score(
@@ -36,7 +39,7 @@ def score(
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
     time and rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are
     batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of forwards,
-    as ZeRO-3 needs it. `description` labels a progress bar of rank 0 on a terminal. `before_batch` is called before
+    as ZeRO-3 needs it. `description` labels the progress that rank 0 shows. `before_batch` is called before
     each forward of all ranks, and may raise to end the scoring.
     """
     lengths = texts.lengths
@@ -46,9 +49,9 @@ def score(
     batches = _text_batches(lengths, max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(lengths), label_count)
     steps = range(0, len(batches), ranks.size)
-    with _evaluation(model), torch.no_grad():
-        hidden = True if description is None or ranks.rank > 0 else None  # None: unless on a terminal
-        for first in tqdm(steps, desc=description, disable=hidden, unit="batch", leave=False):
+    shown = description is not None and ranks.is_main
+    with _evaluation(model), torch.no_grad(), counted(log, description or "", len(steps), shown=shown) as work:
+        for first in steps:
             if before_batch is not None:
                 before_batch()
             # A rank without a batch of its own repeats the last one, and drops the result.
@@ -56,6 +59,7 @@ def score(
             result = _score_batch(model, texts.batch(rows, pad_token_id), chunks, device)
             if first + ranks.rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
+            work.update()
     return _sum_over_ranks(scores, ranks, device).numpy()
 
 

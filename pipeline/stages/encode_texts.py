@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.pooling import pool, resolve_pooling
@@ -20,6 +19,7 @@ from pipeline.core.artefact import FORMAT, Artefact, defaults_of, differences
 from pipeline.core.checksums import SUMS, check_sums, write_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import link_or_copy
+from pipeline.core.progress import Counted, counted
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
 from pipeline.data.text_states import (
@@ -125,18 +125,18 @@ class _Reading:
         """Writes the chunks `todo` of a split, each rank its own. All run the same number of forwards, for ZeRO-3."""
         forwards = -(-plan.chunk_rows // self.batch_size)
         turns = range(0, len(todo), self.ranks.size)
-        hidden = None if self.ranks.is_main else True  # None: unless on a terminal
-        with tqdm(total=len(turns) * forwards, desc=f"reading {name} texts", unit="batch", disable=hidden) as bar:
+        what, batches = f"encode-texts: {name}", len(turns) * forwards
+        with counted(log, what, batches, shown=self.ranks.is_main) as work:
             for first in turns:
                 # A rank without a chunk of its own reads the last one, and drops the result.
                 chunk = todo[min(first + self.ranks.rank, len(todo) - 1)]
-                states = self._states(split, plan.rows_of(chunk), forwards, bar)
+                states = self._states(split, plan.rows_of(chunk), forwards, work)
                 if first + self.ranks.rank < len(todo):
                     self.ranks.on_every(lambda: write_chunk(folder, name, chunk, states))  # noqa: B023 (called at once)
                 else:
                     self.ranks.on_every(lambda: None)
 
-    def _states(self, split: Split, rows: range, forwards: int, bar: tqdm) -> Tensor:
+    def _states(self, split: Split, rows: range, forwards: int, work: Counted) -> Tensor:
         """States [rows, H], read in batches of texts of like length."""
         facts = self.backbone.facts
         pooling = resolve_pooling(self.backbone.config.pooling, facts)
@@ -150,7 +150,7 @@ class _Reading:
                 inputs = {key: value.to(device) for key, value in inputs.items()}
                 pooled = pool(self.model(**inputs), inputs["attention_mask"], pooling)
                 states[torch.from_numpy(batch)] = pooled.to(states)
-                bar.update()
+                work.update()
         if not torch.isfinite(states).all():
             raise UserError(
                 "the backbone's states of the texts are not finite: check its weights, or set backbone.dtype=float32"

@@ -1,4 +1,7 @@
-"""Two real ranks under ZeRO-3: the same text states as one, the same probe, and training that starts from it."""
+"""Two real ranks under ZeRO-3: the same text states as one, the same probe, and training that starts from it.
+
+covers stages/encode_texts
+"""
 
 import json
 from pathlib import Path

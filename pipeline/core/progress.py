@@ -1,0 +1,45 @@
+"""What a person sees of long work: a bar on a terminal, else a line every minute."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from tqdm import tqdm
+
+EVERY_SECONDS = 60.0
+
+
+class Counted:
+    """Work of `total` equal parts. `shown`: on this rank."""
+
+    def __init__(self, log: logging.Logger, what: str, total: int, *, shown: bool) -> None:
+        self.log, self.what, self.total, self.done = log, what, total, 0
+        # None: off without a terminal.
+        self.bar = tqdm(total=total, desc=what, unit="batch", disable=None if shown else True, leave=False)
+        self._speaks = shown and self.bar.disable
+        self._began = self._said = time.monotonic()
+
+    def update(self) -> None:
+        """After every part."""
+        self.bar.update()
+        self.done += 1
+        now = time.monotonic()
+        if self._speaks and now - self._said >= EVERY_SECONDS:
+            left = (now - self._began) / self.done * (self.total - self.done)
+            self.log.info(
+                "%s: %s of %s batches, %s left",
+                *(self.what, f"{self.done:,}", f"{self.total:,}", timedelta(seconds=round(left))),
+            )
+            self._said = now
+
+
+@contextmanager
+def counted(log: logging.Logger, what: str, total: int, *, shown: bool) -> Iterator[Counted]:
+    """Yields what to `update` after each of `total` parts."""
+    work = Counted(log, what, total, shown=shown)
+    try:
+        yield work
+    finally:
+        work.bar.close()
