@@ -125,7 +125,7 @@ def _build(
     finally:
         torch.set_default_dtype(default)
     model.tie_weights()
-    return model, match_names(model, checkpoint)
+    return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
 
 def _refuse_quantized(config: BackboneConfig, model_config: PreTrainedConfig) -> None:

@@ -29,14 +29,18 @@ class Source:
     transposed: bool = False
 
 
-def match_names(model: PreTrainedModel, checkpoint: Checkpoint) -> dict[str, Source]:
+def match_names(model: PreTrainedModel, checkpoint: Checkpoint, *, first_layers: bool = False) -> dict[str, Source]:
     """Parameter or buffer name -> its source, for a model on meta *before* layers are replaced.
+
+    `first_layers`: it is a model of the first layers alone, and tensors of those behind are not needed.
 
     Raises UserError listing every missing, unexpected or misshapen tensor, and for layouts that need conversion.
     """
     wanted = _wanted(model)
     stored = _renamed(model, checkpoint, wanted)
-    unused = sorted(name for name in set(stored) - set(wanted) if not _is_cut(model, name, wanted))
+    unused = sorted(set(stored) - set(wanted))
+    if first_layers:
+        unused = [name for name in unused if not _is_cut(model, name, wanted)]
     if unexpected := [name for name in unused if not _is_head(model, checkpoint, name)]:
         raise UserError(f"{_origin(checkpoint)}: tensors that {type(model).__name__} lacks: {shortened(unexpected)}")
     if unused:

@@ -146,7 +146,10 @@ def test_a_descriptor_is_written_on_not_replaced(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_leaves_no_temporary_file_and_the_old_output(tmp_path: Path, number: signal.Signals) -> None:
     (tmp_path / "out").write_text("old")
-    code = f"with ended_by_signals(), opened_output('{tmp_path}/out') as write:\n write('new')\n time.sleep(60)"
+    as_usual = f"import signal\nsignal.signal({int(number)}, signal.SIG_DFL)\n"  # under nohup it is ignored
+    code = (
+        as_usual + f"with ended_by_signals(), opened_output('{tmp_path}/out') as write:\n write('new')\n time.sleep(60)"
+    )
     process = python(code)
     until(lambda: len(os.listdir(tmp_path)) == 2)
     process.send_signal(number)

@@ -90,7 +90,7 @@ def test_every_method_makes_a_page(config: RunConfig) -> None:
 
 
 @needs_browser
-@pytest.mark.parametrize("config", ["lt_prefix", "prefix", "majority"], indirect=True)
+@pytest.mark.parametrize("config", ["prompt", "prefix", "majority"], indirect=True)
 def test_it_is_drawn_in_a_browser(config: RunConfig, browser: Browser) -> None:
     with open_page(browser, config.run_dir.path / "report.html") as page:
         for figure in page.locator("figure").all():
