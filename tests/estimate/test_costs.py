@@ -162,6 +162,8 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
     for names, rows in (("abcd", 0), ("abcde", 16)):
         pairs = sections_of(method={"head": "label_aware"}, labels={"names": list(names)})
         assert build_case(pairs, LLAMA_7B, 8, "h200").shortlist_rows == rows
+    stored = sections_of(method={"head": "fitted"}, labels={"names": list("abcde")})
+    assert build_case(stored, LLAMA_7B, 8, "h200").shortlist_rows == 0, "those readings are kept by encode-texts"
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:
