@@ -40,6 +40,16 @@ def epoch_batches(lengths: NDArray[np.integer], global_batch: int, seed: int, ep
     return [batches[index] for index in generator.permutation(len(batches))]
 
 
+def longest_first(lengths: NDArray[np.integer], size: int) -> list[Ints]:
+    """Places of texts in batches of like length, longest first: if memory is short, it shows at once.
+
+    Args:
+        lengths: tokens of each text, [rows], rows > 0.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
 def rank_slice(batch: Ints, rank: int, world: int, micro_batch: int, accumulation: int) -> list[Ints]:
     """The rows of a global batch that one rank works on: `accumulation` micro-batches of `micro_batch` rows each.
 

@@ -69,6 +69,14 @@ class TextStates:
         return torch.cat([chunk.float() for chunk in self.chunks])
 
 
+def check_finite(states: Tensor) -> None:
+    """UserError where a backbone's states of texts, of any shape, are not finite."""
+    if not all(torch.isfinite(part).all() for part in states):
+        raise UserError(
+            "the backbone's states of the texts are not finite: check its weights, or set backbone.dtype=float32"
+        )
+
+
 def chunk_file(folder: Path, split: str, chunk: int) -> Path:
     return folder / f"{split}-{chunk:05d}.safetensors"
 

@@ -11,8 +11,9 @@ from tqdm import tqdm
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.every_layer import POOLINGS
-from pipeline.core.errors import UserError
+from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
+from pipeline.data.text_states import check_finite
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
@@ -58,10 +59,9 @@ class LayerReader:
 
         UserError where states are not finite.
         """
-        order = np.argsort(-split.lengths[rows], kind="stable")  # longest first: if memory is short, it shows at once
-        batches = np.split(order, range(self.batch_size, len(order), self.batch_size))
+        batches = longest_first(split.lengths[rows], self.batch_size)
         rank, size = self.ranks.rank, self.ranks.size
-        places = [np.concatenate([order[:0], *batches[each::size]]) for each in range(size)]
+        places = [np.concatenate([rows[:0], *batches[each::size]]) for each in range(size)]
         facts = self.backbone.facts
         shape = (facts.layers, len(POOLINGS), len(places[rank]), facts.hidden_size)
         share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
@@ -74,7 +74,7 @@ class LayerReader:
             if first + rank < len(batches):
                 share[:, :, done : done + len(batch)] = states
                 done += len(batch)
-        self.ranks.on_every(lambda: _check_finite(share))
+        self.ranks.on_every(lambda: check_finite(share))
         return LayerStates(share, places)
 
     @torch.no_grad()
@@ -82,10 +82,3 @@ class LayerReader:
         inputs = split.batch(rows, pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size))
         states: Tensor = self.model(**{key: value.to(self.accelerator.device) for key, value in inputs.items()})
         return states.cpu()
-
-
-def _check_finite(states: Tensor) -> None:
-    if not all(torch.isfinite(layer).all() for layer in states):
-        raise UserError(
-            "the backbone's states of the texts are not finite: check its weights, or set backbone.dtype=float32"
-        )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.core.progress import counted
+from pipeline.data.batches import longest_first
 from pipeline.data.splits import ReadTexts, Texts
 from pipeline.data.text_states import TextStates
 from pipeline.distributed.ranks import Ranks
@@ -46,7 +47,7 @@ def score(
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
     chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
     rows_per_text = readings or len(chunks[0])
-    batches = _text_batches(lengths, max(1, rows_per_forward // rows_per_text))
+    batches = longest_first(lengths, max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(lengths), label_count)
     steps = range(0, len(batches), ranks.size)
     shown = description is not None and ranks.is_main
@@ -83,12 +84,6 @@ def _label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
     """All labels in order, in chunks of nearly equal size, the first the largest, none above `rows_per_forward`."""
     count = -(-label_count // rows_per_forward)
     return list(torch.arange(label_count).tensor_split(count))
-
-
-def _text_batches(lengths: NDArray, size: int) -> list[NDArray[np.int64]]:
-    """Row numbers, longest texts first: if memory is short, it shows at once."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _sum_over_ranks(scores: Tensor, ranks: Ranks, device: torch.device, rows: int = 65536) -> Tensor:

@@ -6,10 +6,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 from accelerate import Accelerator
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backbone.config import BackboneConfig
@@ -21,10 +19,12 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import link_or_copy
 from pipeline.core.progress import Counted, counted
 from pipeline.core.run_dir import RunDir
+from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split, load_split
 from pipeline.data.text_states import (
     StatesOfSplit,
     TextStates,
+    check_finite,
     chunk_file,
     load_text_states,
     read_states_file,
@@ -142,7 +142,7 @@ class _Reading:
         pooling = resolve_pooling(self.backbone.config.pooling, facts)
         pad_token, device = pad_token_id(self.backbone.tokenizer, facts.vocab_size), self.accelerator.device
         states = torch.zeros(len(rows), facts.hidden_size, dtype=DTYPES[self.backbone.config.dtype])
-        batches = _batches(split.lengths[rows.start : rows.stop], self.batch_size)
+        batches = longest_first(split.lengths[rows.start : rows.stop], self.batch_size)
         with torch.no_grad():
             for number in range(forwards):
                 batch = batches[min(number, len(batches) - 1)]
@@ -151,17 +151,8 @@ class _Reading:
                 pooled = pool(self.model(**inputs), inputs["attention_mask"], pooling)
                 states[torch.from_numpy(batch)] = pooled.to(states)
                 work.update()
-        if not torch.isfinite(states).all():
-            raise UserError(
-                "the backbone's states of the texts are not finite: check its weights, or set backbone.dtype=float32"
-            )
+        check_finite(states)
         return states
-
-
-def _batches(lengths: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
-    """Places of texts, longest first: if memory is short, it shows at once."""
-    order = np.argsort(-lengths, kind="stable")
-    return [order[start : start + size] for start in range(0, len(order), size)]
 
 
 def _artefact(folder: Path) -> Artefact:

@@ -9,13 +9,13 @@ from typing import Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError
 
+from pipeline.core import progress
 from pipeline.core.errors import DivergedError, Preempted, UserError
 from pipeline.core.files import write_json
 from pipeline.data.splits import Split
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
-from pipeline.training import progress
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.metrics_log import MetricsLog

@@ -8,8 +8,6 @@ from tqdm import tqdm
 
 log = logging.getLogger(__name__)
 
-EVERY_SECONDS = 60.0
-
 
 class Progress:
     """Steps, loss, speed and the time left. `shown`: on this rank."""

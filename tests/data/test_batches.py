@@ -9,6 +9,7 @@ from pipeline.data.batches import (
     all_candidates,
     collate,
     epoch_batches,
+    longest_first,
     pair_candidates,
     rank_slice,
     sampled_candidates,
@@ -132,3 +133,8 @@ def test_collate_pads_on_the_right():
     assert batch["token_type_ids"].tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
     plain = collate([{"input_ids": list(range(9))}], pad_token_id=0)
     assert plain["input_ids"].shape == (1, 16) and set(plain) == {"input_ids", "attention_mask"}
+
+
+def test_texts_in_batches_of_like_length() -> None:
+    batches = longest_first(np.array([3, 9, 3, 7, 9]), 2)
+    assert [batch.tolist() for batch in batches] == [[1, 4], [3, 0], [2]]

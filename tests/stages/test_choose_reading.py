@@ -5,10 +5,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-import torch
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
 from pipeline.core.files import read_json
 from pipeline.stages.choose_reading import choose_reading
@@ -22,22 +20,12 @@ def given(folder: Path, **sections: Any) -> str:
     return str(folder / "config.yaml")
 
 
-def test_one_pass_a_table_and_files(
-    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    counts: list[int] = []
-    original = FrozenBackbone.forward
-
-    def counted(self: FrozenBackbone, input_ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        counts.append(len(input_ids))
-        return original(self, input_ids, *rest, **named)
-
-    monkeypatch.setattr(FrozenBackbone, "forward", counted)
+def test_one_pass_a_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixture, forwards: list[int]) -> None:
     config = given(tmp_path, backbone={"layers": 1}, method={"name": "probe"})
     assert main(["choose-reading", "--config", config, "--train-texts", "9", "--validation-texts", "1"]) == 0
     said, logs = capsys.readouterr().out, tmp_path / "run" / "logs"
     found = read_json(logs / "reading.json")
-    assert (found["train_texts"], found["validation_texts"]) == (9, len(TEXTS)) and sum(counts) == 9 + len(TEXTS)
+    assert (found["train_texts"], found["validation_texts"]) == (9, len(TEXTS)) and sum(forwards) == 9 + len(TEXTS)
     assert [(one["layers"], one["pooling"]) for one in found["probed"]] == [
         (layers, pooling) for layers in (1, 2) for pooling in ("mean", "last", "first")
     ]
@@ -45,9 +33,9 @@ def test_one_pass_a_table_and_files(
     assert "\nas configured: 1 layer, last: accuracy" in said
     assert f" backbone.pooling={found['best']['pooling']}\n" in said
     ElementTree.parse(logs / "reading.svg")
-    counts.clear()
+    forwards.clear()
     assert main(["choose-reading", "--config", config, "data.template='It says: {text}'"]) == 0
-    assert read_json(logs / "reading.json")["train_texts"] == sum(counts) - 6 == 13, "all there are"
+    assert read_json(logs / "reading.json")["train_texts"] == sum(forwards) - 6 == 13, "all there are"
 
 
 def test_what_is_pasted_is_what_was_probed(tmp_path: Path) -> None:

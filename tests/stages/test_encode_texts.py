@@ -5,7 +5,6 @@ covers data/text_states
 
 import logging
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline import LTuningClassifier
-from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
@@ -39,20 +37,6 @@ def config(tmp_path: Path) -> RunConfig:
     preprocess(config)
     encode_labels(config)
     return config
-
-
-@pytest.fixture
-def forwards(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The number of texts in every forward of a frozen backbone."""
-    counts: list[int] = []
-    original = FrozenBackbone.forward
-
-    def counted(self: FrozenBackbone, input_ids: torch.Tensor, *rest: Any, **named: Any) -> torch.Tensor:
-        counts.append(len(input_ids))
-        return original(self, input_ids, *rest, **named)
-
-    monkeypatch.setattr(FrozenBackbone, "forward", counted)
-    return counts
 
 
 @pytest.mark.parametrize("pooling", ["last", "first", "mean"])

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.core import progress
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.train import train
-from pipeline.training import progress
 from pipeline.training.progress import Progress
 from tests.support.tiny_run import tiny_config
 
