@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
 from pipeline.adapter.label_states import read_hypotheses
+from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
@@ -96,10 +97,11 @@ class LTuningClassifier:
         pooling = resolve_pooling(config.pooling, frozen.facts)
         method = adapter.build_method(frozen.facts)
         continuations = adapter.continuations(tokenizer, frozen.facts, adapter.labels.hypotheses)
-        model = LTuningModel(frozen, method, adapter.labels.states, adapter.labels.mask, pooling, continuations)
+        labels = adapter.labels
+        model = LTuningModel(frozen, method, labels.states, labels.mask, pooling, continuations, labels.start)
         model.load_inside(adapter.method_state)
-        names = list(adapter.labels.names)
-        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
+        names, temperature = list(labels.names), adapter.temperature
+        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
 
     def predict(self, texts: Text | Iterable[Text]) -> list[Prediction]:
         """One prediction per text, or per pair of texts if the adapter was trained on pairs.
@@ -152,12 +154,13 @@ class LTuningClassifier:
         words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
         input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
         input_ids, mask = self._fit_prompt(input_ids, mask)
-        states = read_hypotheses(self.model.backbone, input_ids.to(self.device), mask.to(self.device))
         old = self.model
+        reader = AsInjection(old.backbone, self.adapter.config.method.starts_from)
+        states, start = read_hypotheses(reader, input_ids.to(self.device), mask.to(self.device))
         continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
         places = {label_name(name): index for index, name in enumerate(trained.names)}
         among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
-        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations)
+        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations, start)
         return replace(self, model=model.to(self.device).eval(), labels=names)
 
     def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:

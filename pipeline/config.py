@@ -23,7 +23,7 @@ from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
 from pipeline.evaluation.config import EvaluateConfig
-from pipeline.methods import METHOD_NAMES, AnyMethodConfig
+from pipeline.methods import METHOD_NAMES, AnyMethodConfig, completed
 from pipeline.training.config import TrainConfig
 
 Seed = Annotated[int, Field(ge=0, lt=2**31)]
@@ -111,6 +111,8 @@ def load_config(file: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         values = read_yaml(file)
     folder = run_of_config(file)
     stated = values["run"].pop("dir", None) if folder and isinstance(values.get("run"), dict) else None
+    if folder is not None and "method" in values:
+        values["method"] = completed(values["method"])  # it holds every key that there was
     for override in overrides:
         apply_override(values, override)
     if folder is not None and isinstance(run := values.setdefault("run", {}), dict) and "dir" not in run:

@@ -12,7 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import FOREIGN, Settings, flat
 from pipeline.data.config import LabelsConfig
 from pipeline.data.templates import TextTemplate, check_words
-from pipeline.methods import AnyMethodConfig
+from pipeline.methods import AnyMethodConfig, completed
 
 FORMAT_VERSION = 2
 """Raised whenever a file means something else than before, however alike it looks.
@@ -82,6 +82,8 @@ def read_adapter_config(file: Path) -> AdapterConfig:
                 f"'{file}' has format version {version}, this program reads up to {FORMAT_VERSION}: update it"
             )
         given = _converted(values, file) if version == 1 else values
+        if isinstance(given, dict):
+            given = given | {"method": completed(given.get("method"))}
         return AdapterConfig.model_validate(given, context=FOREIGN)
     except ValidationError as error:
         fault = error.errors()[0]

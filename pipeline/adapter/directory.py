@@ -22,6 +22,7 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.adapter.card import model_card
 from pipeline.adapter.config import AdapterConfig, read_adapter_config
 from pipeline.adapter.label_states import LabelStates, label_absent
+from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.weights import FLOATS, shortened
 from pipeline.core.artefact import differences, warn_of_unknown
@@ -78,12 +79,24 @@ class Adapter:
         width, name = self.labels.states.shape[2], self.config.backbone.name_or_path
         if width != facts.hidden_size:
             raise UserError(f"the label states are {width} wide, '{name}' {facts.hidden_size}: take another backbone")
+        self._check_start(facts)
         try:
             with torch.device("meta"):
                 method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         except (RuntimeError, OverflowError, TypeError) as error:
             raise UserError(f"{CONFIG} asks for impossible sizes: copy the adapter directory again") from error
         return {name: _form(tensor) for name, tensor in method.state_dict().items()}
+
+    def _check_start(self, facts: BackboneFacts) -> None:
+        """UserError where what injections start from is not what the method takes."""
+        form, start = self.config.method.starts_from, self.labels.start
+        expected = None if form is None else width_of(form, facts)
+        found = None if start is None else start.shape[2]
+        if expected != found:
+            raise UserError(
+                f"the labels' start has width {found}, {self.config.method.name} takes {expected}: copy the adapter "
+                "directory again, or take the backbone it was trained on"
+            )
 
     def continuations(
         self, tokenizer: PreTrainedTokenizerBase, facts: BackboneFacts, hypotheses: Sequence[str]

@@ -22,6 +22,8 @@ from pipeline.core.settings import Settings
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
 FORMAT = 1
+START_PART = "start"
+"""The part of their fingerprint that says in which form the hypotheses are kept as injections; absent: they are not."""
 
 
 def label_absent() -> Absent:
@@ -46,6 +48,8 @@ class LabelStates:
     """[K, P] bool"""
     fingerprint: dict[str, str]
     """What the states were made from: backbone, weights, tokenizer, hypotheses, dtype."""
+    start: Tensor | None = None
+    """[K, P, W], the hypotheses as injections (`pipeline.backbone.as_injection`), where injections start from them."""
 
     @property
     def hypothesis_tokens(self) -> int:
@@ -54,7 +58,8 @@ class LabelStates:
 
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
-        tensors = {"states": self.states.contiguous().cpu(), "mask": self.mask.contiguous().cpu()}
+        found = {"states": self.states, "mask": self.mask, "start": self.start}
+        tensors = {name: tensor.contiguous().cpu() for name, tensor in found.items() if tensor is not None}
         # Not save_file: its error on a full disk is not an OSError.
         data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
         (folder / STATES_FILE).write_bytes(data)
@@ -74,15 +79,17 @@ class LabelStates:
             with safetensors.safe_open(path, framework="pt") as file:
                 made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
                 states, mask = file.get_tensor("states"), file.get_tensor("mask")
+                start = file.get_tensor("start") if START_PART in words.fingerprint else None
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
+        fits &= start is None or (start.ndim == 3 and start.shape[:2] == mask.shape)
         if made_from != words.fingerprint or not fits:
             raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
-        if fault := _fault(states, mask):
+        if fault := _fault(states, mask, start):
             raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
         check_sums(folder)
-        return cls(words.names, words.hypotheses, states, mask, words.fingerprint)
+        return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start)
 
 
 class _Words(Settings):
@@ -104,10 +111,12 @@ class _Words(Settings):
         return self
 
 
-def _fault(states: Tensor, mask: Tensor) -> str | None:
-    """What is wrong with states [K, P, H] and mask [K, P], if anything is."""
+def _fault(states: Tensor, mask: Tensor, start: Tensor | None) -> str | None:
+    """What is wrong with states [K, P, H], mask [K, P] and start [K, P, W], if anything is."""
     if states.dtype not in FLOATS.values() or mask.dtype != torch.bool:
         return f"states are {states.dtype} and their mask {mask.dtype}, where floats and bool are expected"
+    if start is not None and (start.dtype != states.dtype or not torch.isfinite(start).all()):
+        return "what its injections start from are not finite numbers"
     if not mask.any(1).all():  # which P = 0 fails too
         return "a label has no token"
     if states.shape[2] == 0 or not torch.isfinite(states).all():
@@ -124,20 +133,23 @@ def _read_words(path: Path) -> _Words:
         raise UserError(f"'{path}' is damaged ({reason}): run encode-labels again") from error
 
 
-def read_hypotheses(backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32) -> Tensor:
-    """The backbone's last hidden states of hypotheses: input_ids [K, P], mask [K, P] -> [K, P, H] on the CPU.
+def read_hypotheses(
+    backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32
+) -> tuple[Tensor, Tensor | None]:
+    """The hypotheses' last hidden states [K, P, H], and what they are as injections [K, P, W], on the CPU.
 
-    `backbone` is a FrozenBackbone or an engine around one; under ZeRO-3 every rank must call this alike.
+    input_ids [K, P], mask [K, P]. `backbone` is an AsInjection or an engine around one; under ZeRO-3 every rank must
+    call this alike.
     """
-    chunks = []
+    chunks: list[list[Tensor]] = []
     with torch.no_grad():
         for start in range(0, len(input_ids), rows_per_forward):
-            rows = slice(start, start + rows_per_forward)
-            hidden = backbone(input_ids[rows], mask[rows].long())
-            chunks.append((hidden * mask[rows].unsqueeze(-1)).cpu())
-    states = torch.cat(chunks)
-    if not torch.isfinite(states).all():
+            exists = mask[start : start + rows_per_forward]
+            found = backbone(input_ids[start : start + rows_per_forward], exists.long())
+            chunks.append([(values * exists.unsqueeze(-1)).cpu() for values in found if values is not None])
+    states, *injections = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    if not all(torch.isfinite(values).all() for values in (states, *injections)):
         raise UserError(
             "the backbone's states of the labels are not finite: check its weights, or set backbone.dtype=float32"
         )
-    return states
+    return states, injections[0] if injections else None

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.backbone.injection import KeysValues
 from pipeline.core.errors import UserError
 
 FAMILIES = ("deberta", "deberta-v2")
@@ -40,7 +41,8 @@ class DebertaPrefix:
             raise UserError("DeBERTa with talking_head attention is not supported; choose another backbone")
         self._layers: list[_LayerPrefix] = []
         encoder: Any = model.encoder
-        for index, layer in enumerate(encoder.layer):
+        self._encoder_layers = list(encoder.layer)
+        for index, layer in enumerate(self._encoder_layers):
             attention = layer.attention.self
             attention.forward = partial(_attend, attention, attention.forward)
             layer.forward = partial(_layer_forward, layer, layer.forward)
@@ -57,10 +59,31 @@ class DebertaPrefix:
         finally:
             self._layers = []
 
+    @contextmanager
+    def keeping(self, keep: KeysValues) -> Iterator[None]:
+        """The calls made inside add the keys and values [B, N, T, D] of their text, layer by layer."""
+        hooks = [
+            layer.attention.self.register_forward_pre_hook(partial(_keep, keep), with_kwargs=True)
+            for layer in self._encoder_layers
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def _add_prefix(
         self, index: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return args, kwargs | {"prefix": self._layers[index]} if self._layers else kwargs
+
+
+def _keep(keep: KeysValues, attention: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A pre-hook of `DisentangledSelfAttention`."""
+    hidden_states = args[0] if args else kwargs["hidden_states"]
+    project = _projections_v1 if hasattr(attention, "in_proj") else _projections_v2
+    _, key, value = project(attention, hidden_states)
+    keep.append((key, value))
 
 
 def _layer_forward(
@@ -107,29 +130,42 @@ def _scores_v1(
     attention: Any, hidden_states: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DeBERTa v1: scaled queries and values [B, N, T, D], scores of the text [B, N, T, T]."""
-    split = attention.transpose_for_scores
-    query, key, value = split(attention.in_proj(hidden_states)).chunk(3, dim=-1)
+    query, key, value = _projections_v1(attention, hidden_states)
     factor = 1 + len(attention.pos_att_type)
-    query = (query + split(attention.q_bias[None, None])) / math.sqrt(query.shape[-1] * factor)
+    query = query / math.sqrt(query.shape[-1] * factor)
     scores = query @ key.transpose(-1, -2)
     if attention.relative_attention:
         scores = scores + attention.disentangled_att_bias(query, key, relative_pos, rel_embeddings, factor)
-    return query, value + split(attention.v_bias[None, None]), scores
+    return query, value, scores
 
 
 def _scores_v2(
     attention: Any, hidden_states: Tensor, relative_pos: Tensor | None, rel_embeddings: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """DeBERTa v2 and v3: scaled queries and values [B, N, T, D], scores of the text [B, N, T, T]."""
-    heads = attention.num_attention_heads
-    query, key, value = (
-        attention.transpose_for_scores(projection(hidden_states), heads)  # [B * N, T, D]
-        for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
-    )
+    projected = _projections_v2(attention, hidden_states)
+    query, key, _ = (tensor.flatten(0, 1) for tensor in projected)  # [B * N, T, D], as the bias below takes them
     factor = 1 + sum(kind in attention.pos_att_type for kind in ("c2p", "p2c"))
     scaled = query / math.sqrt(query.shape[-1] * factor)
     scores = scaled @ key.transpose(-1, -2)
     if attention.relative_attention:
         scores = scores + attention.disentangled_attention_bias(query, key, relative_pos, rel_embeddings, factor)
-    scaled, value, scores = (tensor.unflatten(0, (-1, heads)) for tensor in (scaled, value, scores))
-    return scaled, value, scores
+    scaled, scores = (tensor.unflatten(0, (-1, attention.num_attention_heads)) for tensor in (scaled, scores))
+    return scaled, projected[2], scores
+
+
+def _projections_v1(attention: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, H] -> queries, keys and values [B, N, T, D]"""
+    split = attention.transpose_for_scores
+    query, key, value = split(attention.in_proj(hidden_states)).chunk(3, dim=-1)
+    return query + split(attention.q_bias[None, None]), key, value + split(attention.v_bias[None, None])
+
+
+def _projections_v2(attention: Any, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B, T, H] -> queries, keys and values [B, N, T, D]"""
+    heads = attention.num_attention_heads
+    query, key, value = (
+        attention.transpose_for_scores(projection(hidden_states), heads).unflatten(0, (-1, heads))
+        for projection in (attention.query_proj, attention.key_proj, attention.value_proj)
+    )
+    return query, key, value

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone import deberta
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import NO_TOKEN, Injection
+from pipeline.backbone.injection import NO_TOKEN, Injection, KeysValues
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.prefix_cache import PrefixCache
 from pipeline.backbone.rope import follow_each_row
@@ -53,11 +53,13 @@ class FrozenBackbone(nn.Module):
         attention_mask: Tensor,
         injection: Injection | None = None,
         token_type_ids: Tensor | None = None,
+        keep: KeysValues | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, H] of the text tokens.
 
         `input_ids`, `attention_mask` (nonzero: real token) and `token_type_ids` are [B, T], padded on either side.
-        States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype.
+        States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
+        list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
         mask = attention_mask.bool()
@@ -70,7 +72,7 @@ class FrozenBackbone(nn.Module):
         # seen; and padding before the text has nothing to attend to, which eager attention can turn into NaN.
         order = mask.logical_not().int().argsort(dim=1, stable=True)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
-        hidden = self._run(tokens, mask.gather(1, order), injection)
+        hidden = self._run(tokens, mask.gather(1, order), injection, keep)
         return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
 
     def likelihood(self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor) -> Tensor:
@@ -104,7 +106,9 @@ class FrozenBackbone(nn.Module):
             joined["token_type_ids"] = nn.functional.pad(tokens["token_type_ids"], (prompt.shape[1], 0))
         return joined, torch.cat([prompt_mask, mask], dim=1)
 
-    def _run(self, tokens: dict[str, Tensor], mask: Tensor, injection: Injection | None) -> Tensor:
+    def _run(
+        self, tokens: dict[str, Tensor], mask: Tensor, injection: Injection | None, keep: KeysValues | None
+    ) -> Tensor:
         """Calls the model on a right-padded sequence with the mask [B, S] -> last hidden states [B, S, H]."""
         prefix = None if injection is None else injection.prefix
         seen = mask if injection is None or prefix is None else torch.cat([injection.mask, mask], dim=1)
@@ -112,6 +116,8 @@ class FrozenBackbone(nn.Module):
         if self.facts.family not in WITHOUT_POSITION_IDS:
             positions = (seen.cumsum(dim=1) - 1).clamp(min=0)  # clamp: a row without any token
             inputs["position_ids"] = positions[:, -mask.shape[1] :] + self._first_position
+        if keep is not None:
+            return self._keeping(keep, attention_mask=mask.long(), **inputs)
         if prefix is None or injection is None:
             return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
         if self._deberta is None:
@@ -119,6 +125,16 @@ class FrozenBackbone(nn.Module):
             return self.model(attention_mask=seen.long(), **inputs).last_hidden_state
         with self._deberta.active(prefix, injection.mask):
             return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
+
+    def _keeping(self, keep: KeysValues, **inputs: Any) -> Tensor:
+        if self._deberta is not None:
+            with self._deberta.keeping(keep):
+                return self.model(**inputs).last_hidden_state
+        cache = DynamicCache()
+        hidden = self.model(past_key_values=cache, **inputs).last_hidden_state
+        layers: list[Any] = cache.layers
+        keep.extend((layer.keys, layer.values) for layer in layers)
+        return hidden
 
     def float_buffers(self) -> dict[str, Tensor]:
         """Copies of all floating-point buffers by name (rotary frequencies, scales), as they are before an engine casts

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+KeysValues = list[tuple[Tensor, Tensor]]
+"""Keys and values [B, G, T, D] of the tokens of a text, layer by layer."""
 NO_TOKEN = -100
 """Fills up the shorter rows of continuations: tokens that are read behind a text."""
 

@@ -78,7 +78,8 @@ def build_model(
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
     continuations = None if continuations is None else continuations.to(device)
-    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, continuations)
+    start = None if labels.start is None else labels.start.to(device, dtype)
+    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, continuations, start)
     for parameter in model.inside().values():
         if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)

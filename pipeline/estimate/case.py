@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.core.bounds import MOST_RANKS
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig, LabelsConfig
@@ -89,9 +90,15 @@ def build_case(
         sharded=zero_stage(_resolved(config, world_size)) == 3,
         zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
+        label_elements=_label_elements(config.method, *sizes),
         shortlist_rows=_shortlist_rows(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
+
+
+def _label_elements(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
+    width = 0 if method.starts_from is None else width_of(method.starts_from, facts)
+    return label_count * hypothesis_tokens * (facts.hidden_size + width)
 
 
 def _check_options(world_size: int, gpu: str, bandwidth: float | None, hypothesis_tokens: int | None) -> None:

@@ -50,6 +50,8 @@ class Memory:
     activations: int
     injection: int
     """Prefix or prompt as produced and as picked for each row, and its gradient."""
+    labels: int
+    """Label states, and what the labels' injections start from."""
     trainable: int
     gradients: int
     master: int
@@ -97,6 +99,8 @@ class Case:
     gpu: Gpu
     zero: ZeroSettings
     accumulation: int = 1
+    label_elements: int = 0
+    """Of label states and of what injections start from: K * P * (H + W)."""
     shortlist_rows: int = 0
     """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
     sharded: bool = True
@@ -238,6 +242,7 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         dequantized=largest * item_bytes,
         activations=inventory.checkpointed_activation_bytes if checkpointing else inventory.activation_bytes,
         injection=3 * _injection_elements(case) * item_bytes,
+        labels=case.label_elements * item_bytes,
         trainable=(case.trainable + (shard if gathers else 0)) * item_bytes,
         gradients=case.trainable * item_bytes + shard * 4,
         master=shard * 4,

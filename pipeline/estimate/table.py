@@ -20,6 +20,7 @@ MEMORY_ROWS = {
     "dequantized": "dequantized matrix",
     "activations": "activations",
     "injection": "prefix or prompt",
+    "labels": "label states",
     "trainable": "trainable parameters",
     "gradients": "gradients",
     "master": "fp32 master copy",

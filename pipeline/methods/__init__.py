@@ -1,7 +1,7 @@
 """Tuning methods by name. A new method is one file, pipeline/methods/NAME.py, and its name in the list here."""
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Union
+from typing import TYPE_CHECKING, Annotated, Any, Union
 
 from pydantic import Field
 
@@ -42,4 +42,13 @@ if TYPE_CHECKING:
 else:
     AnyMethodConfig = Annotated[Union[METHOD_CONFIGS], Field(discriminator="name")]  # noqa: UP007  # built from a list
 
-__all__ = ["METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]
+
+def completed(section: Any) -> Any:
+    """A method's section as a run or an adapter keeps it, with the keys that the method did not have then."""
+    if not isinstance(section, dict):
+        return section
+    came_later = dict(zip(METHOD_NAMES, (kind.came_later for kind in METHOD_CONFIGS), strict=True))
+    return {**came_later.get(str(section.get("name")), {}), **section}
+
+
+__all__ = ["METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod", "completed"]

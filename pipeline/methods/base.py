@@ -5,14 +5,15 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.backbone.as_injection import Form
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.settings import Settings
@@ -23,6 +24,12 @@ class Reader(Protocol):
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         """Pooled outputs [B * n, H] of the texts, each read n = `copies` times in a row; `injection` has B * n rows."""
+
+    def start(self, labels: Tensor, /) -> Tensor | None:
+        """What the injections of labels [N] start from: [N, P, W] (`pipeline.backbone.as_injection`).
+
+        None unless the method's `starts_from` names a form.
+        """
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         """Mean log-probability per token of a label's hypothesis right behind each text: labels [B] -> [B] float32.
@@ -85,13 +92,20 @@ class MethodConfig(Settings, ABC):
     """It reads texts without an injection, with an untouched backbone, so that stored states take the place of that."""
     reads_hypotheses: ClassVar[bool] = False
     """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
-    injects: ClassVar[Literal["prompt", "prefix"] | None] = None
+    injects: ClassVar[Form | None] = None
     """What enters the backbone."""
+    came_later: ClassVar[Mapping[str, str]] = {}
+    """Keys that the method had not at first, with what runs and adapters that do not name them were made with."""
 
     @property
     def takes_steps(self) -> bool:
         """Is it trained by gradient steps?"""
         return self.is_trained and not self.from_states
+
+    @property
+    def starts_from(self) -> Form | None:
+        """The form in which encode-labels keeps the hypotheses, for injections that start from them."""
+        return None
 
     @property
     def wants_states(self) -> bool:

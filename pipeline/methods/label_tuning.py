@@ -1,13 +1,15 @@
 """L-Tuning: each label's hypothesis becomes an injection, and the backbone reads the text once per label."""
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from copy import copy
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.backbone.as_injection import Form
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
@@ -19,15 +21,23 @@ from pipeline.methods.logistic import fitted_head
 class LabelTuningConfig(MethodConfig):
     """Keys that the label-tuning methods share."""
 
+    came_later: ClassVar[Mapping[str, str]] = {"start": "random"}
     open_labels: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = True
 
     head: HeadName = "fitted"
     """fitted: the probe of the texts that are read alone, to which tuning adds; linear: the paper's 2H parameters;
     label_aware: adds a scaled cosine between text and label to those (H^2 + 1 more)."""
+    start: Literal["hypothesis", "random"] = "hypothesis"
+    """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, to which
+    training adds, so that a text is read as one behind the hypothesis; random: the map's own start values."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
+
+    @property
+    def starts_from(self) -> Form | None:
+        return self.injects if self.start == "hypothesis" else None
 
     @property
     def wants_states(self) -> bool:
@@ -57,7 +67,10 @@ class LabelTuningConfig(MethodConfig):
 
     @abstractmethod
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
-        """The trainable producer: (label states [K, P, H], mask [K, P]) -> Injection for K rows."""
+        """The trainable producer: (label states [K, P, H], mask [K, P], start [K, P, W]) -> Injection for K rows.
+
+        Where it starts from the hypotheses, what it adds to `start` is zero at first; else `start` is None.
+        """
 
     @abstractmethod
     def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
@@ -89,12 +102,12 @@ class LabelTuning(TuningMethod):
     def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
         states, mask = states[used], mask[used]
-        pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])
+        pooled = read(self.inject(states, mask, read.start(used)).select(rows), candidates.shape[1])
         return self.score(pooled, states[rows], mask[rows]).view_as(candidates)
 
-    def inject(self, states: Tensor, mask: Tensor) -> Injection:
-        """What enters the backbone for each label: states [K, P, H], mask [K, P] -> Injection of K rows."""
-        injection = self.producer(states, mask)
+    def inject(self, states: Tensor, mask: Tensor, start: Tensor | None = None) -> Injection:
+        """What enters the backbone for each label: states [K, P, H], mask [K, P], start [K, P, W] -> K rows."""
+        injection = self.producer(states, mask, start)
         assert isinstance(injection, Injection)
         return injection
 
@@ -141,5 +154,5 @@ class FittedLabelTuning(LabelTuning):
         used, rows = candidates.flatten().unique(return_inverse=True)
         states, mask = states[used], mask[used]
         trained = used if self.trained is None else self.trained[used]
-        pooled = read(self.inject(states, mask).select(rows), candidates.shape[1])
+        pooled = read(self.inject(states, mask, read.start(used)).select(rows), candidates.shape[1])
         return self.head(pooled, states, mask, trained).float().gather(1, rows.unsqueeze(1)).view_as(candidates)

@@ -6,6 +6,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from pipeline.backbone.as_injection import Form, width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import WIDEST
@@ -15,7 +16,7 @@ from pipeline.methods.label_tuning import LabelTuningConfig
 class LTPrefixConfig(LabelTuningConfig):
     """Label-tuned prefixes."""
 
-    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
+    injects: ClassVar[Form | None] = "prefix"
 
     name: Literal["lt_prefix"] = "lt_prefix"
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
@@ -26,7 +27,7 @@ class LTPrefixConfig(LabelTuningConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float = Field(default=0.02, ge=0)
-    """Standard deviation of the initial map to keys and values."""
+    """Standard deviation of the initial map to keys and values, where the start is random."""
 
     @model_validator(mode="after")
     def _rank_needs_tokens(self) -> "LTPrefixConfig":
@@ -38,7 +39,7 @@ class LTPrefixConfig(LabelTuningConfig):
         return LTPrefix(self, facts, hypothesis_tokens)
 
     def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
-        width = 2 * facts.layers * facts.kv_heads * facts.head_dim
+        width = width_of("prefix", facts)
         if self.pooling == "tokens":
             return facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
         return facts.hidden_size + hypothesis_tokens**2 * width
@@ -50,7 +51,7 @@ class LTPrefix(nn.Module):
     def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, hypothesis_tokens: int) -> None:
         super().__init__()
         self.config, self.facts = config, facts
-        hidden, width = facts.hidden_size, 2 * facts.layers * facts.kv_heads * facts.head_dim
+        hidden, width = facts.hidden_size, width_of("prefix", facts)
         self.dropout = nn.Dropout(config.dropout)
         if config.pooling == "tokens":
             self.down = nn.Linear(hidden, config.rank, bias=False) if config.rank else nn.Identity()
@@ -59,19 +60,21 @@ class LTPrefix(nn.Module):
             self.token_score = nn.Linear(hidden, 1, bias=False)
             nn.init.uniform_(self.token_score.weight, -1, 1)
             self.expand = nn.Linear(hypothesis_tokens, hypothesis_tokens * width, bias=False)
-        nn.init.normal_(self.expand.weight, std=config.init_std)
+        nn.init.normal_(self.expand.weight, std=config.init_std if config.start == "random" else 0.0)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Injection:
-        """states [K, P, H], mask [K, P] -> Injection with prefix [L, 2, K, G, P, D]."""
+    def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
+        """states [K, P, H], mask [K, P], start [K, P, W] -> Injection with prefix [L, 2, K, G, P, D]."""
         states = self.dropout(states)
         if self.config.pooling == "tokens":
             flat = self.expand(self.down(states))
         else:
-            flat = self.expand(self._token_scores(states, mask))
+            flat = self.expand(self._token_scores(states, mask)).unflatten(1, (mask.shape[1], -1))
+        if start is not None:
+            flat = flat + start
+        elif self.config.pooling != "tokens":
             # The map mixes all tokens' scores into every prefix position, so all P positions exist.
             mask = torch.ones_like(mask)
-        count, tokens = mask.shape
-        shape = (count, tokens, self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
+        shape = (*mask.shape, self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
         return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
 
     def _token_scores(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
+from pipeline.backbone.as_injection import Form
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
@@ -13,13 +14,14 @@ from pipeline.methods.label_tuning import LabelTuningConfig
 class LTPromptConfig(LabelTuningConfig):
     """Label-tuned prompts."""
 
-    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
+    injects: ClassVar[Form | None] = "prompt"
 
     name: Literal["lt_prompt"] = "lt_prompt"
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float | None = Field(default=None, ge=0)
-    """Standard deviation of the initial map; null: 1/sqrt(H), which keeps the states' scale."""
+    """Standard deviation of the initial map, where the start is random; null: 1/sqrt(H), which keeps the states' scale.
+    """
 
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)
@@ -36,8 +38,10 @@ class LTPrompt(nn.Module):
         hidden = facts.hidden_size
         self.dropout = nn.Dropout(config.dropout)
         self.map = nn.Linear(hidden, hidden, bias=False)
-        nn.init.normal_(self.map.weight, std=hidden**-0.5 if config.init_std is None else config.init_std)
+        random = hidden**-0.5 if config.init_std is None else config.init_std
+        nn.init.normal_(self.map.weight, std=random if config.start == "random" else 0.0)
 
-    def forward(self, states: Tensor, mask: Tensor) -> Injection:
-        """states [K, P, H], mask [K, P] -> Injection with prompt [K, P, H]."""
-        return Injection(mask=mask, prompt=self.map(self.dropout(states)))
+    def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
+        """states [K, P, H], mask [K, P], start [K, P, H] -> Injection with prompt [K, P, H]."""
+        prompt = self.map(self.dropout(states))
+        return Injection(mask=mask, prompt=prompt if start is None else prompt + start)

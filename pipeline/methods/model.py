@@ -28,6 +28,7 @@ class LTuningModel(nn.Module):
     label_states: Tensor
     label_mask: Tensor
     continuations: Tensor | None
+    label_start: Tensor | None
 
     def __init__(
         self,
@@ -37,10 +38,12 @@ class LTuningModel(nn.Module):
         label_mask: Tensor,
         pooling: Pooling,
         continuations: Tensor | None = None,
+        label_start: Tensor | None = None,
     ) -> None:
         """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean.
 
-        continuations [K, Q]: tokens of the hypotheses behind a text, for methods that read them.
+        continuations [K, Q]: tokens of the hypotheses behind a text, for methods that read them; label_start
+        [K, P, W]: what injections start from, for methods that say so.
         """
         super().__init__()
         method.attach(backbone.model)
@@ -50,6 +53,7 @@ class LTuningModel(nn.Module):
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask.bool(), persistent=False)
         self.register_buffer("continuations", continuations, persistent=False)
+        self.register_buffer("label_start", label_start, persistent=False)
 
     def forward(
         self,
@@ -109,6 +113,10 @@ class _Reader:
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
         return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
 
+    def start(self, labels: Tensor, /) -> Tensor | None:
+        start = self.model.label_start
+        return None if start is None else start[labels]
+
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
         return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels])
@@ -141,6 +149,9 @@ class _StoredReader:
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         assert injection is None, "a method that is scored by stored states injects nothing"
         return self.alone.repeat_interleave(copies, 0)
+
+    def start(self, labels: Tensor, /) -> Tensor | None:
+        raise NotImplementedError
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         raise NotImplementedError

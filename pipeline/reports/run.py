@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.adapter.directory import Adapter, load_adapter
+from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.pooling import pool
@@ -128,7 +129,7 @@ def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
 
 def label_points(run: Run) -> tuple[Rows, str]:
     """Labels in two dimensions before and after tuning, and what "after" is; or no points, and why not."""
-    states, mask = run.adapter.labels.states, run.adapter.labels.mask
+    labels = run.adapter.labels
     try:
         backbone = run.adapter.config.backbone.trusted(run.config.backbone.trust_remote_code)
         facts = facts_of(load_model_config(backbone))
@@ -137,17 +138,18 @@ def label_points(run: Run) -> tuple[Rows, str]:
     method = run.adapter.build_method(facts).float()
     if not isinstance(method, LabelTuning) or len(run.split.labels) < 3:
         return [], "Shown for label tuning with three labels or more."
-    before = pool(states.float(), mask, "mean")
+    before = pool(labels.states.float(), labels.mask, "mean")
     with torch.no_grad():
-        after, what = _tuned(method, states.float(), mask.bool(), before)
+        after, what = _tuned(method, labels, before)
     return run_metrics.label_map(run.split.labels, _array(before), _array(after)), what
 
 
-def _tuned(method: LabelTuning, states: Tensor, mask: Tensor, before: Tensor) -> tuple[Tensor, str]:
-    """[K, P, H] -> one vector per label [K, H'], and in words what it is."""
+def _tuned(method: LabelTuning, labels: LabelStates, before: Tensor) -> tuple[Tensor, str]:
+    """Mean states [K, H] -> one vector per label [K, H'], and in words what it is."""
     if isinstance(method.head, LabelAwareHead):
         return method.head.similarity.label_map(before), "what the head compares texts with"
-    injection = method.inject(states, mask)
+    start = None if labels.start is None else labels.start.float()
+    injection = method.inject(labels.states.float(), labels.mask.bool(), start)
     if injection.prompt is not None:
         return pool(injection.prompt, injection.mask, "mean"), "the mean of the label's prompt"
     assert injection.prefix is not None

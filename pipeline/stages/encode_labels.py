@@ -3,10 +3,8 @@
 import logging
 from pathlib import Path
 
-from accelerate import Accelerator
-from torch import Tensor, nn
-
-from pipeline.adapter.label_states import NAMES_FILE, LabelStates, label_artefact, read_hypotheses
+from pipeline.adapter.label_states import NAMES_FILE, START_PART, LabelStates, label_artefact, read_hypotheses
+from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir
@@ -36,7 +34,8 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     run, data, seed = config.run_dir, config.data, config.run.seed
     names = ranks.on_main(lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
     words = hypotheses(names, config.labels)
-    wanted = label_fingerprint(backbone, ranks, data.max_length, names, words)
+    form = config.method.starts_from
+    wanted = label_fingerprint(backbone, ranks, data.max_length, names, words, form)
     folder = run.labels
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
@@ -44,8 +43,10 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted):
             return found
     input_ids, mask = encode_hypotheses(backbone.tokenizer, words, data.max_length)
-    model = prepare_inference(accelerator, load_frozen(accelerator, ranks, backbone), config.backbone.dtype)
-    states = LabelStates(names, words, _read(accelerator, model, input_ids, mask), mask, wanted)
+    reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
+    model = prepare_inference(accelerator, reader, config.backbone.dtype)
+    read, as_injections = read_hypotheses(model, input_ids.to(accelerator.device), mask.to(accelerator.device))
+    states = LabelStates(names, words, read, mask, wanted, as_injections)
     release(accelerator, model)
     ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
@@ -53,22 +54,28 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
 
 
 def current_label_states(
-    run_dir: RunDir, labels: LabelsConfig, max_length: int, names: list[str], backbone: Backbone, ranks: Ranks
+    run_dir: RunDir,
+    labels: LabelsConfig,
+    max_length: int,
+    names: list[str],
+    backbone: Backbone,
+    ranks: Ranks,
+    form: Form | None,
 ) -> LabelStates:
     """The label states for training. Raises UserError where they were made from something else. Collective.
 
-    `names`: the labels, as data/ has them; `max_length`: data.max_length.
+    `names`: the labels, as data/ has them; `max_length`: data.max_length; `form`: the method's `starts_from`.
     """
     states = LabelStates.load(run_dir.labels)
-    wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels))
+    wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels), form)
     label_artefact(run_dir.labels).check(states.fingerprint, wanted)
     return states
 
 
 def label_fingerprint(
-    backbone: Backbone, ranks: Ranks, max_length: int, names: list[str], words: list[str]
+    backbone: Backbone, ranks: Ranks, max_length: int, names: list[str], words: list[str], form: Form | None
 ) -> dict[str, str]:
-    """Everything the label states depend on, part by part. Collective."""
+    """Everything the label states depend on, part by part. `form`: the method's `starts_from`. Collective."""
     special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
     return {
         FORMAT: LABEL_FORMAT,
@@ -79,11 +86,8 @@ def label_fingerprint(
         "data.max_length": str(max_length),
         # Only where it matters, so that older label states stay current.
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),
+        **({START_PART: form} if form else {}),
     }
-
-
-def _read(accelerator: Accelerator, model: nn.Module, input_ids: Tensor, mask: Tensor) -> Tensor:
-    return read_hypotheses(model, input_ids.to(accelerator.device), mask.to(accelerator.device))
 
 
 def _write(states: LabelStates, folder: Path) -> None:

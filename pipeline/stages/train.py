@@ -75,7 +75,8 @@ class TrainingTask:
 
         manifest = ranks.on_main(manifest_of_data)
         names, length = manifest["labels"], self.data.max_length
-        states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks)
+        form = self.method.starts_from
+        states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks, form)
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
 

@@ -48,6 +48,7 @@ def training_absent(method: AnyMethodConfig) -> Absent:
     """What the lack of a part stands for in the fingerprint of training with this method."""
     return {
         **defaults_of(method=type(method), train=TrainConfig, backbone=BackboneConfig),
+        **{f"method.{key}": value for key, value in method.came_later.items()},
         **parts_of_data_absent(),
         **within("label states", {**label_absent(), FORMAT: "1"}),
     }

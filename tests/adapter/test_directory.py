@@ -7,6 +7,7 @@ import json
 import os
 import re
 import stat
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
+from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import parse_config
 from pipeline.core.checksums import SUMS
@@ -238,6 +240,24 @@ def test_version_1_without_a_shortlist_is_read_with_every_label_where_that_is_ce
         assert config.method.model_dump()["shortlist"] is None and config.method.joint_readings(77) is None
     config = load_adapter(with_method(folder, SCORES | {"shortlist": 4}, 1)).config
     assert config.method.joint_readings(77) == 4, "the bias, which was off, is left out"
+
+
+def test_an_adapter_from_before_there_was_a_start_has_a_random_one(folder: Path) -> None:
+    method = {key: value for key, value in some_config().method.model_dump(mode="json").items() if key != "start"}
+    for name in ("lt_prefix", "lt_prompt"):
+        kept = {key: value for key, value in method.items() if key not in ("pooling", "rank") or name == "lt_prefix"}
+        found = load_adapter(with_method(folder, kept | {"name": name}, 2)).config.method
+        assert found.name == name and found.starts_from is None
+
+
+def test_a_start_that_the_method_does_not_take_is_refused(folder: Path) -> None:
+    adapter = load_adapter(folder)
+    prefix = torch.zeros(2, 5, width_of("prefix", FACTS))
+    for start, method in ((prefix, {"start": "random"}), (None, {"start": "hypothesis"}), (prefix[..., 1:], {})):
+        config = adapter.config.model_copy(update={"method": adapter.config.method.model_copy(update=method)})
+        labels = replace(adapter.labels, start=start)
+        with pytest.raises(UserError, match=r"the labels' start has width .*, lt_prefix takes"):
+            replace(adapter, config=config, labels=labels).build_method(FACTS)
 
 
 @pytest.mark.parametrize(

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from pipeline import LTuningClassifier
-from pipeline.backbone.injection import Injection
 from pipeline.core.errors import Preempted, UserError
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
 from pipeline.methods.logistic import Fit
 from pipeline.stages.run import run
-from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, config_of, method_of, read, states
+from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, TinyReader, config_of, method_of, read, states
 from tests.support.tiny_run import tiny_config
 
 H = FACTS.hidden_size
@@ -71,12 +70,7 @@ def tuning(**keys: Any) -> FittedLabelTuning:
 @pytest.mark.parametrize("shortlist", [None, 1, 2])
 def test_before_the_first_step_it_is_the_probe_and_reads_nothing_else(shortlist: int | None) -> None:
     method, candidates = tuning(shortlist=shortlist), torch.tensor([[2, 0, 1], [1, 2, 0]])
-
-    def read_alone(injection: Injection | None, copies: int) -> Tensor:
-        assert injection is None
-        return read(None, copies)
-
-    found = method.scores(read_alone, candidates, states(), MASK)
+    found = method.scores(TinyReader(alone_only=True), candidates, states(), MASK)
     torch.testing.assert_close(found, method.head(TEXTS.tanh(), states(), MASK).float().gather(1, candidates))
     method.begin_tuning()
     assert not torch.equal(method.scores(read, candidates, states(), MASK), found)

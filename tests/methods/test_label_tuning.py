@@ -5,7 +5,7 @@ covers methods/lt_prefix, methods/lt_prompt
 
 import itertools
 import math
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
+from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods import AnyMethodConfig
@@ -41,9 +42,9 @@ def config_of(**keys: Any) -> MethodConfig:
     return config
 
 
-def method_of(facts: BackboneFacts = FACTS, **keys: Any) -> LabelTuning:
+def method_of(facts: BackboneFacts = FACTS, *, start: str = "random", **keys: Any) -> LabelTuning:
     torch.manual_seed(0)
-    method = config_of(**keys).build(facts, P, K).double().eval()
+    method = config_of(start=start, **keys).build(facts, P, K).double().eval()
     assert isinstance(method, LabelTuning)
     return method
 
@@ -195,13 +196,30 @@ def test_gradients_reach_every_parameter(keys: dict[str, Any], head: str) -> Non
 TEXTS = torch.linspace(-1, 1, 2 * FACTS.hidden_size, dtype=torch.float64).view(2, -1)
 
 
-def read(injection: Injection | None, copies: int) -> Tensor:
+@dataclass
+class TinyReader:
     """A backbone before two texts, for which an injection is one number per row."""
-    rows = TEXTS.repeat_interleave(copies, 0)
-    if injection is not None:
-        whole = injection.prompt if injection.prefix is None else injection.prefix.movedim(2, 0)
-        rows = rows + whole.flatten(1).mean(1, keepdim=True).sin()
-    return rows.tanh()
+
+    begin: Tensor | None = None
+    """[K, P, W], what injections start from"""
+    alone_only: bool = False
+
+    def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        rows = TEXTS.repeat_interleave(copies, 0)
+        if injection is not None:
+            assert not self.alone_only
+            whole = injection.prompt if injection.prefix is None else injection.prefix.movedim(2, 0)
+            rows = rows + whole.flatten(1).mean(1, keepdim=True).sin()
+        return rows.tanh()
+
+    def start(self, labels: Tensor, /) -> Tensor | None:
+        return None if self.begin is None else self.begin[labels]
+
+    def likelihood(self, labels: Tensor, /) -> Tensor:
+        raise NotImplementedError
+
+
+read = TinyReader()
 
 
 def shortlisted(shortlist: int | None, name: str = "lt_prompt") -> LabelTuning:
@@ -252,6 +270,41 @@ def test_a_score_does_not_depend_on_the_other_candidates_of_a_shortlist() -> Non
     for label in (0, 1):
         alone = method.scores(read, torch.tensor([[label], [label]]), states(), MASK)
         torch.testing.assert_close(alone[:, 0], pair[:, label])
+
+
+def values_of(injection: Injection) -> Tensor:
+    """[K, P, W]"""
+    if injection.prompt is not None:
+        return injection.prompt
+    assert injection.prefix is not None
+    return injection.prefix.permute(2, 4, 0, 1, 3, 5).flatten(2)
+
+
+@pytest.mark.parametrize("keys", [{"pooling": "scores"}, {"pooling": "tokens", "rank": 2}, {"name": "lt_prompt"}])
+def test_an_injection_starts_as_the_hypothesis_and_training_adds_to_it(keys: dict[str, Any]) -> None:
+    keys = {"name": "lt_prefix", **keys}
+    method, form = method_of(start="hypothesis", **keys), config_of(**keys).starts_from
+    assert form is not None and form == config_of(**keys).injects
+    assert config_of(start="random", **keys).starts_from is None
+    start = torch.randn(K, P, width_of(form, FACTS), dtype=torch.float64)
+    injection = method.inject(states(), MASK, start)
+    assert torch.equal(values_of(injection), start) and torch.equal(injection.mask, MASK)
+    for parameter in method.producer.parameters():
+        nn.init.normal_(parameter)
+    nothing = torch.zeros_like(start)
+    moved = values_of(method.inject(states(), MASK, start))
+    assert not torch.allclose(moved, start)
+    torch.testing.assert_close(moved, start + values_of(method.inject(states(), MASK, nothing)))
+
+
+def test_each_label_starts_from_its_own_hypothesis() -> None:
+    method = method_of(name="lt_prompt", start="hypothesis", head="label_aware", shortlist=None)
+    start = torch.randn(K, P, FACTS.hidden_size, dtype=torch.float64)
+    found = method.scores(TinyReader(start), torch.tensor([[2, 0], [2, 0]]), states(), MASK)
+    for place, label in enumerate((2, 0)):
+        rows = [label, label]
+        pooled = read(Injection(mask=MASK[rows], prompt=start[rows]), 1)
+        torch.testing.assert_close(found[:, place], method.score(pooled, states()[rows], MASK[rows]))
 
 
 def test_rows_that_a_text_takes() -> None:

@@ -37,6 +37,9 @@ from tests.support.tiny_run import tiny_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 FROZEN = read_json(Path(__file__).parent / "version_0_1.json")
 """The fingerprints of the quickstart as version 0.1 (0e54d2f) made it."""
+OLD_WAYS = ("method.head=label_aware", "method.start=random")
+"""What label tuning did by default in version 0.1."""
+TRAIN = {"max_steps": 2, "batch_size": 4}
 STAGES = ("preprocess", "encode-labels", "train", "evaluate", "run")
 
 
@@ -75,7 +78,9 @@ def rewrite(file: Path, value: dict[str, Any]) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two finished runs, `new` and `old`, and the config file they came from."""
     folder = tmp_path_factory.mktemp("older")
-    config = tiny_config(folder, train={"max_steps": 2, "batch_size": 4}, logging={"trackers": ["jsonl"]})
+    config = tiny_config(
+        folder, method={"start": "random"}, train={"max_steps": 2, "batch_size": 4}, logging={"trackers": ["jsonl"]}
+    )
     (folder / "given.yaml").write_text(config.to_yaml())
     assert main(["run", "--config", str(folder / "given.yaml"), f"run.dir={folder / 'new'}"]) == 0
     shutil.copytree(folder / "new", folder / "old")
@@ -210,6 +215,16 @@ def test_a_format_that_is_raised_is_refused_by_name_and_what_is_finished_is_kept
     assert said in capsys.readouterr().err and times_of(RunDir(folder / "new")) == before
 
 
+def test_the_config_that_an_older_run_keeps_means_what_it_meant(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    kept = folder / "new" / "config.yaml"
+    lines = [line for line in kept.read_text().splitlines() if line.strip() != "start: random"]
+    assert len(lines) < len(kept.read_text().splitlines())
+    kept.write_text("\n".join(lines))
+    with caplog.at_level("INFO", "pipeline"):
+        assert main(["run", "--config", str(kept)]) == 0
+    assert "is current" in caplog.text and "made again" not in caplog.text
+
+
 def test_an_evaluation_of_an_older_format_is_made_again(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = folder / "old" / "evaluation" / "fingerprint.json"
     found = read_json(file)
@@ -221,7 +236,7 @@ def test_an_evaluation_of_an_older_format_is_made_again(folder: Path, caplog: py
 
 
 def test_the_fingerprints_of_the_quickstart_of_version_0_1_are_current() -> None:
-    config = load_config(REPOSITORY / "launch" / "recipes" / "quickstart.yaml", ["method.head=label_aware"])
+    config = load_config(REPOSITORY / "launch" / "recipes" / "quickstart.yaml", OLD_WAYS)
     manifest = FROZEN["manifest"]
     states, mask = torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
     labels = LabelStates(["a", "b"], ["a", "b"], states, mask, FROZEN["labels"] | {"format": "1", "weights": "abc"})

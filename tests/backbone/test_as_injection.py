@@ -1,0 +1,79 @@
+"""A hypothesis as an injection: a text behind it is read as the second half of one sequence."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone.as_injection import AsInjection, width_of
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection
+from tests.support.tiny import FAMILIES, tiny_model
+
+LENGTHS = (4, 2)
+"""Of two hypotheses, padded to the first."""
+MASK = torch.arange(4) < torch.tensor(LENGTHS)[:, None]
+HYPOTHESES = torch.tensor([[11, 12, 13, 14], [21, 22, 1, 1]])
+TEXT = torch.tensor([[31, 32, 33, 34, 35]]).expand(2, -1)
+PROJECTIONS = {"key", "key_proj", "in_proj"}
+"""What makes the keys in the attention of encoders."""
+
+
+def backbone_of(family: str) -> FrozenBackbone:
+    network = tiny_model(family).double()
+    return FrozenBackbone(network, facts_of(network.config))
+
+
+def is_decoder(family: str) -> bool:
+    return facts_of(tiny_model(family).config).is_decoder
+
+
+def read_behind(backbone: FrozenBackbone, form: str) -> Tensor:
+    _, start = AsInjection(backbone, form)(HYPOTHESES, MASK)  # type: ignore[arg-type]
+    facts = backbone.facts
+    if form == "prompt":
+        injection = Injection(mask=MASK, prompt=start)
+    else:
+        shape = (facts.layers, 2, facts.kv_heads, facts.head_dim)
+        injection = Injection(mask=MASK, prefix=start.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5))
+    return backbone(TEXT, torch.ones_like(TEXT), injection)
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if is_decoder(family)])
+@pytest.mark.parametrize("form", ["prompt", "prefix"])
+def test_decoders_read_a_text_as_behind_the_hypothesis(family: str, form: str) -> None:
+    backbone = backbone_of(family)
+    with torch.no_grad():
+        found = read_behind(backbone, form)
+        for row, length in enumerate(LENGTHS):
+            both = torch.cat([HYPOTHESES[row, :length], TEXT[row]])[None]
+            expected = backbone(both, torch.ones_like(both))[0, length:]
+            torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-9)
+    assert not torch.allclose(found[0], found[1])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if not is_decoder(family)])
+def test_encoders_keep_the_keys_of_the_hypothesis_read_alone(family: str) -> None:
+    backbone, made = backbone_of(family), []
+    with torch.no_grad():
+        states, start = AsInjection(backbone, "prefix")(HYPOTHESES, MASK)
+        expected_states = backbone(HYPOTHESES, MASK)
+        for name, module in backbone.named_modules():
+            if name.rsplit(".", 1)[-1] in PROJECTIONS and isinstance(module, nn.Linear):
+                module.register_forward_hook(lambda _, __, output: made.append(output))
+        backbone(HYPOTHESES, MASK)
+    assert torch.equal(states, expected_states) and start.shape == (2, 4, width_of("prefix", backbone.facts))
+    facts = backbone.facts
+    keys = start.unflatten(2, (facts.layers, 2, facts.kv_heads, facts.head_dim))[:, :, :, 0]  # [K, P, L, G, D]
+    made = [output for output in made if len(output) == 2]  # not DeBERTa's, of its relative positions
+    assert len(made) == facts.layers
+    for layer, output in enumerate(made):
+        if output.shape[-1] != facts.hidden_size:  # DeBERTa v1: query, key and value of each head side by side
+            output = output.unflatten(2, (facts.heads, 3, facts.head_dim))[:, :, :, 1].flatten(2)
+        torch.testing.assert_close(keys[:, :, layer].flatten(2), output)
+
+
+def test_nothing_is_kept_where_nothing_is_wanted() -> None:
+    backbone = backbone_of("bert")
+    states, start = AsInjection(backbone, None)(HYPOTHESES, MASK)
+    assert start is None and torch.equal(states, backbone(HYPOTHESES, MASK))
