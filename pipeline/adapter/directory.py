@@ -22,7 +22,6 @@ from transformers import PreTrainedTokenizerBase
 from pipeline.adapter.card import model_card
 from pipeline.adapter.config import AdapterConfig, read_adapter_config
 from pipeline.adapter.label_states import LabelStates, label_absent
-from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.weights import FLOATS, shortened
 from pipeline.core.artefact import differences, warn_of_unknown
@@ -90,7 +89,7 @@ class Adapter:
     def _check_start(self, facts: BackboneFacts) -> None:
         """UserError where what injections start from is not what the method takes."""
         form, start = self.config.method.starts_from, self.labels.start
-        expected = None if form is None else width_of(form, facts)
+        expected = None if form is None else form.width(facts)
         found = None if start is None else start.shape[2]
         if expected != found:
             raise UserError(

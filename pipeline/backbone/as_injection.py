@@ -1,6 +1,6 @@
 """A hypothesis as the backbone reads it, in the form of an injection: what an injection can start from."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -8,20 +8,36 @@ from torch import Tensor, nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import KeysValues
+from pipeline.core.errors import UserError
 
-Form = Literal["prompt", "prefix"]
 
+class Form(NamedTuple):
+    """How an injection enters the backbone."""
 
-def width_of(form: Form, facts: BackboneFacts) -> int:
-    """W: numbers per token."""
-    return facts.hidden_size if form == "prompt" else 2 * facts.layers * facts.kv_heads * facts.head_dim
+    kind: Literal["prompt", "prefix"]
+    first_layer: int = 0
+    """The lowest layer that reads it, from 0."""
+
+    def width(self, facts: BackboneFacts) -> int:
+        """W: numbers per token. Raises UserError where the backbone has no such layer."""
+        if self.first_layer >= facts.layers:
+            raise UserError(
+                f"method.first_layer={self.first_layer}: the backbone has only layers 0 to {facts.layers - 1}, of "
+                "those that it reads (backbone.layers)"
+            )
+        if self.kind == "prompt":
+            return facts.hidden_size
+        return 2 * (facts.layers - self.first_layer) * facts.kv_heads * facts.head_dim
+
+    def __str__(self) -> str:
+        return self.kind if self.first_layer == 0 else f"{self.kind} from layer {self.first_layer}"
 
 
 class AsInjection(nn.Module):
     """A frozen backbone that also tells what would stand in the place of a text it has read.
 
-    A text behind that is read as one behind the hypothesis: as the backbone's own prompt (its input embeddings), or as
-    the prefix (its keys and values in all layers).
+    A text behind that is read as one behind the hypothesis: as a prompt (the states that the first layer with an
+    injection gets, which are its input embeddings where that is the lowest), or as a prefix (its keys and values).
     """
 
     def __init__(self, backbone: FrozenBackbone, form: Form | None) -> None:
@@ -32,13 +48,18 @@ class AsInjection(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
         """Texts [B, T], padded on the right -> last hidden states [B, T, H]; what they are as an injection [B, T, W].
 
-        W is `width_of` the form; a prefix has its numbers in the order [L, 2, G, D].
+        A prefix has its numbers in the order [L, 2, G, D].
         """
-        if self.form == "prompt":
-            return self.backbone(input_ids, attention_mask), self.backbone.model.get_input_embeddings()(input_ids)
         if self.form is None:
             return self.backbone(input_ids, attention_mask), None
+        first_layer = self.form.first_layer
+        if self.form.kind == "prompt":
+            embed = self.backbone.model.get_input_embeddings()
+            states = self.backbone(input_ids, attention_mask)
+            if first_layer == 0:
+                return states, embed(input_ids)
+            return states, self.backbone.trunk(input_ids, attention_mask, first_layer).states
         layers: KeysValues = []
         hidden = self.backbone(input_ids, attention_mask, keep=layers)
-        both = torch.stack([torch.stack(layer) for layer in layers])  # [L, 2, B, G, T, D]
+        both = torch.stack([torch.stack(layer) for layer in layers[first_layer:]])  # [L, 2, B, G, T, D]
         return hidden, both.permute(2, 4, 0, 1, 3, 5).flatten(2)

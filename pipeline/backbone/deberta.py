@@ -53,7 +53,8 @@ class DebertaPrefix:
     @contextmanager
     def active(self, prefix: Tensor, mask: Tensor) -> Iterator[None]:
         """`prefix` [L, 2, B, N, P, D] and `mask` [B, P] bool reach the layers of the calls made inside."""
-        self._layers = [_LayerPrefix(keys, values, mask) for keys, values in prefix]
+        below = [prefix[0]] * (len(self._encoder_layers) - len(prefix))  # of layers that are not run
+        self._layers = [_LayerPrefix(keys, values, mask) for keys, values in (*below, *prefix)]
         try:
             yield
         finally:

@@ -4,11 +4,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.pooling import pool
+from pipeline.backbone.trunk import layers_of
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "first")
 BEHIND = ("norm", "ln_f", "final_layer_norm", "project_out")
@@ -26,7 +26,7 @@ class EveryLayer(nn.Module):
     def __init__(self, backbone: FrozenBackbone) -> None:
         super().__init__()
         self.backbone = backbone
-        owner, layers = _layers_of(backbone.model)
+        owner, layers = layers_of(backbone.model)
         self._behind = [module for name in BEHIND if (module := getattr(owner, name, None)) is not None]
         self._following = list(layers)[1:]
 
@@ -51,17 +51,6 @@ class EveryLayer(nn.Module):
             for hook in hooks:
                 hook.remove()
         return torch.stack([*pooled, _all_pooled(last, attention_mask)])
-
-
-def _layers_of(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of transformer layers, and the module that holds it."""
-    [found] = [
-        (owner, child)
-        for owner in model.modules()
-        for child in owner.children()
-        if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
-    ]
-    return found
 
 
 def _all_pooled(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """The frozen model, run with or without an injection."""
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Self
 
@@ -16,6 +17,7 @@ from pipeline.backbone.injection import NO_TOKEN, Injection, KeysValues
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.prefix_cache import PrefixCache
 from pipeline.backbone.rope import follow_each_row
+from pipeline.backbone.trunk import Split, Trunk
 
 WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
 
@@ -34,6 +36,7 @@ class FrozenBackbone(nn.Module):
         self.model: Any = model.base_model
         self.facts = facts
         self._deberta = deberta.DebertaPrefix(model) if facts.family in deberta.FAMILIES else None
+        self._split: Split | None = None
         follow_each_row(model)
         self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
         self._first_position = model.config.pad_token_id + 1 if facts.family == "roberta" else 0
@@ -54,12 +57,15 @@ class FrozenBackbone(nn.Module):
         injection: Injection | None = None,
         token_type_ids: Tensor | None = None,
         keep: KeysValues | None = None,
+        trunk: Trunk | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, H] of the text tokens.
 
         `input_ids`, `attention_mask` (nonzero: real token) and `token_type_ids` are [B, T], padded on either side.
         States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
         list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
+        With `trunk`, made of the same texts, the layers from `trunk.first_layer` on read on from there, and the
+        injection is one into them: its prefix is [L - first_layer, ...].
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
         mask = attention_mask.bool()
@@ -72,8 +78,38 @@ class FrozenBackbone(nn.Module):
         # seen; and padding before the text has nothing to attend to, which eager attention can turn into NaN.
         order = mask.logical_not().int().argsort(dim=1, stable=True)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
-        hidden = self._run(tokens, mask.gather(1, order), injection, keep)
+        with self._reading_on(trunk, injection, order):
+            hidden = self._run(tokens, mask.gather(1, order), injection, keep)
         return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
+
+    def trunk(
+        self, input_ids: Tensor, attention_mask: Tensor, first_layer: int, token_type_ids: Tensor | None = None
+    ) -> Trunk:
+        """The texts as the layers below `first_layer` read them, without a gradient. Arguments as for `forward`."""
+        with torch.no_grad(), self.split.lower(first_layer) as found:
+            self(input_ids, attention_mask, token_type_ids=token_type_ids)
+        order = attention_mask.bool().logical_not().int().argsort(dim=1, stable=True)
+        return Trunk(first_layer, _take(found[0], order.argsort(dim=1)))
+
+    @property
+    def split(self) -> Split:
+        """Made when it is first asked for, so that a backbone without a trunk is the model as it is.
+
+        Raises UserError for families that cannot be split.
+        """
+        if self._split is None:
+            self._split = Split(self.model)
+        return self._split
+
+    def _reading_on(
+        self, trunk: Trunk | None, injection: Injection | None, order: Tensor
+    ) -> AbstractContextManager[None]:
+        if trunk is None:
+            return nullcontext()
+        states = trunk.states
+        if injection is not None and injection.prompt is not None:
+            states = torch.cat([injection.prompt.to(states.dtype), states], dim=1)
+        return self.split.upper(trunk.first_layer, _take(states, order))
 
     def likelihood(self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor) -> Tensor:
         """Mean log-probability per token of what is read right behind each text, [B] float32.
@@ -121,7 +157,7 @@ class FrozenBackbone(nn.Module):
         if prefix is None or injection is None:
             return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
         if self._deberta is None:
-            inputs["past_key_values"] = PrefixCache(prefix)
+            inputs["past_key_values"] = PrefixCache(prefix, self.facts.layers)
             return self.model(attention_mask=seen.long(), **inputs).last_hidden_state
         with self._deberta.active(prefix, injection.mask):
             return self.model(attention_mask=mask.long(), **inputs).last_hidden_state

@@ -33,5 +33,7 @@ class PrefixCache(Cache):
     `DynamicCache`: text beyond the window no longer sees it.
     """
 
-    def __init__(self, prefix: Tensor):
-        super().__init__(layers=[_PrefixLayer(keys, values) for keys, values in prefix])
+    def __init__(self, prefix: Tensor, layers: int):
+        """`layers`: L of the backbone. Those below a prefix of fewer are not run, but asked for its length."""
+        below = [prefix[0]] * (layers - len(prefix))
+        super().__init__(layers=[_PrefixLayer(keys, values) for keys, values in (*below, *prefix)])

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
-from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.core.bounds import MOST_RANKS
@@ -97,7 +96,7 @@ def build_case(
 
 
 def _label_elements(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-    width = 0 if method.starts_from is None else width_of(method.starts_from, facts)
+    width = 0 if method.starts_from is None else method.starts_from.width(facts)
     return label_count * hypothesis_tokens * (facts.hidden_size + width)
 
 

@@ -7,7 +7,7 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +92,7 @@ class MethodConfig(Settings, ABC):
     """It reads texts without an injection, with an untouched backbone, so that stored states take the place of that."""
     reads_hypotheses: ClassVar[bool] = False
     """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
-    injects: ClassVar[Form | None] = None
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = None
     """What enters the backbone."""
     came_later: ClassVar[Mapping[str, str]] = {}
     """Keys that the method had not at first, with what runs and adapters that do not name them were made with."""
@@ -101,6 +101,11 @@ class MethodConfig(Settings, ABC):
     def takes_steps(self) -> bool:
         """Is it trained by gradient steps?"""
         return self.is_trained and not self.from_states
+
+    @property
+    def form(self) -> Form | None:
+        """How its injection enters the backbone."""
+        return None if self.injects is None else Form(self.injects)
 
     @property
     def starts_from(self) -> Form | None:
@@ -143,6 +148,9 @@ class MethodConfig(Settings, ABC):
 
 class TuningMethod(nn.Module, ABC):
     """The trainable part: turns readings of texts into label scores."""
+
+    first_layer = 0
+    """The lowest layer of the backbone that reads its injection. Those below run once per text."""
 
     @abstractmethod
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:

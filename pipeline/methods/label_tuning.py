@@ -31,13 +31,21 @@ class LabelTuningConfig(MethodConfig):
     start: Literal["hypothesis", "random"] = "hypothesis"
     """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, to which
     training adds, so that a text is read as one behind the hypothesis; random: the map's own start values."""
+    first_layer: int = Field(default=0, ge=0)
+    """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
+    label, and without a gradient."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
 
     @property
     def starts_from(self) -> Form | None:
-        return self.injects if self.start == "hypothesis" else None
+        return self.form if self.start == "hypothesis" else None
+
+    @property
+    def form(self) -> Form:
+        assert self.injects is not None
+        return Form(self.injects, self.first_layer)
 
     @property
     def wants_states(self) -> bool:
@@ -46,7 +54,8 @@ class LabelTuningConfig(MethodConfig):
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
         head = build_head(self.head, facts.hidden_size, label_count)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
-        return kind(self.build_producer(facts, hypothesis_tokens), head, self.joint_readings(label_count))
+        producer = self.build_producer(facts, hypothesis_tokens)
+        return kind(producer, head, self.joint_readings(label_count), self.first_layer)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
@@ -80,11 +89,14 @@ class LabelTuningConfig(MethodConfig):
 class LabelTuning(TuningMethod):
     """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
 
-    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None = None) -> None:
+    def __init__(
+        self, producer: nn.Module, head: nn.Module, shortlist: int | None = None, first_layer: int = 0
+    ) -> None:
         super().__init__()
         self.producer = producer
         self.head = head
         self.shortlist = shortlist
+        self.first_layer = first_layer
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Every candidate's score with its label injected; beyond a shortlist, that of the text read alone.
@@ -127,8 +139,10 @@ class FittedLabelTuning(LabelTuning):
 
     is_tuned: Tensor
 
-    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None = None) -> None:
-        super().__init__(producer, head, shortlist)
+    def __init__(
+        self, producer: nn.Module, head: nn.Module, shortlist: int | None = None, first_layer: int = 0
+    ) -> None:
+        super().__init__(producer, head, shortlist, first_layer)
         self.register_buffer("is_tuned", torch.zeros(1, dtype=torch.int64))
         self.trained: Tensor | None = None
         """[K] index in training of each label; None: they are those of training."""

@@ -6,7 +6,6 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import Form, width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import WIDEST
@@ -16,7 +15,7 @@ from pipeline.methods.label_tuning import LabelTuningConfig
 class LTPrefixConfig(LabelTuningConfig):
     """Label-tuned prefixes."""
 
-    injects: ClassVar[Form | None] = "prefix"
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
 
     name: Literal["lt_prefix"] = "lt_prefix"
     pooling: Literal["scores", "softmax", "tokens"] = "scores"
@@ -39,7 +38,7 @@ class LTPrefixConfig(LabelTuningConfig):
         return LTPrefix(self, facts, hypothesis_tokens)
 
     def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
-        width = width_of("prefix", facts)
+        width = self.form.width(facts)
         if self.pooling == "tokens":
             return facts.hidden_size * width if self.rank is None else self.rank * (facts.hidden_size + width)
         return facts.hidden_size + hypothesis_tokens**2 * width
@@ -51,7 +50,7 @@ class LTPrefix(nn.Module):
     def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, hypothesis_tokens: int) -> None:
         super().__init__()
         self.config, self.facts = config, facts
-        hidden, width = facts.hidden_size, width_of("prefix", facts)
+        hidden, width = facts.hidden_size, config.form.width(facts)
         self.dropout = nn.Dropout(config.dropout)
         if config.pooling == "tokens":
             self.down = nn.Linear(hidden, config.rank, bias=False) if config.rank else nn.Identity()
@@ -74,7 +73,7 @@ class LTPrefix(nn.Module):
         elif self.config.pooling != "tokens":
             # The map mixes all tokens' scores into every prefix position, so all P positions exist.
             mask = torch.ones_like(mask)
-        shape = (*mask.shape, self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
+        shape = (*mask.shape, -1, 2, self.facts.kv_heads, self.facts.head_dim)
         return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
 
     def _token_scores(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from typing import ClassVar, Literal
 from pydantic import Field
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import Form
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
@@ -14,7 +13,7 @@ from pipeline.methods.label_tuning import LabelTuningConfig
 class LTPromptConfig(LabelTuningConfig):
     """Label-tuned prompts."""
 
-    injects: ClassVar[Form | None] = "prompt"
+    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["lt_prompt"] = "lt_prompt"
     dropout: float = Field(default=0.0, ge=0, lt=1)
@@ -27,7 +26,7 @@ class LTPromptConfig(LabelTuningConfig):
         return LTPrompt(self, facts)
 
     def producer_parameters(self, facts: BackboneFacts, hypothesis_tokens: int) -> int:
-        return facts.hidden_size**2
+        return facts.hidden_size * self.form.width(facts)
 
 
 class LTPrompt(nn.Module):

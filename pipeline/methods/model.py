@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.pooling import pool
+from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
 from pipeline.methods.base import TuningMethod
 
@@ -96,7 +98,7 @@ class LTuningModel(nn.Module):
                 parameter.data.copy_(state[name])
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Reader:
     """How a method's `scores` reads the texts of one batch; see `pipeline.methods.base.Reader`."""
 
@@ -111,7 +113,15 @@ class _Reader:
             return self.alone.repeat_interleave(copies, 0)
         ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
-        return pool(self.model.backbone(ids, mask, injection, types), mask, self.model.pooling)
+        trunk = None if self._trunk is None else self._trunk.repeat(copies)
+        return pool(self.model.backbone(ids, mask, injection, types, trunk=trunk), mask, self.model.pooling)
+
+    @cached_property
+    def _trunk(self) -> Trunk | None:
+        first_layer = self.model.method.first_layer
+        if first_layer == 0:
+            return None
+        return self.model.backbone.trunk(self.input_ids, self.attention_mask, first_layer, self.token_type_ids)
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         start = self.model.label_start

@@ -86,7 +86,7 @@ def label_fingerprint(
         "data.max_length": str(max_length),
         # Only where it matters, so that older label states stay current.
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),
-        **({START_PART: form} if form else {}),
+        **({START_PART: str(form)} if form else {}),
     }
 
 

@@ -1,0 +1,99 @@
+"""The layers below an injection, run once per text, and those from there on, run once per label.
+
+Both are the model's own forward, so that embeddings, masks, positions and rotary tensors are made as its family makes
+them; only the layers that are not wanted hand on what they get.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from pipeline.core.errors import UserError
+
+
+class Trunk(NamedTuple):
+    """Texts as far as the layers below `first_layer` have read them."""
+
+    first_layer: int
+    """The layer that reads on, from 0."""
+    states: Tensor
+    """[B, T, H], what that layer gets."""
+
+    def repeat(self, copies: int) -> "Trunk":
+        """Each text `copies` times in a row."""
+        return Trunk(self.first_layer, self.states.repeat_interleave(copies, 0))
+
+
+def layers_of(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
+    """The list of transformer layers, and the module that holds it."""
+    [found] = [
+        (owner, child)
+        for owner in model.modules()
+        for child in owner.children()
+        if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
+    ]
+    return found
+
+
+def check_split(config: Any) -> None:
+    """Raises UserError for models whose upper layers cannot be entered: with states [B, T, H], and nothing else."""
+    reason = ""
+    if getattr(config, "num_kv_shared_layers", 0):  # Gemma 3n
+        reason = "its layers use the keys and values of layers below them"
+    elif getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:  # OPT-350m
+        reason = "the states between its layers are wider than those that it takes and gives"
+    if reason:
+        raise UserError(f"method.first_layer: {config.model_type} cannot be split ({reason}): set method.first_layer=0")
+
+
+class Split:
+    """Wraps every layer of a model in place; `lower` and `upper` then say which of them one forward call runs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        check_split(model.config)
+        self._first_layer = 0
+        self._runs_lower = self._runs_upper = True
+        self._states: Tensor | None = None
+        """What layer `first_layer` got from those below, or gets in the place of that."""
+        self._gives_tuples = False
+        for index, layer in enumerate(layers_of(model)[1]):
+            layer.forward = partial(self._forward, index, layer.forward)
+
+    @contextmanager
+    def lower(self, first_layer: int) -> Iterator[list[Tensor]]:
+        """The calls made inside run the layers below `first_layer`, and add what it would get to the list."""
+        self._first_layer, self._runs_upper = first_layer, False
+        found: list[Tensor] = []
+        try:
+            yield found
+            assert self._states is not None
+            found.append(self._states)
+        finally:
+            self._runs_upper, self._states = True, None
+
+    @contextmanager
+    def upper(self, first_layer: int, states: Tensor) -> Iterator[None]:
+        """The calls made inside run the layers from `first_layer` on, which gets `states` [B, T, H]."""
+        self._first_layer, self._runs_lower, self._states = first_layer, False, states
+        try:
+            yield
+        finally:
+            self._runs_lower, self._states = True, None
+
+    def _forward(self, index: int, run: Any, *args: Any, **kwargs: Any) -> Any:
+        hidden = args[0] if args else kwargs.pop("hidden_states")
+        is_lower = index < self._first_layer
+        if index == self._first_layer and not self._runs_upper:
+            self._states = hidden
+        if index == self._first_layer and not self._runs_lower:
+            assert self._states is not None
+            hidden = self._states
+        if self._runs_lower if is_lower else self._runs_upper:
+            output = run(hidden, *args[1:], **kwargs)
+            self._gives_tuples = isinstance(output, tuple)
+            return output
+        return (hidden, None) if self._gives_tuples else hidden
