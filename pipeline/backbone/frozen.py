@@ -73,7 +73,9 @@ class FrozenBackbone(nn.Module):
         if self._takes_token_types and token_type_ids is not None:
             tokens["token_type_ids"] = token_type_ids
         if injection is not None and injection.prompt is not None:
-            tokens, mask = self._behind_prompt(tokens, mask, injection.prompt, injection.mask)
+            # Behind a trunk the prompt enters later: at the embeddings it only keeps its place.
+            prompt = injection.prompt if trunk is None else injection.prompt.detach()
+            tokens, mask = self._behind_prompt(tokens, mask, prompt, injection.mask)
         # Real tokens first. Relative positions (DeBERTa) and sliding windows count places, so padding inside would be
         # seen; and padding before the text has nothing to attend to, which eager attention can turn into NaN.
         order = mask.logical_not().int().argsort(dim=1, stable=True)

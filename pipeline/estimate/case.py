@@ -73,6 +73,7 @@ def build_case(
         text_tokens=config.data.max_length,
         injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
+        first_layer=0 if config.method.form is None else config.method.form.first_layer,
     )
     sizes = (facts, hypothesis_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):
@@ -89,6 +90,7 @@ def build_case(
         sharded=zero_stage(_resolved(config, world_size)) == 3,
         zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
+        texts=config.train.batch_size,
         label_elements=_label_elements(config.method, *sizes),
         shortlist_rows=_shortlist_rows(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,

@@ -99,6 +99,8 @@ class Case:
     gpu: Gpu
     zero: ZeroSettings
     accumulation: int = 1
+    texts: int = 0
+    """Of one pass."""
     label_elements: int = 0
     """Of label states and of what injections start from: K * P * (H + W)."""
     shortlist_rows: int = 0
@@ -212,8 +214,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
     in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
-    tokens = case.workload.tokens * (3 if checkpointing else 2) + case.shortlist_rows * case.workload.text_tokens
-    operations = 2 * in_layers * tokens * case.accumulation
+    operations = 2 * in_layers * _layer_tokens(case, checkpointing) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
         checkpointing=checkpointing,
@@ -223,6 +224,16 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
         compute_seconds=operations / (EFFICIENCY * case.gpu.flops),
         per_node=sharded and 1 < case.zero.node_ranks < case.world_size,
     )
+
+
+def _layer_tokens(case: Case, checkpointing: bool) -> float:
+    """Tokens that run through the weights of all layers in a pass, forward or backward; through half of them: a half.
+
+    The layers below the injection run once per text, forward only.
+    """
+    workload, below = case.workload, case.workload.first_layer / case.facts.layers
+    upper = workload.tokens * (3 if checkpointing else 2) + case.shortlist_rows * workload.text_tokens
+    return (1 - below) * upper + below * case.texts * workload.text_tokens
 
 
 def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
@@ -268,7 +279,8 @@ def _injection_elements(case: Case) -> int:
         return 0
     if workload.injects == "prompt":
         return workload.rows * workload.injected_tokens * facts.hidden_size
-    return 2 * facts.layers * workload.rows * facts.kv_heads * workload.injected_tokens * facts.head_dim
+    layers = facts.layers - workload.first_layer
+    return 2 * layers * workload.rows * facts.kv_heads * workload.injected_tokens * facts.head_dim
 
 
 def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:

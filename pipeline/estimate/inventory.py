@@ -71,6 +71,8 @@ class Workload:
     injected_tokens: int
     """P"""
     injects: Literal["prefix", "prompt"] | None = "prefix"
+    first_layer: int = 0
+    """The lowest layer that reads the injection. Those below run once per text, without a gradient."""
 
     @property
     def tokens(self) -> int:
@@ -100,9 +102,9 @@ def take_inventory(
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
         _make_fake(model)
-        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype))
+        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
         checkpoint_layers(model)
-        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype))
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
         # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
         if config.quantization != "none":
             _quantize(model, config)
@@ -112,7 +114,7 @@ def take_inventory(
         layers=facts.layers,
         compute_item_bytes=dtype.itemsize,
         activation_bytes=saved,
-        checkpointed_activation_bytes=boundaries + saved // facts.layers,
+        checkpointed_activation_bytes=boundaries + saved // (facts.layers - workload.first_layer),
         trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
 
@@ -167,13 +169,16 @@ def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tup
         prompt = torch.empty(rows, injected_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
         injection = Injection(mask=mask, prompt=prompt)
     elif workload.injects == "prefix":
-        shape = (facts.layers, 2, rows, facts.kv_heads, injected_tokens, facts.head_dim)
+        shape = (facts.layers - workload.first_layer, 2, rows, facts.kv_heads, injected_tokens, facts.head_dim)
         injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
     return input_ids, torch.ones_like(input_ids), injection
 
 
-def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None]) -> int:
+def _saved_bytes(
+    backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None], first_layer: int = 0
+) -> int:
     """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
+    trunk = backbone.trunk(*inputs[:2], first_layer) if first_layer else None
     own = {tensor.untyped_storage()._cdata for tensor in [*backbone.parameters(), *backbone.buffers()]}
     # Holding each storage keeps its identity from being given to a later one.
     kept: dict[int, torch.UntypedStorage] = {}
@@ -186,7 +191,7 @@ def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injecti
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         try:
-            backbone(*inputs)
+            backbone(*inputs, trunk=trunk)
         except DataDependentOutputException as error:
             raise UserError(
                 f"transformers {version} computes part of this backbone from values: its activations "

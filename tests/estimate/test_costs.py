@@ -81,6 +81,27 @@ def test_activations_equal_what_autograd_keeps(family: str, injects: Any) -> Non
     assert boundaries < plain / 2
 
 
+@pytest.mark.parametrize("injects", ["prefix", "prompt"])
+def test_layers_below_the_injection_keep_nothing_and_run_once_per_text(injects: Any) -> None:
+    config, facts = tiny_model("llama").config, facts_of(tiny_model("llama").config)
+    backbone = FrozenBackbone(tiny_model("llama"), facts)
+    workload = Workload(rows=6, text_tokens=24, injected_tokens=4, injects=injects, first_layer=1)
+    taken = take_inventory(config, BackboneConfig(name_or_path="none", dtype="float32"), workload)
+    ids, mask, injection = inventories._inputs(facts, workload, torch.float32)
+    mask[0, 20:] = 0
+    saved = inventories._saved_bytes(backbone, (ids, mask, injection), first_layer=1)
+    assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
+    method, others = f"lt_{injects}", {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
+    early = build_case(sections_of(method={"name": method}, **others), LLAMA_7B, 1, "h200")
+    late = build_case(sections_of(method={"name": method, "first_layer": 16}, **others), LLAMA_7B, 1, "h200")
+    assert late.workload.first_layer == 16 and late.texts * 4 == late.workload.rows
+    for less, more in zip(plans(late), plans(early), strict=True):
+        assert less.memory.activations < 0.8 * more.memory.activations
+        passes = 3 if more.checkpointing else 2
+        trunk = late.texts * 256 / (early.workload.tokens * passes)
+        assert less.compute_seconds == pytest.approx(more.compute_seconds * (1 + trunk) / 2)
+
+
 def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
     """Sharded int8 Llama on 1, 2 and 4 ranks: within 10 % (the bytes at rest exactly)."""
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 2}

@@ -197,7 +197,7 @@ def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_a
 
 
 def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None:
-    options = ["train.batch_size=4", "method.shortlist=2"]
+    options = ["train.batch_size=4", "method.shortlist=2", "method.first_layer=1"]
     assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", *options)) == 0
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "pipeline"]
     command = [sys.executable, *launcher, *arguments(folder, "two-ranks", *options)]
