@@ -1,7 +1,7 @@
 """Label states: the frozen backbone's reading of each label's hypothesis, made once and kept in a file."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -55,6 +55,13 @@ class LabelStates:
     def hypothesis_tokens(self) -> int:
         """P"""
         return self.mask.shape[1]
+
+    def without_start_unless(self, wanted: object | None) -> "LabelStates":
+        """The same without a start, unless one is wanted."""
+        if wanted is not None:
+            return self
+        made_from = {part: value for part, value in self.fingerprint.items() if part != START_PART}
+        return replace(self, fingerprint=made_from, start=None)
 
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""

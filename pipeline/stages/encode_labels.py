@@ -39,7 +39,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     folder = run.labels
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
-        found = artefact.found(lambda: LabelStates.load(folder))
+        found = artefact.found(lambda: LabelStates.load(folder).without_start_unless(form))
         if found is not None and artefact.is_current(found.fingerprint, wanted):
             return found
     input_ids, mask = encode_hypotheses(backbone.tokenizer, words, data.max_length)
@@ -66,7 +66,7 @@ def current_label_states(
 
     `names`: the labels, as data/ has them; `max_length`: data.max_length; `form`: the method's `starts_from`.
     """
-    states = LabelStates.load(run_dir.labels)
+    states = LabelStates.load(run_dir.labels).without_start_unless(form)
     wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels), form)
     label_artefact(run_dir.labels).check(states.fingerprint, wanted)
     return states

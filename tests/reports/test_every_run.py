@@ -36,7 +36,7 @@ def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module", params=KINDS, ids=str)
 def prepared(request: pytest.FixtureRequest, backbone: Path, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    """A run directory with texts and label states, which are the same for all methods."""
+    """A run directory with texts, which are the same for all methods, and label states, which nearly are."""
     count, is_validated = request.param
     folder = tmp_path_factory.mktemp("prepared")
     config = tiny_config(
@@ -63,6 +63,7 @@ def config(request: pytest.FixtureRequest, prepared: RunConfig, tmp_path_factory
     shutil.copytree(prepared.run_dir.path, folder)
     values = prepared.model_dump() | {"run": {"dir": str(folder)}, "method": {"name": request.param}}
     config = RunConfig.model_validate(values)
+    encode_labels(config)
     if config.method.wants_states:
         encode_texts(config)
     train(config)

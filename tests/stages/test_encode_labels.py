@@ -46,7 +46,28 @@ def test_states_are_the_backbones(config: RunConfig) -> None:
     whole = changed(config, "engine", deepspeed="ds_configs/zero2_int8.json")
     whole = changed(whole, "run", dir=config.run.dir + "-whole")
     preprocess(whole)
-    torch.testing.assert_close(encode_labels(whole).states, states.states, rtol=1e-5, atol=1e-6)
+    made = encode_labels(whole)
+    torch.testing.assert_close(made.states, states.states, rtol=1e-5, atol=1e-6)
+    assert made.start is not None and states.start is not None
+    torch.testing.assert_close(made.start, states.start, rtol=1e-5, atol=1e-6)
+
+
+def test_what_one_method_starts_from_is_in_the_way_of_none_that_needs_nothing(
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = changed(config, "run", dir=str(tmp_path / "run"))
+    preprocess(run)
+    assert encode_labels(run).start is not None
+    probe, late = (
+        RunConfig.model_validate(run.model_dump() | {"method": method})
+        for method in ({"name": "probe"}, {"name": "lt_prefix", "first_layer": 1})
+    )
+    with caplog.at_level(logging.INFO, "pipeline"):
+        found = encode_labels(probe)
+    assert "is current" in caplog.text and found.start is None and label_states_of(probe).start is None
+    with pytest.raises(UserError, match="start was 'prefix', now 'prefix from layer 1'; run encode-labels again"):
+        label_states_of(late)
+    assert encode_labels(late).start is not None and label_states_of(probe).start is None
 
 
 def test_current_states_are_left_alone_and_damaged_ones_made_again(
