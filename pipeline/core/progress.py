@@ -12,12 +12,12 @@ EVERY_SECONDS = 60.0
 
 
 class Counted:
-    """Work of `total` equal parts. `shown`: on this rank."""
+    """Work of `total` equal parts, called `parts`. `shown`: on this rank."""
 
-    def __init__(self, log: logging.Logger, what: str, total: int, *, shown: bool) -> None:
-        self.log, self.what, self.total, self.done = log, what, total, 0
+    def __init__(self, log: logging.Logger, what: str, total: int, *, shown: bool, parts: str) -> None:
+        self.log, self.what, self.total, self.parts, self.done = log, what, total, parts, 0
         # None: off without a terminal.
-        self.bar = tqdm(total=total, desc=what, unit="batch", disable=None if shown else True, leave=False)
+        self.bar = tqdm(total=total, desc=what, unit=f" {parts}", disable=None if shown else True, leave=False)
         self._speaks = shown and self.bar.disable
         self._began = self._said = time.monotonic()
 
@@ -29,16 +29,16 @@ class Counted:
         if self._speaks and now - self._said >= EVERY_SECONDS:
             left = (now - self._began) / self.done * (self.total - self.done)
             self.log.info(
-                "%s: %s of %s batches, %s left",
-                *(self.what, f"{self.done:,}", f"{self.total:,}", timedelta(seconds=round(left))),
+                "%s: %s of %s %s, %s left",
+                *(self.what, f"{self.done:,}", f"{self.total:,}", self.parts, timedelta(seconds=round(left))),
             )
             self._said = now
 
 
 @contextmanager
-def counted(log: logging.Logger, what: str, total: int, *, shown: bool) -> Iterator[Counted]:
+def counted(log: logging.Logger, what: str, total: int, *, shown: bool, parts: str = "batches") -> Iterator[Counted]:
     """Yields what to `update` after each of `total` parts."""
-    work = Counted(log, what, total, shown=shown)
+    work = Counted(log, what, total, shown=shown, parts=parts)
     try:
         yield work
     finally:

@@ -1,5 +1,6 @@
 """Texts as every layer of the backbone leaves them, read once by all ranks in shares and kept in memory."""
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,10 +8,10 @@ import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.every_layer import POOLINGS
+from pipeline.core.progress import counted
 from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
 from pipeline.data.text_states import check_finite
@@ -18,6 +19,8 @@ from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.models import DTYPES
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -65,15 +68,16 @@ class LayerReader:
         facts = self.backbone.facts
         shape = (facts.layers, len(POOLINGS), len(places[rank]), facts.hidden_size)
         share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
-        hidden = None if self.ranks.is_main else True  # None: unless on a terminal
         turns = range(0, len(batches), size)
-        for first in tqdm(turns, desc=f"reading {name} texts", unit="batch", disable=hidden):
-            # A rank without a batch of its own reads the last one, and drops the result.
-            batch = batches[min(first + rank, len(batches) - 1)]
-            states = self._states(split, rows[batch])
-            if first + rank < len(batches):
-                share[:, :, done : done + len(batch)] = states
-                done += len(batch)
+        with counted(log, f"choose-reading: {name}", len(turns), shown=self.ranks.is_main) as work:
+            for first in turns:
+                # A rank without a batch of its own reads the last one, and drops the result.
+                batch = batches[min(first + rank, len(batches) - 1)]
+                states = self._states(split, rows[batch])
+                if first + rank < len(batches):
+                    share[:, :, done : done + len(batch)] = states
+                    done += len(batch)
+                work.update()
         self.ranks.on_every(lambda: check_finite(share))
         return LayerStates(share, places)
 

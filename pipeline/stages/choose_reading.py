@@ -8,7 +8,6 @@ from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from pipeline.backbone.every_layer import POOLINGS, EveryLayer
 from pipeline.backbone.pooling import resolve_pooling
@@ -16,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.output import say
+from pipeline.core.progress import counted
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
 from pipeline.data.tokens import balanced_subset
@@ -111,14 +111,17 @@ def _probed(
     """
     kinds = list(product(range(1, layers + 1), POOLINGS))
     found: list[Probed] = []
-    hidden = None if ranks.is_main else True  # None: unless on a terminal
-    for first in tqdm(range(0, len(kinds), ranks.size), desc="fitting probes", disable=hidden):
-        work: Callable[[], Probed | None] = lambda: None  # noqa: E731
-        for turn, kind in enumerate(kinds[first : first + ranks.size]):
-            train, validation = (Reading(each.of(*kind, ranks), of) for each, of in zip(states, labels, strict=True))
-            if turn == ranks.rank:
-                work = partial(probe_reading, *kind, train, validation, label_count)
-        found += [one for one in ranks.gather(ranks.on_every(work)) if one is not None]
+    turns = range(0, len(kinds), ranks.size)
+    with counted(log, "choose-reading: fitting", len(turns), shown=ranks.is_main, parts="probes") as progress:
+        for first in turns:
+            work: Callable[[], Probed | None] = lambda: None  # noqa: E731
+            for turn, kind in enumerate(kinds[first : first + ranks.size]):
+                pairs = zip(states, labels, strict=True)
+                train, validation = (Reading(each.of(*kind, ranks), of) for each, of in pairs)
+                if turn == ranks.rank:
+                    work = partial(probe_reading, *kind, train, validation, label_count)
+            found += [one for one in ranks.gather(ranks.on_every(work)) if one is not None]
+            progress.update()
     return found
 
 

@@ -1,8 +1,8 @@
 """The frozen backbone reads each text once, alone; whatever needs that reading takes it from what is kept here."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -23,7 +23,6 @@ from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split, load_split
 from pipeline.data.text_states import (
     StatesOfSplit,
-    TextStates,
     check_finite,
     chunk_file,
     load_text_states,
@@ -97,18 +96,22 @@ def states_fingerprint(backbone: Backbone, ranks: Ranks, split: Split) -> dict[s
     }
 
 
-def current_text_states(run: RunDir, backbone: Backbone, ranks: Ranks, name: str, split: Split) -> TextStates:
-    """The states of a split's texts. Collective. UserError where they are missing, or were made from something else."""
+def with_states(run: RunDir, backbone: Backbone, ranks: Ranks, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """Splits by name, with the states of their texts. Collective.
+
+    Raises UserError where states are missing, or were made from something else.
+    """
 
     def check() -> None:
         check_sums(run.texts)
-        found = read_states_file(run.texts).get(name)
-        if found is not None:
-            _artefact(run.texts).check(found.fingerprint, wanted)
+        found = read_states_file(run.texts)
+        for name in wanted.keys() & found.keys():
+            _artefact(run.texts).check(found[name].fingerprint, wanted[name])
 
-    wanted = states_fingerprint(backbone, ranks, split)
+    wanted = {name: states_fingerprint(backbone, ranks, split) for name, split in splits.items()}
     ranks.on_main(check)
-    return ranks.on_every(lambda: load_text_states(run.texts, name))
+    states = ranks.on_every(lambda: {name: load_text_states(run.texts, name) for name in splits})
+    return {name: replace(split, states=states[name]) for name, split in splits.items()}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Stage 4: scores every label for every text of the evaluated splits."""
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
 from pipeline.methods.model import StateModel
-from pipeline.stages.encode_texts import current_text_states
+from pipeline.stages.encode_texts import with_states
 from pipeline.training.provenance import training_changes, training_fingerprint
 
 log = logging.getLogger(__name__)
@@ -93,10 +92,10 @@ def _score_splits(
     names = adapter.labels.names
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     metrics, tables, scored = {}, [], {}
-    for name in splits:
-        split = load_split(run_dir.data / name)
-        if adapter.config.method.wants_states and adapter.config.method.reads_alone:
-            split = replace(split, states=current_text_states(run_dir, backbone, ranks, name, split))
+    loaded = {name: load_split(run_dir.data / name) for name in splits}
+    if adapter.config.method.wants_states and adapter.config.method.reads_alone:
+        loaded = with_states(run_dir, backbone, ranks, loaded)
+    for name, split in loaded.items():
         scores = score(
             model,
             ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
@@ -36,7 +37,7 @@ from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Reading, Readings
 from pipeline.methods.limits import check_positions, check_size, window_warning
 from pipeline.stages.encode_labels import current_label_states
-from pipeline.stages.encode_texts import current_text_states
+from pipeline.stages.encode_texts import with_states
 from pipeline.training.adapter_writer import AdapterWriter, Fit
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
@@ -82,16 +83,16 @@ class TrainingTask:
 
     def fitted(self, ranks: Ranks, labels: LabelStates) -> Fit:
         """A method that takes no steps. Collective."""
-        split = load_split(self.run.data / "train")
-        counts = np.bincount(split.labels, minlength=len(labels.names))
+        splits = self.splits(ranks)
+        counts = np.bincount(splits["train"].labels, minlength=len(labels.names))
         if not self.method.from_states:
             return Fit(self.method.untrained_state(counts.tolist()))
-        readings = self.readings(ranks, labels)
+        readings = _readings(splits, labels)
 
         def fit() -> Fit:
             started = time.perf_counter()
             state = self.method.fitted_state(readings)
-            found = Fit(state, readings=len(split), seconds=time.perf_counter() - started)
+            found = Fit(state, readings=len(readings.train.labels), seconds=time.perf_counter() - started)
             if readings.validation is None:
                 return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
@@ -102,40 +103,28 @@ class TrainingTask:
 
         return ranks.on_main(fit)
 
-    def readings(self, ranks: Ranks, labels: LabelStates) -> Readings:
-        """Training and validation texts as the backbone has read them alone. Collective.
+    def splits(self, ranks: Ranks) -> dict[str, Split]:
+        """Training and validation texts by name, with their stored states where the method wants those. Collective.
 
         Raises UserError where encode-texts has not run, or was given something else.
         """
-        found = []
-        for name in ("train", "validation"):
-            if name in self.data.splits:
-                split = load_split(self.run.data / name)
-                states = current_text_states(self.run, self.backbone, ranks, name, split)
-                found.append(Reading(states.whole(), split.labels))
-        train, validation = (*found, None)[:2]
-        assert train is not None
-        return Readings(train, validation, labels.states.float(), labels.mask)
-
-    def _start(self, ranks: Ranks, labels: LabelStates) -> dict[str, Tensor]:
-        """The part of the method's state that is fitted before the first step. Collective."""
-        readings = self.readings(ranks, labels)
-        log.info("train: fitting the probe that training starts from")
-        return ranks.on_main(lambda: self.method.fitted_state(readings))
-
-    def _split(self, name: str, ranks: Ranks) -> Split:
-        """The texts of a split, with their stored states, where the method takes those. Collective."""
-        split = load_split(self.run.data / name)
-        if not (self.method.wants_states and self.method.reads_alone):
-            return split
-        return replace(split, states=current_text_states(self.run, self.backbone, ranks, name, split))
+        names = {"train", "validation"} & set(self.data.splits)
+        found: dict[str, Split] = {name: load_split(self.run.data / name) for name in sorted(names)}
+        return with_states(self.run, self.backbone, ranks, found) if self.method.wants_states else found
 
     def build_trainer(
-        self, accelerator: Accelerator, ranks: Ranks, labels: LabelStates, state: RunState | None = None
+        self,
+        accelerator: Accelerator,
+        ranks: Ranks,
+        labels: LabelStates,
+        splits: Mapping[str, Split],
+        state: RunState | None = None,
     ) -> Trainer:
         """Loads the backbone and puts the method on it: untrained, or as `state` left it. Collective."""
-        split = self._split("train", ranks)
-        start = self._start(ranks, labels) if state is None and self.method.wants_states else {}
+        start: dict[str, Tensor] = {}
+        if state is None and self.method.wants_states:
+            log.info("train: fitting the probe that training starts from")
+            start = ranks.on_main(lambda: self.method.fitted_state(_readings(splits, labels)))
         backbone = load_frozen(accelerator, ranks, self.backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
@@ -157,17 +146,22 @@ class TrainingTask:
             accelerator,
             self.settings,
             model,
-            split,
+            self._as_read(splits["train"]),
             method=self.method,
             seed=self.seed,
             pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
 
+    def _as_read(self, split: Split) -> Split:
+        """Without the states, where the method reads no text alone."""
+        return split if self.method.reads_alone else replace(split, states=None)
+
     def run_to_end(
         self,
         trainer: Trainer,
         ranks: Ranks,
+        validation: Split | None,
         adapters: AdapterWriter,
         metrics_log: MetricsLog,
         preemption: Preemption,
@@ -175,7 +169,7 @@ class TrainingTask:
         state: RunState | None,
     ) -> dict[str, Any]:
         """Trains, and writes the adapters; gives the summary. `rows_per_forward`: of an evaluation. Collective."""
-        validation = self._split("validation", ranks) if "validation" in self.data.splits else None
+        validation = None if validation is None else self._as_read(validation)
         loop = TrainingRun(
             trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows_per_forward, state=state
         )
@@ -220,14 +214,28 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             config = config.model_copy(update={"train": settings})
             accelerator, ranks = start(config)
             task = replace(task, settings=settings)
-        trainer = task.build_trainer(accelerator, ranks, labels, state)
+        splits = task.splits(ranks)
+        trainer = task.build_trainer(accelerator, ranks, labels, splits, state)
         try:
             ranks.on_main(begin)
             values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
-            return task.run_to_end(trainer, ranks, adapters, metrics_log, preemption, config.evaluate.batch_size, state)
+            validation, batch_size = splits.get("validation"), config.evaluate.batch_size
+            return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, batch_size, state)
         finally:
             release(accelerator, trainer.model)
+
+
+def _readings(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
+    """The texts as the backbone has read them alone, of splits with states."""
+
+    def reading(split: Split) -> Reading:
+        assert split.states is not None
+        return Reading(split.states.whole(), split.labels)
+
+    validation = splits.get("validation")
+    others = None if validation is None else reading(validation)
+    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask)
 
 
 def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:

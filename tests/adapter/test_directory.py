@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
-from pipeline.backbone.as_injection import width_of
+from pipeline.backbone.as_injection import Form
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import parse_config
 from pipeline.core.checksums import SUMS
@@ -252,7 +252,7 @@ def test_an_adapter_from_before_there_was_a_start_has_a_random_one(folder: Path)
 
 def test_a_start_that_the_method_does_not_take_is_refused(folder: Path) -> None:
     adapter = load_adapter(folder)
-    prefix = torch.zeros(2, 5, width_of("prefix", FACTS))
+    prefix = torch.zeros(2, 5, Form("prefix").width(FACTS))
     for start, method in ((prefix, {"start": "random"}), (None, {"start": "hypothesis"}), (prefix[..., 1:], {})):
         config = adapter.config.model_copy(update={"method": adapter.config.method.model_copy(update=method)})
         labels = replace(adapter.labels, start=start)

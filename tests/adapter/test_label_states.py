@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.label_states import NAMES_FILE, STATES_FILE, LabelStates, read_hypotheses
-from pipeline.backbone.as_injection import AsInjection, width_of
+from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.core.errors import UserError
@@ -105,15 +105,15 @@ def test_hypotheses_are_read_alone_whatever_their_company(family: str) -> None:
     mask = torch.arange(7) < torch.tensor(lengths)[:, None]
     input_ids = torch.randint(4, 300, (4, 7), generator=torch.Generator().manual_seed(0)) * mask
     for rows_per_forward in (1, 3, 32):
-        states, injections = read_hypotheses(AsInjection(backbone, "prefix"), input_ids, mask, rows_per_forward)
-        assert injections is not None and injections.shape == (4, 7, width_of("prefix", backbone.facts))
+        states, injections = read_hypotheses(AsInjection(backbone, Form("prefix")), input_ids, mask, rows_per_forward)
+        assert injections is not None and injections.shape == (4, 7, Form("prefix").width(backbone.facts))
         assert not injections[~mask].any()
         assert not states[~mask].any() and not states.requires_grad
         for row, length in enumerate(lengths):
             with torch.no_grad():
                 alone = network(input_ids[row : row + 1, :length]).last_hidden_state[0]
                 ids = input_ids[row : row + 1, :length]
-                _, [injection] = AsInjection(backbone, "prefix")(ids, torch.ones_like(ids))
+                _, [injection] = AsInjection(backbone, Form("prefix"))(ids, torch.ones_like(ids))
             torch.testing.assert_close(states[row, :length], alone)
             torch.testing.assert_close(injections[row, :length], injection)
 

@@ -1,10 +1,12 @@
 """A hypothesis as an injection: a text behind it is read as the second half of one sequence."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import AsInjection, width_of
+from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
@@ -28,10 +30,10 @@ def is_decoder(family: str) -> bool:
     return facts_of(tiny_model(family).config).is_decoder
 
 
-def read_behind(backbone: FrozenBackbone, form: str) -> Tensor:
-    _, start = AsInjection(backbone, form)(HYPOTHESES, MASK)  # type: ignore[arg-type]
+def read_behind(backbone: FrozenBackbone, kind: Any) -> Tensor:
+    _, start = AsInjection(backbone, Form(kind))(HYPOTHESES, MASK)
     facts = backbone.facts
-    if form == "prompt":
+    if kind == "prompt":
         injection = Injection(mask=MASK, prompt=start)
     else:
         shape = (facts.layers, 2, facts.kv_heads, facts.head_dim)
@@ -40,11 +42,11 @@ def read_behind(backbone: FrozenBackbone, form: str) -> Tensor:
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if is_decoder(family)])
-@pytest.mark.parametrize("form", ["prompt", "prefix"])
-def test_decoders_read_a_text_as_behind_the_hypothesis(family: str, form: str) -> None:
+@pytest.mark.parametrize("kind", ["prompt", "prefix"])
+def test_decoders_read_a_text_as_behind_the_hypothesis(family: str, kind: str) -> None:
     backbone = backbone_of(family)
     with torch.no_grad():
-        found = read_behind(backbone, form)
+        found = read_behind(backbone, kind)
         for row, length in enumerate(LENGTHS):
             both = torch.cat([HYPOTHESES[row, :length], TEXT[row]])[None]
             expected = backbone(both, torch.ones_like(both))[0, length:]
@@ -56,13 +58,13 @@ def test_decoders_read_a_text_as_behind_the_hypothesis(family: str, form: str) -
 def test_encoders_keep_the_keys_of_the_hypothesis_read_alone(family: str) -> None:
     backbone, made = backbone_of(family), []
     with torch.no_grad():
-        states, start = AsInjection(backbone, "prefix")(HYPOTHESES, MASK)
+        states, start = AsInjection(backbone, Form("prefix"))(HYPOTHESES, MASK)
         expected_states = backbone(HYPOTHESES, MASK)
         for name, module in backbone.named_modules():
             if name.rsplit(".", 1)[-1] in PROJECTIONS and isinstance(module, nn.Linear):
                 module.register_forward_hook(lambda _, __, output: made.append(output))
         backbone(HYPOTHESES, MASK)
-    assert torch.equal(states, expected_states) and start.shape == (2, 4, width_of("prefix", backbone.facts))
+    assert torch.equal(states, expected_states) and start.shape == (2, 4, Form("prefix").width(backbone.facts))
     facts = backbone.facts
     keys = start.unflatten(2, (facts.layers, 2, facts.kv_heads, facts.head_dim))[:, :, :, 0]  # [K, P, L, G, D]
     made = [output for output in made if len(output) == 2]  # not DeBERTa's, of its relative positions

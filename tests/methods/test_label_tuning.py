@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import width_of
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods import AnyMethodConfig
@@ -284,9 +283,9 @@ def values_of(injection: Injection) -> Tensor:
 def test_an_injection_starts_as_the_hypothesis_and_training_adds_to_it(keys: dict[str, Any]) -> None:
     keys = {"name": "lt_prefix", **keys}
     method, form = method_of(start="hypothesis", **keys), config_of(**keys).starts_from
-    assert form is not None and form == config_of(**keys).injects
+    assert form is not None and form.kind == config_of(**keys).injects
     assert config_of(start="random", **keys).starts_from is None
-    start = torch.randn(K, P, width_of(form, FACTS), dtype=torch.float64)
+    start = torch.randn(K, P, form.width(FACTS), dtype=torch.float64)
     injection = method.inject(states(), MASK, start)
     assert torch.equal(values_of(injection), start) and torch.equal(injection.mask, MASK)
     for parameter in method.producer.parameters():

@@ -179,7 +179,7 @@ def trainer_of(config: RunConfig) -> Trainer:
     backbone = backbone_of(config.backbone, config.data)
     parts = (config.data, config.labels, config.method, config.train)
     task = TrainingTask(config.run_dir, config.run.seed, backbone, *parts)
-    return task.build_trainer(accelerator, ranks, label_states_of(config))
+    return task.build_trainer(accelerator, ranks, label_states_of(config), task.splits(ranks))
 
 
 def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_alone(folder: Path) -> None:
