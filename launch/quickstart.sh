@@ -3,6 +3,7 @@
 #
 #   bash launch/quickstart.sh                      embedded data set, MiniLM encoder, LT-prefix
 #   bash launch/quickstart.sh method.name=lt_prompt run.dir=runs/mine
+#   bash launch/quickstart.sh --llm                the same with SmolLM2, a real LLM (a download of 98 MB)
 #
 # Makes .venv, then runs all stages. A second run finds everything current.
 set -euo pipefail
@@ -10,4 +11,10 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
 export HF_HUB_OFFLINE=1
-exec python -m pipeline run --config launch/recipes/quickstart.yaml "$@"
+recipe=quickstart
+if [ "${1:-}" = --llm ]; then
+    shift
+    recipe=quickstart_llm
+    python launch/smollm2.py models/smollm2
+fi
+exec python -m pipeline run --config "launch/recipes/$recipe.yaml" "$@"
