@@ -4,9 +4,7 @@ import argparse
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
@@ -15,13 +13,10 @@ from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedErro
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, say, say_error, whole_output
 from pipeline.distributed.device import announce_device
-from pipeline.distributed.launcher import check_launcher, rank, world_size
+from pipeline.distributed.launcher import check_launcher, ignore_renamed_collectives, rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.core.run_dir import RunDir
-    from pipeline.distributed.ranks import Ranks
-
 
 log = logging.getLogger(__name__)
 
@@ -75,36 +70,16 @@ def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     given = {name: value for name in OF_STAGES if (value := getattr(options, name, None))}
     from pipeline.engine.agreement import check_alike
-    from pipeline.engine.startup import join
+    from pipeline.engine.startup import join, own_run_dir
 
     ranks = join(config)
-    with _own_run_dir(config.run_dir, ranks):
+    with own_run_dir(config.run_dir, ranks):
         said = {f"--{name.replace('_', '-')}": given.get(name, False) for name in OF_STAGES}
         check_alike({"the command": options.command, **said}, ranks)
         _stage_function(options.command)(config, **given)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
             ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))
-
-
-@contextmanager
-def _own_run_dir(run_dir: "RunDir", ranks: "Ranks") -> Iterator[None]:
-    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
-    from pipeline.core.ownership import check_ours
-    from pipeline.core.run_lock import RunLock
-
-    lock = RunLock(run_dir.path)
-
-    def take() -> None:
-        check_ours(run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
-        lock.acquire()
-        run_dir.create()
-
-    ranks.on_main(take)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -220,8 +195,7 @@ def _set_up_logging(debug: bool) -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
-        # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        ignore_renamed_collectives()
 
 
 class _Record(logging.LogRecord):

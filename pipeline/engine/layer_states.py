@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.every_layer import POOLINGS
+from pipeline.core.progress import is_hidden
 from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
 from pipeline.data.text_states import check_finite
@@ -65,7 +66,7 @@ class LayerReader:
         facts = self.backbone.facts
         shape = (facts.layers, len(POOLINGS), len(places[rank]), facts.hidden_size)
         share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
-        hidden = None if self.ranks.is_main else True  # None: unless on a terminal
+        hidden = is_hidden(self.ranks.is_main)
         turns = range(0, len(batches), size)
         for first in tqdm(turns, desc=f"reading {name} texts", unit="batch", disable=hidden):
             # A rank without a batch of its own reads the last one, and drops the result.

@@ -16,6 +16,7 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import write_json, write_text
 from pipeline.core.output import say
+from pipeline.core.progress import is_hidden
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
 from pipeline.data.tokens import balanced_subset
@@ -111,7 +112,7 @@ def _probed(
     """
     kinds = list(product(range(1, layers + 1), POOLINGS))
     found: list[Probed] = []
-    hidden = None if ranks.is_main else True  # None: unless on a terminal
+    hidden = is_hidden(ranks.is_main)
     for first in tqdm(range(0, len(kinds), ranks.size), desc="fitting probes", disable=hidden):
         work: Callable[[], Probed | None] = lambda: None  # noqa: E731
         for turn, kind in enumerate(kinds[first : first + ranks.size]):
