@@ -1,6 +1,7 @@
 """The command line: one subcommand per stage, each a thin call of the stage's function."""
 
 import argparse
+import json
 import logging
 import os
 import sys
@@ -145,7 +146,8 @@ def _compare(options: argparse.Namespace) -> None:
     announce_device()
     from pipeline.comparison.config import describe, groups, load_comparison, parse_share
 
-    comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
+    reference = [f"reference={json.dumps(options.against)}"] if options.against else []
+    comparison = load_comparison(options.config, [*options.overrides, *reference]).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
     from pipeline.stages.compare import check_cells, compare
 

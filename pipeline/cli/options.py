@@ -91,6 +91,12 @@ def _add_estimate_options(command: argparse.ArgumentParser) -> None:
 def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, metavar="FILE", help="YAML file, see launch/recipes/compare/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a key, e.g. seeds=[0]")
+    command.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare all others with this one of the methods, not with the best baseline; of a finished comparison, "
+        "make the tables anew",
+    )
     command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
     command.add_argument("--overwrite", action="store_true", help="train cells afresh that another config has trained")
     command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")

@@ -36,10 +36,12 @@ def _config_class(name: str) -> type[MethodConfig]:
 
 
 METHOD_CONFIGS = tuple(map(_config_class, METHOD_NAMES))
+BASELINES = {name for name, config in zip(METHOD_NAMES, METHOD_CONFIGS, strict=True) if config.is_baseline}
+"""Names of the methods that others are compared with."""
 
 if TYPE_CHECKING:
     AnyMethodConfig = MethodConfig
 else:
     AnyMethodConfig = Annotated[Union[METHOD_CONFIGS], Field(discriminator="name")]  # noqa: UP007  # built from a list
 
-__all__ = ["METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]
+__all__ = ["BASELINES", "METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod"]
