@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
 from pipeline.core.bounds import abridged
-from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
+from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, say, say_error, whole_output
 from pipeline.distributed.device import announce_device
@@ -159,6 +159,25 @@ def _compare(options: argparse.Namespace) -> None:
     compare(comparison, share, overwrite=options.overwrite)
 
 
+def _keys(options: argparse.Namespace) -> None:
+    from pipeline.cli.keys import described, overview, sections
+
+    if options.section is None:
+        say(overview())
+    elif options.section in sections():
+        say(described(options.section))
+    else:
+        raise UserError(
+            f"there is no section {options.section!r}{nearest(options.section, sections())}: {', '.join(sections())}"
+        )
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from pipeline.cli.completion import script
+
+    say(script(build_parser(), options.shell))
+
+
 COMMANDS = {
     "run": _run,
     "compare": _compare,
@@ -166,16 +185,18 @@ COMMANDS = {
     "predict": _predict,
     "report": _report,
     "doctor": _doctor,
+    "keys": _keys,
+    "completion": _completion,
 }
 
 
 OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 """Options that are handed to the function of a stage, where they are given."""
 
-PRINTING = ("choose-reading", "estimate", "predict", "doctor")
+PRINTING = ("choose-reading", "estimate", "predict", "doctor", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "report")
+ONE_ANSWERS = ("estimate", "predict", "report", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 
