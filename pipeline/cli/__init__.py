@@ -266,6 +266,9 @@ def _unexpected(error: Exception, options: argparse.Namespace) -> str:
     given = [f"--{name} {value}" for name in ("config", "run", "adapter") if (value := getattr(options, name, None))]
     places = [f"at {abridged(note, 150)}" for note in getattr(error, "__notes__", [])]
     where = ", ".join([" ".join([options.command, *given[:1]]), *places])
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
+        said = f"out of GPU memory: {abridged(str(error), 200)} ({where})"
+        return f"{said}; lower train.batch_size or evaluate.batch_size, or see docs/troubleshooting.md"
     return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 
