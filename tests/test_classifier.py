@@ -1,41 +1,61 @@
-"""The Python API: lazy import, pairs, open label sets, and clear errors."""
+"""The Python API: it trains by the stages, and behaves as scikit-learn's classifiers do.
+
+covers classifier
+covers engine/kept_adapter
+"""
 
 import json
+import os
+import pickle
 import subprocess
 import sys
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-import torch.distributed as dist
-from datasets import Dataset
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils import estimator_checks, get_tags
 
 from pipeline import LTuningClassifier
-from pipeline.adapter.label_states import LabelStates
-from pipeline.classifier import text_columns
+from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.data.texts import TextEncoder
-from pipeline.data.tokens import tokenize
-from tests.support.tiny import save_tiny, tiny_tokenizer
-from tests.support.tiny_run import TEXTS, tiny_run
+from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.engine.startup import leave
+from pipeline.training.config import TrainConfig
+from tests.support.tiny import save_tiny
+from tests.support.tiny_run import TEXTS
 
-LABELS = sorted(TEXTS)
+X = [f"{text} {number}" for texts in TEXTS.values() for text in texts for number in range(3)]
+Y = np.repeat(list(TEXTS), 12)
 
 
-@pytest.fixture(scope="module", params=[None, 2], ids=["every_label", "shortlist"])
-def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    method = {"name": "lt_prefix", "head": "label_aware", "init_std": 0.5, "shortlist": request.param}
-    return tiny_run(tmp_path_factory.mktemp("classifier"), method=method)
+@pytest.fixture(autouse=True)
+def _no_group() -> None:
+    """What a test before has left in this process."""
+    leave()
 
 
 @pytest.fixture(scope="module")
-def classifier(config: RunConfig) -> LTuningClassifier:
-    return LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(save_tiny(tmp_path_factory.mktemp("backbone") / "tiny", "llama_gqa"))
+
+
+def tiny(backbone: str, **parameters: Any) -> LTuningClassifier:
+    usual = {"max_steps": 2, "batch_size": 4, "max_length": 32, "overrides": {"method.head": "label_aware"}}
+    return LTuningClassifier(backbone, **(usual | parameters))
+
+
+@pytest.fixture(scope="module")
+def fitted(backbone: str) -> LTuningClassifier:
+    leave()
+    return tiny(backbone).fit(X, Y)
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
@@ -43,214 +63,237 @@ def test_importing_the_package_does_not_import_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 
-def test_a_prediction_is_the_best_score_and_its_softmax(classifier: LTuningClassifier) -> None:
-    predictions = classifier.predict(["a goal", "shares fell", "stars are born in clouds of dust"])
-    for prediction in predictions:
-        assert list(prediction.scores) == list(prediction.probabilities) == LABELS
-        assert prediction.label == max(prediction.scores, key=prediction.scores.__getitem__)
-        odds = np.exp(list(prediction.scores.values()))
-        np.testing.assert_allclose(list(prediction.probabilities.values()), odds / odds.sum(), rtol=1e-6)
-    alone = classifier.predict(["shares fell"])[0]
-    assert alone.scores == pytest.approx(predictions[1].scores, abs=1e-5)
-    assert classifier.predict([]) == []
+def test_answers(fitted: LTuningClassifier) -> None:
+    assert fitted.classes_.tolist() == sorted(TEXTS)
+    probabilities, details = fitted.predict_proba(X), fitted.details(X)
+    assert probabilities.shape == (36, 3)
+    np.testing.assert_allclose(probabilities.sum(1), 1)
+    assert [list(each.probabilities.values()) for each in details] == probabilities.tolist()
+    predicted = fitted.predict(X)
+    assert predicted.tolist() == [each.label for each in details]
+    assert fitted.score(X, Y) == np.mean(predicted == Y)
+    assert fitted.predict([]).shape == (0,) and fitted.predict_proba([]).shape == (0, 3)
 
 
-def test_a_long_text_is_cut_and_says_so(classifier: LTuningClassifier) -> None:
-    short, long = classifier.predict(["word", "word " * 200])
-    assert not short.truncated and long.truncated
+def test_it_trains_as_the_command_line_does(backbone: str, tmp_path: Path) -> None:
+    """The same adapter, bit for bit, from the same texts and settings in a file; and it is left as a run directory."""
+    classifier = tiny(backbone, run_dir=tmp_path / "python", seed=3).fit(X, Y)
+    rows = "".join(f"{text}\t{label}\n" for text, label in zip(X, Y, strict=True))
+    (tmp_path / "train.tsv").write_text("text\tlabel\n" + rows)
+    (tmp_path / "run.yaml").write_text(
+        f"run: {{dir: {tmp_path}/command, seed: 3}}\n"
+        f"backbone: {{name_or_path: {backbone}, dtype: float32}}\n"
+        f"data: {{train: {tmp_path}/train.tsv, split: 0.1, max_length: 32}}\n"
+        "method: {name: lt_prefix, head: label_aware}\n"
+        "train: {max_steps: 2, batch_size: 4, eval_every: 1}\n"
+    )
+    for command in ("preprocess", "encode-labels", "train"):
+        assert main([command, "--config", f"{tmp_path}/run.yaml"]) == 0
+    mine, theirs = (tmp_path / folder / "adapter/adapter.safetensors" for folder in ("python", "command"))
+    assert mine.read_bytes() == theirs.read_bytes()
+    assert main(["evaluate", "--config", f"{tmp_path}/python/config.yaml"]) == 0
+    loaded = LTuningClassifier.from_pretrained(tmp_path / "command")
+    np.testing.assert_array_equal(loaded.predict_proba(X), classifier.predict_proba(X))
+    before = mine.stat().st_mtime_ns
+    assert clone(classifier).fit(X, Y).score(X, Y) == classifier.score(X, Y)
+    assert mine.stat().st_mtime_ns == before, "a finished run is found current"
+    with pytest.raises(UserError, match="was trained on other texts: choose another run_dir"):
+        clone(classifier).fit(X[1:], Y[1:])
+    with pytest.raises(UserError, match=r"train\.learning_rate"):
+        clone(classifier).set_params(learning_rate=0.5).fit(X, Y)
 
 
-@pytest.mark.parametrize("pair", [False, True])
-def test_tokens_are_those_of_preprocess(pair: bool, tmp_path: Path) -> None:
-    texts = ["a goal", "the bank raised its rate " * 3, "stars"]
-    columns = [texts, [text[::-1] for text in texts]] if pair else [texts]
-    names = ["text", "text_pair"][: len(columns)]
-    rows = Dataset.from_dict({"row": [1, 2, 3], **dict(zip(names, columns, strict=True)), "label": ["a", "b", "a"]})
-    texts_as_tokens = TextEncoder(tiny_tokenizer(), 24)
-    stored = tokenize(rows, texts_as_tokens, {"a": 0, "b": 1}, 1, tmp_path / "x.arrow", "test")
-    encoded = texts_as_tokens.rows(columns)
-    for mine, theirs in zip(encoded, stored, strict=True):
-        assert mine == {name: theirs[name] for name in mine}
-    assert [row["truncated"] for row in encoded] == [False, True, False]
-    assert ("token_type_ids" in encoded[0]) == ("token_type_ids" in stored.column_names)
+def test_the_program_around_it_is_left_as_it_was(backbone: str) -> None:
+    torch.use_deterministic_algorithms(False)
+    before, threads = dict(os.environ), torch.get_num_threads()
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    tiny(backbone, overrides={"engine.threads": 2}).fit(X, Y)
+    assert torch.equal(torch.rand(3), expected)
+    assert dict(os.environ) == before and torch.get_num_threads() == threads
+    assert not torch.are_deterministic_algorithms_enabled() and not torch.distributed.is_initialized()
 
 
-def test_labels_of_training_by_their_hypotheses_score_as_in_training(classifier: LTuningClassifier) -> None:
-    """In another order; without a shortlist also a subset, padded to the length the parameters are bound to."""
-    texts = ["a goal", "shares fell"]
-    expected = classifier.predict(texts)
-    chosen = LABELS[::-1] if classifier.adapter.config.method.joint_readings(3) else ["science", "business"]
-    again = classifier.with_labels(chosen)
-    assert again.labels == chosen and classifier.labels == LABELS
-    for mine, theirs in zip(again.predict(texts), expected, strict=True):
-        assert mine.scores == pytest.approx({name: theirs.scores[name] for name in again.labels}, abs=1e-5)
-    assert classifier.predict(texts) == expected, "the original is untouched"
-    spelled = classifier.with_labels([f" {name}\u200b" for name in LABELS])
-    assert spelled.labels == LABELS and spelled.predict(texts) == expected
+def test_a_process_group_is_not_taken_over(backbone: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        with pytest.raises(UserError, match="belongs to a process group"):
+            tiny(backbone).fit(X, Y)
+        assert torch.distributed.is_initialized()
+    finally:
+        torch.distributed.destroy_process_group()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match="belongs to a process group"):
+        tiny(backbone).fit(X, Y)
 
 
-def test_new_labels_are_scored_from_their_hypotheses(classifier: LTuningClassifier) -> None:
-    first = classifier.with_labels(["war", "art"]).predict(["a goal"])[0]
-    worded = classifier.with_labels(["war", "art"], {"war": "A text on peace."}).predict(["a goal"])[0]
-    assert set(first.scores) == {"war", "art"}
-    assert worded.scores["war"] != first.scores["war"]
-    assert worded.scores["art"] == pytest.approx(first.scores["art"], abs=1e-5)
+@pytest.mark.parametrize("labels", [[7, -1, 10], [True, False]])
+def test_labels_that_are_not_strings(backbone: str, labels: list[Any], tmp_path: Path) -> None:
+    y = np.resize(labels, len(X))
+    worded = {label: f"Number {label}." for label in labels}
+    classifier = tiny(backbone, method="probe", hypotheses=worded, overrides=None).fit(X, y)
+    assert classifier.classes_.tolist() == sorted(labels)
+    assert set(classifier.predict(X).tolist()) <= set(labels)
+    adapter = classifier.adapter_.loaded.adapter
+    assert adapter.labels.hypotheses == [f"Number {label}." for label in sorted(labels)]
+    classifier.save(tmp_path / "adapter")
+    loaded = LTuningClassifier.from_pretrained(tmp_path / "adapter")
+    assert loaded.predict(X).tolist() == list(map(str, classifier.predict(X).tolist()))
+    with pytest.raises(UserError, match="no label of y is one of the classifier's"):
+        loaded.score(X, y)
+
+
+def test_pairs_and_validation_texts(backbone: str) -> None:
+    pairs = [(text, text[::-1]) for text in X]
+    classifier = tiny(backbone).fit(pairs, Y, validation=(pairs[::5], Y[::5]))
+    assert classifier.predict(pairs[:3]).shape == (3,)
+    with pytest.raises(UserError, match=r"text 1 has 1 part\(s\), those of training have 2"):
+        classifier.predict(X)
+    with pytest.raises(UserError, match=r"text 2 has 1 part\(s\)"):
+        tiny(backbone).fit([pairs[0], "single"], ["a", "b"])
+    with pytest.raises(UserError, match="labels that no training text has: 'other'"):
+        tiny(backbone).fit(pairs, Y, validation=(pairs[:1], ["other"]))
 
 
 @pytest.mark.parametrize(
-    ("names", "message"),
+    ("parameters", "message"),
     [
-        (["one"], "at least two different names"),
-        (["one", "one"], "at least two different names"),
-        (["one", " "], "at least two different names"),
-        (["one two", " one\u00a0two"], "at least two different names"),
-        (["one", "a very long name of a label that has many tokens"], "takes at most the 16 of its training"),
+        ({"method": "lt_prefx"}, "'method.name' must be one of lt_prefix"),
+        ({"template": "no field"}, "labels.template"),
+        ({"epochs": 0, "max_steps": None}, "train.epochs"),
+        ({"batch_size": 0}, "train.batch_size"),
+        ({"batch_size": "x", "epochs": None, "max_steps": None}, "train.epochs.*train.batch_size"),
+        ({"overrides": ["train.epochs=2"]}, "overrides is a dict of config keys and values, got list"),
+        ({"overrides": {"train.learning_rat": 1}}, "did you mean 'train.learning_rate'"),
+        ({"overrides": {"data.train": "x"}}, "'data.train' is what fit itself gives"),
+        ({"validation_split": 1.5}, "data.split"),
+        ({"hypotheses": {"sports": "On sports."}}, "sports"),
+        ({"backbone": "nowhere/at-all"}, "nowhere/at-all"),
     ],
 )
-def test_labels_that_cannot_be_scored(classifier: LTuningClassifier, names: list[str], message: str) -> None:
+def test_settings_that_do_not_fit(backbone: str, parameters: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        classifier.with_labels(names)
+        tiny(backbone).set_params(**parameters).fit(X, Y)
 
 
-def test_texts_that_cannot_be_scored(classifier: LTuningClassifier) -> None:
-    with pytest.raises(UserError, match="text 2 is empty"):
-        classifier.predict(["a goal", " "])
-    with pytest.raises(UserError, match=r"text 1 has 2 part\(s\), this adapter was trained on 1"):
-        classifier.predict([("a", "b")])
+def test_one_class_is_refused(backbone: str) -> None:
+    with pytest.raises(UserError, match=r"y has 1 class\(es\)"):
+        tiny(backbone).fit(X, ["a"] * len(X))
 
 
-def test_a_string_is_one_text_and_a_column_its_values(classifier: LTuningClassifier) -> None:
-    texts = ["refund", "a goal"]
-    expected = classifier.predict(texts)
-    assert classifier.predict("refund") == classifier.predict(["refund"])
-    assert len(classifier.predict("refund")) == 1
-    for column in (tuple(texts), np.array(texts), np.array(texts, dtype=object), pd.Series(texts, index=[7, 7])):
-        assert classifier.predict(column) == expected
-    assert classifier.predict(Dataset.from_dict({"x": texts})["x"]) == expected
-    assert classifier.predict(text for text in texts) == expected
-    for nothing in ([], (), np.array([]), pd.Series([], dtype=object)):
-        assert classifier.predict(nothing) == []
+def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "adapter")
+    fitted.save(tmp_path / "adapter")  # over an adapter
+    expected = fitted.predict_proba(X)
+    loaded = LTuningClassifier.from_pretrained(tmp_path / "adapter")
+    for other in (loaded, pickle.loads(pickle.dumps(fitted)), pickle.loads(pickle.dumps(loaded))):
+        np.testing.assert_array_equal(other.predict_proba(X), expected)
+        assert other.classes_.tolist() == fitted.classes_.tolist()
+    mine = {name: value for name, value in fitted.get_params().items() if name in ("backbone", "method", "template")}
+    assert (
+        loaded.get_params()
+        == LTuningClassifier(
+            **mine, max_length=32, overrides={"method.head": "label_aware", "backbone.dtype": "float32"}
+        ).get_params()
+    )
+    with pytest.raises(NotFittedError):
+        clone(fitted).predict(X)
+    renamed = fitted.with_labels(["war", "art"])
+    assert renamed.classes_.tolist() == ["war", "art"]
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(renamed)).predict_proba(X), renamed.predict_proba(X))
+    (tmp_path / "diary.txt").write_text("mine")
+    for place in (tmp_path, tmp_path / "diary.txt"):
+        with pytest.raises(UserError, match="is not an adapter directory: choose a new folder"):
+            fitted.save(place)
+    assert (tmp_path / "diary.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize(
-    ("texts", "message"),
-    [
-        (["a goal", None], "text 2 is not a string, but of type NoneType: None"),
-        (["a goal", 3], "text 2 is not a string, but of type int: 3"),
-        ([float("nan")], "text 1 is not a string, but of type float: nan"),
-        (np.array([1.5]), "text 1 is not a string, but of type float64"),
-        ([b"a goal"], "text 1 is not a string, but of type bytes"),
-        (pd.Series(["a", None], dtype=object), "text 2 is not a string"),
-        ([{"text": "a"}], "text 1 is not a string, but of type dict"),
-        (["a", "half \ud83d"], "text 2 is not Unicode text .surrogates not allowed.: 'half"),
-        (None, "expected a list of texts, got NoneType"),
-        (7, "expected a list of texts, got int"),
-        (b"a goal", "expected a list of texts, got bytes"),
-        ({"a goal": 1}, "expected a list of texts, got dict"),
-        ({"a goal"}, "expected a list of texts, got set"),
-        (pd.DataFrame({"text": ["a goal"]}), "expected a list of texts, got DataFrame"),
-        ([["a", "b"]], r"text 1 has 2 part\(s\)"),
-        ("  ", "text 1 is empty"),
-    ],
-)
-def test_what_is_no_text_is_refused_by_its_place(classifier: LTuningClassifier, texts: Any, message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        classifier.predict(texts)
+def test_what_is_saved_answers_like_the_command(fitted: LTuningClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "adapter")
+    (tmp_path / "x.txt").write_text("\n".join(X))
+    arguments = ["--adapter", f"{tmp_path}/adapter", "--input", f"{tmp_path}/x.txt", "--output", f"{tmp_path}/y.jsonl"]
+    assert main(["predict", *arguments]) == 0
+    labels = [json.loads(line)["label"] for line in (tmp_path / "y.jsonl").read_text().splitlines()]
+    assert labels == fitted.predict(X).tolist()
 
 
-def test_labels_are_strings(classifier: LTuningClassifier) -> None:
-    with pytest.raises(UserError, match="at least two different names, got: abc"):
-        classifier.with_labels("abc")
-    with pytest.raises(UserError, match="label 2 is not a string, but of type int: 1"):
-        classifier.with_labels(["art", 1])  # type: ignore[list-item]
-    with pytest.raises(UserError, match="hypothesis 1 is not a string, but of type NoneType"):
-        classifier.with_labels(["art", "war"], {"art": None})  # type: ignore[dict-item]
-    assert classifier.with_labels(np.array(["art", "war"])).labels == ["art", "war"]
+def test_search_and_pipeline(backbone: str) -> None:
+    """Two settings in two folds, behind a step that changes texts; every fit is one of its own."""
+    steps = make_pipeline(FunctionTransformer(lambda texts: [text.upper() for text in texts]), tiny(backbone))
+    name = "ltuningclassifier__"
+    grid = {f"{name}method": ["probe", "majority"], f"{name}overrides": [None]}
+    search = GridSearchCV(steps, grid, cv=2, error_score="raise").fit(X, Y)
+    assert search.best_params_[f"{name}method"] == "probe" and search.best_score_ > 1 / 3
+    assert search.predict(X).shape == (36,) and search.score(X, Y) > 1 / 3
+    probabilities = cross_val_predict(
+        tiny(backbone, method="majority", overrides=None), X, Y, cv=2, method="predict_proba"
+    )
+    np.testing.assert_allclose(probabilities, 1 / 3, atol=0.05)
 
 
-def test_pairs() -> None:
-    """A tuple of two strings is one pair where there are pairs, else two texts."""
-    assert text_columns(("a", "b"), pairs=True) == [["a"], ["b"]]
-    assert text_columns(("a", "b"), pairs=False) == [["a", "b"]]
-    assert text_columns([("a", "b"), ["c", "d"]], pairs=True) == [["a", "c"], ["b", "d"]]
-    assert text_columns(np.array([["a", "b"], ["c", "d"]]), pairs=True) == [["a", "c"], ["b", "d"]]
-    for texts in (["a", "b"], "ab", ("a", "b", "c")):
-        with pytest.raises(UserError, match=r"text 1 has 1 part\(s\), this adapter was trained on 2"):
-            text_columns(texts, pairs=True)
-    with pytest.raises(UserError, match="text 1 is not a string, but of type NoneType"):
-        text_columns([("a", None)], pairs=True)  # type: ignore[list-item]
-
-
-def test_pairs_and_prompts(tmp_path: Path) -> None:
-    """LT-prompt is not bound to a number of label tokens: longer hypotheses pass."""
-    config = tiny_run(tmp_path, pairs=True, method={"name": "lt_prompt", "head": "label_aware", "init_std": 0.5})
-    classifier = LTuningClassifier.from_pretrained(config.run.dir, "cpu")
-    swapped = classifier.predict([("a goal", "so a loss"), ("so a loss", "a goal")])
-    assert swapped[0].scores != swapped[1].scores
-    with pytest.raises(UserError, match="text 1 has 1 part"):
-        classifier.predict(["a goal"])
-    longer = classifier.with_labels(["one", "a very long name of a label"]).predict([("a", "b")])
-    assert np.isfinite(list(longer[0].scores.values())).all()
-
-
-def test_a_score_does_not_depend_on_the_neighbours_length(tmp_path: Path) -> None:
-    """longrope has other factors for texts beyond its original positions."""
-    rope = {"rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 2, "long_factor": [5.0] * 2}
-    rope |= {"factor": 8.0, "original_max_position_embeddings": 32}
-    save_tiny(tmp_path / "backbone", "llama_gqa", rope_parameters=rope)
-    tiny_run(tmp_path)
-    classifier = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
-    texts = ["a goal", "shares fell " * 3, "stars are born in clouds of dust " * 6, "light"]
-    for text, together in zip(texts, classifier.predict(texts), strict=True):
-        alone = classifier.predict([text])[0]
-        assert alone.scores == pytest.approx(together.scores, abs=1e-5)
-
-
-def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:
-    moved = save_tiny(tmp_path / "same", "llama_gqa")
-    LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(moved))
-    other = save_tiny(tmp_path / "other", "llama_gqa", intermediate_size=48)
-    with pytest.raises(UserError, match=r"made for another backbone than .*: config\.json was"):
-        LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(other))
-    with pytest.raises(UserError, match="not an adapter directory"):
-        LTuningClassifier.from_pretrained(tmp_path)
-    assert len(LabelStates.load(config.run_dir.labels).names) == 3
-
-
-ELSEWHERE = [
-    ["a goal", "shares fell", "stars are born", "they won the cup", "the bank", "light"],
-    ["profit", "a cup", "x"],
+CHECKS = [
+    "check_estimator_cloneable",
+    "check_estimator_tags_renamed",
+    "check_valid_tag_types",
+    "check_estimator_repr",
+    "check_no_attributes_set_in_init",
+    "check_fit_score_takes_y",
+    "check_do_not_raise_errors_in_init_or_set_params",
+    "check_mixin_order",
+    "check_parameters_default_constructible",
+    "check_get_params_invariance",
+    "check_set_params",
 ]
-"""Texts of one rank and of the other."""
+"""Of scikit-learn's, those that know nothing of numbers in the place of texts."""
 
 
-def _in_a_process_group(rank: int, folder: str) -> None:
-    """What each rank of a stranger's program gets for its own texts; then one of them goes on alone."""
-    wait = timedelta(seconds=300)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=wait)
-    found: list[list[dict[str, float]]] = []
-    if rank == 0:  # loading and other labels too, while the other rank has not begun
-        classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
-        found.append([one.scores for one in classifier.with_labels(["war", "art"]).predict(ELSEWHERE[0])])
-    dist.barrier()
-    classifier = LTuningClassifier.from_pretrained(f"{folder}/run", "cpu")
-    for texts in (ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]):
-        found.append([one.scores for one in classifier.predict(texts)])
-    Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    if rank == 1:
-        with pytest.raises(UserError, match="is not an adapter directory"):
-            LTuningClassifier.from_pretrained(f"{folder}/none", "cpu")
-    dist.destroy_process_group()
+@pytest.mark.parametrize("name", CHECKS)
+def test_checks_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch, backbone: str) -> None:
+    """check_fit_score_takes_y fits: its table of numbers becomes one of texts on its way."""
+
+    def as_texts(table: Any) -> list[str]:
+        return [" ".join(map(str, row)) for row in np.asarray(table).round(1)]
+
+    if name == "check_fit_score_takes_y":
+        monkeypatch.setattr(estimator_checks, "_enforce_estimator_tags_X", lambda _, table, **__: as_texts(table))
+    getattr(estimator_checks, name)("LTuningClassifier", tiny(backbone, method="majority", overrides=None))
 
 
-def test_each_rank_of_a_process_group_classifies_its_own_texts(tmp_path: Path) -> None:
-    tiny_run(tmp_path)
-    torch.multiprocessing.spawn(_in_a_process_group, (str(tmp_path),), nprocs=2)
-    alone = LTuningClassifier.from_pretrained(tmp_path / "run", "cpu")
-    war = alone.with_labels(["war", "art"])
-    for rank in range(2):
-        texts = [ELSEWHERE[rank], ELSEWHERE[rank][: 2 * rank], ELSEWHERE[1 - rank]]
-        expected = [[one.scores for one in alone.predict(part)] for part in texts]
-        if rank == 0:
-            expected.insert(0, [one.scores for one in war.predict(ELSEWHERE[0])])
-        assert json.loads((tmp_path / f"{rank}.json").read_text()) == expected
+def test_more_of_scikit_learn(fitted: LTuningClassifier) -> None:
+    """What its own checks say of tables of numbers."""
+    tags = get_tags(fitted)
+    assert tags.input_tags.string and not tags.input_tags.two_d_array and tags.estimator_type == "classifier"
+    before = fitted.get_params()
+    again = clone(fitted)
+    assert again.fit(X, Y) is again and again.get_params() == before
+    np.testing.assert_array_equal(again.predict_proba(X), fitted.predict_proba(X))
+    order = np.random.default_rng(0).permutation(len(X))
+    shuffled = fitted.predict_proba([X[place] for place in order])
+    np.testing.assert_allclose(shuffled, fitted.predict_proba(X)[order], atol=1e-6)
+
+
+def test_it_shows_itself(fitted: LTuningClassifier) -> None:
+    assert repr(LTuningClassifier()) == "LTuningClassifier()"
+    assert "max_steps=2" in repr(fitted)
+    page, new = fitted._repr_html_(), clone(fitted)._repr_html_()
+    assert "Fitted" in page and "Not fitted" in new and "LTuningClassifier" in page
+
+
+def test_bars(backbone: str, capfd: pytest.CaptureFixture[str]) -> None:
+    for progress, shown in ((True, True), (False, False), (None, False)):
+        tiny(backbone, progress=progress).fit(X, Y)
+        assert ("train: 100%" in capfd.readouterr().err) == shown
+
+
+def test_defaults_are_the_config_s() -> None:
+    given = LTuningClassifier().get_params()
+    usual = TrainConfig()
+    for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
+        assert given[name] == getattr(usual, name)
+    assert RunConfig.model_fields["labels"].default.template == given["template"]
+
+
+def test_what_it_loads_is_what_predict_loads(fitted: LTuningClassifier, tmp_path: Path) -> None:
+    fitted.save(tmp_path / "adapter")
+    assert LoadedAdapter.load(tmp_path / "adapter").predict(X[:3]) == fitted.details(X[:3])

@@ -49,7 +49,8 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "mlp_probe.yaml").write_text(block("Add a tuning method", "yaml"))
     changes = ["backbones={tiny: {backbone: {name_or_path: backbone, dtype: float32}}}"]
     changes += ["seeds=[0]", "base.train.max_steps=2", "base.logging.trackers=[jsonl]"]
-    command = [sys.executable, "-m", "pipeline", "compare", "--config", "mlp_probe.yaml", *changes]
+    [line] = re.findall(r"^python -m (pipeline compare .*)", block("Add a tuning method", "bash"), re.MULTILINE)
+    command = [sys.executable, "-m", *line.split(), *changes]
     # The current folder's copy of the program, not the one under test.
     environment = os.environ | {"PYTHONPATH": str(folder)}
     ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
@@ -65,6 +66,20 @@ def test_a_method_is_one_file_and_one_line(compared: Path) -> None:
     assert int(rows["mlp_probe"]["parameters"]) == 16 * 64 + 64 + 64 * 8 + 8
     assert all(0 < float(row["test_accuracy"]) <= 1 and int(row["steps"]) == 2 for row in rows.values())
     assert "mlp_probe" in (compared / "tables.md").read_text()
+
+
+def test_it_is_not_a_baseline_by_accident(compared: Path) -> None:
+    """Compared with what the page names; lt_prefix itself with nothing."""
+    with (compared / "summary.csv").open() as file:
+        lines = {row["method"]: row for row in csv.DictReader(file)}
+    assert {row["best_baseline"] for row in lines.values()} == {"lt_prefix"}
+    assert lines["mlp_probe"]["verdict"] and not lines["lt_prefix"]["verdict"]
+    folder = compared.parents[2]
+    code = "from pipeline.methods import BASELINES, METHOD_NAMES; print(sorted(set(METHOD_NAMES) - BASELINES))"
+    environment = os.environ | {"PYTHONPATH": str(folder)}
+    command = [sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout == "['lt_prefix', 'lt_prompt', 'mlp_probe']\n"
 
 
 def test_the_example_keeps_to_the_style(tmp_path: Path) -> None:

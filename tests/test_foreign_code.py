@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline import LTuningClassifier
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.model_config import load_model_config
 from pipeline.cli import main
@@ -21,6 +20,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
 from pipeline.data.sources import read_split
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import tiny_run
@@ -88,9 +88,9 @@ def test_an_adapter_that_asks_for_its_code_to_be_run_is_refused_by_name(
 ) -> None:
     ask(copy / "adapter")
     with pytest.raises(UserError, match=r"backbone\.trust_remote_code: a file may not have the code run .*--trust-rem"):
-        LTuningClassifier.from_pretrained(copy, "cpu")
+        LoadedAdapter.load(copy, "cpu")
     with pytest.raises(UserError, match="a file may not"):  # what the caller allows, the file still may not ask for
-        LTuningClassifier.from_pretrained(copy, "cpu", trust_remote_code=True)
+        LoadedAdapter.load(copy, "cpu", trust_remote_code=True)
     (tmp_path / "texts.txt").write_text("a goal\n")
     assert main(["predict", "--adapter", str(copy / "adapter"), "--input", str(tmp_path / "texts.txt")]) == 2
     assert "adapter_config.json': backbone.trust_remote_code" in capsys.readouterr().err
@@ -111,7 +111,7 @@ def test_a_run_directory_that_asks_for_it_is_not_reported(
 
 
 def test_the_code_does_not_run_unasked(config: RunConfig, copy: Path, marker: Path) -> None:
-    LTuningClassifier.from_pretrained(config.run.dir, "cpu").predict(["a goal"])
+    LoadedAdapter.load(config.run.dir, "cpu").predict(["a goal"])
     assert main(["report", "--run", str(copy), "--no-texts"]) == 0
     assert not marker.exists()
 
@@ -120,7 +120,7 @@ def test_other_backbones_are_refused_before_their_code_runs(config: RunConfig, m
     other = hostile_backbone(tmp_path / "other", marker)
     change(other / "config.json", rms_norm_eps=1e-3)
     with pytest.raises(UserError, match="made for another backbone"):
-        LTuningClassifier.from_pretrained(config.run.dir, "cpu", backbone=str(other), trust_remote_code=True)
+        LoadedAdapter.load(config.run.dir, "cpu", backbone=str(other), trust_remote_code=True)
     assert not marker.exists()
 
 
@@ -178,7 +178,7 @@ def test_artefacts_of_older_versions_stay_readable_and_new_ones_lack_the_key(con
     file = copy / "adapter" / "adapter_config.json"
     change(file, backbone=json.loads(file.read_text())["backbone"] | {"trust_remote_code": False})
     (copy / "adapter" / "SHA256SUMS").unlink()
-    assert LTuningClassifier.from_pretrained(copy, "cpu").predict(["a goal"])
+    assert LoadedAdapter.load(copy, "cpu").predict(["a goal"])
 
 
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation"])

@@ -28,8 +28,8 @@ ROOMS = [
     "comparison",
     "reports",
     "doctor",
-    "classifier",
     "stages",
+    "classifier",
     "cli",
 ]
 """A room imports from those above it and from itself."""

@@ -68,7 +68,8 @@ class Adapter:
                 f"'{self.config.backbone.name_or_path}', first '{name}': {found.get(name, 'absent')}, "
                 f"expected {expected.get(name, 'absent')}; take the backbone the adapter was trained on, or train again"
             )
-        method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
+        with torch.random.fork_rng(devices=[]):  # start values, which are replaced: no draw that anybody else misses
+            method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         method.load_state_dict(state)
         # What is fitted, and not trained inside an engine, keeps its digits.
         return method if self.config.method.from_states else method.to(getattr(torch, self.config.backbone.dtype))

@@ -30,6 +30,7 @@ from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.weight_names import Source, match_names
 from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
 from pipeline.core.errors import UserError
+from pipeline.core.progress import is_hidden
 from pipeline.distributed.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def load_backbone(
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
     read_bytes = sum(checkpoint.tensors[name].size for name in {source.stored_name for source in sources.values()})
-    with tqdm(total=read_bytes // partitioner.world_size, **_BAR, disable=True if ranks.rank else None) as bar:
+    with tqdm(total=read_bytes // partitioner.world_size, **_BAR, disable=is_hidden(ranks.is_main)) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
         ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:

@@ -1,27 +1,23 @@
 """The command line: one subcommand per stage, each a thin call of the stage's function."""
 
 import argparse
+import json
 import logging
 import os
 import sys
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from pipeline.cli.options import build_parser
 from pipeline.core.bounds import abridged
-from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError
+from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
 from pipeline.core.output import ReaderGone, ended_by_signals, say, say_error, whole_output
 from pipeline.distributed.device import announce_device
-from pipeline.distributed.launcher import check_launcher, rank, world_size
+from pipeline.distributed.launcher import check_launcher, ignore_renamed_collectives, rank, world_size
 
 if TYPE_CHECKING:
     from pipeline.config import RunConfig
-    from pipeline.core.run_dir import RunDir
-    from pipeline.distributed.ranks import Ranks
-
 
 log = logging.getLogger(__name__)
 
@@ -75,36 +71,16 @@ def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     given = {name: value for name in OF_STAGES if (value := getattr(options, name, None))}
     from pipeline.engine.agreement import check_alike
-    from pipeline.engine.startup import join
+    from pipeline.engine.startup import join, own_run_dir
 
     ranks = join(config)
-    with _own_run_dir(config.run_dir, ranks):
+    with own_run_dir(config.run_dir, ranks):
         said = {f"--{name.replace('_', '-')}": given.get(name, False) for name in OF_STAGES}
         check_alike({"the command": options.command, **said}, ranks)
         _stage_function(options.command)(config, **given)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
             ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))
-
-
-@contextmanager
-def _own_run_dir(run_dir: "RunDir", ranks: "Ranks") -> Iterator[None]:
-    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
-    from pipeline.core.ownership import check_ours
-    from pipeline.core.run_lock import RunLock
-
-    lock = RunLock(run_dir.path)
-
-    def take() -> None:
-        check_ours(run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
-        lock.acquire()
-        run_dir.create()
-
-    ranks.on_main(take)
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -170,7 +146,8 @@ def _compare(options: argparse.Namespace) -> None:
     announce_device()
     from pipeline.comparison.config import describe, groups, load_comparison, parse_share
 
-    comparison = load_comparison(options.config, options.overrides).trusted(options.trust_remote_code)
+    reference = [f"reference={json.dumps(options.against)}"] if options.against else []
+    comparison = load_comparison(options.config, [*options.overrides, *reference]).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
     from pipeline.stages.compare import check_cells, compare
 
@@ -182,6 +159,25 @@ def _compare(options: argparse.Namespace) -> None:
     compare(comparison, share, overwrite=options.overwrite)
 
 
+def _keys(options: argparse.Namespace) -> None:
+    from pipeline.cli.keys import described, overview, sections
+
+    if options.section is None:
+        say(overview())
+    elif options.section in sections():
+        say(described(options.section))
+    else:
+        raise UserError(
+            f"there is no section {options.section!r}{nearest(options.section, sections())}: {', '.join(sections())}"
+        )
+
+
+def _completion(options: argparse.Namespace) -> None:
+    from pipeline.cli.completion import script
+
+    say(script(build_parser(), options.shell))
+
+
 COMMANDS = {
     "run": _run,
     "compare": _compare,
@@ -189,16 +185,18 @@ COMMANDS = {
     "predict": _predict,
     "report": _report,
     "doctor": _doctor,
+    "keys": _keys,
+    "completion": _completion,
 }
 
 
 OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 """Options that are handed to the function of a stage, where they are given."""
 
-PRINTING = ("choose-reading", "estimate", "predict", "doctor")
+PRINTING = ("choose-reading", "estimate", "predict", "doctor", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "report")
+ONE_ANSWERS = ("estimate", "predict", "report", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 
@@ -220,8 +218,7 @@ def _set_up_logging(debug: bool) -> None:
     if sys.stderr is None or not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     if not debug:
-        # torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step.
-        warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
+        ignore_renamed_collectives()
 
 
 class _Record(logging.LogRecord):
@@ -269,6 +266,9 @@ def _unexpected(error: Exception, options: argparse.Namespace) -> str:
     given = [f"--{name} {value}" for name in ("config", "run", "adapter") if (value := getattr(options, name, None))]
     places = [f"at {abridged(note, 150)}" for note in getattr(error, "__notes__", [])]
     where = ", ".join([" ".join([options.command, *given[:1]]), *places])
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
+        said = f"out of GPU memory: {abridged(str(error), 200)} ({where})"
+        return f"{said}; lower train.batch_size or evaluate.batch_size, or see docs/troubleshooting.md"
     return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 

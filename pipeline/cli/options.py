@@ -1,7 +1,6 @@
 """The argument parser: commands, their options, and help that ends with the config keys."""
 
 import argparse
-import textwrap
 from typing import Any, NoReturn
 
 from pipeline import __version__
@@ -24,13 +23,37 @@ COMPARE = "compare tuning methods: backbones x data sets x training sizes x seed
 
 REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
+DAILY = ("run", "predict", "report", "compare", "doctor")
+"""The commands of an ordinary day, which `--help` shows first."""
+
+SHELLS = ("bash", "zsh")
+
+PLANNING = ("choose-reading", "estimate")
+"""Stages that `run` does not have."""
+
+EPILOG = """\
+an ordinary day:
+  ltune run --config mine.yaml --dry-run     what would be done, and whether it can be
+  ltune run --config mine.yaml               all stages, as far as they are not done
+  ltune predict --run runs/mine --input new.csv
+  ltune report --run runs/mine
+  ltune keys data                            what may stand in the section `data` of mine.yaml
+
+ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
+docs/troubleshooting.md."""
+
 PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare"}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = _Parser(prog="ltune", description="L-Tuning of frozen language models.")
+    parser = _TopParser(
+        prog="ltune",
+        description="L-Tuning of frozen language models.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--version", action="version", version=__version__)
     # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
@@ -54,6 +77,14 @@ def build_parser() -> argparse.ArgumentParser:
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
+    description = "the config keys of a section, with their defaults, meanings and an example"
+    keys = commands.add_parser("keys", help=description, description=description)
+    keys.add_argument("section", nargs="?", metavar="SECTION", help="data, train, ... or compare (default: list them)")
+    description = "a script for the shell: source <(ltune completion bash)"
+    completion = commands.add_parser("completion", help=description, description=description)
+    completion.add_argument("shell", choices=SHELLS)
+    for command in (keys, completion):
+        command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
     return parser
 
 
@@ -91,6 +122,12 @@ def _add_estimate_options(command: argparse.ArgumentParser) -> None:
 def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--config", required=True, metavar="FILE", help="YAML file, see launch/recipes/compare/")
     command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a key, e.g. seeds=[0]")
+    command.add_argument(
+        "--against",
+        metavar="METHOD",
+        help="compare all others with this one of the methods, not with the best baseline; of a finished comparison, "
+        "make the tables anew",
+    )
     command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
     command.add_argument("--overwrite", action="store_true", help="train cells afresh that another config has trained")
     command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
@@ -193,6 +230,23 @@ def _expanded(value: str | list[str] | None) -> str | list[str] | None:
     return value and home_expanded(value)
 
 
+class _TopParser(_Parser):
+    """The parser of all commands: its help has them in groups."""
+
+    def format_help(self) -> str:
+        [commands] = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        about = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+        groups = {
+            "commands of an ordinary day:": DAILY,
+            "the stages of run, one by one:": [name for name in STAGES if name not in (*DAILY, *PLANNING)],
+            "before a run, and beside it:": [*PLANNING, *(name for name in about if name not in (*DAILY, *STAGES))],
+        }
+        lines = [f"usage: {self.prog} [--version] command ...", "", self.description or ""]
+        for title, names in groups.items():
+            lines += ["", title, *(f"  {name:15} {about[name]}" for name in names)]
+        return "\n".join([*lines, "", self.epilog or ""]) + "\n"
+
+
 class _CommandParser(_Parser):
     """A parser whose help can end with every config key, its default and what it does."""
 
@@ -201,10 +255,9 @@ class _CommandParser(_Parser):
     def format_help(self) -> str:
         if not self.show_config_keys:
             return super().format_help()
-        from pipeline.config import config_keys
+        from pipeline.cli.keys import key_lines
+        from pipeline.config import RunConfig
 
-        lines = [super().format_help(), "config keys (section.key=value):"]
-        for key, default, text in config_keys():
-            lines.append(f"  {key}={default}")
-            lines += textwrap.wrap(text, 96, initial_indent="      ", subsequent_indent="      ")
+        lines = [super().format_help(), "config keys (section.key=value; `ltune keys SECTION` has examples):"]
+        lines += [line for section in RunConfig.model_fields for line in key_lines(section)]
         return "\n".join(lines) + "\n"

@@ -54,7 +54,8 @@ class ComparisonConfig(Settings):
     methods: dict[str, Part] = Field(min_length=1)
     """Name -> sections; method.name is the name itself unless given."""
     reference: str | None = None
-    """The method that all others are compared with; null: the baseline that is best on validation."""
+    """The method that all others are compared with; null: the baseline that is best on validation.
+    A method of your own is not a baseline, unless its class says so (`is_baseline`)."""
     sizes: Distinct[Size] = Field(default=["all"], min_length=1)
     """Training texts of every label; of one that has fewer, all."""
     split: Literal["test", "validation"] = "test"

@@ -28,10 +28,9 @@ from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
 from pipeline.core.output import say
 from pipeline.core.run_dir import RunDir
+from pipeline.methods import BASELINES
 
 Row = dict[str, Any]
-OURS = ("lt_prefix", "lt_prompt")
-"""Methods that are compared with the best of the others."""
 PLACE = ("dataset", "backbone", "size")
 MARK = "†"
 NOT_CONVERGED = "training of a seed or more reached its last step before it had converged"
@@ -66,7 +65,7 @@ def write_tables(
 def summarize(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:
     """One line per method of one (data set, backbone, size), best mean first."""
     methods = {part[0]["method"]: part for part in rows_by(rows, ["method"])}
-    baselines = {name: part for name, part in methods.items() if part[0]["method_name"] not in OURS}
+    baselines = {name: part for name, part in methods.items() if part[0]["method_name"] in BASELINES}
     # Chosen on validation, so that the choice does not favour it on the test texts.
     best = reference or max(baselines, key=lambda name: _mean(baselines[name], "validation"), default=None)
     trained = [part for part in methods.values() if part[0]["steps"]]
@@ -171,6 +170,8 @@ def _overview(lines: list[Row]) -> str:
     header = ["backbone", "method", *(f"{for_markdown(dataset)} ({metrics[dataset]})" for dataset in datasets)]
     rules = ["---", "---", *["---:"] * len(datasets)]
     note = "↑ better, ↓ worse than what it is compared with (below): the interval excludes zero."
+    if not any(line["best_baseline"] for line in lines):
+        note = "Nothing is compared with another: there is no baseline. `--against METHOD` names what to compare with."
     if any(_published(line) for line in lines):
         note += " In brackets: the published value."
     return "\n".join(
@@ -206,24 +207,16 @@ def _markdown(rows: list[list[str]]) -> list[str]:
 def _table(lines: list[Row]) -> str:
     """One data set, backbone and size, with intervals and costs."""
     first = lines[0]
-    columns = [
-        "method",
-        first["metric"],
-        f"difference to {for_markdown(str(first['best_baseline']))}",
-        "verdict",
-        "McNemar p (accuracy)",
-    ]
+    reference = first["best_baseline"]
+    compared = [f"difference to {for_markdown(reference)}", "verdict", "McNemar p (accuracy)"] if reference else []
+    columns = ["method", first["metric"], *compared]
     columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "steps to best"]
     columns += ["seconds to best", "steps", "seconds", "readings", "parameters"]
     body = [
         [
-            f"**{for_markdown(line['method'])}**"
-            if line["method"] == line["best_baseline"]
-            else for_markdown(line["method"]),
+            f"**{for_markdown(line['method'])}**" if line["method"] == reference else for_markdown(line["method"]),
             _mean_and_spread(line),
-            _interval(line),
-            line["verdict"] or "",
-            _number(line["mcnemar_p"], ".3f"),
+            *([_interval(line), line["verdict"] or "", _number(line["mcnemar_p"], ".3f")] if reference else []),
             _number(line["validation"], ".4f"),
             _number(line["validation_at_equal_seconds"], ".4f"),
             _number(line["steps_to_95_percent"], ".0f"),

@@ -1,14 +1,35 @@
-"""What a person sees of long work: a bar on a terminal, else a line every minute."""
+"""What a person sees of long work: a bar on a terminal or in a notebook, else a line every minute."""
 
 import logging
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 
 from tqdm import tqdm
 
 EVERY_SECONDS = 60.0
+_WANTED: ContextVar[bool | None] = ContextVar("bars", default=None)
+
+
+@contextmanager
+def bars(wanted: bool | None) -> Iterator[None]:
+    """Bars within the block: always, never, or, for None, on a terminal and in a notebook."""
+    token = _WANTED.set(wanted)
+    try:
+        yield
+    finally:
+        _WANTED.reset(token)
+
+
+def is_hidden(shown: bool = True) -> bool:
+    """tqdm's `disable`, for a bar of this rank if `shown`."""
+    wanted = _WANTED.get()
+    if wanted is None:  # a notebook shows bars, though its standard error is not a terminal
+        wanted = "ipykernel" in sys.modules or sys.stderr.isatty()
+    return not (shown and wanted)
 
 
 class Counted:
@@ -16,8 +37,7 @@ class Counted:
 
     def __init__(self, log: logging.Logger, what: str, total: int, *, shown: bool, parts: str) -> None:
         self.log, self.what, self.total, self.parts, self.done = log, what, total, parts, 0
-        # None: off without a terminal.
-        self.bar = tqdm(total=total, desc=what, unit=f" {parts}", disable=None if shown else True, leave=False)
+        self.bar = tqdm(total=total, desc=what, unit=f" {parts}", disable=is_hidden(shown), leave=False)
         self._speaks = shown and self.bar.disable
         self._began = self._said = time.monotonic()
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.errors import UserError
+from pipeline.core.progress import is_hidden
 from pipeline.data.checks import SKIPPED, Checker, check_columns
 from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.config import DataConfig
@@ -67,7 +68,7 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     with open(arrow_file.parent / SKIPPED, "a", encoding="utf-8") as log:
         skip = partial(_skip, log, split) if config.on_error == "skip" else None
         checker = Checker(where, texts, config.label, table, skip)
-        shown = tqdm(table.rows, f"reading {split}", unit=" rows", disable=None)
+        shown = tqdm(table.rows, f"reading {split}", unit=" rows", disable=is_hidden())
         _write(arrow_file, checker.good_rows(shown), len(texts) == 2)
     checker.finish()
     rows, hashes = Dataset.from_file(str(arrow_file)), np.frombuffer(checker.hashes, dtype=np.uint64)

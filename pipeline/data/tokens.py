@@ -1,14 +1,23 @@
 """Turns the checked rows of a split into tokens, in parallel, from Arrow to Arrow."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, Features, List, Value
+from datasets import (
+    Dataset,
+    Features,
+    List,
+    Value,
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
@@ -59,6 +68,18 @@ def tokenize(
     )
     _refuse_empty(result, split)
     return result
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """`datasets` shows none of its progress bars within the block."""
+    hidden = are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        if not hidden:
+            enable_progress_bars()
 
 
 def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import random
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -71,6 +72,11 @@ def be_alone() -> None:
     os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", LOCAL_WORLD_SIZE="1")
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(free_port()))
     os.environ.pop("TORCHELASTIC_USE_AGENT_STORE", None)  # torchrun's own store is at the address it gave
+
+
+def ignore_renamed_collectives() -> None:
+    """torch 2.13 renamed collectives that DeepSpeed 0.19.8 still calls by their old names, at every step."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed")
 
 
 @contextmanager

@@ -2,8 +2,9 @@
 
 import logging
 import os
-from collections.abc import Sequence
-from contextlib import nullcontext
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
 import torch
@@ -15,8 +16,11 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError, about
+from pipeline.core.ownership import check_ours
+from pipeline.core.run_dir import RunDir
+from pipeline.core.run_lock import RunLock
 from pipeline.distributed.heartbeat import Heartbeat
-from pipeline.distributed.launcher import be_alone, check_launcher, joining, world_size
+from pipeline.distributed.launcher import be_alone, check_launcher, ignore_renamed_collectives, joining, world_size
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
@@ -80,6 +84,49 @@ def _accelerator(engine: EngineConfig, train: TrainConfig, dtype: str, trackers:
             gradient_accumulation_steps=train.gradient_accumulation,
             kwargs_handlers=[group],
         )
+
+
+@contextmanager
+def own_run_dir(run_dir: RunDir, ranks: Ranks) -> Iterator[None]:
+    """The run directory, made, cleaned up and locked by rank 0; where that fails, all ranks end."""
+    lock = RunLock(run_dir.path)
+
+    def take() -> None:
+        check_ours(run_dir.path, "run")  # not even a lock goes into a folder that is somebody else's
+        lock.acquire()
+        run_dir.create()
+
+    ranks.on_main(take)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def as_guest() -> Iterator[None]:
+    """Around stages in one process of another program, such as a notebook, which is left as it was found.
+
+    Raises UserError under a launcher, and where that program has a process group: a stage would take it for its own.
+    """
+    if world_size() > 1 or torch.distributed.is_initialized():
+        raise UserError(
+            "this process belongs to a process group, and training from Python takes one process alone: use "
+            "`ltune train` under a launcher, and LTuningClassifier.from_pretrained"
+        )
+    environment, threads = dict(os.environ), torch.get_num_threads()
+    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        ignore_renamed_collectives()
+        try:
+            yield
+        finally:
+            leave()
+            for name in os.environ.keys() - environment.keys():
+                del os.environ[name]
+            os.environ.update(environment)
+            torch.set_num_threads(threads)
+            torch.use_deterministic_algorithms(strict, warn_only=warned)
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:

@@ -36,6 +36,8 @@ def _config_class(name: str) -> type[MethodConfig]:
 
 
 METHOD_CONFIGS = tuple(map(_config_class, METHOD_NAMES))
+BASELINES = {name for name, config in zip(METHOD_NAMES, METHOD_CONFIGS, strict=True) if config.is_baseline}
+"""Names of the methods that others are compared with."""
 
 if TYPE_CHECKING:
     AnyMethodConfig = MethodConfig
@@ -51,4 +53,12 @@ def completed(section: Any) -> Any:
     return {**came_later.get(str(section.get("name")), {}), **section}
 
 
-__all__ = ["METHOD_CONFIGS", "METHOD_NAMES", "AnyMethodConfig", "MethodConfig", "TuningMethod", "completed"]
+__all__ = [
+    "BASELINES",
+    "METHOD_CONFIGS",
+    "METHOD_NAMES",
+    "AnyMethodConfig",
+    "MethodConfig",
+    "TuningMethod",
+    "completed",
+]

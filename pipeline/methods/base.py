@@ -79,6 +79,8 @@ class MethodConfig(Settings, ABC):
         name: str
         """The method's, and its file's; each class says which."""
 
+    is_baseline: ClassVar[bool] = False
+    """It is there to be compared with: `compare` takes the best of these, chosen on validation, for reference."""
     is_trained: ClassVar[bool] = True
     """False: nothing is learnt from the texts but how often each label occurs."""
     from_states: ClassVar[bool] = False

@@ -11,6 +11,7 @@ from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfi
 class FullConfig(TextClassifierConfig):
     """Nothing is frozen. Dropout inside the backbone stays off, as for every method."""
 
+    is_baseline: ClassVar[bool] = True
     trains_backbone: ClassVar[bool] = True
 
     name: Literal["full"] = "full"

@@ -1,6 +1,6 @@
 """LoRA: trained low-rank matrices beside the backbone's frozen ones, through PEFT (Hu et al., arXiv 2106.09685)."""
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -16,6 +16,8 @@ from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfi
 
 class LoRAConfig(TextClassifierConfig):
     """Low-rank adaptation."""
+
+    is_baseline: ClassVar[bool] = True
 
     name: Literal["lora"] = "lora"
     rank: int = Field(default=8, ge=1, le=WIDEST)

@@ -13,6 +13,7 @@ from pipeline.methods.base import MethodConfig, Reader, TuningMethod
 class MajorityConfig(MethodConfig):
     """The labels' shares of the training texts, and nothing else."""
 
+    is_baseline: ClassVar[bool] = True
     is_trained: ClassVar[bool] = False
 
     name: Literal["majority"] = "majority"

@@ -15,6 +15,7 @@ from pipeline.methods.text_classifier import TextClassifierConfig
 class PTuningConfig(TextClassifierConfig):
     """An encoded soft prompt."""
 
+    is_baseline: ClassVar[bool] = True
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["p_tuning"] = "p_tuning"

@@ -18,6 +18,7 @@ from pipeline.methods.text_classifier import TextClassifierConfig
 class PrefixConfig(TextClassifierConfig):
     """A prefix."""
 
+    is_baseline: ClassVar[bool] = True
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
 
     name: Literal["prefix"] = "prefix"

@@ -19,6 +19,7 @@ from pipeline.methods.logistic import CS, fit_to_readings
 class ProbeConfig(MethodConfig):
     """Penalized multinomial logistic regression on standardized states."""
 
+    is_baseline: ClassVar[bool] = True
     from_states: ClassVar[bool] = True
     reads_alone: ClassVar[bool] = True
 

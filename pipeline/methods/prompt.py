@@ -18,6 +18,7 @@ from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfi
 class PromptConfig(TextClassifierConfig):
     """A soft prompt."""
 
+    is_baseline: ClassVar[bool] = True
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     name: Literal["prompt"] = "prompt"

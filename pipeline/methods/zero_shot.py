@@ -13,6 +13,7 @@ from pipeline.methods.heads import state_similarity
 class ZeroShotConfig(MethodConfig):
     """Decoders: how likely the hypothesis is behind the text. Encoders: similarity of text and label states."""
 
+    is_baseline: ClassVar[bool] = True
     is_trained: ClassVar[bool] = False
     open_labels: ClassVar[bool] = True
     reads_hypotheses: ClassVar[bool] = True

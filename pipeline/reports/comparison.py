@@ -8,8 +8,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.comparison.tables import OURS, PLACE, key_of, rows_by
+from pipeline.comparison.tables import PLACE, key_of, rows_by
 from pipeline.core.errors import UserError
+from pipeline.methods import BASELINES
 from pipeline.reports.run_metrics import Rows
 
 COLUMNS = {
@@ -27,6 +28,7 @@ class Method:
 
     name: str
     is_ours: bool
+    """It is none of the program's baselines."""
     is_trained: bool
     is_majority: bool
 
@@ -66,7 +68,7 @@ class Place:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything that was compared. L-Tuning comes first in `methods`, what is not trained last."""
+    """Everything that was compared. What is not a baseline comes first in `methods`, what is not trained last."""
 
     methods: list[Method]
     places: list[Place]
@@ -139,7 +141,7 @@ def _methods(runs: Rows) -> list[Method]:
     for run in runs:
         first.setdefault(run["method"], run)
     methods = [
-        Method(name, run["method_name"] in OURS, run["parameters"] > 0, run["method_name"] == "majority")
+        Method(name, run["method_name"] not in BASELINES, run["parameters"] > 0, run["method_name"] == "majority")
         for name, run in first.items()
     ]
     return sorted(methods, key=lambda method: (not method.is_ours, not method.is_trained, method.is_majority))

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.adapter.directory import adapter_folder
-from pipeline.classifier import LTuningClassifier, Prediction, Text
 from pipeline.core.errors import UserError
 from pipeline.core.escapes import visible
 from pipeline.core.output import check_output, opened_output
 from pipeline.data.checks import text_of
+from pipeline.data.in_memory import Text
 from pipeline.data.rows import Row
 from pipeline.data.streams import Source
 from pipeline.data.unlabelled import Input
+from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def predict(
     input = Input(input) if isinstance(input, str) else input
     input.check(FIELDS)
     check_output(output, [input.place, adapter_folder(adapter)])
-    classifier = LTuningClassifier.from_pretrained(
+    classifier = LoadedAdapter.load(
         adapter, device, backbone=backbone, calibrated=calibrated, trust_remote_code=trust_remote_code
     )
     check_output(output, [backbone or classifier.adapter.config.backbone.location])
@@ -75,7 +76,7 @@ def predict(
 class _Answers:
     """Answers rows in their order, as many together as are there."""
 
-    def __init__(self, classifier: LTuningClassifier, input: Input, write: Callable[[str], None]) -> None:
+    def __init__(self, classifier: LoadedAdapter, input: Input, write: Callable[[str], None]) -> None:
         self.classifier, self.input, self.write = classifier, input, write
         data = classifier.adapter.config.data
         self.texts = [data.text] + ([data.text_pair] if data.text_pair else [])

@@ -2,6 +2,7 @@
 
 import logging
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from datasets import Dataset, are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+from datasets import Dataset
 
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
@@ -45,6 +46,7 @@ from pipeline.data.tokens import (
     tokenize,
     unknown_warning,
     with_special_tokens,
+    without_bars,
 )
 from pipeline.engine.backbone import Backbone, backbone_of, text_encoder
 from pipeline.engine.checks import check_max_length
@@ -153,7 +155,8 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
         rows = _kept(data, given.seed, split, read_rows.rows, indices[split])
         file = scratch / f"{split}-tokens.arrow"
         result = tokenize(rows, given.texts, indices[split], data.workers, file, split)
-        _save_quietly(result, folder / split)
+        with without_bars():  # of writing what has just been tokenized
+            result.save_to_disk(folder / split)
         tokenized[split] = summary(result, names)
         special[split] = rows_with_special_tokens(result, tokenizer)
         unknown[split] = unknown_warning(result, given.texts, split)
@@ -162,7 +165,7 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
     warnings = [
         *(warning for found in splits.values() for warning in found.warnings),
         *(warning for warning in unknown.values() if warning),
-        *_label_warnings(labels, {split: splits[split] for split in given.sources}, tokenized),
+        *_label_warnings(labels, given.labels.texts, {split: splits[split] for split in given.sources}, tokenized),
         *_overlap_warnings(splits),
         *_cut_warnings(tokenized, data.max_length),
     ]
@@ -175,17 +178,6 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
         "warnings": warnings,
         "has_pair": data.text_pair is not None,
     }
-
-
-def _save_quietly(rows: Dataset, folder: Path) -> None:
-    """`datasets` shows a second progress bar for writing what has just been tokenized."""
-    hidden = are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        rows.save_to_disk(folder)
-    finally:
-        if not hidden:
-            enable_progress_bars()
 
 
 def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[str, int]) -> Dataset:
@@ -203,13 +195,17 @@ def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[
     return rows.select(balanced_subset(labels, limit, seed if split == "train" else 0))
 
 
-def _label_warnings(labels: Labels, splits: dict[str, CheckedSplit], tokenized: dict[str, dict[str, Any]]) -> list[str]:
+def _label_warnings(
+    labels: Labels, worded: Mapping[str, str], splits: dict[str, CheckedSplit], tokenized: dict[str, dict[str, Any]]
+) -> list[str]:
+    """`worded`: labels.texts."""
     untrained = [repr(name) for name in labels.names if not tokenized["train"]["per_label"][name]]
     warnings = [f"no training text has the label(s) {some(untrained)}"] if untrained else []
     for alike in look_alikes(labels.names):
         warnings.append(f"{' and '.join(map(repr, alike))} are different labels, but differ by case or style alone")
-    if all(name.isdecimal() for name in labels.names):
-        warnings.append("the labels are numbers, which say nothing to the backbone: give them words with labels.names")
+    if all(name.isdecimal() for name in labels.names) and not worded:
+        say = "which say nothing to the backbone: give them words with labels.names or labels.texts"
+        warnings.append(f"the labels are numbers, {say}")
     doubts = [doubt(split, found.labels, labels) for split, found in splits.items()]
     return warnings + [warning for warning in doubts if warning]
 

@@ -1,10 +1,12 @@
-"""What a person sees of training as it goes: a bar on a terminal, else a line every minute."""
+"""What a person sees of training as it goes: a bar on a terminal or in a notebook, else a line every minute."""
 
 import logging
 import time
 from datetime import timedelta
 
 from tqdm import tqdm
+
+from pipeline.core.progress import is_hidden
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +16,7 @@ class Progress:
 
     def __init__(self, step: int, total_steps: int, texts_per_step: int, *, shown: bool, every_seconds: float) -> None:
         self.total_steps, self.texts_per_step, self.every_seconds = total_steps, texts_per_step, every_seconds
-        # None: off without a terminal.
-        hidden = None if shown else True
-        self.bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", disable=hidden)
+        self.bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", disable=is_hidden(shown))
         self._speaks = shown and self.bar.disable
         self._said_step, self._said_at = step, time.monotonic()
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoConfig, T5Config
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -282,3 +283,14 @@ def test_variables_that_no_launcher_sets_are_one_line(
     for command in ("run", "estimate"):
         assert run(folder, command=command) == 2
         assert error_of(capsys).startswith("error: the variable RANK is 'abc'")
+
+
+def test_a_full_gpu_says_what_to_lower(
+    folder: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A GPU's allocator raises it; here, whoever reads the texts."""
+    full = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+    monkeypatch.setattr("pipeline.stages.preprocess._preprocess", lambda *_: (_ for _ in ()).throw(full))
+    assert run(folder, command="preprocess") == 1
+    assert "out of GPU memory: CUDA out of memory. Tried" in (line := error_of(capsys))
+    assert "lower train.batch_size" in line

@@ -1,9 +1,13 @@
 """The command line's words: help, options, and overrides anywhere among them."""
 
+import argparse
+import itertools
+import re
+
 import pytest
 
 from pipeline.cli import main
-from pipeline.cli.options import STAGES, build_parser
+from pipeline.cli.options import DAILY, STAGES, build_parser
 from pipeline.config import config_keys
 
 
@@ -12,6 +16,23 @@ def test_unknown_and_missing_commands_and_options(capsys: pytest.CaptureFixture)
         with pytest.raises(SystemExit) as end:
             main(arguments)
         assert end.value.code == 2 and "usage: ltune" in capsys.readouterr().err
+
+
+def test_the_help_shows_an_ordinary_day_first(capsys: pytest.CaptureFixture) -> None:
+    """Five commands, then the rest, each command once; what it says to type can be parsed."""
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    groups = [part.splitlines() for part in shown.split("\n\n") if ":\n  " in part]
+    listed = [[line.split()[0] for line in group[1:]] for group in groups[:3]]
+    assert listed[0] == list(DAILY) and len(DAILY) == 5
+    [commands] = [part for part in build_parser()._actions if isinstance(part, argparse._SubParsersAction)]
+    assert sorted(itertools.chain(*listed)) == sorted(commands.choices)
+    typed = [re.split("  +", line.strip())[0].split()[1:] for line in groups[3][1:]]
+    assert len(typed) == 5
+    for words in typed:
+        build_parser().parse_args(words)
+    assert all(len(line) <= 110 for line in shown.splitlines())
 
 
 def test_help_of_every_stage_lists_every_key(capsys: pytest.CaptureFixture) -> None:

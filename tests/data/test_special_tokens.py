@@ -10,13 +10,13 @@ import pytest
 from datasets import load_from_disk
 from transformers import PreTrainedTokenizerBase
 
-from pipeline import LTuningClassifier
 from pipeline.adapter.directory import CONFIG
 from pipeline.backbone.config import BackboneConfig
 from pipeline.config import RunConfig
 from pipeline.core.checksums import write_sums
 from pipeline.core.files import read_json, write_json
 from pipeline.data.tokenizer import encode, load_tokenizer, special_texts
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
 from tests.support.kinds import KINDS, build
@@ -78,7 +78,7 @@ def test_training_and_prediction_read_a_text_alike(special_tokens: bool, tmp_pat
     stored = load_from_disk(str(config.run_dir.data / "train"))["input_ids"][-1]
     assert (stored.count(2), stored.count(0)) == ((2, 2) if special_tokens else (1, 1))
     config = tiny_run(tmp_path, data={"special_tokens": special_tokens}, labels={"template": "<s>{label}</s> it is."})
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     assert encode(classifier.tokenizer, [TEXT])["input_ids"][0] == stored
     wanted = encode(tiny_tokenizer() if special_tokens else classifier.tokenizer, ["<s>sport</s> it is."])
     row = [index for index, name in enumerate(classifier.labels) if name == "sport"]
@@ -90,13 +90,13 @@ def test_training_and_prediction_read_a_text_alike(special_tokens: bool, tmp_pat
 
 def test_an_older_adapter_reads_texts_as_in_its_training(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
-    before = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    before = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     values = read_json(config.run_dir.adapter / CONFIG)
     assert values["data"].pop("special_tokens") is False
     write_json(config.run_dir.adapter / CONFIG, values)
     (config.run_dir.adapter / "SHA256SUMS").unlink()
     write_sums(config.run_dir.adapter)
-    after = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    after = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     assert after.predict(["a goal"])[0].scores == before.predict(["a goal"])[0].scores
     assert after.predict([TEXT])[0].scores != before.predict([TEXT])[0].scores
     assert encode(after.tokenizer, [TEXT])["input_ids"] == tiny_tokenizer()([TEXT])["input_ids"]

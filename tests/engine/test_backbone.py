@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from pipeline import LTuningClassifier
 from pipeline.backbone import loading, weights
 from pipeline.comparison.config import load_comparison
 from pipeline.config import RunConfig
@@ -16,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.yaml import dump_yaml
 from pipeline.engine import backbone as backbone_module
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.compare import compare
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
@@ -69,7 +69,7 @@ def test_each_stage_alone_reads_each_at_most_once(tmp_path: Path, reads: Counter
         stage(config)
         assert max(reads.values()) == 1, stage
     reads.clear()
-    LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(["a goal"])
+    LoadedAdapter.load(config.run_dir.adapter, "cpu").predict(["a goal"])
     assert reads == ONCE
 
 

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.metrics import log_loss
 
-from pipeline import LTuningClassifier
 from pipeline.core.errors import UserError
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.evaluation.calibration import FILE, HIGHEST, LOWEST, calibrated_metrics, fit_temperature
 from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.stages.evaluate import evaluate
@@ -60,7 +60,7 @@ def test_labels_stay_and_a_faultless_split_has_a_bound() -> None:
 def test_evaluate_fits_it_and_predict_uses_it(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
     with pytest.raises(UserError, match=r"is not calibrated .* run evaluate with a validation split"):
-        LTuningClassifier.from_pretrained(config.run.dir, "cpu", calibrated=True)
+        LoadedAdapter.load(config.run.dir, "cpu", calibrated=True)
     metrics = evaluate(config)
     temperature = metrics["test"]["calibrated"]["temperature"]
     assert metrics["validation"]["calibrated"]["log_loss"] <= metrics["validation"]["log_loss"]
@@ -82,4 +82,4 @@ def test_evaluate_fits_it_and_predict_uses_it(tmp_path: Path) -> None:
         assert plain["probabilities"] != tempered["probabilities"]
     file.write_text('{"temperature": -1, "texts": 6}')
     with pytest.raises(UserError, match="is damaged"):
-        LTuningClassifier.from_pretrained(config.run.dir, "cpu", calibrated=True)
+        LoadedAdapter.load(config.run.dir, "cpu", calibrated=True)

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from pipeline import LTuningClassifier
 from pipeline.core.errors import Preempted, UserError
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
 from pipeline.methods.logistic import Fit
@@ -117,7 +117,7 @@ def test_a_run_starts_where_the_probe_ends_and_keeps_what_is_better(tmp_path: Pa
     if method["name"] != "prefix":  # whose first reading has a random prefix in it
         assert evaluated[0] == probe["validation"]["accuracy"]
     assert tuned["validation"]["accuracy"] == max(evaluated.values())
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    classifier = LoadedAdapter.load(config.run_dir.adapter)
     rows = [line.split("\t") for line in Path(str(config.data.test)).read_text().splitlines()[1:]]
     found = [each.label for each in classifier.predict([text for text, _ in rows])]
     assert np.mean([label == true for label, (_, true) in zip(found, rows, strict=True)]) == pytest.approx(
@@ -155,6 +155,6 @@ def test_a_strangers_head_of_bits_that_are_no_numbers_is_refused(tmp_path: Path)
     tensors["head.bias_bits"] = torch.full_like(tensors["head.bias_bits"].double(), torch.nan).view(torch.int64)
     save_file(tensors, file, metadata={"format": "pt"})
     (config.run_dir.adapter / "SHA256SUMS").unlink()
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    classifier = LoadedAdapter.load(config.run_dir.adapter)
     with pytest.raises(UserError, match="have NaN or infinite scores"):
         classifier.predict(["a goal"])

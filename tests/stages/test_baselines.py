@@ -15,9 +15,9 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from pipeline import LTuningClassifier
 from pipeline.cli import main
 from pipeline.core.errors import UserError
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.run import run
 from tests.support.processes import launch, run_script
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
@@ -65,7 +65,7 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
         assert len(losses) == 4 and np.isfinite(losses).all()
     if name == "majority":
         assert figures["accuracy"] == figures["majority"]["accuracy"]
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     assert len(classifier.predict(["a goal", "shares fell"])[0].scores) == 3
     if name in OPEN:
         assert len(classifier.with_labels(["sea", "air"]).predict(["a goal"])[0].scores) == 2
@@ -93,7 +93,7 @@ def test_zero_shot_asks_the_language_model(folder: Path) -> None:
     for label in TEXTS:
         expected = [likelihood(text, template.format(label=label)) for text in texts]
         np.testing.assert_allclose(scored[f"score/{label}"], expected, rtol=1e-5)
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     found = classifier.with_labels(["sea", "long walks"], {"sea": "It swims."}).predict(["a goal"])[0].scores
     words = {"sea": "It swims.", "long walks": template.format(label="long walks")}
     assert found == pytest.approx({name: likelihood("a goal", text) for name, text in words.items()}, rel=1e-5)

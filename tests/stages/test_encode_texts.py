@@ -11,13 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.data.splits import load_split
 from pipeline.data.text_states import load_text_states
 from pipeline.data.tokenizer import load_tokenizer
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages import encode_texts as stage
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
@@ -73,7 +73,7 @@ def test_each_text_is_read_once_and_fitting_and_judging_read_none(
 
 def test_a_text_read_again_has_the_same_scores(config: RunConfig) -> None:
     run(config)
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    classifier = LoadedAdapter.load(config.run_dir.adapter)
     texts = [line.split("\t")[0] for line in Path(str(config.data.test)).read_text().splitlines()[1:]]
     found = classifier.predict(texts)
     stored = load_text_states(config.run_dir.texts, "test").whole()
@@ -160,7 +160,7 @@ def test_too_many_are_refused_before_any_is_read(config: RunConfig) -> None:
 def test_a_probe_of_a_bfloat16_backbone_keeps_its_digits(tmp_path: Path) -> None:
     config = tiny_config(tmp_path, method=PROBE, backbone={"dtype": "bfloat16"})
     run(config)
-    adapter = LTuningClassifier.from_pretrained(config.run_dir.adapter)
+    adapter = LoadedAdapter.load(config.run_dir.adapter)
     assert {parameter.dtype for parameter in adapter.model.method.parameters()} == {torch.float32}
     assert load_text_states(config.run_dir.texts, "train").chunks[0].dtype == torch.bfloat16
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from sklearn.metrics import accuracy_score
 
-from pipeline import LTuningClassifier
 from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.distributed.launcher import free_port
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
 from tests.support.tiny_run import TEXTS, tiny_run
 
@@ -67,7 +67,7 @@ def test_the_classifier_gives_the_same_scores(config: RunConfig, backbone: dict[
     table = pq.read_table(config.run_dir.predictions_file).to_pandas()
     rows = table[table.split == "test"]
     texts = [f"{text} test" for texts in TEXTS.values() for text in texts[:3]]
-    predictions = LTuningClassifier.from_pretrained(config.run.dir, "cpu").predict(texts)
+    predictions = LoadedAdapter.load(config.run.dir, "cpu").predict(texts)
     assert [prediction.label for prediction in predictions] == rows.prediction.tolist()
     tolerance = 0.05 if backbone else 1e-5  # bf16 rounds to three digits, and the batches differ
     for name in TEXTS:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 from tokenizers import normalizers, processors
 
-from pipeline import LTuningClassifier
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.data.unlabelled import Input
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages import predict as stage
 from pipeline.stages.predict import predict, split_labels
 from tests.support.tiny import save_tiny, tiny_tokenizer
@@ -36,7 +36,7 @@ def test_one_line_per_text_in_order(config: RunConfig, tmp_path: Path, monkeypat
     assert predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out.jsonl"), device="cpu") == 13
     lines = lines_of(tmp_path / "out.jsonl")
     assert [line["text"] for line in lines] == texts
-    expected = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(texts)
+    expected = LoadedAdapter.load(config.run_dir.adapter, "cpu").predict(texts)
     for line, prediction in zip(lines, expected, strict=True):
         assert list(line) == ["text", "label", "scores", "probabilities"]
         assert line["label"] == prediction.label
@@ -63,7 +63,7 @@ def test_a_padding_token_without_an_embedding_does_no_harm(tmp_path: Path) -> No
         tokenizer.add_special_tokens({"pad_token": token})
         tokenizer.save_pretrained(tmp_path / token / "backbone")
         config = tiny_run(tmp_path / token)
-        answers.append(LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(texts))
+        answers.append(LoadedAdapter.load(config.run_dir.adapter, "cpu").predict(texts))
     assert tokenizer.pad_token_id == len(tiny_tokenizer())
     for plain, beyond in zip(*answers, strict=True):
         assert beyond.scores == pytest.approx(plain.scores, abs=1e-6)
@@ -238,7 +238,7 @@ def test_blank_lines_that_get_no_answer_are_counted(
 def test_a_missing_input_is_said_before_the_backbone_is_loaded(
     config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(LTuningClassifier, "from_pretrained", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(LoadedAdapter, "load", lambda *_, **__: pytest.fail("loaded"))
     with pytest.raises(UserError, match="cannot be read"):
         predict(config.run.dir, str(tmp_path / "none.txt"), device="cpu")
     with pytest.raises(UserError, match="unknown ending"):

@@ -14,13 +14,13 @@ import torch
 from datasets import load_from_disk
 from transformers import AutoModelForCausalLM
 
-from pipeline import LTuningClassifier
 from pipeline.adapter.directory import CONFIG
 from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.core.checksums import write_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
+from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.predict import predict
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.run import run
@@ -85,7 +85,7 @@ def test_zero_shot_reads_a_hypothesis_behind_the_words(tmp_path: Path, name: str
     for label in TEXTS:
         expected = [likelihood(text, f"{label} it is") for text in stored["text"]]
         np.testing.assert_allclose(scored[f"score/{label}"], expected, rtol=1e-5)
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     found = classifier.with_labels(["sea", "sport"]).predict(["a goal"])[0].scores
     expected = {label: likelihood("a goal", f"{label} it is") for label in ("sea", "sport")}
     assert found == pytest.approx(expected, rel=1e-5)
@@ -103,7 +103,7 @@ def test_evaluation_and_prediction_agree(tmp_path: Path, words: dict[str, Any]) 
     preprocess(test)
     stored = load_from_disk(str(config.run_dir.data / "test"))
     assert stored["truncated"][:] == [False, True, False] and stored["length"][1] in (59, 60)
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     encoded = classifier.adapter.texts(classifier.tokenizer).rows([texts])
     assert [row["input_ids"] for row in encoded] == stored["input_ids"][:]
     answers = tmp_path / "out.jsonl"
@@ -121,7 +121,7 @@ def test_a_pair_in_a_template_is_one_text(tmp_path: Path) -> None:
     pairs = zip(stored["text"], stored["text_pair"], strict=True)
     assert stored["input_ids"][:] == [tiny_tokenizer()(f"{text}? {other}!")["input_ids"] for text, other in pairs]
     assert "token_type_ids" not in stored.column_names
-    classifier = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+    classifier = LoadedAdapter.load(config.run_dir.adapter, "cpu")
     assert classifier.predict([("a goal", "so it is")])[0].label in TEXTS
 
 
@@ -139,12 +139,12 @@ def as_before(config: RunConfig) -> None:
 
 def test_runs_and_adapters_without_words_stay_as_they_are(tmp_path: Path) -> None:
     config = tiny_run(tmp_path)
-    before = LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(["a goal"])
+    before = LoadedAdapter.load(config.run_dir.adapter, "cpu").predict(["a goal"])
     as_before(config)
     written = config.run_dir.manifest_file.stat().st_mtime_ns
     preprocess(config)
     assert config.run_dir.manifest_file.stat().st_mtime_ns == written, "current"
-    assert LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu").predict(["a goal"]) == before
+    assert LoadedAdapter.load(config.run_dir.adapter, "cpu").predict(["a goal"]) == before
 
 
 @pytest.mark.parametrize("words", [{"template": "So {text}"}, {"chat": True}])
@@ -164,7 +164,7 @@ def test_another_chat_template_is_another_tokenizer(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="tokenizer was"):
         train(config)
     with pytest.raises(UserError, match=r"made for another backbone .* tokenizer was"):
-        LTuningClassifier.from_pretrained(config.run_dir.adapter, "cpu")
+        LoadedAdapter.load(config.run_dir.adapter, "cpu")
 
 
 @pytest.mark.parametrize(

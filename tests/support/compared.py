@@ -32,6 +32,7 @@ def invent(
     published: Published | None = None,
     patience: int | None = None,
     missed: Sequence[str] = (),
+    reference: str | None = None,
 ) -> Path:
     """Writes what `compare` leaves behind in `folder`; gives it back. `missed`: methods that did not converge."""
     random = np.random.default_rng(sum(map(ord, "".join(datasets))))
@@ -48,7 +49,7 @@ def invent(
                         row = {"dataset": dataset, "backbone": backbone, "method": method, "size": size, "seed": seed}
                         own = {"run": run, "split": split, "patience": patience, "converged": method not in missed}
                         rows.append(row | own | _run(folder / run, split, method, level, random, texts))
-    write_tables(folder, rows, published=published)
+    write_tables(folder, rows, reference, published)
     return folder
 
 

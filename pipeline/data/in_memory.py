@@ -1,0 +1,118 @@
+"""Texts and labels as Python hands them over: lists, arrays and columns."""
+
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import ClassLabel, Dataset, Features, Value
+from numpy.typing import NDArray
+
+from pipeline.core.errors import UserError, some
+
+Text = str | tuple[str, str]
+"""One text, or a pair of them."""
+
+
+def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]]:
+    """The texts by column: one, or two for pairs; none where there is no text. UserError as `predict` says."""
+    if pairs and isinstance(texts, tuple) and [isinstance(part, str) for part in texts] == [True, True]:
+        texts = [(texts[0], texts[1])]
+    wanted = 2 if pairs else 1
+    rows = []
+    for number, text in enumerate(_listed(texts, "text"), start=1):
+        parts = text if isinstance(text, list | tuple | np.ndarray) else [text]
+        if len(parts) != wanted:
+            raise UserError(f"text {number} has {len(parts)} part(s), those of training have {wanted}")
+        rows.append([_string(part, f"text {number}") for part in parts])
+        if not all(part.strip() for part in rows[-1]):
+            raise UserError(f"text {number} is empty")
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def strings(values: str | Iterable[str], what: str) -> list[str]:
+    """The strings, of which one alone is one. UserError, with its position, for what is not a string."""
+    return [_string(value, f"{what} {number}") for number, value in enumerate(_listed(values, what), start=1)]
+
+
+def _listed(values: Any, what: str) -> list[Any]:
+    """What is in a list, array or column, in its order; a string alone is one thing, not its letters.
+
+    UserError for tables and mappings, of which one would get the names, and for sets, which have no order.
+    """
+    if isinstance(values, str):
+        return [values]
+    ordered = isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes | bytearray)
+    if not ordered or hasattr(values, "columns"):
+        raise UserError(f"expected a list of {what}s, got {type(values).__name__}")
+    return list(values)
+
+
+def _string(value: Any, place: str) -> str:
+    if not isinstance(value, str):
+        raise UserError(f"{place} is not a string, but of type {type(value).__name__}: {value!r:.60}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{place} is not Unicode text ({error.reason}): {value!a:.60}") from error
+    return str(value)
+
+
+def are_pairs(texts: Text | Iterable[Text]) -> bool:
+    """Is the first of them a pair? UserError for what is not a list of texts."""
+    first = _listed(texts, "text")[:1]
+    return bool(first) and isinstance(first[0], list | tuple | np.ndarray) and len(first[0]) == 2
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """Texts with their labels."""
+
+    columns: list[list[str]]
+    """The texts by column: one, or two for pairs."""
+    labels: NDArray[Any]
+    """[rows], as they were given"""
+
+    def indices(self, classes: NDArray[Any]) -> NDArray[np.int64]:
+        """[rows] index of each label in `classes`, which are sorted. UserError for a label that is not there."""
+        strange = ~np.isin(self.labels, classes)
+        if strange.any():
+            names = sorted(map(repr, set(self.labels[strange].tolist())))
+            raise UserError(f"validation texts have labels that no training text has: {some(names)}")
+        return np.searchsorted(classes, self.labels)
+
+    def table(self, classes: NDArray[Any]) -> pa.Table:
+        """What a split's Parquet file can be: columns text, text_pair if there is one, and label."""
+        texts = dict(zip(("text", "text_pair"), self.columns, strict=False))
+        label = ClassLabel(names=list(map(str, classes.tolist())))
+        features = Features({**{name: Value("string") for name in texts}, "label": label})
+        # With the labels' names in its schema, where the reader looks for them.
+        return Dataset.from_dict({**texts, "label": self.indices(classes)}, features).data.table
+
+
+def labelled(texts: Iterable[Text], labels: Iterable[Any], *, pairs: bool) -> Labelled:
+    """Checks texts and labels. UserError as `text_columns` and `label_array`, and for another number of labels."""
+    found = Labelled(text_columns(texts, pairs=pairs), label_array(labels))
+    rows = len(found.columns[0]) if found.columns else 0
+    if rows != len(found.labels):
+        raise UserError(f"there are {rows} texts and {len(found.labels)} labels: give one label for each text")
+    return found
+
+
+def label_array(labels: Iterable[Any]) -> NDArray[Any]:
+    """Strings, whole numbers or truth values [rows]. UserError, with its number, for any other label."""
+    values = _listed(labels, "label")
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, str | bool | int | np.bool_ | np.integer):
+            raise UserError(f"label {number} is not a string or a whole number, but of type {type(value).__name__}")
+    if len({isinstance(value, str) for value in values}) > 1:
+        raise UserError("some labels are strings and some are numbers: give one kind")
+    return np.array(values)
+
+
+def holds(file: Path, table: pa.Table) -> bool:
+    """Is this table in this Parquet file?"""
+    return file.is_file() and bool(pq.read_table(file).equals(table))

@@ -1,0 +1,62 @@
+"""An adapter that outlives its folder: its files in memory, and on its backbone as soon as it is asked something."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from pipeline.adapter.directory import CONFIG, adapter_folder
+from pipeline.core.checksums import read_whole
+from pipeline.core.errors import UserError
+from pipeline.core.files import atomic_dir
+from pipeline.engine.loaded_adapter import LoadedAdapter
+
+
+@dataclass
+class KeptAdapter:
+    """Pickled, it is its files and the choices of `LoadedAdapter.load`; the backbone is not in it."""
+
+    files: Mapping[str, bytes]
+    """All of the adapter directory, by name."""
+    choices: Mapping[str, Any]
+    """Of `LoadedAdapter.load`."""
+    labels: tuple[Sequence[str], Mapping[str, str]] | None = None
+    """Names and hypotheses to score in place of those of training."""
+    _loaded: LoadedAdapter | None = field(default=None, repr=False, compare=False)
+
+    @classmethod
+    def read(cls, path: str | Path, **choices: Any) -> "KeptAdapter":
+        """An adapter directory, or a run directory's, loaded. UserError as `LoadedAdapter.load`."""
+        loaded = LoadedAdapter.load(path, **choices)
+        return cls(read_whole(adapter_folder(path), _files), choices, None, loaded)
+
+    @property
+    def loaded(self) -> LoadedAdapter:
+        """On its backbone. UserError as `LoadedAdapter.load`."""
+        if self._loaded is None:
+            with TemporaryDirectory() as folder:
+                self.save(Path(folder) / "adapter")
+                loaded = LoadedAdapter.load(Path(folder) / "adapter", **self.choices)
+            self._loaded = loaded.with_labels(*self.labels) if self.labels else loaded
+        return self._loaded
+
+    def among(self, names: Sequence[str], texts: Mapping[str, str]) -> "KeptAdapter":
+        """The same, among other labels. UserError as `LoadedAdapter.with_labels`."""
+        return replace(self, labels=(names, texts), _loaded=self.loaded.with_labels(names, texts))
+
+    def save(self, path: Path) -> None:
+        """Writes the adapter directory, whole or not at all. UserError where anything but an adapter is there."""
+        if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
+            raise UserError(f"'{path}' is not an adapter directory: choose a new folder to save into")
+        with atomic_dir(path) as folder:
+            for name, content in self.files.items():
+                (folder / name).write_bytes(content)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_loaded": None}
+
+
+def _files(folder: Path) -> dict[str, bytes]:
+    """What starts with a dot is a file that is being written."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file() and file.name[0] != "."}

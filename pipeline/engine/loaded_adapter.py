@@ -1,0 +1,199 @@
+"""A trained adapter on its backbone, whole, on one device: what `predict` and the Python API ask."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedTokenizerBase
+
+from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
+from pipeline.adapter.label_states import read_hypotheses
+from pipeline.backbone.as_injection import AsInjection
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.core.errors import UserError
+from pipeline.data.config import LabelsConfig
+from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.in_memory import Text, strings, text_columns
+from pipeline.data.labels import label_name
+from pipeline.data.splits import TokenizedTexts
+from pipeline.data.tokenizer import pad_token_id
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone
+from pipeline.evaluation.metrics import predictions, tempered_softmax
+from pipeline.evaluation.scoring import score
+from pipeline.methods.model import LTuningModel
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the classifier thinks of one text."""
+
+    label: str
+    """The label with the best score; of equal scores the one listed first."""
+    scores: dict[str, float]
+    """Score of every label; larger is more likely, without a fixed scale."""
+    probabilities: dict[str, float]
+    """Softmax over the scores, divided by the classifier's temperature."""
+    truncated: bool
+    """The text was longer than the adapter's `data.max_length`; its end was not read."""
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """Scores texts with a trained adapter, among the labels of its training or others.
+
+    It works alone: in a program of several processes each may load it, and classify texts of its own, when it likes.
+    """
+
+    adapter: Adapter
+    model: LTuningModel
+    tokenizer: PreTrainedTokenizerBase
+    device: torch.device
+    labels: list[str]
+    """In the order of the scores."""
+    rows_per_forward: int = 64
+    """(text, label) pairs per forward pass."""
+    temperature: float = 1.0
+    """What scores are divided by to become probabilities: fitted on validation texts, or 1."""
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device | None = None,
+        *,
+        backbone: str | None = None,
+        calibrated: bool = False,
+        trust_remote_code: bool = False,
+    ) -> "LoadedAdapter":
+        """Loads an adapter directory, or a run directory's, and its backbone whole onto one device.
+
+        `device`: cuda where there is one, else cpu. `backbone`: where the backbone lies now, if it was moved.
+        `calibrated`: probabilities with the temperature that evaluate fitted on the validation split.
+        `trust_remote_code`: run the Python code that ships with the backbone, once config.json and the weights are seen
+        to be those the adapter was made for.
+        Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
+        """
+        target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
+        config = adapter.config.backbone.trusted(trust_remote_code)
+        if backbone is not None:
+            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
+        known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
+        frozen = _frozen_backbone(adapter, known, target)
+        tokenizer = known.tokenizer
+        pooling = resolve_pooling(config.pooling, frozen.facts)
+        method = adapter.build_method(frozen.facts)
+        continuations = adapter.continuations(tokenizer, frozen.facts, adapter.labels.hypotheses)
+        labels = adapter.labels
+        model = LTuningModel(frozen, method, labels.states, labels.mask, pooling, continuations, labels.start)
+        model.load_inside(adapter.method_state)
+        names = list(labels.names)
+        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
+
+    def predict(self, texts: Text | Iterable[Text]) -> list[Prediction]:
+        """One prediction per text, or per pair of texts if the adapter was trained on pairs.
+
+        `texts` is a list, an array or a column of them. A string is one text. A tuple of two strings is one pair if the
+        adapter was trained on pairs, else two texts.
+        Raises UserError, with its position, for what is not a string, or is empty, for single texts in place of pairs
+        or the reverse, and for scores that are not finite.
+        """
+        columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
+        if not columns:
+            return []
+        rows = self.adapter.texts(self.tokenizer).rows(columns)
+        scores = score(
+            self.model,
+            TokenizedTexts(rows),
+            len(self.labels),
+            self.rows_per_forward,
+            ranks=Ranks.alone(),
+            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
+            device=self.device,
+            readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
+        )
+        best = predictions(scores)
+        probabilities = tempered_softmax(scores, self.temperature)
+        return [
+            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
+            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
+        ]
+
+    def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LoadedAdapter":
+        """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
+
+        A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared;
+        the temperature stays that of the training labels.
+        Raises UserError for methods that do not read hypotheses, fewer than two labels, what is not a string, labels
+        that read alike, and hypotheses too long for the adapter.
+        """
+        if not self.adapter.config.method.open_labels:
+            method = self.adapter.config.method.name
+            raise UserError(f"{method} knows only the labels of its training: other labels need lt_prefix or lt_prompt")
+        names = list(map(label_name, strings(names, "label")))
+        if len(names) < 2 or len(set(names)) < len(names) or not all(names):
+            raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
+        trained = self.adapter.labels
+        as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
+        known = {name: text for name, text in as_trained.items() if name in names}
+        given = dict(zip(texts or {}, strings((texts or {}).values(), "hypothesis"), strict=True))
+        known |= {label_name(name): text for name, text in given.items()}
+        words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
+        input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
+        input_ids, mask = self._fit_prompt(input_ids, mask)
+        old = self.model
+        reader = AsInjection(old.backbone, self.adapter.config.method.starts_from)
+        states, start = read_hypotheses(reader, input_ids.to(self.device), mask.to(self.device))
+        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
+        places = {label_name(name): index for index, name in enumerate(trained.names)}
+        among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
+        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations, start)
+        return replace(self, model=model.to(self.device).eval(), labels=names)
+
+    def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
+        facts, method = self.model.backbone.facts, self.adapter.config.method
+        trained, found = self.adapter.labels.hypothesis_tokens, input_ids.shape[1]
+        count = len(self.adapter.labels.names)
+        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
+        if found > trained and bound:
+            raise UserError(
+                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
+                "its training: choose shorter names or hypotheses"
+            )
+        width = (0, max(0, trained - found))
+        return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
+
+    def _by_label(self, values: np.ndarray) -> dict[str, float]:
+        return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+
+
+def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) -> FrozenBackbone:
+    """The whole backbone on one device, once it is seen to be the adapter's: its files first, then its tokenizer."""
+    opened = known.opened(Ranks.alone())
+    adapter.check_backbone(opened.fingerprint)
+    adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
+    adapter.texts(known.tokenizer).check(known.facts.vocab_size)
+    base = load_backbone(
+        known.config,
+        zero_config=None,
+        device=device,
+        ranks=Ranks.alone(),
+        output_layer=adapter.config.method.reads_hypotheses,
+        opened=opened,
+        read_config=lambda: known.model_config,
+    )
+    return FrozenBackbone(base, known.facts)
+
+
+def _device(name: str | torch.device) -> torch.device:
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device {str(name)!r} is not known: give cpu, cuda, cuda:1, ...") from error
