@@ -56,8 +56,8 @@ def test_tests_stand_in_rooms() -> None:
     assert folders <= set(ROOMS) | NO_ROOMS
 
 
-def test_the_readme_lists_the_rooms_in_their_order() -> None:
-    text = (REPOSITORY / "README.md").read_text()
+def test_contributing_lists_the_rooms_in_their_order() -> None:
+    text = (REPOSITORY / "CONTRIBUTING.md").read_text()
     [layout] = re.findall(r"^## Layout\n.*?^```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     rooms = re.findall(r"^  (\w+)(?:/|\.py) +\S", layout, re.MULTILINE)
     assert rooms == ROOMS
