@@ -123,7 +123,7 @@ def _report(options: argparse.Namespace) -> None:
     if options.compare:
         from pipeline.stages.report_comparison import report_comparison
 
-        report_comparison(options.compare, options.output, static=options.static)
+        report_comparison(options.compare, options.output)
     else:
         from pipeline.stages.report import report
 
@@ -131,7 +131,6 @@ def _report(options: argparse.Namespace) -> None:
             options.run,
             options.output,
             texts=not options.no_texts,
-            static=options.static,
             trust_remote_code=options.trust_remote_code,
         )
 

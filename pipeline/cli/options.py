@@ -188,9 +188,6 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--output", metavar="FILE", help="HTML file (default: report.html in the directory; for several it is needed)"
     )
-    command.add_argument(
-        "--static", action="store_true", help="no script: pictures as SVG, which tell no figures under the pointer"
-    )
     command.add_argument("--no-texts", action="store_true", help="leave out the texts of a run's mistakes")
     _add_common_options(command)
 

@@ -53,6 +53,8 @@ class ComparisonConfig(Settings):
     """Name -> sections: data, labels, and train.best_metric, the metric that counts."""
     methods: dict[str, Part] = Field(min_length=1)
     """Name -> sections; method.name is the name itself unless given."""
+    about: dict[str, str] = {}
+    """Data set -> what it is, for those who read the report."""
     reference: str | None = None
     """The method that all others are compared with; null: the baseline that is best on validation.
     A method of your own is not a baseline, unless its class says so (`is_baseline`)."""
@@ -118,6 +120,8 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
         raise UserError(
             f"{file}: reference '{comparison.reference}' is not one of methods: {', '.join(comparison.methods)}"
         )
+    if strange := sorted(comparison.about.keys() - comparison.datasets.keys()):
+        raise UserError(f"{file}: about.{strange[0]} is not one of datasets: {', '.join(comparison.datasets)}")
     _check_published(comparison, file)
     _check_count(comparison, file)
     for group in groups(comparison):

@@ -41,17 +41,23 @@ Published = Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
 def write_tables(
-    folder: Path, rows: list[Row], reference: str | None = None, published: Published | None = None
+    folder: Path,
+    rows: list[Row],
+    reference: str | None = None,
+    published: Published | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> None:
     """Writes all files into the comparison's directory and prints tables.md.
 
     All methods are compared with `reference`, or with the best baseline; `published` metrics stand beside them.
+    `about`: what each data set is.
     """
     _write(folder / "results", [_tidy(row) for row in rows])
     summary = [line for place in rows_by(rows, PLACE) for line in summarize(folder, place, reference)]
     to_convergence = any(row["patience"] for row in rows)
     for line in summary:
         line["converged"] = line["converged"] if to_convergence else None
+        line["about"] = (about or {}).get(line["dataset"])
         metrics = (published or {}).get(line["backbone"], {}).get(line["dataset"], {})
         line["published"] = metrics.get(line["method"]) if line["size"] == "all" else None
     _write(folder / "summary", summary)

@@ -1,6 +1,6 @@
 """The report's pictures as Vega-Lite specifications. Colours are CSS variables, so that a theme is a matter of CSS."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import altair as alt
@@ -8,41 +8,58 @@ import altair as alt
 from pipeline.reports.run_metrics import Rows
 
 Spec = dict[str, Any]
-WIDTH = 620
+Pictures = dict[str, Spec]
+"""One picture at the widths of `at_widths`."""
+WIDTH, PHONE = 660, 330
+"""Pixels of a whole picture, names on its axes included. What is drawn at its own size keeps its letters' size."""
+FIT = alt.AutoSizeParams(type="fit-x", contains="padding")
+PADDING = {"left": 26, "right": 14, "top": 5, "bottom": 5}
+"""Room for names in a font that is wider than the one by which the picture is laid out."""
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 INK, FAINT, LINE, PAPER = "var(--ink)", "var(--faint)", "var(--line)", "var(--paper)"
 FIRST, SECOND = "var(--first)", "var(--second)"
-MANY_LABELS = 30
-"""From here on a confusion matrix shows colours without counts."""
+MANY_LABELS = 12
+"""More have no confusion matrix and no bars, but tables that can be sorted."""
+MOST_PLACES = 30
+"""More labels have no map: their names would lie on one another."""
+FEWEST_POINTS = 3
+"""Fewer are not joined by a line: a table says it better."""
 UNTEMPERED, TEMPERED = "without temperature", "with temperature"
 
 
-def learning_curves(training: Rows, validation: Rows) -> Spec:
-    """Training loss above, validation accuracy and log-loss below, over the same steps."""
-    charts = [_curve(training, "loss", "training loss", FIRST)]
-    if validation:
-        charts += [
-            _curve(validation, "accuracy", "accuracy", SECOND),
-            _curve(validation, "log_loss", "log-loss", SECOND),
-        ]
-    stacked = alt.vconcat(*charts, spacing=18).resolve_scale(x="shared")
-    return finished(stacked, "Training loss, and validation metrics, by step")
+def at_widths(draw: Callable[..., Spec], *given: Any) -> Pictures:
+    """The same picture for wide pages and for phones."""
+    return {"on-wide": draw(*given, width=WIDTH), "on-phone": draw(*given, width=PHONE)}
 
 
-def _curve(rows: Rows, field: str, title: str, colour: str) -> alt.LayerChart | alt.FacetChart:
-    axis = alt.Axis(tickCount=_whole(rows, "step"), format=",d", grid=False)
+def learning_curve(rows: Rows, field: str, title: str, colour: str, width: int) -> Spec:
+    """A metric by step."""
+    axis = alt.Axis(tickCount=min(_whole(rows, "step"), width // 60), format=",d", grid=False)
     x = alt.X("step:Q", title="step", scale=alt.Scale(nice=False, zero=True), axis=axis)
-    y = _values_axis(field, [row[field] for row in rows])
-    nearest = alt.selection_point(name=f"nearest_{field}", nearest=True, on="pointerover", fields=["step"], empty=False)
-    base = alt.Chart(inline(rows)).encode(x=x, y=y)
-    dots = base.mark_point(filled=True, size=45, color=colour, opacity=1 if len(rows) < 25 else 0.35)
-    shown = dots.encode(
-        size=alt.condition(nearest, alt.value(110), alt.value(30 if len(rows) < 25 else 8)),
-        tooltip=[alt.Tooltip("step:Q"), alt.Tooltip(f"{field}:Q", format=".4f")],
-    ).add_params(nearest)
-    return alt.layer(base.mark_line(color=colour, strokeWidth=1.8), shown).properties(
-        title=title, width=WIDTH, height=120
+    base = alt.Chart(inline(rows)).encode(x=x, y=_values_axis(field, [row[field] for row in rows]))
+    size, opacity = (30, 1) if len(rows) < 25 else (8, 0.35)
+    dots = base.mark_point(filled=True, color=colour, size=size, opacity=opacity)
+    layers = alt.layer(base.mark_line(color=colour, strokeWidth=1.8), dots)
+    return _fitted(
+        layers.properties(title=title),
+        width,
+        120 if width == WIDTH else 95,
+        f"{title.capitalize()} by step",
     )
+
+
+def _height(width: int, wide: int, phone: int) -> int:
+    return wide if width == WIDTH else phone
+
+
+def _fitted(chart: Any, width: int, height: int, description: str) -> Spec:
+    return finished(fitted(chart, width, height), f"{description}; a table follows")
+
+
+def fitted(chart: Any, width: int, height: int) -> alt.TopLevelMixin:
+    """A chart of this size, names on its axes included."""
+    sized: alt.TopLevelMixin = chart.properties(width=width, height=height, autosize=FIT, padding=PADDING)
+    return sized
 
 
 def _whole(rows: Rows, field: str) -> int:
@@ -59,34 +76,27 @@ def _values_axis(field: str, values: Sequence[float]) -> alt.Y:
     return alt.Y(f"{field}:Q", title=None, scale=scale, axis=alt.Axis(values=[low], format=".4f"))
 
 
-def confusion_matrix(cells: Rows, labels: Sequence[str]) -> Spec:
+def confusion_matrix(cells: Rows, labels: Sequence[str], width: int) -> Spec:
     """Rows are true labels, columns predictions; the shade is the share of the true label's texts."""
-    side = max(14, min(88, WIDTH // len(labels))) * len(labels)
-    axis = alt.Axis(labelLimit=150, labelAngle=-45, ticks=False, domain=False, grid=False)
+    limit = width // 4
+    height = max(100, min(44 * len(labels), (width - limit)))
+    axis = alt.Axis(labelLimit=limit, labelAngle=-45, domain=False, grid=False)
     x = alt.X("predicted:N", sort=list(labels), title="predicted", axis=axis)
-    y = alt.Y("true:N", sort=list(labels), title="true", axis=alt.Axis(labelLimit=150, ticks=False, domain=False))
-    shown = [alt.Tooltip(f"{name}:N") for name in ("true", "predicted")]
-    shown += [alt.Tooltip("count:Q"), alt.Tooltip("share:Q", format=".1%")]
-    base = alt.Chart(inline(cells)).encode(x=x, y=y, tooltip=shown)
+    y = alt.Y("true:N", sort=list(labels), title="true", axis=alt.Axis(labelLimit=limit, domain=False, titlePadding=22))
+    base = alt.Chart(inline(cells)).encode(x=x, y=y)
     # Opacity instead of a colour scale: it works on light and dark paper.
     shade = alt.Opacity("share:Q", scale=alt.Scale(domain=[0, 1], range=[0.04, 1]), legend=None)
-    layers = [base.mark_rect(color=FIRST, stroke=PAPER, strokeWidth=1).encode(opacity=shade)]
-    if len(labels) <= MANY_LABELS:
-        ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
-        counts = base.transform_filter("datum.count > 0").mark_text(fontSize=11)
-        layers.append(counts.encode(text="count:Q", color=ink))
-    return finished(alt.layer(*layers).properties(width=side, height=side), "Confusion matrix")
+    ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
+    counts = base.transform_filter("datum.count > 0").mark_text(fontSize=11).encode(text="count:Q", color=ink)
+    squares = base.mark_rect(color=FIRST, stroke=PAPER, strokeWidth=1).encode(opacity=shade)
+    return _fitted(alt.layer(squares, counts), width, height, "Confusion matrix; a table of the mistakes follows")
 
 
-def class_scores(classes: Rows) -> Spec:
+def class_scores(classes: Rows, width: int) -> Spec:
     """F1 of each label as a bar, precision and recall as marks on it."""
     labels = [row["label"] for row in sorted(classes, key=lambda row: -row["f1"])]
-    shown = [
-        alt.Tooltip("label:N"),
-        *(alt.Tooltip(f"{name}:Q", format=".3f") for name in ("precision", "recall", "f1")),
-    ]
-    y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(labelLimit=170, ticks=False, domain=False))
-    base = alt.Chart(inline(classes)).encode(y=y, tooltip=[*shown, alt.Tooltip("support:Q")])
+    y = alt.Y("label:N", sort=labels, title=None, axis=alt.Axis(labelLimit=width // 3, domain=False))
+    base = alt.Chart(inline(classes)).encode(y=y)
     axis = alt.Axis(tickCount=5, grid=False)
     bars = base.mark_bar(color=FIRST, opacity=0.35, height={"band": 0.6})
     layers = [bars.encode(x=alt.X("f1:Q", title=None, scale=alt.Scale(domain=[0, 1]), axis=axis))]
@@ -96,11 +106,11 @@ def class_scores(classes: Rows) -> Spec:
         color=_two_colours("figure", ["precision", "recall"]),
         shape=_two_shapes("figure", ["precision", "recall"]),
     )
-    height = max(90, 24 * len(labels)) if len(labels) <= MANY_LABELS else 15 * len(labels)
-    return finished(alt.layer(*layers, marks).properties(width=WIDTH - 150, height=height), "Scores of each label")
+    height = max(90, 24 * len(labels))
+    return _fitted(alt.layer(*layers, marks), width, height, "Scores of each label")
 
 
-def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
+def reliability_diagram(before: Rows, after: Rows | None, width: int) -> Spec:
     """Accuracy against confidence; the diagonal is perfect calibration."""
     series = {UNTEMPERED: before} | ({TEMPERED: after} if after else {})
     rows = [row | {"probabilities": name} for name, part in series.items() for row in part]
@@ -110,20 +120,17 @@ def reliability_diagram(before: Rows, after: Rows | None) -> Spec:
         x=alt.X("confidence:Q", title="confidence", scale=unit, axis=alt.Axis(format="%", tickCount=5, grid=False)),
         y=alt.Y("accuracy:Q", title="accuracy", scale=unit, axis=alt.Axis(format="%", tickCount=5)),
         color=_two_colours("probabilities", list(series)),
-        tooltip=[
-            alt.Tooltip("probabilities:N"),
-            alt.Tooltip("confidence:Q", format=".1%"),
-            alt.Tooltip("accuracy:Q", format=".1%"),
-            alt.Tooltip("texts:Q"),
-        ],
     )
     size = alt.Size("texts:Q", scale=alt.Scale(range=[25, 260]), legend=None)
-    layers = [diagonal.encode(x="x:Q", y="y:Q"), base.mark_line(strokeWidth=1.5)]
+    layers = [diagonal.encode(x="x:Q", y="y:Q")]
+    if min(map(len, series.values())) >= FEWEST_POINTS:
+        layers.append(base.mark_line(strokeWidth=1.5))
     layers.append(base.mark_point(filled=True, opacity=0.9).encode(size=size))
-    return finished(alt.layer(*layers).properties(width=400, height=400), "Accuracy against confidence")
+    side = min(width, 420)
+    return _fitted(alt.layer(*layers), side, _height(width, 340, 220), "Accuracy against confidence; a table follows")
 
 
-def score_histogram(bars: Rows) -> Spec:
+def score_histogram(bars: Rows, width: int) -> Spec:
     """The true label's scores over the best wrong label's: the less they overlap, the fewer mistakes."""
     chart = alt.Chart(inline(bars)).mark_bar(opacity=0.55, binSpacing=0)
     encoded = chart.encode(
@@ -131,34 +138,27 @@ def score_histogram(bars: Rows) -> Spec:
         x2="high:Q",
         y=alt.Y("texts:Q", stack=None, title="texts", axis=alt.Axis(tickCount=_whole(bars, "texts"), format=",d")),
         color=_two_colours("label", ["true label", "best wrong label"]),
-        tooltip=[
-            alt.Tooltip("label:N", title="score of the"),
-            alt.Tooltip("low:Q", title="from", format=".2f"),
-            alt.Tooltip("high:Q", title="to", format=".2f"),
-            alt.Tooltip("texts:Q"),
-        ],
     )
-    return finished(encoded.properties(width=WIDTH, height=220), "Scores of true and wrong labels")
+    return _fitted(encoded, width, _height(width, 200, 150), "Scores of true and of wrong labels; a table follows")
 
 
-def label_map(points: Rows) -> Spec:
+def label_map(points: Rows, width: int) -> Spec:
     """Each label's place before tuning (ring) and after it (disc), joined by a line."""
-    width, height = WIDTH, 430
+    height = round(width * 0.65)
     # One unit is as long in both directions, and names have room at the sides.
     reach = 1.2 * max(max(abs(point["y"]), abs(point["x"]) * height / width) for point in points)
     across = reach * width / height
     x = alt.X("x:Q", axis=None, scale=alt.Scale(domain=[-across, across]))
     y = alt.Y("y:Q", axis=None, scale=alt.Scale(domain=[-reach, reach]))
-    base = alt.Chart(inline(points)).encode(x=x, y=y, tooltip=[alt.Tooltip("label:N"), alt.Tooltip("when:N")])
+    base = alt.Chart(inline(points)).encode(x=x, y=y)
     lines = base.mark_line(color=FAINT, strokeWidth=1).encode(detail="label:N")
     dots = base.mark_point(size=70, opacity=1, strokeWidth=1.8, filled=True).encode(
         color=_two_colours("when", ["before", "after"]),
         shape=_two_shapes("when", ["before", "after"]),
     )
     after = base.transform_filter("datum.when == 'after'")
-    small = len(points) > 2 * MANY_LABELS
-    names = after.mark_text(dy=-12, fontSize=9 if small else 12, color=INK, limit=180).encode(text="label:N")
-    return finished(alt.layer(lines, dots, names).properties(width=width, height=height), "Labels in two dimensions")
+    names = after.mark_text(dy=-12, fontSize=11, color=INK, limit=width // 4).encode(text="label:N")
+    return _fitted(alt.layer(lines, dots, names), width, height, "Labels in two dimensions")
 
 
 def _two_colours(field: str, names: Sequence[str]) -> alt.Color:
@@ -172,7 +172,7 @@ def _two_shapes(field: str, names: Sequence[str]) -> alt.Shape:
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=28)
+    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=14)
 
 
 def inline(rows: Rows) -> alt.InlineData:
@@ -180,12 +180,20 @@ def inline(rows: Rows) -> alt.InlineData:
 
 
 def finished(chart: alt.TopLevelMixin, description: str) -> Spec:
-    """The specification, with the page's typography. `description` is read to those who cannot see the picture."""
+    """The specification, with the page's typography. `description` is read to those who cannot see it."""
     text = {"labelColor": FAINT, "titleColor": FAINT, "labelFontSize": 11, "titleFontSize": 12}
     configured = chart.configure(
         background="transparent",
         font=FONT,
-        axis={**text, "titleFontWeight": "normal", "gridColor": LINE, "domainColor": LINE, "tickColor": LINE},
+        # No tick marks: where labels would overlap one is left out, and a mark without a label says nothing.
+        axis={
+            **text,
+            "titleFontWeight": "normal",
+            "gridColor": LINE,
+            "domainColor": LINE,
+            "ticks": False,
+            "labelPadding": 5,
+        },
         legend={**text, "labelColor": INK, "labelFontSize": 12},
         title={"anchor": "start", "frame": "group", "color": INK, "fontSize": 13, "fontWeight": "normal", "offset": 8},
         view={"stroke": None},

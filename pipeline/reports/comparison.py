@@ -18,7 +18,7 @@ COLUMNS = {
     "results": {*PLACE, "method", "method_name", "seed", "curve", "grid", "steps", "parameters", "split"},
 }
 """What a file must hold at least, to be a comparison's."""
-NEWER = dict.fromkeys(("converged", "steps_to_best", "seconds_to_best", "readings"))
+NEWER = dict.fromkeys(("about", "converged", "steps_to_best", "seconds_to_best", "readings"))
 """What older ones do not say."""
 
 

@@ -5,45 +5,31 @@ from typing import Any
 
 import altair as alt
 
-from pipeline.reports.charts import FAINT, Spec, finished, inline
+from pipeline.reports.charts import FAINT, Spec, finished, fitted, inline
 from pipeline.reports.palette import Style
 from pipeline.reports.run_metrics import Rows
 
 Styles = dict[str, Style]
 HEIGHT = 170
 ROW_HEIGHT = 19
-FIT = alt.AutoSizeParams(type="fit-x", contains="padding")
-"""`width` is that of the whole picture, names on the axis included."""
+WIDTH = 288
+"""Of the whole picture, names on the axis included: three stand side by side, and one fits a phone."""
 
 
-def convergence(rows: Rows, styles: Styles, by: str, name: str, width: int) -> Spec:
+def convergence(rows: Rows, styles: Styles, by: str, name: str) -> Spec:
     """Mean validation metric of every method by `step` or by `seconds` (paper, Figure 2)."""
     title = {"step": "step", "seconds": "seconds of training"}[by]
-    nearest = alt.selection_point(
-        name="nearest", nearest=True, on="pointerover", fields=["method", "step"], empty=False
-    )
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
         x=alt.X(f"{by}:Q", title=title, scale=alt.Scale(nice=False, zero=False), axis=_axis()),
         y=_height("value"),
         color=_colour(styles),
-        tooltip=[
-            alt.Tooltip("method:N"),
-            alt.Tooltip("value:Q", title="validation", format=".4f"),
-            alt.Tooltip("sd:Q", title="± over seeds", format=".4f"),
-            alt.Tooltip("step:Q"),
-            alt.Tooltip("seconds:Q", format=".1f"),
-        ],
     )
-    size = alt.condition(nearest, alt.value(110), alt.value(26))
-    dots = _marks(base, styles).encode(size=size).add_params(nearest)
-    return _panel(alt.layer(_lines(base, styles), dots), width, HEIGHT, f"Validation metric by {title}: {name}")
+    dots = _marks(base, styles, size=26)
+    return _panel(alt.layer(_lines(base, styles), dots), HEIGHT, f"Validation metric by {title}: {name}")
 
 
-def differences(rows: Rows, reference: str, styles: Styles, name: str, width: int) -> Spec:
+def differences(rows: Rows, reference: str, styles: Styles, name: str) -> Spec:
     """A forest plot: differences to the reference method, with intervals; arrows where they leave the picture."""
-    shown = [alt.Tooltip("method:N")]
-    shown += [alt.Tooltip(f"{field}:Q", format="+.4f") for field in ("difference", "low", "high")]
-    shown += [alt.Tooltip("mcnemar_p:Q", title="McNemar p", format=".3f"), alt.Tooltip("verdict:N")]
     present = {row["method"] for row in rows}
     names = [method for method in styles if method in present or method == reference]
     names += [reference] if reference not in styles else []
@@ -54,7 +40,7 @@ def differences(rows: Rows, reference: str, styles: Styles, name: str, width: in
     axis = alt.Axis(
         tickCount=3, labelExpr=signed, labelOverlap="greedy", labelSeparation=8, labelBound=True, grid=False
     )
-    base = alt.Chart(inline(rows)).encode(y=y, color=_colour(styles), tooltip=shown)
+    base = alt.Chart(inline(rows)).encode(y=y, color=_colour(styles))
     zero = alt.Chart(inline([{"x": 0}])).mark_rule(color=FAINT, strokeDash=[3, 3]).encode(x="x:Q")
     rules = base.mark_rule().encode(
         x=alt.X("from:Q", title=None, scale=scale, axis=axis), x2="to:Q", strokeWidth=_width(styles)
@@ -67,47 +53,37 @@ def differences(rows: Rows, reference: str, styles: Styles, name: str, width: in
         for cut, to, end in (("cut_low", "left", "from"), ("cut_high", "right", "to"))
     ]
     beside = alt.Chart(inline([{"method": reference, "x": 0}])).mark_point(shape="diamond", filled=True, size=70)
-    own = beside.encode(x="x:Q", y=y, color=alt.value(FAINT), tooltip=alt.value("what the others are compared with"))
+    own = beside.encode(x="x:Q", y=y, color=alt.value(FAINT))
     height = ROW_HEIGHT * len(names)
-    return _panel(alt.layer(rules, zero, points, *arrows, own), width, height, f"Differences to {reference}: {name}")
+    return _panel(alt.layer(rules, zero, points, *arrows, own), height, f"Differences to {reference}: {name}")
 
 
-def cost_plane(rows: Rows, styles: Styles, by: str, name: str, width: int) -> Spec:
+def cost_plane(rows: Rows, styles: Styles, by: str, name: str) -> Spec:
     """Mean metric against `seconds` of training or trained `parameters`, on a logarithmic axis."""
     title = {"seconds": "seconds of training", "parameters": "trained parameters"}[by]
     low, high = min(row[by] for row in rows) / 1.2, max(row[by] for row in rows) * 1.2
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     axis = alt.Axis(values=_log_ticks(low, high), format="~s", labelOverlap="greedy", grid=False)
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
-        x=alt.X(f"{by}:Q", title=title, scale=scale, axis=axis), color=_colour(styles), tooltip=_metric_and_cost()
+        x=alt.X(f"{by}:Q", title=title, scale=scale, axis=axis), color=_colour(styles)
     )
     spread = base.mark_rule(opacity=0.6).encode(y=_height("low"), y2="high:Q")
     points = _marks(base, styles, size=75).encode(y="mean:Q")
-    return _panel(alt.layer(spread, points), width, HEIGHT, f"Metric against {title}: {name}")
+    return _panel(alt.layer(spread, points), HEIGHT, f"Metric against {title}: {name}")
 
 
-def sizes(rows: Rows, styles: Styles, name: str, width: int) -> Spec:
+def sizes(rows: Rows, styles: Styles, name: str) -> Spec:
     """Mean metric of every method against the number of training texts per label."""
     order = list(dict.fromkeys(row["size"] for row in rows))
     axis = alt.Axis(labelAngle=0, grid=False)
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
         x=alt.X("size:O", sort=order, title="training texts per label", axis=axis, scale=alt.Scale(padding=0.3)),
         color=_colour(styles),
-        tooltip=[alt.Tooltip("method:N"), alt.Tooltip("size:O"), alt.Tooltip("mean:Q", format=".4f")],
     )
     spread = base.mark_rule(opacity=0.45).encode(y=_height("low"), y2="high:Q")
     means = base.encode(y="mean:Q")
     layers = [spread, _lines(means, styles), _marks(means, styles, size=45)]
-    return _panel(alt.layer(*layers), width, HEIGHT + 40, f"Metric by number of training texts: {name}")
-
-
-def _metric_and_cost() -> list[alt.Tooltip]:
-    return [
-        alt.Tooltip("method:N"),
-        alt.Tooltip("mean:Q", format=".4f"),
-        alt.Tooltip("seconds:Q", format=",.1f"),
-        alt.Tooltip("parameters:Q", format=","),
-    ]
+    return _panel(alt.layer(*layers), HEIGHT + 40, f"Metric by number of training texts: {name}")
 
 
 def _lines(base: alt.Chart, styles: Styles) -> alt.Chart:
@@ -156,8 +132,8 @@ def _axis() -> alt.Axis:
 
 
 def _names() -> alt.Axis:
-    return alt.Axis(labelLimit=140, ticks=False, domain=False, labelPadding=6)
+    return alt.Axis(labelLimit=140, domain=False, labelPadding=6)
 
 
-def _panel(chart: Any, width: int, height: int, description: str) -> Spec:
-    return finished(chart.properties(width=width, height=height, autosize=FIT), description)
+def _panel(chart: Any, height: int, description: str) -> Spec:
+    return finished(fitted(chart, WIDTH, height), f"{description}; tables follow")

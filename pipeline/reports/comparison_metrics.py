@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.reports.charts import FEWEST_POINTS
 from pipeline.reports.comparison import Comparison, Method, Place, size_order
 from pipeline.reports.run_metrics import Rows
 
@@ -25,6 +26,15 @@ def mean_curves(place: Place) -> Rows:
             metrics = {"value": float(values.mean()), "sd": spread, "seeds": len(values)}
             rows.append({"method": method, "step": step, "seconds": seconds, **metrics})
     return rows
+
+
+def curve_table(place: Place) -> tuple[list[str], list[list[Any]]]:
+    """The mean curves as a table: the methods, and a row per step with their values, None where one has none."""
+    rows = mean_curves(place)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    values = {(row["step"], row["method"]): row["value"] for row in rows}
+    steps = sorted({row["step"] for row in rows})
+    return methods, [[step, *(values.get((step, method)) for method in methods)] for step in steps]
 
 
 def differences(place: Place, methods: list[Method]) -> Rows:
@@ -59,13 +69,13 @@ def costs(place: Place) -> Rows:
 
 
 def by_size(comparison: Comparison) -> dict[tuple[str, str], Rows]:
-    """(data set, backbone) -> metrics of the trained methods at each size, for those with several sizes."""
+    """(data set, backbone) -> metrics of the trained methods at each size, for those with enough sizes to draw."""
     trained = {method.name for method in comparison.methods if method.is_trained}
     found: dict[tuple[str, str], Rows] = {}
     for place in sorted(comparison.places, key=lambda place: size_order(place.size)):
         rows = [_with_spread(line) | {"size": place.size} for line in place.lines if line["method"] in trained]
         found.setdefault((place.dataset, place.backbone), []).extend(rows)
-    return {key: rows for key, rows in found.items() if len({row["size"] for row in rows}) > 1}
+    return {key: rows for key, rows in found.items() if len({row["size"] for row in rows}) >= FEWEST_POINTS}
 
 
 def _with_spread(line: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.comparison.tables import EQUAL_STEPS, NOT_CONVERGED, rows_by
 from pipeline.reports import comparison_charts as charts
 from pipeline.reports import comparison_metrics as metrics
-from pipeline.reports.charts import Spec
+from pipeline.reports.charts import FEWEST_POINTS, Spec
 from pipeline.reports.comparison import Comparison, Place
 from pipeline.reports.palette import style_of
 
@@ -19,10 +19,6 @@ SECTIONS = [
     ("settings", "Settings"),
 ]
 """Their anchors in the page, and how the navigation calls them."""
-WIDTHS = {1: 560, 2: 440}
-"""Pixels of a picture where a section has so few; otherwise three stand side by side."""
-NARROW = 288
-
 Panel = dict[str, Any]
 """One small picture: name, note and Vega-Lite specification."""
 
@@ -41,6 +37,8 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         for place in comparison.places
     ]
     references = {place.reference for place in comparison.places}
+    reference = references.pop() if len(references) == 1 else "the best baseline"
+    verdicts = metrics.verdicts(comparison)
     lines = [line for place in comparison.places for line in place.lines]
     return {
         "sections": [(anchor, name) for anchor, name in SECTIONS if panels.get(anchor, True)],
@@ -48,8 +46,11 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
         "panels": panels,
         "styles": styles,
         "comparison": comparison,
-        "reference": references.pop() if len(references) == 1 else "the best baseline",
-        "verdicts": metrics.verdicts(comparison),
+        "reference": reference,
+        "verdicts": verdicts,
+        "finding": finding(verdicts, reference, comparison),
+        "about": {line["dataset"]: line["about"] for line in lines if line["about"]},
+        "curves": [(_name(comparison, place), *metrics.curve_table(place)) for place in comparison.largest()],
         "tables": [metrics.overview(comparison, size) for size in comparison.sizes],
         "places": places,
         "trained": _trained(comparison),
@@ -58,34 +59,43 @@ def page_values(comparison: Comparison) -> dict[str, Any]:
     }
 
 
+def finding(verdicts: list[tuple[str, dict[str, int]]], reference: str | None, comparison: Comparison) -> str:
+    """What came of the comparison, in one sentence."""
+    if not verdicts:
+        return "Nothing was compared with another method: the tables have what each reached."
+    parts = [
+        f"{name} is better in {count['better']} of {count['all']}, worse in {count['worse']}, not told apart in "
+        f"{count['not_told_apart']}"
+        for name, count in verdicts
+    ]
+    sets = len({place.dataset for place in comparison.places})
+    return f"Against {reference}, on {sets} data set{'s' * (sets > 1)}: {'; '.join(parts)}."
+
+
 def _panels(comparison: Comparison, styles: charts.Styles) -> dict[str, list[Panel]]:
     """Of each data set the size with the most training texts; the smaller ones are in a section of their own."""
     places = comparison.largest()
-    width = WIDTHS.get(len(places), NARROW)
     found: dict[str, list[Panel]] = {"differences": [], "curves": [], "curves_2": [], "cost": [], "cost_2": []}
     for place in places:
         name = _name(comparison, place)
         if place.reference and (rows := metrics.differences(place, comparison.methods)):
-            spec = charts.differences(rows, place.reference, styles, name, width)
+            spec = charts.differences(rows, place.reference, styles, name)
             found["differences"].append({"name": name, "note": f"to {place.reference}", "spec": spec})
         rows = metrics.mean_curves(place)
-        if len({row["step"] for row in rows}) > 1:
+        if len({row["step"] for row in rows}) >= FEWEST_POINTS:
             for key, by in (("curves", "step"), ("curves_2", "seconds")):
-                found[key].append(_panel(name, place, charts.convergence(rows, styles, by, name, width)))
+                found[key].append(_panel(name, place, charts.convergence(rows, styles, by, name)))
         if len(rows := metrics.costs(place)) > 1:
             for key, by in (("cost", "seconds"), ("cost_2", "parameters")):
-                found[key].append(_panel(name, place, charts.cost_plane(rows, styles, by, name, width)))
+                found[key].append(_panel(name, place, charts.cost_plane(rows, styles, by, name)))
     return found | {"sizes": _size_panels(comparison, styles)}
 
 
 def _size_panels(comparison: Comparison, styles: charts.Styles) -> list[Panel]:
     series = metrics.by_size(comparison)
-    width = WIDTHS.get(len(series), NARROW)
     places = {(place.dataset, place.backbone): place for place in comparison.largest()}
     names = {key: _name(comparison, places[key], size=False) for key in series}
-    return [
-        _panel(names[key], places[key], charts.sizes(rows, styles, names[key], width)) for key, rows in series.items()
-    ]
+    return [_panel(names[key], places[key], charts.sizes(rows, styles, names[key])) for key, rows in series.items()]
 
 
 def _panel(name: str, place: Place, spec: Spec) -> Panel:

@@ -4,36 +4,39 @@ import base64
 import hashlib
 import logging
 import re
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import vl_convert
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pipeline.core.escapes import visible
 from pipeline.core.output import opened_output
 
 HERE = Path(__file__).parent
 
+_TAG = re.compile(r'<\w(?:[^>"]|"[^"]*")*>')
+_MARKS = re.compile(r' (?:role|aria-label|aria-roledescription)="[^"]*"')
+_DIGITS = re.compile(r"\d+\.\d{3,}")
+
 log = logging.getLogger(__name__)
 
 
-def write_page(path: Path, template: str, *, static: bool = False, **values: Any) -> None:
+def write_page(path: Path, template: str, **values: Any) -> None:
     """Renders a page into its file, and says where it is."""
-    page = render(template, static=static, **values)
+    page = render(template, **values)
     with opened_output(str(path)) as write:
         write(page)
     log.info("report: %s (%.1f MB)", path, len(page.encode()) / 1e6)
 
 
-def render(template: str, *, static: bool = False, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """The page that a template of this folder makes of the values. All of them are escaped: labels and texts are data,
     and what would turn or hide the words around them is written out.
 
-    Its pictures are drawn in the browser, and tell metrics where the pointer is; or here, where it is `static`. The
-    page's content security policy lets no script run but its own two (`static`: none), and nothing be loaded.
+    Its pictures are drawn here, so that the page is whole without a script. Its content security policy lets no script
+    run but its own, which sorts tables, and nothing be loaded.
     """
     loader = jinja2.FileSystemLoader(HERE)
     environment = jinja2.Environment(
@@ -45,13 +48,13 @@ def render(template: str, *, static: bool = False, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["drawn"] = drawn
-    scripts = [] if static else [_library(), (HERE / "draw.js").read_text(encoding="utf-8")]
+    script = (HERE / "sort.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(
         **values,
-        static=static,
         style=Markup((HERE / "style.css").read_text(encoding="utf-8")),
-        scripts=[Markup(script) for script in scripts],
-        policy=_policy(scripts),
+        script=Markup(script),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
     )
 
 
@@ -63,7 +66,15 @@ def _shown(value: Any) -> Any:
 def drawn(spec: dict[str, Any]) -> Markup:
     """The picture of a Vega-Lite specification, as an SVG element. Vega escapes the labels in it."""
     svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    svg = _TAG.sub(_plain, svg)
+    # One picture with one description for a screen reader, not hundreds of marks: a table says what they say.
+    svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spec["description"])}" ', 1)
     return Markup(visible(svg.replace("><", ">\n<"), keep="\n"))
+
+
+def _plain(tag: re.Match[str]) -> str:
+    """A tag without what marks say of themselves, and with hundredths of a pixel."""
+    return _DIGITS.sub(lambda number: f"{float(number[0]):.2f}", _MARKS.sub("", tag[0]))
 
 
 def as_file(spec: dict[str, Any]) -> str:
@@ -72,21 +83,3 @@ def as_file(spec: dict[str, Any]) -> str:
     colours = dict(re.findall(r"(--[\w-]+): (#\w+);", style.partition("}")[0]))
     svg = str(drawn({**spec, "config": {**spec["config"], "background": "var(--paper)"}}))
     return re.sub(r"var\((--[\w-]+)\)", lambda found: colours[found[1]], svg)
-
-
-@cache
-def _library() -> str:
-    """Vega, Vega-Lite and vega-embed, as text for a script element."""
-    bundle = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
-    assert isinstance(bundle, str) and "</script" not in bundle and "<!--" not in bundle
-    return bundle
-
-
-def _policy(scripts: list[str]) -> str:
-    """Vega compiles its expressions with `Function`, hence 'unsafe-eval'; tooltips bring a style element."""
-    nothing = "default-src 'none'; style-src 'unsafe-inline'"
-    if not scripts:
-        return nothing
-    hashes = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
-    allowed = " ".join(f"'sha256-{value}'" for value in hashes)
-    return f"{nothing}; img-src data:; script-src {allowed} 'unsafe-eval'"

@@ -110,6 +110,21 @@ def _scored(run_dir: RunDir, name: str, labels: list[str]) -> ScoredSplit:
     return ScoredSplit(name, labels, scores, truth, table["row"].to_numpy())
 
 
+def finding(run: Run, worst: Rows) -> str:
+    """What the run came to, in one sentence; `worst`: the most frequent confusion, if there is one."""
+    metrics, majority = run.metrics, run.metrics["majority"]
+    names = {"test": "test texts", "validation": "validation texts", "train": "training texts"}
+    right = (
+        f"{metrics['accuracy']:.1%} of the {metrics['n']:,} {names.get(run.split.name, 'texts')} are labelled rightly"
+    )
+    beside = f"to answer “{majority['label']}” always would be right for {majority['accuracy']:.1%}"
+    ends = [
+        f"; most often “{row['true']}” is taken for “{row['predicted']}” ({row['count']} of {row['of']} texts)"
+        for row in worst
+    ]
+    return f"{right}; {beside}{''.join(ends)}."
+
+
 def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     """The most confident mistakes with their texts; and why there are none, where they are not wanted or gone."""
     rows = run_metrics.confident_mistakes(run.split, run.temperature or 1.0)

@@ -1,5 +1,6 @@
 """The numbers behind the report's pictures, from scores and label states."""
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,10 +41,13 @@ def confusion(split: ScoredSplit) -> Rows:
     ]
 
 
-def most_confused(cells: Rows, count: int = 8) -> Rows:
-    """The most frequent mistakes."""
-    wrong = [cell for cell in cells if cell["true"] != cell["predicted"] and cell["count"]]
-    return sorted(wrong, key=lambda cell: -cell["count"])[:count]
+def most_confused(cells: Rows, count: int = 100) -> Rows:
+    """The most frequent mistakes, with how many texts the true label has (`of`)."""
+    of = Counter[str]()
+    for cell in cells:
+        of[cell["true"]] += cell["count"]
+    wrong = [cell | {"of": of[cell["true"]]} for cell in cells if cell["true"] != cell["predicted"] and cell["count"]]
+    return sorted(wrong, key=lambda cell: (-cell["count"], -cell["share"]))[:count]
 
 
 def reliability(split: ScoredSplit, temperature: float) -> Rows:

@@ -57,7 +57,8 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
             with _own_group(comparison, group):
                 rows += run_group(comparison, group, backbones, overwrite=overwrite)
     if share is None:
-        ranks.on_main(lambda: write_tables(Path(comparison.dir), rows, comparison.reference, comparison.published))
+        given = (comparison.reference, comparison.published, comparison.about)
+        ranks.on_main(lambda: write_tables(Path(comparison.dir), rows, *given))
 
 
 def check_cells(comparison: ComparisonConfig, chosen: Sequence[Group], backbones: Backbones) -> None:

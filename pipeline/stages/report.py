@@ -9,11 +9,11 @@ from pipeline.core.run_dir import RunDir
 from pipeline.data.fingerprint import sources_of
 from pipeline.reports import charts, run_metrics
 from pipeline.reports.page import write_page
-from pipeline.reports.run import Run, cost, label_points, load_run, mistakes
+from pipeline.reports.run import Run, cost, finding, label_points, load_run, mistakes
 
 SECTIONS = [
     ("curves", "Learning curves"),
-    ("matrix", "Confusion matrix"),
+    ("matrix", "Confusions"),
     ("classes", "Labels"),
     ("reliability", "Reliability"),
     ("scores", "Scores"),
@@ -30,13 +30,11 @@ def report(
     output: str | None = None,
     *,
     texts: bool = True,
-    static: bool = False,
     trust_remote_code: bool = False,
 ) -> Path:
     """Writes the page of a run to `output`, or report.html in the run directory; gives its path.
 
-    `texts`: show those of the mistakes. `static`: draw the pictures now, so that the page holds no script.
-    `trust_remote_code`: run the code that ships with the backbone.
+    `texts`: show those of the mistakes. `trust_remote_code`: run the code that ships with the backbone.
     Raises UserError where the run has not been evaluated, or a file of it is damaged.
     """
     run_dir = RunDir(run)
@@ -46,7 +44,7 @@ def report(
     found = load_run(run_dir.path, trust_remote_code)
     check_output(str(path), [found.config.backbone.location, *sources_of(found.config.data).values()])
     values = page_values(found, run_dir, texts=texts)
-    write_page(path, "run.html.j2", static=static, title=run_dir.path.resolve().name, **values)
+    write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
     return path
 
 
@@ -75,16 +73,19 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
     classes = [{"label": name, **values} for name, values in run.metrics["per_class"].items()]
     before = run_metrics.reliability(split, 1.0)
     after = run_metrics.reliability(split, run.temperature) if run.temperature else None
-    pictures: dict[str, charts.Spec | None] = {
-        "matrix": charts.confusion_matrix(cells, split.labels),
-        "classes": charts.class_scores(classes),
-        "reliability": charts.reliability_diagram(before, after),
-        "scores": charts.score_histogram(run_metrics.score_distributions(split)),
+    scores = run_metrics.score_distributions(split)
+    pictures = {
+        "reliability": charts.at_widths(charts.reliability_diagram, before, after),
+        "scores": charts.at_widths(charts.score_histogram, scores),
+        **_curves(run),
     }
-    # The template checks whether they are there.
-    pictures["curves"] = charts.learning_curves(run.training, run.validation) if run.training else None
-    pictures["labels"] = charts.label_map(points) if points else None
+    if len(split.labels) <= charts.MANY_LABELS:
+        pictures["matrix"] = charts.at_widths(charts.confusion_matrix, cells, split.labels)
+        pictures["classes"] = charts.at_widths(charts.class_scores, classes)
+    if points and len(split.labels) <= charts.MOST_PLACES:
+        pictures["labels"] = charts.at_widths(charts.label_map, points)
     sections = SECTIONS if run.training else SECTIONS[1:]
+    confused = run_metrics.most_confused(cells)
     return {
         "sections": sections,
         "pictures": pictures,
@@ -94,8 +95,12 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "config": config.model_dump(mode="json"),
         "yaml": config.to_yaml(),
         "counts": {name: part["rows"] for name, part in run.manifest["splits"].items()},
+        "training": run.training,
         "validation": run.validation,
-        "confused": run_metrics.most_confused(cells),
+        "finding": finding(run, confused[:1]),
+        "confused": confused,
+        "scores": scores,
+        "points": points,
         "classes": classes,
         "reliability": [(charts.UNTEMPERED, before), *([(charts.TEMPERED, after)] if after else [])],
         "takes_steps": config.method.takes_steps,
@@ -104,4 +109,18 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "hypotheses": dict(zip(run.adapter.labels.names, run.adapter.labels.hypotheses, strict=True)),
         "tuned": tuned,
         "cost": cost(run, run_dir),
+    }
+
+
+def _curves(run: Run) -> dict[str, charts.Pictures]:
+    """Of what was measured often enough."""
+    series = [
+        ("loss", run.training, "training loss", charts.FIRST),
+        ("accuracy", run.validation, "validation accuracy", charts.SECOND),
+        ("log_loss", run.validation, "validation log-loss", charts.SECOND),
+    ]
+    return {
+        field: charts.at_widths(charts.learning_curve, rows, field, title, colour)
+        for field, rows, title, colour in series
+        if len(rows) >= charts.FEWEST_POINTS
     }

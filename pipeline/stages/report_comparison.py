@@ -11,16 +11,15 @@ from pipeline.reports.page import write_page
 from pipeline.stages.report import files_in, page_of
 
 
-def report_comparison(folders: Sequence[str], output: str | None = None, *, static: bool = False) -> Path:
+def report_comparison(folders: Sequence[str], output: str | None = None) -> Path:
     """Writes the page of one comparison's directory, or of several together, for which `output` is needed.
 
-    It holds numbers alone, no texts. `static`: draw the pictures now, so that the page holds no script. Raises
-    UserError where a directory holds no finished comparison.
+    It holds numbers alone, no texts. Raises UserError where a directory holds no finished comparison.
     """
     if not output and len(folders) > 1:
         raise UserError("several directories are shown on one page: say where to write it, with --output FILE")
     path = Path(output) if output else page_of(Path(folders[0]))
     check_output(str(path), [file for folder in folders for file in files_in(Path(folder))])
     comparison = load_comparison([Path(folder) for folder in folders])
-    write_page(path, "comparison.html.j2", static=static, **page_values(comparison))
+    write_page(path, "comparison.html.j2", **page_values(comparison))
     return path

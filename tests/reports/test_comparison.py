@@ -39,13 +39,13 @@ def test_methods_come_in_the_order_of_the_page(tmp_path: Path) -> None:
 
 def test_what_two_directories_hold_counts_once(tmp_path: Path) -> None:
     first = invent(tmp_path / "sst2", ["sst2"], methods=("lt_prefix", "prompt"))
-    second = invent(tmp_path / "sizes", ["sst2"], methods=("lt_prefix", "majority"), sizes=("16", "all"))
+    second = invent(tmp_path / "sizes", ["sst2"], methods=("lt_prefix", "majority"), sizes=("16", "64", "all"))
     comparison = load_comparison([first, second])
-    assert [(place.size, len(place.lines)) for place in comparison.places] == [("all", 2), ("16", 2)]
+    assert [(place.size, len(place.lines)) for place in comparison.places] == [("all", 2), ("16", 2), ("64", 2)]
     assert comparison.notes == ["sst2, minilm: shown from sst2, left out from sizes"]
-    assert comparison.sizes == ["all", "16"] and comparison.largest() == [comparison.places[0]]
+    assert comparison.sizes == ["all", "64", "16"] and comparison.largest() == [comparison.places[0]]
     series = metrics.by_size(comparison)
-    assert [row["size"] for row in series["sst2", "minilm"] if row["method"] == "lt_prefix"] == ["16", "all"]
+    assert [row["size"] for row in series["sst2", "minilm"] if row["method"] == "lt_prefix"] == ["16", "64", "all"]
 
 
 def test_an_ablation_on_validation_and_one_without_baselines_can_be_shown(tmp_path: Path) -> None:

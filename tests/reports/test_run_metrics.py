@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import confusion_matrix
 
 from pipeline.evaluation.metrics import expected_calibration_error, tempered_softmax
-from pipeline.reports import charts, run_metrics
+from pipeline.reports import run_metrics
 from pipeline.reports.run_metrics import ScoredSplit
 
 
@@ -58,8 +58,9 @@ def test_a_turned_and_scaled_cloud_falls_on_the_first() -> None:
         assert (one["x"], one["y"]) == pytest.approx((other["x"], other["y"]), abs=1e-6)
 
 
-def test_many_labels_are_drawn_without_counts(split: ScoredSplit) -> None:
-    names = [f"label {index}" for index in range(charts.MANY_LABELS + 1)]
-    cells = [{"true": one, "predicted": other, "count": 1, "share": 0.5} for one in names for other in names]
-    assert len(charts.confusion_matrix(cells, names)["layer"]) == 1
-    assert len(charts.confusion_matrix(run_metrics.confusion(split), split.labels)["layer"]) == 2
+def test_confusions_say_of_how_many(split: ScoredSplit) -> None:
+    worst = run_metrics.most_confused(run_metrics.confusion(split))
+    assert [row["count"] for row in worst] == sorted((row["count"] for row in worst), reverse=True)
+    for row in worst:
+        assert row["of"] == int((split.truth == split.labels.index(row["true"])).sum())
+        assert row["share"] == pytest.approx(row["count"] / row["of"])

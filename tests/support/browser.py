@@ -7,11 +7,21 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, sync_playwright
 
 PROGRAM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_browser = pytest.mark.skipif(PROGRAM is None, reason="no Chromium (apt-get install chromium)")
-MOST_BYTES = 3_000_000
+SCREEN = 844
+"""Pixels of a phone's height."""
+
+_SMALL = """() => [...document.querySelectorAll("body *")].filter((part) => {
+  const words = [...part.childNodes].some((node) => node.nodeType == 3 && node.textContent.trim());
+  if (!words || !part.checkVisibility()) return false;
+  const picture = part.ownerSVGElement;
+  const size = parseFloat(picture ? part.getAttribute("font-size") : getComputedStyle(part).fontSize);
+  return size * (picture ? picture.getBoundingClientRect().width / picture.viewBox.baseVal.width : 1) < 10;
+}).map((part) => part.outerHTML.slice(0, 200))"""
 
 
 @contextmanager
@@ -24,7 +34,7 @@ def start_browser() -> Iterator[Browser]:
 
 @contextmanager
 def open_page(browser: Browser, file: Path, scheme: str = "light", width: int = 1000) -> Iterator[Page]:
-    """The page with all its pictures drawn."""
+    """The page, as it stands in its file."""
     trouble: list[str] = []
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(120_000)
@@ -32,10 +42,22 @@ def open_page(browser: Browser, file: Path, scheme: str = "light", width: int = 
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.on("request", lambda asked: trouble.append(asked.url) if asked.url != file.as_uri() else None)
     page.goto(file.as_uri())
-    page.wait_for_function("[...document.querySelectorAll('figure')].every((figure) => figure.dataset.drawn)")
     yield page
     page.close()
     assert trouble == []
+
+
+def check_access(page: Page) -> None:
+    """No violation that axe-core finds: contrast, names of what is reached, alternatives to pictures, tables, order."""
+    found = Axe().run(page).response["violations"]
+    assert [(one["id"], one["nodes"][0]["html"]) for one in found] == []
+
+
+def check_phone(page: Page, screens: float) -> None:
+    """Of a page of 390 pixels: nothing is cut off, no letter is small, and the end is not far."""
+    assert page.evaluate("document.documentElement.scrollWidth") == 390, "only pictures and tables scroll sideways"
+    assert page.evaluate(_SMALL) == []
+    assert page.evaluate("document.documentElement.scrollHeight") < screens * SCREEN
 
 
 def take_screenshots(page: Page, name: str, otherwise: Path) -> None:

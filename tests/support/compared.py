@@ -1,7 +1,7 @@
 """A finished comparison without any training: invented runs, put together by the real tables."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ def invent(
     patience: int | None = None,
     missed: Sequence[str] = (),
     reference: str | None = None,
+    about: Mapping[str, str] | None = None,
 ) -> Path:
     """Writes what `compare` leaves behind in `folder`; gives it back. `missed`: methods that did not converge."""
     random = np.random.default_rng(sum(map(ord, "".join(datasets))))
@@ -49,7 +50,7 @@ def invent(
                         row = {"dataset": dataset, "backbone": backbone, "method": method, "size": size, "seed": seed}
                         own = {"run": run, "split": split, "patience": patience, "converged": method not in missed}
                         rows.append(row | own | _run(folder / run, split, method, level, random, texts))
-    write_tables(folder, rows, reference, published)
+    write_tables(folder, rows, reference, published, about)
     return folder
 
 
