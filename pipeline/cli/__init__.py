@@ -158,6 +158,13 @@ def _compare(options: argparse.Namespace) -> None:
     compare(comparison, share, overwrite=options.overwrite)
 
 
+@ended_by_signals()
+def _fetch_data(options: argparse.Namespace) -> None:
+    from pipeline.stages.fetch_data import fetch_data
+
+    fetch_data(options.name, options.output, mirror=options.mirror)
+
+
 def _keys(options: argparse.Namespace) -> None:
     from pipeline.cli.keys import described, overview, sections
 
@@ -184,6 +191,7 @@ COMMANDS = {
     "predict": _predict,
     "report": _report,
     "doctor": _doctor,
+    "fetch-data": _fetch_data,
     "keys": _keys,
     "completion": _completion,
 }
@@ -192,10 +200,10 @@ COMMANDS = {
 OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 """Options that are handed to the function of a stage, where they are given."""
 
-PRINTING = ("choose-reading", "estimate", "predict", "doctor", "keys", "completion")
+PRINTING = ("choose-reading", "estimate", "predict", "doctor", "fetch-data", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "report", "keys", "completion")
+ONE_ANSWERS = ("estimate", "predict", "report", "fetch-data", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 

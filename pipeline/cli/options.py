@@ -7,6 +7,7 @@ from pipeline import __version__
 from pipeline.core.bounds import abridged
 from pipeline.core.escapes import visible
 from pipeline.core.paths import home_expanded
+from pipeline.data.public_sets import HOST, PUBLIC_SETS
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -77,13 +78,18 @@ def build_parser() -> argparse.ArgumentParser:
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
+    description = "fetch a public data set, which configs name as data: {public: NAME}"
+    fetch = commands.add_parser("fetch-data", help=description, description=description)
+    fetch.add_argument("name", metavar="NAME", help=f"one of {', '.join(PUBLIC_SETS)}")
+    fetch.add_argument("--output", metavar="DIR", help="folder of all sets (default: $LTUNE_DATA, else public_data)")
+    fetch.add_argument("--mirror", default=HOST, metavar="URL", help="what has the files in the place of %(default)s")
     description = "the config keys of a section, with their defaults, meanings and an example"
     keys = commands.add_parser("keys", help=description, description=description)
     keys.add_argument("section", nargs="?", metavar="SECTION", help="data, train, ... or compare (default: list them)")
     description = "a script for the shell: source <(ltune completion bash)"
     completion = commands.add_parser("completion", help=description, description=description)
     completion.add_argument("shell", choices=SHELLS)
-    for command in (keys, completion):
+    for command in (fetch, keys, completion):
         command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
     return parser
 

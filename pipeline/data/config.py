@@ -1,7 +1,9 @@
 """Config keys of the data and of the labels' hypotheses."""
 
+import os
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
@@ -9,9 +11,15 @@ from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field
 from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.data.labels import label_name
+from pipeline.data.public_sets import PUBLIC_SETS
 from pipeline.data.templates import TextTemplate, check_words, checked, filled
 
 SPLITS = ("train", "validation", "test")
+
+
+def public_folder() -> str:
+    """Where `fetch-data` puts public sets, and `data.public` finds them."""
+    return os.environ.get("LTUNE_DATA", "public_data")
 
 
 class DataConfig(Settings):
@@ -22,6 +30,9 @@ class DataConfig(Settings):
     in it are replaced, as in every path of a config.
     """
 
+    public: str | None = None
+    """A public set that `ltune fetch-data` has fetched (sst2, banking77, ...), in the place of data.train, validation
+    and test: files below $LTUNE_DATA, else public_data. A split that is not wanted is set to null."""
     train: PathSetting
     """Training texts: a file, hub:NAME[@REVISION][:CONFIG]:SPLIT, or embedded."""
     validation: PathSetting | None = None
@@ -82,6 +93,20 @@ class DataConfig(Settings):
     def origin(self, split: str) -> str:
         """The split whose source has the rows of this one."""
         return "train" if split in self.shares else split
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_the_files_of_a_public_set(cls, values: Any) -> Any:
+        name = values.get("public") if isinstance(values, dict) else None
+        if name is None:
+            return values
+        if name not in PUBLIC_SETS:
+            raise ValueError(f"there is no public set {name!r}: take one of {', '.join(PUBLIC_SETS)}")
+        if given := [split for split in SPLITS if values.get(split) is not None]:
+            raise ValueError(f"data.public names the files of all splits, and data.{given[0]} is given too: drop one")
+        files = {split: str(Path(public_folder(), name, f"{split}.tsv")) for split in SPLITS if split not in values}
+        pairs = {"text_pair": "text_pair"} if PUBLIC_SETS[name].has_pairs else {}
+        return {**files, **pairs, **values, "public": None}  # what is kept names the files themselves
 
     @field_validator("split", mode="wrap")
     @classmethod

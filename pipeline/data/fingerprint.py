@@ -15,7 +15,7 @@ from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256
 from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
-from pipeline.data.sources import hub_arguments, split_file
+from pipeline.data.sources import fetch_hint, hub_arguments, split_file
 from pipeline.data.streams import Source
 
 DATA_FORMAT = 2
@@ -53,7 +53,8 @@ def source_identity(source: str, split: str) -> str:
         folder = Path(hub_arguments(source)["path"] or "")
         return f"{source}, {_folder_hash(source, folder)}" if folder.is_dir() else _hub_identity(source)
     except OSError as error:
-        raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error})") from error
+        hint = fetch_hint(file)
+        raise UserError(f"data.{split}: {file or source} cannot be read ({error.strerror or error}){hint}") from error
 
 
 def made_from(manifest: Mapping[str, Any]) -> dict[str, str]:

@@ -24,6 +24,7 @@ from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.config import DataConfig
 from pipeline.data.doubts import contradictions
 from pipeline.data.labels import FileLabels
+from pipeline.data.public_sets import PUBLIC_SETS
 from pipeline.data.readers import open_file
 from pipeline.data.rows import Row, Table
 
@@ -52,6 +53,15 @@ def split_file(source: str, split: str) -> Path | None:
     if source.startswith("hub:"):
         return None
     return EMBEDDED / f"{split}.tsv" if source == "embedded" else Path(source)
+
+
+def fetch_hint(file: Path | None) -> str:
+    """What to do where a file of a public set is not there."""
+    if file is None or file.parent.name not in PUBLIC_SETS or file.exists():
+        return ""
+    return (
+        f": run `ltune fetch-data {file.parent.name}` first, or name the folder of all sets in the variable LTUNE_DATA"
+    )
 
 
 def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) -> CheckedSplit:
@@ -83,6 +93,9 @@ def _skip(log: TextIO, split: str, row: Row, fault: str) -> None:
 
 def check_source(source: str, split: str, config: DataConfig) -> Table:
     """The source, opened, of which the head alone has been read. UserError where it cannot be, or lacks a column."""
+    file = split_file(source, split)
+    if hint := fetch_hint(file):
+        raise UserError(f"data.{split}: {file} does not exist{hint}")
     table = _open(source, split, config)
     if table.columns is not None:
         keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
