@@ -103,7 +103,8 @@ class DataConfig(Settings):
         if name not in PUBLIC_SETS:
             raise ValueError(f"there is no public set {name!r}: take one of {', '.join(PUBLIC_SETS)}")
         if given := [split for split in SPLITS if values.get(split) is not None]:
-            raise ValueError(f"data.public names the files of all splits, and data.{given[0]} is given too: drop one")
+            named = f"data.public names the files of all splits, and data.{given[0]} is given too"
+            raise ValueError(f"{named}: set one of them to null")
         files = {split: str(Path(public_folder(), name, f"{split}.tsv")) for split in SPLITS if split not in values}
         pairs = {"text_pair": "text_pair"} if PUBLIC_SETS[name].has_pairs else {}
         return {**files, **pairs, **values, "public": None}  # what is kept names the files themselves

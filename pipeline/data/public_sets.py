@@ -30,6 +30,8 @@ class PublicSet:
     licence: str
     citation: str
     files: tuple[Published, ...]
+    rows: tuple[int, int, int]
+    """Of the training, validation and test tables that docs/results.md used."""
     cut: int = 0
     """Validation rows that are cut from the training rows, where none are published."""
 
@@ -47,13 +49,14 @@ _BANKING77 = "PolyAI-LDN/task-specific-datasets/57ec275d8078af65b7731c2a98be812d
 _MASAKHANEWS = "masakhane-io/masakhane-news/819be052e79e0a600e0ed4a7356594681cb5c4f3"
 
 
-def _masakhanews(language: str, code: str, train: str) -> PublicSet:
+def _masakhanews(language: str, code: str, train: str, rows: tuple[int, int, int]) -> PublicSet:
     files = {"train": train, "validation": f"data/{code}/dev.tsv", "test": f"data/{code}/test.tsv"}
     return PublicSet(
         f"MasakhaNEWS, {language}: news topics",
         "the repository has no licence file; see the data set's page (masakhane/masakhanews) before you pass it on",
         "Adelani et al., MasakhaNEWS: News Topic Classification for African Languages, IJCNLP-AACL 2023",
         tuple(Published(f"{_MASAKHANEWS}/{path}", "masakhanews", split) for split, path in files.items()),  # type: ignore[arg-type]
+        rows,
     )
 
 
@@ -67,6 +70,7 @@ PUBLIC_SETS = {
             Published(f"{_SST2}/dev.tsv", "sst2", "validation"),
             Published(f"{_SST2}/test.tsv", "sst2", "test"),
         ),
+        rows=(6_908, 872, 1_821),
     ),
     "cola": PublicSet(
         "CoLA: English sentences from linguistics, acceptable or not",
@@ -77,6 +81,7 @@ PUBLIC_SETS = {
             Published(f"{_COLA}/in_domain_dev.tsv", "cola", "test"),
             Published(f"{_COLA}/out_of_domain_dev.tsv", "cola", "test"),
         ),
+        rows=(7_676, 800, 1_043),
         cut=800,
     ),
     "rte": PublicSet(
@@ -84,6 +89,7 @@ PUBLIC_SETS = {
         "the repository has no licence file; the data are of the PASCAL RTE challenges, by way of GLUE",
         "Wang et al., GLUE, ICLR 2019; Dagan et al., The PASCAL Recognising Textual Entailment Challenge, 2006",
         (Published(f"{_RTE}/train.tsv", "rte", "train"), Published(f"{_RTE}/dev.tsv", "rte", "test")),
+        rows=(2_237, 250, 277),
         cut=250,
     ),
     "agnews": PublicSet(
@@ -94,6 +100,7 @@ PUBLIC_SETS = {
             Published(f"{_AGNEWS_SAMPLE}/train.csv", "agnews_sample", "train"),
             Published(f"{_AGNEWS}/test.csv", "agnews", "test"),
         ),
+        rows=(4_499, 500, 7_600),
         cut=500,
     ),
     "banking77": PublicSet(
@@ -104,10 +111,11 @@ PUBLIC_SETS = {
             Published(f"{_BANKING77}/train.csv", "banking77", "train"),
             Published(f"{_BANKING77}/test.csv", "banking77", "test"),
         ),
+        rows=(8_946, 995, 3_080),
         cut=995,
     ),
-    "masakhanews_eng": _masakhanews("English", "eng", "few_shot_data/50_samples/eng/train.tsv"),
-    "masakhanews_pcm": _masakhanews("Nigerian Pidgin", "pcm", "data/pcm/train.tsv"),
-    "masakhanews_swa": _masakhanews("Swahili", "swa", "few_shot_data/50_samples/swa/train.tsv"),
-    "masakhanews_hau": _masakhanews("Hausa", "hau", "few_shot_data/50_samples/hau/train.tsv"),
+    "masakhanews_eng": _masakhanews("English", "eng", "few_shot_data/50_samples/eng/train.tsv", (299, 472, 948)),
+    "masakhanews_pcm": _masakhanews("Nigerian Pidgin", "pcm", "data/pcm/train.tsv", (1_054, 152, 305)),
+    "masakhanews_swa": _masakhanews("Swahili", "swa", "few_shot_data/50_samples/swa/train.tsv", (350, 237, 476)),
+    "masakhanews_hau": _masakhanews("Hausa", "hau", "few_shot_data/50_samples/hau/train.tsv", (350, 317, 637)),
 }

@@ -50,6 +50,8 @@ def fetch_data(name: str, folder: str | None = None, *, mirror: str = HOST) -> P
     splits = split_rows(given, files)
     for split, rows in splits.items():
         _write(place / f"{split}.tsv", rows, pairs=given.has_pairs)
+    if unlike := _unlike(given, splits):
+        log.warning("fetch-data %s: %s: look at it before you compare with docs/results.md", name, unlike)
     counts = ", ".join(f"{split} {len(rows):,}" for split, rows in splits.items())
     say(f"{given.about}\n{counts} rows in {place}\nlicence: {given.licence}\ncite: {given.citation}")
     say(f"in a config: data: {{public: {name}}}")
@@ -92,6 +94,16 @@ def _check_pins(place: Path, given: PublicSet, contents: list[bytes]) -> None:
                 )
     else:
         write_json(place / PINS, found)
+
+
+def _unlike(given: PublicSet, splits: dict[str, list[Row]]) -> str:
+    """How the numbers of rows differ from those of the tables in docs; a cut is as near as whole groups allow."""
+    train, validation, test = map(len, splits.values())
+    found = {"training and validation": train + validation, "test": test}
+    wanted = {"training and validation": sum(given.rows[:2]), "test": given.rows[2]}
+    return "; ".join(
+        f"{found[part]:,} {part} rows, expected {wanted[part]:,}" for part in found if found[part] != wanted[part]
+    )
 
 
 def _write(file: Path, rows: list[Row], *, pairs: bool) -> None:

@@ -59,12 +59,17 @@ def host() -> Iterator[Host]:
 
 
 def test_a_set_is_fetched_named_by_one_key_and_read(
-    host: Host, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+    host: Host,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("LTUNE_DATA", str(tmp_path / "sets"))
     host.holds("masakhanews_hau")
     assert main(["fetch-data", "masakhanews_hau", "--mirror", host.address]) == 0
     said = capsys.readouterr().out
+    assert "24 training and validation rows, expected 667; 12 test rows, expected 637" in caplog.text
     assert "licence: " in said and "cite: Adelani" in said and "train 12, validation 12, test 12 rows" in said
     assert host.asked == [f"/{source.path}" for source in PUBLIC_SETS["masakhanews_hau"].files]
     first = (tmp_path / "sets/masakhanews_hau/test.tsv").read_text().splitlines()[:2]
