@@ -21,6 +21,16 @@ class Published:
     form: Form
     split: Literal["train", "validation", "test"]
 
+    @property
+    def place(self) -> str:
+        """The path in its repository."""
+        return self.path.split("/", 3)[3]
+
+    @property
+    def repository(self) -> str:
+        """Owner, name and commit."""
+        return self.path.removesuffix(f"/{self.place}")
+
 
 @dataclass(frozen=True)
 class PublicSet:

@@ -37,7 +37,7 @@ def fetch_data(name: str, folder: str | None = None, *, mirror: str = HOST) -> P
         try:
             content = _download(f"{mirror.rstrip('/')}/{source.path}")
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise _unreached(name, place, missing[missing.index(source) :], error) from error
+            raise _unreached(place, missing[missing.index(source) :], error) from error
         _raw(place, source).parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(_raw(place, source)) as file:
             file.write_bytes(content)
@@ -59,8 +59,7 @@ def fetch_data(name: str, folder: str | None = None, *, mirror: str = HOST) -> P
 
 
 def _raw(place: Path, source: Published) -> Path:
-    """A name of its own for each, though two may be called test.tsv."""
-    return place / "raw" / "-".join(source.path.split("/")[3:])
+    return place / "raw" / source.place
 
 
 def _download(address: str) -> bytes:
@@ -72,11 +71,15 @@ def _download(address: str) -> bytes:
     return content
 
 
-def _unreached(name: str, place: Path, missing: list[Published], error: Exception) -> UserError:
+def _unreached(place: Path, missing: list[Published], error: Exception) -> UserError:
     status = getattr(error, "code", None)  # of an answer; else nobody answered
     reason = error if status else getattr(error, "reason", error)
-    wanted = "; ".join(f"{HOST}/{source.path} as {_raw(place, source)}" for source in missing)
-    return UserError(f"fetch-data {name}: cannot be fetched ({reason}). Where there is a network download {wanted}")
+    by_repository: dict[str, list[str]] = {}
+    for source in missing:
+        by_repository.setdefault(source.repository, []).append(source.place)
+    wanted = "; ".join(f"{HOST}/{where}/ {', '.join(paths)}" for where, paths in by_repository.items())
+    below = f"put each below '{place / 'raw'}', under its path"
+    return UserError(f"fetch-data: not fetched ({reason}): elsewhere, download {wanted}; {below}")
 
 
 def _check_pins(place: Path, given: PublicSet, contents: list[bytes]) -> None:

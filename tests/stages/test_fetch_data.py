@@ -1,5 +1,6 @@
 """fetch-data against a stand-in on this machine for the host of the published files, which is never asked."""
 
+import re
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -106,7 +107,7 @@ def test_a_second_fetch_asks_nobody_and_changed_files_are_refused(host: Host, tm
     before = (place / "train.tsv").read_bytes()
     fetch_data("masakhanews_pcm", str(tmp_path), mirror=host.address)
     assert host.asked == [] and (place / "train.tsv").read_bytes() == before
-    raw = next((place / "raw").iterdir())
+    raw = next((place / "raw").rglob("*.tsv"))
     raw.write_bytes(raw.read_bytes() + b"sport\tmore\tmore\thttp://x\n")
     with pytest.raises(UserError, match=f"is not the file that was fetched first .{PINS}.: remove"):
         fetch_data("masakhanews_pcm", str(tmp_path), mirror=host.address)
@@ -120,15 +121,24 @@ def test_offline_it_says_what_to_download_and_takes_it_from_there(host: Host, tm
     with pytest.raises(UserError) as error:
         fetch_data("masakhanews_swa", str(tmp_path), mirror=address)
     line = str(error.value)
-    assert "\n" not in line and line.count("https://raw.githubusercontent.com/masakhane-io/") == 3
     assert ("404" in line) == is_there and not list(tmp_path.rglob("*.tsv"))
-    for part in line.partition("download ")[2].split("; "):
-        source, _, file = part.partition(" as ")
-        split = {"train": "train", "dev": "validation", "test": "test"}[source.rpartition("/")[2].removesuffix(".tsv")]
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        Path(file).write_text(ROWS["masakhanews"].replace("X", split))
+    repository, paths, folder = re.findall(r"(https://raw[^ ]*/) (.*); put each below '(.*)'", line)[0]
+    assert re.fullmatch(r"https://raw\.githubusercontent\.com/masakhane-io/masakhane-news/[0-9a-f]{40}/", repository)
+    assert len(paths.split(", ")) == 3
+    for path in paths.split(", "):
+        file = Path(folder, path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        split = {"train": "train", "dev": "validation", "test": "test"}[file.stem]
+        file.write_text(ROWS["masakhanews"].replace("X", split))
     place = fetch_data("masakhanews_swa", str(tmp_path), mirror=address)
     assert len((place / "validation.tsv").read_text().splitlines()) == 13
+
+
+@pytest.mark.parametrize("name", PUBLIC_SETS)
+def test_the_whole_of_it_is_one_line_that_is_not_cut(name: str, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert main(["fetch-data", name, "--output", str(tmp_path), "--mirror", "http://127.0.0.1:9"]) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert all(source.place in line and source.repository in line for source in PUBLIC_SETS[name].files)
 
 
 def test_half_a_file_or_another_one_is_not_taken(host: Host, tmp_path: Path) -> None:
