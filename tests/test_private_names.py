@@ -16,6 +16,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
     "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.rope": {"_buffers": None},
+    "cli.completion": {"_actions": None},
     "engine.startup": {"_reset_state": "accelerate.state.AcceleratorState._reset_state"},
     "estimate.inventory": {
         "_cdata": "torch.UntypedStorage._cdata",

@@ -1,9 +1,7 @@
 """Shell completion: a bash script that knows commands, options and config keys, for zsh through bashcompinit."""
 
-import argparse
-
 from pipeline.cli.keys import sections
-from pipeline.cli.options import SHELLS
+from pipeline.cli.options import SHELLS, TopParser
 from pipeline.config import config_keys
 
 _SCRIPT = """\
@@ -28,11 +26,10 @@ complete -o default -F _ltune ltune
 """
 
 
-def script(parser: argparse.ArgumentParser, shell: str) -> str:
+def script(parser: TopParser, shell: str) -> str:
     """What `source <(ltune completion bash)` reads."""
-    [commands] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     options, values, paths = [], {}, set()
-    for name, command in commands.choices.items():
+    for name, command in parser.commands.items():
         words = [option for action in command._actions for option in action.option_strings]
         if any(action.dest == "overrides" for action in command._actions) and name != "compare":
             words += sorted({f"{key}=" for key, _, _ in config_keys()})
@@ -50,7 +47,7 @@ def script(parser: argparse.ArgumentParser, shell: str) -> str:
     listed = [f"        {name}) {answer.format(words)}" for name, words in values.items()]
     return _SCRIPT.format(
         head="autoload -U +X bashcompinit && bashcompinit\n" if shell == "zsh" else "",
-        commands=" ".join([*commands.choices, "--help", "--version"]),
+        commands=" ".join([*parser.commands, "--help", "--version"]),
         values="\n".join(listed),
         paths="|".join(sorted(paths)),
         options="\n".join(options),

@@ -1,6 +1,7 @@
 """The argument parser: commands, their options, and help that ends with the config keys."""
 
 import argparse
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pipeline import __version__
@@ -47,9 +48,9 @@ PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare"}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> "TopParser":
     """The whole command line."""
-    parser = _TopParser(
+    parser = TopParser(
         prog="ltune",
         description="L-Tuning of frozen language models.",
         epilog=EPILOG,
@@ -91,6 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     completion.add_argument("shell", choices=SHELLS)
     for command in (fetch, keys, completion):
         command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    parser.commands = commands.choices
     return parser
 
 
@@ -233,12 +235,14 @@ def _expanded(value: str | list[str] | None) -> str | list[str] | None:
     return value and home_expanded(value)
 
 
-class _TopParser(_Parser):
+class TopParser(_Parser):
     """The parser of all commands: its help has them in groups."""
 
+    commands: Mapping[str, argparse.ArgumentParser]
+    """By name."""
+
     def format_help(self) -> str:
-        [commands] = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
-        about = {choice.dest: choice.help or "" for choice in commands._choices_actions}
+        about = {name: command.description or "" for name, command in self.commands.items()}
         groups = {
             "commands of an ordinary day:": DAILY,
             "the stages of run, one by one:": [name for name in STAGES if name not in (*DAILY, *PLANNING)],

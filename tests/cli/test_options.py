@@ -1,6 +1,5 @@
 """The command line's words: help, options, and overrides anywhere among them."""
 
-import argparse
 import itertools
 import re
 
@@ -26,8 +25,7 @@ def test_the_help_shows_an_ordinary_day_first(capsys: pytest.CaptureFixture) -> 
     groups = [part.splitlines() for part in shown.split("\n\n") if ":\n  " in part]
     listed = [[line.split()[0] for line in group[1:]] for group in groups[:3]]
     assert listed[0] == list(DAILY) and len(DAILY) == 5
-    [commands] = [part for part in build_parser()._actions if isinstance(part, argparse._SubParsersAction)]
-    assert sorted(itertools.chain(*listed)) == sorted(commands.choices)
+    assert sorted(itertools.chain(*listed)) == sorted(build_parser().commands)
     typed = [re.split("  +", line.strip())[0].split()[1:] for line in groups[3][1:]]
     assert len(typed) == 5
     for words in typed:
