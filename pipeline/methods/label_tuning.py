@@ -3,10 +3,10 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from copy import copy
-from typing import ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.backbone.as_injection import Form
@@ -20,6 +20,12 @@ from pipeline.methods.logistic import fitted_head
 
 class LabelTuningConfig(MethodConfig):
     """Keys that the label-tuning methods share."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def init_std(self) -> float | None:
+            """Standard deviation of the initial map: each class has a default of its own."""
 
     came_later: ClassVar[Mapping[str, str]] = {"start": "random"}
     open_labels: ClassVar[bool] = True
@@ -37,6 +43,13 @@ class LabelTuningConfig(MethodConfig):
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
     the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
+
+    @model_validator(mode="after")
+    def _init_std_needs_a_random_start(self) -> Self:
+        default = type(self).model_fields["init_std"].default
+        if self.start == "hypothesis" and self.init_std != default:
+            raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
+        return self
 
     @property
     def starts_from(self) -> Form | None:

@@ -63,6 +63,7 @@ class LTPrefix(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
         """states [K, P, H], mask [K, P], start [K, P, W] -> Injection with prefix [L, 2, K, G, P, D]."""
+        assert (start is None) == (self.config.start == "random"), "the labels' start is the one that the method takes"
         states = self.dropout(states)
         if self.config.pooling == "tokens":
             flat = self.expand(self.down(states))

@@ -34,6 +34,7 @@ class LTPrompt(nn.Module):
 
     def __init__(self, config: LTPromptConfig, facts: BackboneFacts) -> None:
         super().__init__()
+        self.config = config
         hidden = facts.hidden_size
         self.dropout = nn.Dropout(config.dropout)
         self.map = nn.Linear(hidden, hidden, bias=False)
@@ -42,5 +43,6 @@ class LTPrompt(nn.Module):
 
     def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
         """states [K, P, H], mask [K, P], start [K, P, H] -> Injection with prompt [K, P, H]."""
+        assert (start is None) == (self.config.start == "random"), "the labels' start is the one that the method takes"
         prompt = self.map(self.dropout(states))
         return Injection(mask=mask, prompt=prompt if start is None else prompt + start)

@@ -29,7 +29,7 @@ LABELS = sorted(TEXTS)
 
 @pytest.fixture(scope="module", params=[None, 2], ids=["every_label", "shortlist"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    method = {"name": "lt_prefix", "head": "label_aware", "init_std": 0.5, "shortlist": request.param}
+    method = {"name": "lt_prefix", "head": "label_aware", "shortlist": request.param}
     return tiny_run(tmp_path_factory.mktemp("classifier"), method=method)
 
 
@@ -165,7 +165,7 @@ def test_labels_are_strings(classifier: LoadedAdapter) -> None:
 
 def test_pairs_and_prompts(tmp_path: Path) -> None:
     """LT-prompt is not bound to a number of label tokens: longer hypotheses pass."""
-    config = tiny_run(tmp_path, pairs=True, method={"name": "lt_prompt", "head": "label_aware", "init_std": 0.5})
+    config = tiny_run(tmp_path, pairs=True, method={"name": "lt_prompt", "head": "label_aware"})
     classifier = LoadedAdapter.load(config.run.dir, "cpu")
     swapped = classifier.predict([("a goal", "so a loss"), ("so a loss", "a goal")])
     assert swapped[0].scores != swapped[1].scores

@@ -156,10 +156,10 @@ def test_dry_run_training_and_evaluation_say_it(
 @pytest.mark.parametrize(
     "keys",
     [
-        {"name": "lt_prompt"},
-        {"name": "lt_prompt", "shortlist": 3},
-        {"name": "lt_prompt", "shortlist": None},
-        {"name": "lt_prompt", "head": "linear"},
+        {"name": "lt_prompt", "start": "random"},
+        {"name": "lt_prompt", "start": "random", "shortlist": 3},
+        {"name": "lt_prompt", "start": "random", "shortlist": None},
+        {"name": "lt_prompt", "start": "random", "head": "linear"},
         {"name": "prompt", "tokens": 4},
         {"name": "probe"},
     ],

@@ -14,9 +14,9 @@ from tests.support.tiny import PAD_ID, tiny_model
 
 K, P, H = 4, 3, 16
 METHODS = {
-    "prefix": LTPrefixConfig(head="label_aware", init_std=0.5),
-    "tokens": LTPrefixConfig(head="label_aware", pooling="tokens", init_std=0.5),
-    "prompt": LTPromptConfig(head="label_aware"),
+    "prefix": LTPrefixConfig(head="label_aware", start="random", init_std=0.5),
+    "tokens": LTPrefixConfig(head="label_aware", pooling="tokens", start="random", init_std=0.5),
+    "prompt": LTPromptConfig(head="label_aware", start="random"),
 }
 ALL = torch.arange(K)
 

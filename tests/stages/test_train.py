@@ -60,7 +60,7 @@ def arguments(folder: Path, run: str, *overrides: str, command: str = "run", bac
         "run": {"dir": "replaced"},
         "backbone": {"name_or_path": "replaced", "dtype": "float32"},
         "data": {split: str(folder / f"{split}.tsv") for split in ("train", "validation", "test")} | {"max_length": 64},
-        "method": {"name": "lt_prefix", "head": "label_aware", "init_std": 0.3},
+        "method": {"name": "lt_prefix", "head": "label_aware", "start": "random", "init_std": 0.3},
         "train": {"max_steps": 12, "batch_size": 8, "learning_rate": 0.01, "log_every": 1, "eval_every": 6},
         "engine": {"threads": 1},
         "logging": {"trackers": ["jsonl"]},

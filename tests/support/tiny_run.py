@@ -55,7 +55,7 @@ def tiny_config(folder: Path, *, pairs: bool = False, **sections: dict[str, Any]
         "data": {split: str(folder / f"{split}.tsv") for split in ("train", "validation", "test")}
         | {"max_length": 64}
         | ({"text_pair": "other"} if pairs else {}),
-        "method": {"name": "lt_prefix", "head": "label_aware", "init_std": 0.5},
+        "method": {"name": "lt_prefix", "head": "label_aware"},
     }
     for name, section in sections.items():
         # Keys of one method mean nothing to another.
