@@ -51,7 +51,10 @@ def file(tmp_path: Path) -> Path:
         ({"xyzzy": 1}, "unknown key 'xyzzy' (sections: run, backbone, data,"),
         ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers, project, name)"),
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
-        ({"method": {"name": "lt_prompt", "rank": 1}}, "(keys of method: head, start, shortlist, name, dropout,"),
+        (
+            {"method": {"name": "lt_prompt", "rank": 1}},
+            "(keys of method: head, start, first_layer, shortlist, name, dropout,",
+        ),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),
         ({"method": {"name": "lt_prefix", "rank": 4}}, "method.rank has a meaning only with method.pooling=tokens"),
         ({"method": {"name": "lt_prompt", "init_std": 1}}, "init_std has a meaning only with method.start=random"),
