@@ -4,7 +4,6 @@ The model is built without memory for its parameters; then every parameter gets 
 safetensors files, cast or quantized, and handed to ZeRO-3. Without ZeRO-3 the same code keeps every row.
 """
 
-import inspect
 import logging
 import re
 from collections import Counter
@@ -19,14 +18,13 @@ import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import DECODERS
 from pipeline.backbone.int8 import QuantizedLinear, quantized_like
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.partition import Partitioner
+from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.weight_names import Source, match_names
 from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
 from pipeline.core.errors import UserError
@@ -112,19 +110,11 @@ def _build(
     checkpoint.check_unchanged()
     _refuse_quantized(config, model_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    model_class = _model_class(model_config, config, output_layer)
+    model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
-    takes = inspect.signature(model_class.__init__).parameters
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
-        # Not from_config: that would enter zero.Init by itself wherever accelerate has announced ZeRO-3.
-        with init_empty_weights(include_buffers=False):
-            model = model_class(model_config, **options)
-    finally:
-        torch.set_default_dtype(default)
+    # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
+    with init_empty_weights(include_buffers=False):
+        model = build(model_class, model_config, dtype)
     model.tie_weights()
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
@@ -137,20 +127,13 @@ def _refuse_quantized(config: BackboneConfig, model_config: PreTrainedConfig) ->
         )
 
 
-def _model_class(model_config: PreTrainedConfig, config: BackboneConfig, output_layer: bool) -> type[PreTrainedModel]:
-    task, classes = "AutoModel", MODEL_MAPPING
-    if output_layer and model_config.model_type in DECODERS:
-        task, classes = "AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING
-    own_code = getattr(model_config, "auto_map", {}).get(task)
-    if own_code is not None and config.trust_remote_code:
-        found: Any = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
-    elif type(model_config) in classes:
-        found = classes[type(model_config)]
-    else:
-        raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
-    model_class = found[0] if isinstance(found, tuple) else found
-    assert model_class is not None
-    return model_class
+def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[PreTrainedModel]:
+    kind = type(model_config)
+    if output_layer and kind in MODEL_FOR_CAUSAL_LM_MAPPING and probe(model_config).is_causal:
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        model_class: type[PreTrainedModel] = found
+        return model_class
+    return base_class(model_config)
 
 
 def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:

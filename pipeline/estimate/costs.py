@@ -279,8 +279,7 @@ def _injection_elements(case: Case) -> int:
         return 0
     if workload.injects == "prompt":
         return workload.rows * workload.injected_tokens * facts.hidden_size
-    layers = facts.layers - workload.first_layer
-    return 2 * layers * workload.rows * facts.kv_heads * workload.injected_tokens * facts.head_dim
+    return workload.rows * workload.injected_tokens * facts.prefix_width(workload.first_layer)
 
 
 def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,6 +20,7 @@ from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.int8 import QuantizedLinear, quantized_like
+from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.core.errors import UserError
 
 
@@ -92,16 +93,14 @@ def take_inventory(
     """
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
+    model = empty_model(hf_config, dtype)
     with torch.device("meta"):
-        model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
-        if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
-            model.pooler = None
         backbone = FrozenBackbone(model, facts)
         if attach is not None:
             attach(model)
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+        make_fake(model)
         saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
         checkpoint_layers(model)
         boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
@@ -117,24 +116,6 @@ def take_inventory(
         checkpointed_activation_bytes=boundaries + saved // (facts.layers - workload.first_layer),
         trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
-
-
-def _make_fake(model: nn.Module) -> None:
-    """Gives every tensor on meta a fake one on the CPU in its place, a tied one once."""
-    made: dict[Tensor, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if tensor not in made:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return made[tensor]
-
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            setattr(module, name, fake(parameter))
-        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            setattr(module, name, fake(buffer))
 
 
 def _quantize(model: nn.Module, config: BackboneConfig) -> None:
@@ -169,8 +150,9 @@ def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tup
         prompt = torch.empty(rows, injected_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
         injection = Injection(mask=mask, prompt=prompt)
     elif workload.injects == "prefix":
-        shape = (facts.layers - workload.first_layer, 2, rows, facts.kv_heads, injected_tokens, facts.head_dim)
-        injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
+        width = facts.prefix_width(workload.first_layer)
+        prefix = torch.empty(rows, injected_tokens, width, dtype=dtype, requires_grad=True)
+        injection = Injection(mask=mask, prefix=prefix)
     return input_ids, torch.ones_like(input_ids), injection
 
 

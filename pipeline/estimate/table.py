@@ -59,7 +59,8 @@ def report(config: Sections, case: Case, gpu: str | None, steps: int | None = No
 
 
 def _notes(config: Sections, case: Case) -> list[str]:
-    warning = window_warning(case.facts, case.workload.injected_tokens, config.data.max_length)
+    injected = case.workload.injected_tokens
+    warning = window_warning(config.method, case.facts, injected, config.data.max_length)
     notes = [f"warning: {warning}", ""] if warning else []
     if not config.label_count:
         notes = [f"labels.names is not set: {config.assumed_labels} labels are assumed", "", *notes]

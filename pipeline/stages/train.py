@@ -128,7 +128,7 @@ class TrainingTask:
         backbone = load_frozen(accelerator, ranks, self.backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
-        hidden = window_warning(backbone.facts, injected, self.data.max_length)
+        hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
         if hidden and ranks.is_main:
             log.warning("train: %s", hidden)
         # The initial weights depend on the seed alone, not on what loading the backbone drew.

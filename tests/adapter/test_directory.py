@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
 from pipeline.backbone.as_injection import Form
-from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import parse_config
 from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
@@ -77,9 +76,9 @@ def test_a_backbone_of_other_sizes_is_refused_by_name(folder: Path) -> None:
     adapter = load_adapter(folder)
     first = "first 'producer.expand.weight': floats [160, 5], expected floats [240, 5]"
     with pytest.raises(UserError, match=re.escape(f"do not fit lt_prefix on 'somebody/some-model', {first}")):
-        adapter.build_method(BackboneFacts("llama", 16, 3, 4, 2, 4, 128, True))
+        adapter.build_method(replace(FACTS, layers=3, prefix_layers=FACTS.prefix_layers[:1] * 3))
     with pytest.raises(UserError, match="label states are 16 wide, 'somebody/some-model' 32"):
-        adapter.build_method(BackboneFacts("llama", 32, 2, 4, 2, 8, 128, True))
+        adapter.build_method(replace(FACTS, hidden_size=32))
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "label_states.safetensors"])
