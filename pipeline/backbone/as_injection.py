@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import KeysValues, join_prefix
+from pipeline.backbone.injection import Injection, KeysValues, join_prefix
 from pipeline.core.errors import UserError
 
 
@@ -42,10 +42,15 @@ class AsInjection(nn.Module):
         self.backbone = backbone
         self.form = form
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Texts [B, T], padded on the right -> last hidden states [B, T, H]; what they are as an injection [B, T, W]."""
-        if self.form is None:
-            return self.backbone(input_ids, attention_mask), None
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, injection: Injection | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Texts [B, T], padded on the right -> last hidden states [B, T, H]; what they are as an injection [B, T, W].
+
+        Behind an `injection` they are none themselves.
+        """
+        if self.form is None or injection is not None:
+            return self.backbone(input_ids, attention_mask, injection), None
         first_layer = self.form.first_layer
         if self.form.kind == "prompt":
             embed = self.backbone.model.get_input_embeddings()

@@ -91,7 +91,10 @@ def prefix_refusal(facts: BackboneFacts) -> str | None:
     """Why a backbone takes no prefix, for methods that need one; None where it takes one."""
     if facts.carrier is not None:
         return None
-    return f"{facts.family} neither keeps keys and values in a cache nor uses transformers' attention function"
+    return (
+        f"{facts.family} has no attention that a prefix could enter (neither a cache of keys and values in all layers, "
+        "nor in each layer a module of its own that calls transformers' attention function)"
+    )
 
 
 def _carrier(config: PreTrainedConfig, found: Probe) -> CarrierName | None:

@@ -1,13 +1,15 @@
 """What a backbone and a set of labels allow, checked before anything is trained."""
 
+from collections.abc import Mapping
 from typing import Literal
 
+from pipeline.backbone.check import CHECK_PART, PASSED
 from pipeline.backbone.facts import BackboneFacts, prefix_refusal
 from pipeline.core.bounds import MOST_TRAINED
 from pipeline.core.errors import UserError
 from pipeline.methods.base import MethodConfig
 
-OTHERWISE = "take a method that injects a prompt or nothing (lt_prompt, prompt, lora, probe)"
+OTHERWISE = "take a method that injects something else or nothing (lt_prompt, lt_prefix, lora, probe)"
 MAX_CANDIDATES = 8
 """Of a text that is read once per label, unless train.candidates says otherwise."""
 
@@ -45,6 +47,16 @@ def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
     """Raises UserError where the method injects a prefix and the backbone takes none."""
     if method.injects == "prefix" and (reason := prefix_refusal(facts)):
         raise UserError(f"method {method.name} injects a prefix, but the backbone takes none: {reason}; {OTHERWISE}")
+
+
+def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:
+    """Raises UserError where the loaded backbone was found not to take what the method injects.
+
+    `fingerprint`: of its label states; without a verdict, its family is among the tested ones.
+    """
+    verdict = PASSED if method.injects is None else fingerprint.get(f"{CHECK_PART}.{method.injects}", PASSED)
+    if verdict != PASSED:
+        raise UserError(f"method {method.name} injects a {method.injects}, but the backbone {verdict}; {OTHERWISE}")
 
 
 def window_warning(method: MethodConfig, facts: BackboneFacts, injected: int, max_length: int) -> str | None:

@@ -66,7 +66,7 @@ def by_hand(family: str, given: Injection, first_layer: int) -> Tensor:
     place(put)
     if given.prefix is not None:
         width = backbone.facts.prefix_width() // LAYERS
-        below = given.prefix[..., : first_layer * width]  # seen by layers whose result is dropped
+        below = given.prefix[..., :width].repeat(1, 1, first_layer)  # seen by layers whose result is dropped
         given = given._replace(prefix=torch.cat([below, given.prefix], dim=-1))
     return backbone(IDS, MASK, given)
 
