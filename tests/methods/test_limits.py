@@ -159,7 +159,7 @@ def test_dry_run_training_and_evaluation_say_it(
 def test_a_backbone_that_takes_no_prefix_is_refused_for_prefix_methods_alone() -> None:
     sizes = {"vocab_size": 320, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 8}
     facts = facts_of(AutoConfig.for_model("mamba", **sizes))
-    with pytest.raises(UserError, match="method prefix injects a prefix, .* takes none: mamba has no attention"):
+    with pytest.raises(UserError, match=r"method prefix injects a prefix, .* takes none: mamba has no attention"):
         check_injection(PREFIX, facts)
     check_injection(PROMPT, facts)
     check_injection(PREFIX, facts_of(tiny_model("bert").config))

@@ -1,0 +1,145 @@
+"""Many types of models, none of them known by name: read as transformers reads them, alone, with a prompt, a prefix.
+
+A sample runs with all tests; `bash launch/test.sh --families` runs the whole. docs/backbones.md has a row for each.
+
+covers backbone/probe, backbone/carriers, backbone/check
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from pipeline.backbone.as_injection import AsInjection, Form
+from pipeline.backbone.check import PASSED, check_reading
+from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import Injection, split_prefix
+from tests.families.models import PAD_ID, SAMPLE, TYPES, config_of, tiny_model
+
+B, T, P = 3, 5, 4
+LENGTHS = torch.tensor([5, 3, 4])
+MASK = torch.arange(T) < LENGTHS[:, None]
+IDS = torch.randint(4, 200, (B, T), generator=torch.Generator().manual_seed(1)).where(MASK, PAD_ID)
+HOLES = torch.arange(P) < torch.tensor([P, 2, P])[:, None]
+WITHOUT_PREFIX = {"albert", "mamba", "mamba2", "mpnet"}
+WITHOUT_PROMPT = {"gemma3n_text", "gemma4_text"}
+NO_SDPA = {"codegen", "gpt_neo", "gpt_oss", "gptj", "mamba", "mamba2", "megatron-bert", "mpnet", "mpt", "rembert"}
+
+every_type = pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[] if kind in SAMPLE else pytest.mark.families) for kind in TYPES]
+)
+with_prefix = pytest.mark.parametrize(
+    "kind",
+    [
+        pytest.param(kind, marks=[] if kind in SAMPLE else pytest.mark.families)
+        for kind in TYPES
+        if kind not in WITHOUT_PREFIX
+    ],
+)
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    # Recurrences, and some softmaxes, are float32 whatever the model's dtype is.
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def model_of(kind: str, attention: str | None = None) -> PreTrainedModel:
+    model = tiny_model(kind, attention).double()
+    model.config._experts_implementation = "eager"  # the default has no float64 kernel on a CPU
+    return model
+
+
+@cache
+def backbone(kind: str, checkpointing: bool = False, attention: str | None = None) -> FrozenBackbone:
+    model = model_of(kind, attention)
+    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=checkpointing)
+
+
+def prefix(kind: str, mask: Tensor = HOLES) -> Injection:
+    width, generator = backbone(kind).facts.prefix_width(), torch.Generator().manual_seed(2)
+    return Injection(mask, prefix=torch.randn(B, P, width, generator=generator, dtype=torch.double).requires_grad_())
+
+
+@every_type
+def test_the_loaded_model_is_checked(kind: str) -> None:
+    """In float32, with the kernels it has by itself, as a run would find it."""
+    model = tiny_model(kind)
+    reader = AsInjection(FrozenBackbone(model, facts_of(model.config)), None)
+    verdict = check_reading(reader, reader)
+    assert (verdict.prompt == PASSED) == (kind not in WITHOUT_PROMPT), verdict
+    assert (verdict.prefix == PASSED) == (kind not in WITHOUT_PREFIX), verdict
+
+
+@every_type
+def test_texts_are_read_as_if_alone_and_unpadded(kind: str) -> None:
+    plain = model_of(kind)
+    with torch.no_grad():
+        found = backbone(kind)(IDS, MASK)
+        for row, length in enumerate(LENGTHS.tolist()):
+            text = IDS[row : row + 1, :length]
+            close(found[row, :length], plain(input_ids=text, attention_mask=torch.ones_like(text)).last_hidden_state[0])
+
+
+@with_prefix
+def test_a_prefix_reaches_every_layer_and_no_further_than_its_mask(kind: str) -> None:
+    given = prefix(kind)
+    assert given.prefix is not None
+    hidden = backbone(kind)(IDS, MASK, given)[MASK]
+    weights = torch.randn(hidden.shape, generator=torch.Generator().manual_seed(3), dtype=torch.double)
+    (gradient,) = torch.autograd.grad((hidden * weights).sum(), given.prefix)
+    for layer in split_prefix(gradient, backbone(kind).facts.prefix_layers):
+        for part in layer:
+            size = part.abs().amax(dim=(1, 3))  # [B, P]
+            assert (size[HOLES] > 0).all() and (size[~HOLES] == 0).all()
+
+
+@with_prefix
+def test_checkpointing_changes_nothing(kind: str) -> None:
+    results = []
+    for checkpointing in (False, True):
+        given = prefix(kind)
+        assert given.prefix is not None
+        hidden = backbone(kind, checkpointing)(IDS, MASK, given)[MASK]
+        backbone(kind, checkpointing)(IDS.flip(0), MASK.flip(0), given)  # another call before backward
+        results.append((hidden, *torch.autograd.grad(hidden.square().sum(), given.prefix)))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
+
+
+@with_prefix
+def test_neither_the_side_of_padding_nor_the_kernel_matters(kind: str) -> None:
+    given = prefix(kind)
+    with torch.no_grad():
+        right = backbone(kind)(IDS, MASK, given)[MASK]
+        shift = (torch.arange(T) - (~MASK).sum(dim=1, keepdim=True)) % T
+        left = backbone(kind)(IDS.gather(1, shift), MASK.gather(1, shift), given)
+        close(left[MASK.gather(1, shift)], right)
+        for attention in ("eager",) if kind in NO_SDPA else ("sdpa", "eager"):
+            close(backbone(kind, attention=attention)(IDS, MASK, given)[MASK], right)
+
+
+@with_prefix
+def test_a_prefix_starts_as_the_text_before(kind: str) -> None:
+    """Of a decoder without a recurrence: what it kept of a text carries that text to the next one."""
+    facts = backbone(kind).facts
+    if not facts.is_decoder or None in facts.prefix_layers or kind in ("falcon_h1", "gemma3n_text"):
+        return
+    with torch.no_grad():
+        _, start = AsInjection(backbone(kind), Form("prefix"))(IDS[:1], torch.ones(1, T))
+        found = backbone(kind)(IDS[1:2, :3], torch.ones(1, 3), Injection(torch.ones(1, T).bool(), prefix=start))
+        both = torch.cat([IDS[:1], IDS[1:2, :3]], dim=1)
+        close(found, backbone(kind)(both, torch.ones_like(both))[:, T:])
+
+
+@every_type
+def test_facts_need_no_weights(kind: str) -> None:
+    facts, model = facts_of(config_of(kind)), model_of(kind)
+    with torch.no_grad():
+        assert facts.hidden_size == model(input_ids=IDS).last_hidden_state.shape[-1]
+        changed = IDS.clone()
+        changed[:, -1] += 1
+        first = [model(input_ids=ids[:1]).last_hidden_state[0, 0] for ids in (IDS, changed)]
+    assert facts.is_decoder == torch.equal(*first)
+    assert (facts.carrier is None) == (kind in WITHOUT_PREFIX) == (facts.prefix_width() == 0)
