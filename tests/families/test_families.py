@@ -2,10 +2,11 @@
 
 A sample runs with all tests; `bash launch/test.sh --families` runs the whole. docs/backbones.md has a row for each.
 
-covers backbone/probe, backbone/carriers, backbone/check
+covers backbone/probe, backbone/carriers, backbone/check, backbone/experts
 """
 
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,9 +15,14 @@ from transformers import PreTrainedModel
 
 from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.backbone.check import PASSED, check_reading
+from pipeline.backbone.config import BackboneConfig, Quantization
+from pipeline.backbone.experts import _matrix, expert_weights
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
+from pipeline.backbone.int8 import QuantizedLinear
+from pipeline.backbone.loading import load_backbone
+from pipeline.distributed.ranks import Ranks
 from tests.families.models import PAD_ID, SAMPLE, TYPES, config_of, tiny_model
 
 B, T, P = 3, 5, 4
@@ -143,3 +149,34 @@ def test_facts_need_no_weights(kind: str) -> None:
         first = [model(input_ids=ids[:1]).last_hidden_state[0, 0] for ids in (IDS, changed)]
     assert facts.is_decoder == torch.equal(*first)
     assert (facts.carrier is None) == (kind in WITHOUT_PREFIX) == (facts.prefix_width() == 0)
+
+
+@every_type
+def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path) -> None:
+    """Also as transformers stores them: an expert at a time, or several matrices in one tensor."""
+    model = tiny_model(kind)
+    model.save_pretrained(tmp_path)
+    plain, rounded = load(tmp_path, "none"), load(tmp_path, "int8_weight_only")
+    for name, tensor in plain.named_parameters():
+        assert torch.equal(tensor, model.get_parameter(name)), name
+    kinds = [type(module).__name__ for module in rounded.modules() if not isinstance(module, QuantizedLinear)]
+    assert not {"Linear", "Conv1D"} & set(kinds) or kind in ("jamba", "mamba")
+    for name, module in rounded.named_modules():
+        if isinstance(module, QuantizedLinear):
+            weight = module.dequantized(torch.float32)
+            parameter = plain.get_parameter(f"{name}.weight")
+            parameter.data.copy_(weight if weight.shape == parameter.shape and kind != "gpt2" else weight.t())
+        for leaf in expert_weights(module):
+            assert getattr(module, leaf).dtype == torch.int8
+            matrices = [_matrix(module, leaf, expert, torch.float32) for expert in range(module.num_experts)]
+            stored = torch.stack(matrices)
+            parameter = plain.get_parameter(f"{name}.{leaf}")
+            parameter.data.copy_(stored.transpose(1, 2) if module.is_transposed else stored)
+    plain.config._experts_implementation = "eager"
+    with torch.no_grad():
+        close(rounded(input_ids=IDS).last_hidden_state, plain(input_ids=IDS).last_hidden_state)
+
+
+def load(path: Path, quantization: Quantization) -> PreTrainedModel:
+    config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype="float32")
+    return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
