@@ -14,7 +14,7 @@ from transformers.integrations.moe import ExpertsInterface
 
 from pipeline.backbone.int8 import QuantizedLinear
 
-IMPLEMENTATION = "ltune"
+IMPLEMENTATION, WITHOUT_CONTENTS = "ltune", "ltune_without_contents"
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")
 
 
@@ -69,6 +69,19 @@ def run_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights:
     return output
 
 
+def run_first_expert(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """As many products as `run_experts` makes, all with the first expert: for tensors without contents.
+
+    Notes how many experts a token is sent to as `module.chosen`.
+    """
+    module.chosen = top_k_index.shape[-1]
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    inner = _Multiply.apply(hidden.repeat_interleave(module.chosen, 0), module, up, 0)
+    inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    found = _Multiply.apply(inner, module, "down_proj", 0) * top_k_weights.reshape(-1, 1)
+    return found.view(len(hidden), module.chosen, -1).sum(1).to(hidden.dtype)
+
+
 class _Multiply(torch.autograd.Function):
     """An expert's linear layer. Keeps the module for backward, not its weight."""
 
@@ -100,3 +113,4 @@ def _bits_name(name: str) -> str:
 
 
 ExpertsInterface.register(IMPLEMENTATION, run_experts)
+ExpertsInterface.register(WITHOUT_CONTENTS, run_first_expert)

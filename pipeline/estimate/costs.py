@@ -213,7 +213,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
-    in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
+    in_layers = sum(weight.elements * weight.active for weight in case.inventory.weights if weight.in_layer)
     operations = 2 * in_layers * _layer_tokens(case, checkpointing) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",

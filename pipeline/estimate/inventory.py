@@ -6,7 +6,7 @@ seconds and no memory, and every family is counted by its own code instead of by
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +16,11 @@ from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.experts import WITHOUT_CONTENTS, ExpertWeights, expert_weights
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.int8 import QuantizedLinear, quantized_like
+from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.core.errors import UserError
 
@@ -33,6 +34,8 @@ class Weight:
     in_layer: bool
     """Part of a transformer layer, so read again in backward; embeddings are not."""
     quantized: bool
+    active: float = 1.0
+    """Share of it that a token runs through: of experts, those that it is sent to."""
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,7 @@ def take_inventory(
     """
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    model = empty_model(hf_config, dtype)
+    model = empty_model(hf_config, dtype, experts=WITHOUT_CONTENTS)
     with torch.device("meta"):
         backbone = FrozenBackbone(model, facts)
         if attach is not None:
@@ -121,8 +124,10 @@ def take_inventory(
 def _quantize(model: nn.Module, config: BackboneConfig) -> None:
     """Puts the loader's layers in the place of the linear ones."""
     for name, module in list(model.named_modules()):
-        if any(parameter.requires_grad for parameter in module.parameters()):
+        if any(parameter.requires_grad for parameter in module.parameters()) or name.endswith(READ_FROM_OUTSIDE):
             continue
+        for leaf in expert_weights(module):
+            ExpertWeights(module, leaf)
         layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
         if layer is not None:
             model.set_submodule(name, layer)
@@ -132,9 +137,20 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
     """Every frozen parameter, a tied one once."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
-    quantized = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
+    modules: list[Any] = list(model.modules())
+    active = {
+        module.get_parameter(name): module.chosen / module.num_experts
+        for module in modules
+        for name in expert_weights(module)
+    }
     return tuple(
-        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantized)
+        Weight(
+            parameter.numel(),
+            parameter.element_size(),
+            parameter in in_layers,
+            parameter.dtype == torch.int8,
+            active.get(parameter, 1.0),
+        )
         for parameter in model.parameters()
         if not parameter.requires_grad
     )
