@@ -32,6 +32,8 @@ from transformers.masking_utils import sdpa_mask
 from pipeline.core.errors import UserError
 
 TOKENS = 3
+OF_NO_SHAPE = {"dtype", "_name_or_path", "transformers_version", "architectures"}
+"""Keys of a config that differ between a file, an estimate and a loaded model."""
 FAR = 2**18
 """Positions among which a window shows, in the middle: longer ones hide nothing from any text that is read here."""
 SPY = "ltune_spy"
@@ -100,9 +102,10 @@ def probe(config: PreTrainedConfig) -> Probe:
 
     Raises UserError where it is not a model of text: of images or sounds, or one whose decoder needs its encoder.
     """
-    key = (type(config), config.to_json_string())
+    key = (type(config), repr({name: value for name, value in config.to_dict().items() if name not in OF_NO_SHAPE}))
     if key not in _KNOWN:
-        _KNOWN[key] = _probe(config)
+        with torch.device("cpu"):  # whatever the caller makes its tensors on
+            _KNOWN[key] = _probe(config)
     return _KNOWN[key]
 
 

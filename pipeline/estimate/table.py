@@ -74,8 +74,8 @@ def _of_experts(case: Case) -> str:
     stored, active = case.inventory.elements, sum(weight.elements * weight.active for weight in weights)
     layer = sum(weight.elements * weight.item_bytes for weight in weights if weight.in_layer) / case.inventory.layers
     return (
-        f"a mixture of experts: a token runs through {active / 1e9:.2f} of {stored / 1e9:.2f} billion weights; where the "
-        f"backbone is sharded, a rank fetches all experts of a layer, {layer / 1e9:.2f} GB, whichever its texts need"
+        f"a mixture of experts: a token runs through {active / 1e9:.2f} of {stored / 1e9:.2f} billion weights; where "
+        f"the backbone is sharded, a rank fetches whole layers, of {layer / 1e9:.2f} GB, whichever experts it needs"
     )
 
 

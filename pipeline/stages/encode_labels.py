@@ -22,7 +22,7 @@ from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
-from pipeline.methods.limits import check_verdict
+from pipeline.methods.limits import check_injection, check_verdict
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     """
     accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
+    check_injection(config.method, backbone.facts)
     run, data, seed = config.run_dir, config.data, config.run.seed
     names = ranks.on_main(lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
     words = hypotheses(names, config.labels)
