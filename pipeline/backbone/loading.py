@@ -28,7 +28,7 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.weight_names import Source, match_names
-from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
+from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
 from pipeline.core.errors import UserError
 from pipeline.core.progress import is_hidden
 from pipeline.distributed.ranks import Ranks
@@ -118,9 +118,16 @@ def _build(
     dtype: torch.dtype = getattr(torch, config.dtype)
     model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
+    if config.attention != "auto":
+        model_config._attn_implementation = config.attention
     # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
-    with init_empty_weights(include_buffers=False):
-        model = build(model_class, model_config, dtype)
+    try:
+        with init_empty_weights(include_buffers=False):
+            model = build(model_class, model_config, dtype)
+    except (ImportError, ValueError, KeyError) as error:
+        if config.attention == "auto":
+            raise
+        raise UserError(f"backbone.attention={config.attention}: {first_line(error)}; set auto") from error
     model.tie_weights()
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
@@ -240,7 +247,8 @@ def _share_scales(keepers: list[Quantized]) -> None:
 
 
 def _report(model: PreTrainedModel, config: BackboneConfig, keepers: dict[str, Quantized]) -> None:
-    """Says once what was quantized and what was not, if anything was."""
+    """Says once what computes attention, what was quantized, and what was not, if anything was."""
+    logger.info("attention by %s", model.config._attn_implementation)
     if not keepers:
         return
     patterns = Counter((name in keepers, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())

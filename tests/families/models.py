@@ -41,6 +41,8 @@ _LINEAR = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_h
 _LINEAR |= {"layer_types": ["linear_attention", "full_attention"]}
 _MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
 _GPT = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 128}
+_RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_biased_input": False}
+_RELATIVE |= {"type_vocab_size": 0}
 _T5 = {"d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4}
 _SLIDING_THEN_FULL = {"layer_types": ["sliding_attention", "full_attention"], "sliding_window": 64}
 _GEMMA_3N = _WIDE | {"num_hidden_layers": 4, "num_kv_shared_layers": 2, "laurel_rank": 4, "sliding_window": 64}
@@ -50,8 +52,8 @@ _PER_LAYER_INPUT = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_inpu
 TYPES: dict[str, dict[str, Any]] = {
     # decoders whose layers are all alike
     **dict.fromkeys(["llama", "phi", "olmo", "olmo2", "granite", "cohere", "stablelm", "nemotron"], _GROUPED),
-    **dict.fromkeys(["apertus", "arcee", "bitnet"], _GROUPED),
-    **dict.fromkeys(["glm", "glm4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "qwen3"], _WIDE),
+    **dict.fromkeys(["apertus", "arcee", "bitnet", "qwen2"], _GROUPED),
+    **dict.fromkeys(["gemma", "glm", "glm4", "ernie4_5", "seed_oss", "hunyuan_v1_dense", "qwen3"], _WIDE),
     **dict.fromkeys(["persimmon", "biogpt", "gpt_neox"], _SIZES),
     "smollm3": _GROUPED | {"no_rope_layers": [1, 0]},
     "gptj": _GPT | {"rotary_dim": 4},
@@ -60,12 +62,16 @@ TYPES: dict[str, dict[str, Any]] = {
     "gpt_bigcode": _GPT | {"multi_query": True},
     "gpt_neo": {"hidden_size": 16, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]}
     | {"max_position_embeddings": 128, "intermediate_size": 32},
+    "bloom": {"hidden_size": 16, "n_layer": 2, "n_head": 4},
+    "falcon": _SIZES,
+    "opt": _SIZES | {"word_embed_proj_dim": 16, "ffn_dim": 32},
     "mpt": {"d_model": 16, "n_layers": 2, "n_heads": 4, "max_seq_len": 128, "expansion_ratio": 2},
     # decoders with a sliding window in some or all layers
     **dict.fromkeys(["mistral", "starcoder2", "phi3"], _GROUPED | {"sliding_window": 64}),
     **dict.fromkeys(["ministral", "ministral3"], _WIDE | {"sliding_window": 64}),
     **dict.fromkeys(["olmo3", "cohere2", "exaone4"], _GROUPED | _SLIDING_THEN_FULL),
     "modernbert-decoder": _SIZES,
+    "gemma2": _WIDE | _SLIDING_THEN_FULL | {"query_pre_attn_scalar": 8},
     "gemma3_text": _WIDE | _SLIDING_THEN_FULL | {"query_pre_attn_scalar": 8},
     "gemma3n_text": _GEMMA_3N | _PER_LAYER_INPUT,
     "gemma4_text": _WIDE | _SLIDING_THEN_FULL | _PER_LAYER_INPUT,
@@ -111,9 +117,15 @@ TYPES: dict[str, dict[str, Any]] = {
     "rembert": _SIZES | {"input_embedding_size": 16, "output_embedding_size": 16},
     "modernbert": _SIZES | {"global_attn_every_n_layers": 2, "local_attention": 64},
     "distilbert": {"dim": 16, "hidden_dim": 32, "n_layers": 2, "n_heads": 4, "max_position_embeddings": 128},
+    **dict.fromkeys(["deberta", "deberta-v2"], _SIZES | _RELATIVE),
     "t5": _T5,
     "umt5": _T5,
 }
+WITHOUT_PREFIX = {"albert", "mamba", "mamba2", "mpnet"}
+WITHOUT_PROMPT = {"gemma3n_text", "gemma4_text"}
+"""Each token has a second embedding, which a prompt lacks."""
+NO_SDPA = {"codegen", "gpt_neo", "gpt_oss", "gptj", "mamba", "mamba2", "megatron-bert", "mpnet", "mpt", "rembert"}
+NO_SDPA |= {"bloom", "deberta", "deberta-v2", "gemma2"}
 SAMPLE = ("qwen3_moe", "gpt_oss", "phi3", "deepseek_v3", "qwen3_5_text", "modernbert", "xlm-roberta", "t5", "mamba2")
 """One of each kind: for every run of the tests. The others are for the campaign."""
 

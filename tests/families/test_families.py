@@ -23,16 +23,16 @@ from pipeline.backbone.injection import Injection, split_prefix
 from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
 from pipeline.distributed.ranks import Ranks
-from tests.families.models import PAD_ID, SAMPLE, TYPES, config_of, tiny_model
+from tests.families.models import NO_SDPA, PAD_ID, SAMPLE, TYPES, WITHOUT_PREFIX, WITHOUT_PROMPT, config_of, tiny_model
+from tests.families.table import HEAD, row
 
 B, T, P = 3, 5, 4
 LENGTHS = torch.tensor([5, 3, 4])
 MASK = torch.arange(T) < LENGTHS[:, None]
 IDS = torch.randint(4, 200, (B, T), generator=torch.Generator().manual_seed(1)).where(MASK, PAD_ID)
 HOLES = torch.arange(P) < torch.tensor([P, 2, P])[:, None]
-WITHOUT_PREFIX = {"albert", "mamba", "mamba2", "mpnet"}
-WITHOUT_PROMPT = {"gemma3n_text", "gemma4_text"}
-NO_SDPA = {"codegen", "gpt_neo", "gpt_oss", "gptj", "mamba", "mamba2", "megatron-bert", "mpnet", "mpt", "rembert"}
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "backbones.md").read_text()
 
 every_type = pytest.mark.parametrize(
     "kind", [pytest.param(kind, marks=[] if kind in SAMPLE else pytest.mark.families) for kind in TYPES]
@@ -160,7 +160,7 @@ def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path)
     for name, tensor in plain.named_parameters():
         assert torch.equal(tensor, model.get_parameter(name)), name
     kinds = [type(module).__name__ for module in rounded.modules() if not isinstance(module, QuantizedLinear)]
-    assert not {"Linear", "Conv1D"} & set(kinds) or kind in ("jamba", "mamba")
+    assert not {"Linear", "Conv1D"} & set(kinds) or kind in ("jamba", "llama4_text", "mamba")
     for name, module in rounded.named_modules():
         if isinstance(module, QuantizedLinear):
             weight = module.dequantized(torch.float32)
@@ -175,6 +175,11 @@ def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path)
     plain.config._experts_implementation = "eager"
     with torch.no_grad():
         close(rounded(input_ids=IDS).last_hidden_state, plain(input_ids=IDS).last_hidden_state)
+
+
+@every_type
+def test_the_documents_say_it(kind: str) -> None:
+    assert HEAD in DOCUMENT and f"{row(kind)}\n" in DOCUMENT, "python -m tests.families.table prints the table"
 
 
 def load(path: Path, quantization: Quantization) -> PreTrainedModel:
