@@ -16,6 +16,11 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
     "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.carriers": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
+    "backbone.experts": {"_apply_gate": None},
+    "backbone.loading": {
+        "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
+        "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",
+    },
     "backbone.probe": {
         "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
         "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",

@@ -25,6 +25,7 @@ from pipeline.backbone.experts import IMPLEMENTATION as EXPERTS
 from pipeline.backbone.experts import ExpertWeights, expert_weights
 from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
 from pipeline.backbone.model_config import load_model_config
+from pipeline.backbone.packed_weights import unpacked
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.weight_names import Source, match_names
@@ -64,10 +65,11 @@ def load_backbone(
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantized already or not the
     same on all ranks, and for weights that are not finite.
     """
-    checkpoint = (opened or open_alike(config, ranks)).checkpoint
-    read_config = read_config or partial(load_model_config, config)
+    opened = opened or open_alike(config, ranks)
+    model_config = deepcopy((read_config or partial(load_model_config, config))())
+    checkpoint = ranks.on_every(lambda: unpacked(opened.checkpoint, model_config))
     dtype = getattr(torch, config.dtype)
-    model, sources = ranks.on_every(lambda: _build(config, deepcopy(read_config()), checkpoint, output_layer))
+    model, sources = ranks.on_every(lambda: _build(config, model_config, checkpoint, output_layer))
     quantized = _quantized(model, config, dtype) if config.quantization != "none" else {}
     if quantized or zero_config is not None:
         # transformers' own grouped products need an alignment that ZeRO-3 does not give (DeepSpeed's issue 8276).
@@ -114,7 +116,6 @@ def _build(
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
     checkpoint.check_unchanged()
-    _refuse_quantized(config, model_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
     model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
@@ -130,14 +131,6 @@ def _build(
         raise UserError(f"backbone.attention={config.attention}: {first_line(error)}; set auto") from error
     model.tie_weights()
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
-
-
-def _refuse_quantized(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
-    if getattr(model_config, "quantization_config", None) is not None:
-        raise UserError(
-            f"{config.name_or_path} is quantized already; give the original weights, which backbone.quantization turns "
-            "into 8 bits"
-        )
 
 
 def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[PreTrainedModel]:

@@ -130,14 +130,14 @@ SAMPLE = ("qwen3_moe", "gpt_oss", "phi3", "deepseek_v3", "qwen3_5_text", "modern
 """One of each kind: for every run of the tests. The others are for the campaign."""
 
 
-def config_of(kind: str) -> PreTrainedConfig:
-    return AutoConfig.for_model(kind, **_COMMON | TYPES[kind])
+def config_of(kind: str, **overrides: Any) -> PreTrainedConfig:
+    return AutoConfig.for_model(kind, **_COMMON | TYPES[kind] | overrides)
 
 
-def tiny_model(kind: str, attention: str | None = None) -> PreTrainedModel:
+def tiny_model(kind: str, attention: str | None = None, **overrides: Any) -> PreTrainedModel:
     """A model with fixed random weights, all of which matter, in float32 and eval mode."""
     unset_hf_deepspeed_config()
-    config = config_of(kind)
+    config = config_of(kind, **overrides)
     config._attn_implementation = attention
     with torch.random.fork_rng():
         torch.manual_seed(0)
