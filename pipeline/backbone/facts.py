@@ -82,7 +82,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         is_decoder=found.is_causal,
         sliding_window=min(windows, default=None),
         sliding_layers=len(windows),
-        vocab_size=config.vocab_size,
+        vocab_size=found.vocab_size,
         carrier=carrier,
     )
 

@@ -85,6 +85,8 @@ class Probe:
 
     hidden_size: int
     """H, of the output."""
+    vocab_size: int
+    """Rows of the input embedding."""
     cached: tuple[KeyValueShape | None, ...]
     """By layer, what it hands to its cache; None: nothing. Empty: the model takes no cache."""
     attended: tuple["Attention", ...]
@@ -254,6 +256,7 @@ def _probe(config: PreTrainedConfig) -> Probe:
     cached = tuple(_cached_shape(layer) for layer in cache.layers)
     return Probe(
         hidden_size=output.shape[-1],
+        vocab_size=len(model.get_input_embeddings().get_parameter("weight")),
         cached=cached if any(cached) else (),
         attended=tuple(
             Attention(names[module], shape, spy.window(mask, model.config)) for module, shape, mask in spy.calls

@@ -282,3 +282,21 @@ def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
             with pytest.raises(UserError, match=r"calibration\.json' is damaged"):
                 load_adapter(folder, calibrated=True)
         load_adapter(folder)
+
+
+def test_a_prefix_that_a_window_hid_in_training_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Adapters that do not name backbone.attention are of that time; nothing is said of texts within the window."""
+    windowed = replace(FACTS, sliding_window=8, sliding_layers=2, carrier="attention")
+    load_adapter(folder).build_method(windowed)
+    assert not caplog.messages
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["backbone"]["attention"]
+    file.write_text(json.dumps(config))
+    (folder / SUMS).unlink()
+    old = load_adapter(folder)
+    old.build_method(FACTS)
+    old.build_method(replace(windowed, sliding_window=10**6))
+    assert not caplog.messages
+    old.build_method(windowed)
+    assert "sliding window of 8 positions hid the prefix" in caplog.text
