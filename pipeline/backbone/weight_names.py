@@ -12,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from pipeline.backbone.probe import is_encoder_decoder
 from pipeline.backbone.weights import FLOATS, Checkpoint, shortened
 from pipeline.core.errors import UserError
 
@@ -123,6 +124,8 @@ def _is_cut(model: PreTrainedModel, name: str, wanted: dict[str, Tensor]) -> boo
 
 def _is_head(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> bool:
     """Whether an unused tensor belongs to a task head, or to the constants that old versions stored."""
+    if is_encoder_decoder(model.config) and name.startswith("decoder."):
+        return True
     prefix = f"{model.base_model_prefix}."
     beside_backbone = any(stored.startswith(prefix) for stored in checkpoint.tensors) and not name.startswith(prefix)
     return beside_backbone or name.removeprefix(prefix).partition(".")[0] in HEADS or name.endswith(OLD_BUFFERS)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.backbone.check import PASSED, check_reading
@@ -175,6 +175,15 @@ def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path)
     plain.config._experts_implementation = "eager"
     with torch.no_grad():
         close(rounded(input_ids=IDS).last_hidden_state, plain(input_ids=IDS).last_hidden_state)
+
+
+@pytest.mark.parametrize("kind", ["t5", "umt5"])
+def test_of_an_encoder_decoder_the_encoder_is_loaded(kind: str, tmp_path: Path) -> None:
+    model = AutoModelForSeq2SeqLM.from_config(config_of(kind)).eval()
+    model.save_pretrained(tmp_path)
+    with torch.no_grad():
+        expected = model.get_encoder()(input_ids=IDS).last_hidden_state
+        assert torch.equal(load(tmp_path, "none")(input_ids=IDS).last_hidden_state, expected)
 
 
 @every_type
