@@ -76,9 +76,9 @@ def load_backbone(
         model.config._experts_implementation = EXPERTS
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
-    stored = {name for source in sources.values() for name in source.names}
-    read_bytes = sum(checkpoint.tensors[name].size for name in stored)
-    with tqdm(total=read_bytes // partitioner.world_size, **_BAR, disable=is_hidden(ranks.is_main)) as bar:
+    with tqdm(
+        total=_stored_bytes(checkpoint, sources) // partitioner.world_size, **_BAR, disable=is_hidden(ranks.is_main)
+    ) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
         ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:
@@ -140,6 +140,10 @@ def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[Pre
         model_class: type[PreTrainedModel] = found
         return model_class
     return base_class(model_config)
+
+
+def _stored_bytes(checkpoint: Checkpoint, sources: dict[str, Source]) -> int:
+    return sum(checkpoint.tensors[name].size for name in {name for source in sources.values() for name in source.names})
 
 
 class Quantized(Protocol):
