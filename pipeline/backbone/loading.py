@@ -76,9 +76,8 @@ def load_backbone(
         model.config._experts_implementation = EXPERTS
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
-    with tqdm(
-        total=_stored_bytes(checkpoint, sources) // partitioner.world_size, **_BAR, disable=is_hidden(ranks.is_main)
-    ) as bar:
+    share = _stored_bytes(checkpoint, sources) // partitioner.world_size
+    with tqdm(total=share, **_BAR, disable=is_hidden(ranks.is_main)) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
         ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:

@@ -60,14 +60,15 @@ def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:
 
 
 def window_warning(method: MethodConfig, facts: BackboneFacts, injected: int, max_length: int) -> str | None:
-    """What to say where a sliding window hides a prompt from parts of long texts; None where it does not.
+    """What to say where a sliding window hides an injection from parts of long texts; None where it does not.
 
-    Every token sees a prefix (`AttentionCarrier`). Of a prompt, a token sees the W positions that end with its own, the
-    injected ones counted. So the last of T text tokens sees all P = `injected` of them while P + T <= W. Through L
-    layers it is reached by what lies L * (W - 1) positions back.
+    Every token sees a prefix that comes by the attention function. Of a prompt, or of a prefix in a cache, a token sees
+    the W positions that end with its own, the injected ones counted. So the last of T text tokens sees all
+    P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
     """
     window, length = facts.sliding_window, max_length
-    if window is None or method.injects != "prompt" or not injected or injected + length <= window:
+    is_seen = method.injects == "prefix" and facts.carrier != "cache"
+    if window is None or is_seen or not injected or injected + length <= window:
         return None
     layers = "all" if facts.sliding_layers == facts.layers else f"{facts.sliding_layers} of {facts.layers}"
     room, reach = window - injected, facts.layers * (window - 1)
