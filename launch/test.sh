@@ -4,6 +4,7 @@
 #   bash launch/test.sh tests/data -k labels
 #   bash launch/test.sh --faults                the long fault campaign (half an hour) and its figures
 #   bash launch/test.sh --hostile               the campaign of hostile inputs (some ten minutes) and its figures
+#   bash launch/test.sh --families              the campaign over types of backbones (some minutes)
 set -euo pipefail
 REQUIREMENTS=requirements-dev.txt
 # shellcheck source=launch/environment.sh
@@ -11,7 +12,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 cd "$REPOSITORY"
 export HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false
 case "${1:-}" in
-    --faults | --hostile)
+    --faults | --hostile | --families)
         campaign=${1#--}
         shift
         exec python -m pytest "tests/$campaign" -m "$campaign" "$@"

@@ -15,6 +15,17 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 # module of ours -> private attribute -> what it is, to be looked up; None where only a living object has it
 PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
     "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
+    "backbone.carriers": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
+    "backbone.experts": {"_apply_gate": None},
+    "backbone.loading": {
+        "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
+        "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",
+    },
+    "backbone.probe": {
+        "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
+        "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",
+        "torch._subclasses.fake_tensor": "torch._subclasses.fake_tensor.FakeTensorMode",
+    },
     "backbone.rope": {"_buffers": None},
     "cli.completion": {"_actions": None},
     "engine.startup": {"_reset_state": "accelerate.state.AcceleratorState._reset_state"},

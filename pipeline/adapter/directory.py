@@ -8,6 +8,7 @@ calibration.json            temperature of the probabilities, once evaluate has 
 """
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from pipeline.evaluation.calibration import FILE as CALIBRATION
 from pipeline.evaluation.calibration import load_calibration
 from pipeline.methods import TuningMethod
 from pipeline.methods.model import without_inside
+
+log = logging.getLogger(__name__)
 
 TENSORS, CONFIG, CARD = "adapter.safetensors", "adapter_config.json", "README.md"
 SUMMARY = "summary.json"
@@ -71,8 +74,22 @@ class Adapter:
         with torch.random.fork_rng(devices=[]):  # start values, which are replaced: no draw that anybody else misses
             method = self.config.method.build(facts, self.labels.hypothesis_tokens, len(self.labels.names))
         method.load_state_dict(state)
+        self._warn_of_window(facts)
         # What is fitted, and not trained inside an engine, keeps its digits.
         return method if self.config.method.from_states else method.to(getattr(torch, self.config.backbone.dtype))
+
+    def _warn_of_window(self, facts: BackboneFacts) -> None:
+        """Where it was trained when a sliding window still hid a prefix: by a version that did not know this key."""
+        method, window = self.config.method, facts.sliding_window
+        if window is None or method.injects != "prefix" or "attention" in self.config.backbone.model_fields_set:
+            return
+        length = method.injected_tokens(self.labels.hypothesis_tokens) + self.config.data.max_length
+        if length > window:
+            log.warning(
+                "the adapter is of a version in which the backbone's sliding window of %d positions hid the prefix "
+                "from the ends of long texts; now all of a text sees it, so that their scores differ: train again",
+                window,
+            )
 
     def _expected_forms(self, facts: BackboneFacts) -> dict[str, str]:
         """Of the method's tensors, by name, before any memory is taken for them."""

@@ -2,12 +2,11 @@
 
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import KeysValues
+from pipeline.backbone.injection import Injection, KeysValues, join_prefix
 from pipeline.core.errors import UserError
 
 
@@ -25,9 +24,7 @@ class Form(NamedTuple):
                 f"method.first_layer={self.first_layer}: the backbone has only layers 0 to {facts.layers - 1}, of "
                 "those that it reads (backbone.layers)"
             )
-        if self.kind == "prompt":
-            return facts.hidden_size
-        return 2 * (facts.layers - self.first_layer) * facts.kv_heads * facts.head_dim
+        return facts.hidden_size if self.kind == "prompt" else facts.prefix_width(self.first_layer)
 
     def __str__(self) -> str:
         return self.kind if self.first_layer == 0 else f"{self.kind} from layer {self.first_layer}"
@@ -45,13 +42,15 @@ class AsInjection(nn.Module):
         self.backbone = backbone
         self.form = form
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, injection: Injection | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Texts [B, T], padded on the right -> last hidden states [B, T, H]; what they are as an injection [B, T, W].
 
-        A prefix has its numbers in the order [L, 2, G, D].
+        Behind an `injection` they are none themselves.
         """
-        if self.form is None:
-            return self.backbone(input_ids, attention_mask), None
+        if self.form is None or injection is not None:
+            return self.backbone(input_ids, attention_mask, injection), None
         first_layer = self.form.first_layer
         if self.form.kind == "prompt":
             embed = self.backbone.model.get_input_embeddings()
@@ -61,5 +60,5 @@ class AsInjection(nn.Module):
             return states, self.backbone.trunk(input_ids, attention_mask, first_layer).states
         layers: KeysValues = []
         hidden = self.backbone(input_ids, attention_mask, keep=layers)
-        both = torch.stack([torch.stack(layer) for layer in layers[first_layer:]])  # [L, 2, B, G, T, D]
-        return hidden, both.permute(2, 4, 0, 1, 3, 5).flatten(2)
+        above = [layer for layer in self.backbone.facts.prefix_layers[first_layer:] if layer is not None]
+        return hidden, join_prefix(layers[len(layers) - len(above) :])

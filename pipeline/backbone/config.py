@@ -15,6 +15,9 @@ from pipeline.distributed.launcher import local_copy
 PACKAGE_SCHEME = "package:"
 
 Quantization = Literal["none", "int8", "int8_weight_only"]
+Attention = Literal[
+    "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
+]
 Pooling = Literal["auto", "last", "first", "mean"]
 
 
@@ -44,6 +47,8 @@ class BackboneConfig(Settings):
     """How the linear layers' weights are stored: none, int8 (LLM.int8()) or int8_weight_only."""
     int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
+    attention: Attention = "auto"
+    """What computes attention, by transformers' names; auto: its own choice, as a rule sdpa."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     layers: int | None = Field(default=None, ge=1, le=MOST_LAYERS)

@@ -20,11 +20,9 @@ from transformers import PreTrainedModel
 from pipeline.backbone.injection import KeysValues
 from pipeline.core.errors import UserError
 
-FAMILIES = ("deberta", "deberta-v2")
-
 
 @dataclass(frozen=True)
-class _LayerPrefix:
+class _MaskedPrefix:
     keys: Tensor
     """[B, N, P, D]"""
     values: Tensor
@@ -39,7 +37,7 @@ class DebertaPrefix:
     def __init__(self, model: PreTrainedModel):
         if getattr(model.config, "talking_head", False):
             raise UserError("DeBERTa with talking_head attention is not supported; choose another backbone")
-        self._layers: list[_LayerPrefix] = []
+        self._layers: list[_MaskedPrefix] = []
         encoder: Any = model.encoder
         self._encoder_layers = list(encoder.layer)
         for index, layer in enumerate(self._encoder_layers):
@@ -51,10 +49,10 @@ class DebertaPrefix:
             layer.register_forward_pre_hook(partial(self._add_prefix, index), with_kwargs=True)
 
     @contextmanager
-    def active(self, prefix: Tensor, mask: Tensor) -> Iterator[None]:
-        """`prefix` [L, 2, B, N, P, D] and `mask` [B, P] bool reach the layers of the calls made inside."""
-        below = [prefix[0]] * (len(self._encoder_layers) - len(prefix))  # of layers that are not run
-        self._layers = [_LayerPrefix(keys, values, mask) for keys, values in (*below, *prefix)]
+    def active(self, prefix: KeysValues, mask: Tensor) -> Iterator[None]:
+        """The last layers' `prefix` and its `mask` [B, P] bool reach the layers of the calls made inside."""
+        below = prefix[:1] * (len(self._encoder_layers) - len(prefix))  # of layers that are not run
+        self._layers = [_MaskedPrefix(keys, values, mask) for keys, values in (*below, *prefix)]
         try:
             yield
         finally:
@@ -88,7 +86,7 @@ def _keep(keep: KeysValues, attention: Any, args: tuple[Any, ...], kwargs: dict[
 
 
 def _layer_forward(
-    layer: Any, original: Any, hidden_states: Tensor, *args: Any, prefix: _LayerPrefix | None = None, **kwargs: Any
+    layer: Any, original: Any, hidden_states: Tensor, *args: Any, prefix: _MaskedPrefix | None = None, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """`DebertaLayer.forward`, handing `prefix` down to the attention."""
     if prefix is None:
@@ -104,7 +102,7 @@ def _attend(
     hidden_states: Tensor,
     attention_mask: Tensor,
     *args: Any,
-    prefix: _LayerPrefix | None = None,
+    prefix: _MaskedPrefix | None = None,
     relative_pos: Tensor | None = None,
     rel_embeddings: Tensor | None = None,
     **kwargs: Any,

@@ -1,12 +1,37 @@
-"""Sizes of a backbone, read from its config alone (no weights)."""
+"""Sizes of a backbone, and the way a prefix takes into it; found without its weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from transformers import PreTrainedConfig
 
-from pipeline.core.errors import UserError
+from pipeline.backbone.probe import KeyValueShape, Probe, probe
+
+CarrierName = Literal["cache", "attention", "deberta"]
+PrefixLayers = tuple[KeyValueShape | None, ...]
+TESTED = (
+    "bert",
+    "bloom",
+    "deberta",
+    "deberta-v2",
+    "falcon",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gpt2",
+    "gpt_neox",
+    "llama",
+    "mistral",
+    "opt",
+    "qwen2",
+    "qwen3",
+    "roberta",
+)
+"""Families whose every part is tested with every release. Of others, the loaded model is checked before it is used."""
+DEBERTA = ("deberta", "deberta-v2")
+ALIBI = ("bloom", "mpt")
+"""Families that weigh a token by its distance, which has no bound; Falcon may."""
 
 
 @dataclass(frozen=True)
@@ -19,114 +44,98 @@ class BackboneFacts:
     """H"""
     layers: int
     """L"""
-    heads: int
-    """A"""
-    kv_heads: int
-    """G, the heads an attention-cache entry has (1 for Falcon-7B; A where the model repeats keys before caching)."""
-    head_dim: int
-    """D"""
+    prefix_layers: PrefixLayers
+    """What a prefix token has in each of the L layers; None in one without attention. Empty: it takes no prefix."""
     max_positions: int | None
     """Largest number of tokens, prompt or prefix included, as scaled; None where the model sets no bound (ALiBi)."""
     is_decoder: bool
     """Causal (True) or bidirectional (False)."""
     sliding_window: int | None = None
-    """Positions, its own included, that a token sees in some layers, an injection's among them; None: all of them."""
+    """Positions, its own included, that a token sees in some layers, an injected prompt's among them; None: all."""
     sliding_layers: int = 0
     """How many of the L layers have this window."""
     vocab_size: int | None = None
     """Rows of the input embedding; None: not known."""
+    carrier: CarrierName | None = "cache"
+    """What brings a prefix to the attention layers: the cache of keys and values, the public attention function, or
+    DeBERTa's own way. None: nothing does."""
 
-
-ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
-DECODERS = (
-    "bloom",
-    "falcon",
-    "gemma",
-    "gemma2",
-    "gemma3_text",
-    "gpt2",
-    "gpt_neox",
-    "llama",
-    "mistral",
-    "opt",
-    "qwen2",
-    "qwen3",
-)
-SLIDING = ("gemma2", "gemma3_text", "mistral", "qwen2", "qwen3")
-"""Families whose attention heeds `sliding_window`; in configs of others the key may stand without a meaning."""
-
-ROTARY = ("falcon", "gemma", "gemma2", "gemma3_text", "gpt_neox", "llama", "mistral", "qwen2", "qwen3")
-"""Families with rotary positions, which can be scaled beyond `max_position_embeddings`."""
+    def prefix_width(self, first_layer: int = 0) -> int:
+        """W, the numbers in one prefix token's keys and values, of all layers from `first_layer` on."""
+        return sum(shape.width for shape in self.prefix_layers[first_layer:] if shape is not None)
 
 
 def facts_of(config: PreTrainedConfig) -> BackboneFacts:
     """Facts of the base model (without head) that AutoModel builds from a transformers config.
 
-    Raises UserError for encoder-decoder and vision models and for families that were never tried.
+    Raises UserError for a model that does not read plain text, such as one of images.
     """
-    family = config.model_type
-    _refuse_unsupported(config)
-    heads: int = config.num_attention_heads
-    window, sliding_layers = _sliding_window(config)
+    found = probe(config)
+    carrier = _carrier(config, found)
+    windows = [attention.window for attention in found.attended if attention.window is not None]
     return BackboneFacts(
-        family=family,
-        # OPT-350m embeds its tokens, and puts out its last states, in a width below that of its layers.
-        hidden_size=config.word_embed_proj_dim if family == "opt" else config.hidden_size,
+        family=config.model_type,
+        hidden_size=found.hidden_size,
         layers=config.num_hidden_layers,
-        heads=heads,
-        kv_heads=_cached_heads(config),
-        head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        max_positions=_max_positions(config),
-        is_decoder=family in DECODERS,
-        sliding_window=window,
-        sliding_layers=sliding_layers,
-        vocab_size=config.vocab_size,
+        prefix_layers=_prefix_layers(config, found, carrier),
+        max_positions=_max_positions(config, found),
+        is_decoder=found.is_causal,
+        sliding_window=min(windows, default=None),
+        sliding_layers=len(windows),
+        vocab_size=found.vocab_size,
+        carrier=carrier,
     )
 
 
-def _refuse_unsupported(config: PreTrainedConfig) -> None:
-    family = config.model_type
-    if family in ENCODERS + DECODERS:
-        return
-    name = f"backbone {config.name_or_path!r}" if config.name_or_path else "the backbone"
-    if config.is_encoder_decoder:
-        problem = f"is an encoder-decoder model ({family})"
-    elif any(hasattr(config, key) for key in ("image_size", "vision_config")):
-        problem = f"is a vision model ({family})"
-    else:
-        problem = f"has the unknown model type {family!r}"
-    raise UserError(f"{name} {problem}; choose a text model of one of: {', '.join(sorted(ENCODERS + DECODERS))}")
-
-
-def _cached_heads(config: PreTrainedConfig) -> int:
-    """G, by what each family's attention hands to the cache."""
-    heads: int = config.num_attention_heads
-    if config.model_type == "falcon":
-        # The new architecture (40B, 180B) repeats its grouped keys for every head before it caches them.
-        return 1 if config.multi_query and not config.new_decoder_architecture else heads
-    return getattr(config, "num_key_value_heads", None) or heads
-
-
-def _sliding_window(config: PreTrainedConfig) -> tuple[int | None, int]:
-    """The window and how many layers have it."""
-    window = getattr(config, "sliding_window", None)
-    if config.model_type not in SLIDING or window is None:
-        return None, 0
-    types = getattr(config, "layer_types", None)
-    count = config.num_hidden_layers if types is None else types.count("sliding_attention")
-    return (window, count) if count else (None, 0)
-
-
-def _max_positions(config: PreTrainedConfig) -> int | None:
-    if config.model_type == "bloom" or (config.model_type == "falcon" and config.alibi):
+def prefix_refusal(facts: BackboneFacts) -> str | None:
+    """Why a backbone takes no prefix, for methods that need one; None where it takes one."""
+    if facts.carrier is not None:
         return None
-    if config.model_type == "roberta":  # position numbers start behind the padding's
-        return config.max_position_embeddings - config.pad_token_id - 1
-    if config.model_type not in ROTARY:
-        return config.max_position_embeddings
+    return (
+        f"{facts.family} has no attention that a prefix could enter (neither a cache of keys and values in all layers, "
+        "nor in each layer a module of its own that calls transformers' attention function)"
+    )
+
+
+def _carrier(config: PreTrainedConfig, found: Probe) -> CarrierName | None:
+    """The cache, in a model whose every layer fills it and sees all of it; else the attention function."""
+    if config.model_type in DEBERTA:
+        return "deberta"
+    is_windowed = any(attention.window is not None for attention in found.attended)
+    fills_all = bool(found.cached) and None not in found.cached and not found.keeps_states
+    if fills_all and not is_windowed:
+        return "cache"
+    places = [attention.layer for attention in found.attended]
+    # A module that stands for several layers could not tell whose prefix it gets.
+    if places and len(set(places)) == len(places) and max(places) < config.num_hidden_layers:
+        return "attention"
+    return "cache" if fills_all else None
+
+
+def _prefix_layers(config: PreTrainedConfig, found: Probe, carrier: CarrierName | None) -> PrefixLayers:
+    layers: int = config.num_hidden_layers
+    match carrier:
+        case "cache":
+            return found.cached
+        case "attention":
+            shapes = {attention.layer: attention.shape for attention in found.attended}
+            return tuple(shapes.get(layer) for layer in range(layers))
+        case "deberta":
+            heads = config.num_attention_heads
+            width = config.hidden_size // heads
+            return (KeyValueShape(heads, width, width),) * layers
+    return ()
+
+
+def _max_positions(config: PreTrainedConfig, found: Probe) -> int | None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None or config.model_type in ALIBI or getattr(config, "alibi", False):
+        return None
+    if not found.is_rotary:
+        return positions - found.first_position
     ropes = getattr(config, "rope_parameters", None) or {}
     by_layer = [rope for rope in ropes.values() if isinstance(rope, dict)]
-    return min(_scaled_positions(rope, config.max_position_embeddings) for rope in by_layer or [ropes])
+    return min(_scaled_positions(rope, positions) for rope in by_layer or [ropes])
 
 
 def _scaled_positions(rope: Mapping[str, Any], positions: int) -> int:

@@ -2,24 +2,23 @@
 
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from inspect import signature
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from pipeline.backbone import deberta
+from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import NO_TOKEN, Injection, KeysValues
+from pipeline.backbone.injection import NO_TOKEN, Injection, KeysValues, split_prefix
 from pipeline.backbone.pooling import pool
-from pipeline.backbone.prefix_cache import PrefixCache
+from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
 from pipeline.backbone.trunk import Split, Trunk
-
-WITHOUT_POSITION_IDS = ("bloom",)  # reads positions off the attention mask
 
 
 class FrozenBackbone(nn.Module):
@@ -35,11 +34,14 @@ class FrozenBackbone(nn.Module):
         self.output = model.requires_grad_(False).get_output_embeddings()
         self.model: Any = model.base_model
         self.facts = facts
-        self._deberta = deberta.DebertaPrefix(model) if facts.family in deberta.FAMILIES else None
+        self.carrier = carrier_of(model.base_model, facts)
         self._split: Split | None = None
         follow_each_row(model)
-        self._takes_token_types = getattr(model.config, "type_vocab_size", 0) > 1
-        self._first_position = model.config.pad_token_id + 1 if facts.family == "roberta" else 0
+        taken = signature(self.model.forward).parameters
+        self._takes_token_types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
+        self._takes_positions = "position_ids" in taken  # BLOOM reads them off the attention mask
+        self._options = {"use_cache": False} if "use_cache" in taken else {}
+        self._first_position = probe(model.config).first_position
         if gradient_checkpointing:
             checkpoint_layers(model)
         self.train(self.training)
@@ -65,7 +67,7 @@ class FrozenBackbone(nn.Module):
         States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
         list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
         With `trunk`, made of the same texts, the layers from `trunk.first_layer` on read on from there, and the
-        injection is one into them: its prefix is [L - first_layer, ...].
+        injection is one into them: its prefix has the numbers of these layers alone.
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
         mask = attention_mask.bool()
@@ -81,7 +83,8 @@ class FrozenBackbone(nn.Module):
         order = mask.logical_not().int().argsort(dim=1, stable=True)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
         with self._reading_on(trunk, injection, order):
-            hidden = self._run(tokens, mask.gather(1, order), injection, keep)
+            first_layer = 0 if trunk is None else trunk.first_layer
+            hidden = self._run(tokens, mask.gather(1, order), injection, keep, first_layer)
         return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
 
     def trunk(
@@ -145,34 +148,28 @@ class FrozenBackbone(nn.Module):
         return joined, torch.cat([prompt_mask, mask], dim=1)
 
     def _run(
-        self, tokens: dict[str, Tensor], mask: Tensor, injection: Injection | None, keep: KeysValues | None
+        self,
+        tokens: dict[str, Tensor],
+        mask: Tensor,
+        injection: Injection | None,
+        keep: KeysValues | None,
+        first_layer: int,
     ) -> Tensor:
         """Calls the model on a right-padded sequence with the mask [B, S] -> last hidden states [B, S, H]."""
         prefix = None if injection is None else injection.prefix
         seen = mask if injection is None or prefix is None else torch.cat([injection.mask, mask], dim=1)
-        inputs: dict[str, Any] = {**tokens, "use_cache": False}
-        if self.facts.family not in WITHOUT_POSITION_IDS:
+        inputs: dict[str, Any] = {**tokens, **self._options}
+        if self._takes_positions:
             positions = (seen.cumsum(dim=1) - 1).clamp(min=0)  # clamp: a row without any token
             inputs["position_ids"] = positions[:, -mask.shape[1] :] + self._first_position
+        if keep is None and prefix is None:
+            return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
+        assert self.carrier is not None, f"{self.facts.family} takes no prefix"
         if keep is not None:
-            return self._keeping(keep, attention_mask=mask.long(), **inputs)
-        if prefix is None or injection is None:
-            return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
-        if self._deberta is None:
-            inputs["past_key_values"] = PrefixCache(prefix, self.facts.layers)
-            return self.model(attention_mask=seen.long(), **inputs).last_hidden_state
-        with self._deberta.active(prefix, injection.mask):
-            return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
-
-    def _keeping(self, keep: KeysValues, **inputs: Any) -> Tensor:
-        if self._deberta is not None:
-            with self._deberta.keeping(keep):
-                return self.model(**inputs).last_hidden_state
-        cache = DynamicCache()
-        hidden = self.model(past_key_values=cache, **inputs).last_hidden_state
-        layers: list[Any] = cache.layers
-        keep.extend((layer.keys, layer.values) for layer in layers)
-        return hidden
+            return self.carrier.keep(inputs, mask, keep)
+        assert prefix is not None and injection is not None
+        layers = self.facts.prefix_layers[first_layer:]
+        return self.carrier.run(inputs, mask, split_prefix(prefix, layers), injection.mask)
 
     def float_buffers(self) -> dict[str, Tensor]:
         """Copies of all floating-point buffers by name (rotary frequencies, scales), as they are before an engine casts

@@ -1,11 +1,15 @@
 """What a tuning method puts into the backbone."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from pipeline.backbone.probe import KeyValueShape
+
 KeysValues = list[tuple[Tensor, Tensor]]
-"""Keys and values [B, G, T, D] of the tokens of a text, layer by layer."""
+"""Keys [B, G, T, D] and values [B, G, T, D'] of the tokens of a text or prefix, layer by layer."""
 NO_TOKEN = -100
 """Fills up the shorter rows of continuations: tokens that are read behind a text."""
 
@@ -22,14 +26,14 @@ class Injection(NamedTuple):
     prompt: Tensor | None = None
     """[B, P, H], put before the text's input embeddings."""
     prefix: Tensor | None = None
-    """[L, 2, B, G, P, D], keys (index 0) and values (index 1) of every layer, as the attention cache holds them."""
+    """[B, P, W], keys and values of every layer side by side: `split_prefix` takes them apart."""
 
     def select(self, rows: Tensor) -> "Injection":
         """Picks rows, with repetition: `rows` [B'] indexes the B axis."""
         return Injection(
             mask=self.mask[rows],
             prompt=None if self.prompt is None else self.prompt[rows],
-            prefix=None if self.prefix is None else self.prefix[:, :, rows],
+            prefix=None if self.prefix is None else self.prefix[rows],
         )
 
     def expand(self, rows: int) -> "Injection":
@@ -37,5 +41,23 @@ class Injection(NamedTuple):
         return Injection(
             mask=self.mask.expand(rows, -1),
             prompt=None if self.prompt is None else self.prompt.expand(rows, -1, -1),
-            prefix=None if self.prefix is None else self.prefix.expand(-1, -1, rows, -1, -1, -1),
+            prefix=None if self.prefix is None else self.prefix.expand(rows, -1, -1),
         )
+
+
+def split_prefix(prefix: Tensor, layers: Sequence[KeyValueShape | None]) -> KeysValues:
+    """A prefix [B, P, W] as views: the keys and values of each layer that has attention."""
+    shapes = [shape for shape in layers if shape is not None]
+    sizes = [shape.heads * width for shape in shapes for width in (shape.key_dim, shape.value_dim)]
+    parts = iter(prefix.split(sizes, dim=-1))
+    return [(_by_head(next(parts), shape.heads), _by_head(next(parts), shape.heads)) for shape in shapes]
+
+
+def join_prefix(layers: KeysValues) -> Tensor:
+    """What `split_prefix` takes apart: [B, P, W]."""
+    return torch.cat([part.transpose(1, 2).flatten(2) for layer in layers for part in layer], dim=-1)
+
+
+def _by_head(part: Tensor, heads: int) -> Tensor:
+    """[B, P, G * D] -> [B, G, P, D]"""
+    return part.unflatten(-1, (heads, -1)).transpose(1, 2)

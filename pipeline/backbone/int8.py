@@ -122,12 +122,18 @@ class _FrozenMatmul(torch.autograd.Function):
         return grad_output @ ctx.layer.dequantized(grad_output.dtype), None
 
 
+READ_FROM_OUTSIDE = ("dt_proj",)
+"""Linear layers whose weight their owner multiplies itself, without calling them (Mamba's time steps)."""
+
+
 def quantized_like(
     module: nn.Module, quantization: Quantization, threshold: float, dtype: torch.dtype
 ) -> QuantizedLinear | None:
     """An unfilled layer of the same function as a linear layer or GPT-2's Conv1D; None for any other module."""
     # The excepted class is the output projection that torch's own attention reads without calling it.
     if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, NonDynamicallyQuantizableLinear):
+        return None
+    if isinstance(module, nn.Linear) and not type(module).__name__.endswith("Linear"):  # a router, which gives more
         return None
     # Conv1D keeps its weight as [in, out].
     out_features, in_features = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape

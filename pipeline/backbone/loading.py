@@ -4,7 +4,6 @@ The model is built without memory for its parameters; then every parameter gets 
 safetensors files, cast or quantized, and handed to ZeRO-3. Without ZeRO-3 the same code keeps every row.
 """
 
-import inspect
 import logging
 import re
 from collections import Counter
@@ -12,23 +11,25 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from accelerate import init_empty_weights
 from torch import Tensor, nn
 from tqdm import tqdm
-from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel
-from transformers.dynamic_module_utils import get_class_from_dynamic_module
+from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import DECODERS
-from pipeline.backbone.int8 import QuantizedLinear, quantized_like
+from pipeline.backbone.experts import IMPLEMENTATION as EXPERTS
+from pipeline.backbone.experts import ExpertWeights, expert_weights
+from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
 from pipeline.backbone.model_config import load_model_config
+from pipeline.backbone.packed_weights import unpacked
 from pipeline.backbone.partition import Partitioner
+from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.weight_names import Source, match_names
-from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
+from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
 from pipeline.core.errors import UserError
 from pipeline.core.progress import is_hidden
 from pipeline.distributed.ranks import Ranks
@@ -64,15 +65,19 @@ def load_backbone(
     Raises UserError, on every rank, for a checkpoint that is missing, damaged, unfit, quantized already or not the
     same on all ranks, and for weights that are not finite.
     """
-    checkpoint = (opened or open_alike(config, ranks)).checkpoint
-    read_config = read_config or partial(load_model_config, config)
+    opened = opened or open_alike(config, ranks)
+    model_config = deepcopy((read_config or partial(load_model_config, config))())
+    checkpoint = ranks.on_every(lambda: unpacked(opened.checkpoint, model_config))
     dtype = getattr(torch, config.dtype)
-    model, sources = ranks.on_every(lambda: _build(config, deepcopy(read_config()), checkpoint, output_layer))
-    quantized = _replace_linears(model, config, dtype) if config.quantization != "none" else {}
+    model, sources = ranks.on_every(lambda: _build(config, model_config, checkpoint, output_layer))
+    quantized = _quantized(model, config, dtype) if config.quantization != "none" else {}
+    if quantized or zero_config is not None:
+        # transformers' own grouped products need an alignment that ZeRO-3 does not give (DeepSpeed's issue 8276).
+        model.config._experts_implementation = EXPERTS
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
-    read_bytes = sum(checkpoint.tensors[name].size for name in {source.stored_name for source in sources.values()})
-    with tqdm(total=read_bytes // partitioner.world_size, **_BAR, disable=is_hidden(ranks.is_main)) as bar:
+    share = _stored_bytes(checkpoint, sources) // partitioner.world_size
+    with tqdm(total=share, **_BAR, disable=is_hidden(ranks.is_main)) as bar:
         rows = _Rows(checkpoint, sources, partitioner, bar)
         ranks.on_every(lambda: _fill(model, quantized, dtype, rows))
     if partitioner.world_size > 1:
@@ -110,60 +115,60 @@ def _build(
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
     checkpoint.check_unchanged()
-    _refuse_quantized(config, model_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
-    model_class = _model_class(model_config, config, output_layer)
+    model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
-    takes = inspect.signature(model_class.__init__).parameters
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-    default = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
+    if config.attention != "auto":
+        model_config._attn_implementation = config.attention
+    # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
     try:
-        # Parameters only: buffers such as rotary frequencies are computed by the constructors and must be real.
-        # Not from_config: that would enter zero.Init by itself wherever accelerate has announced ZeRO-3.
         with init_empty_weights(include_buffers=False):
-            model = model_class(model_config, **options)
-    finally:
-        torch.set_default_dtype(default)
+            model = build(model_class, model_config, dtype)
+    except (ImportError, ValueError, KeyError) as error:
+        if config.attention == "auto":
+            raise
+        raise UserError(f"backbone.attention={config.attention}: {first_line(error)}; set auto") from error
     model.tie_weights()
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
 
-def _refuse_quantized(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
-    if getattr(model_config, "quantization_config", None) is not None:
-        raise UserError(
-            f"{config.name_or_path} is quantized already; give the original weights, which backbone.quantization turns "
-            "into 8 bits"
-        )
+def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[PreTrainedModel]:
+    kind = type(model_config)
+    if output_layer and kind in MODEL_FOR_CAUSAL_LM_MAPPING and probe(model_config).is_causal:
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+        model_class: type[PreTrainedModel] = found
+        return model_class
+    return base_class(model_config)
 
 
-def _model_class(model_config: PreTrainedConfig, config: BackboneConfig, output_layer: bool) -> type[PreTrainedModel]:
-    task, classes = "AutoModel", MODEL_MAPPING
-    if output_layer and model_config.model_type in DECODERS:
-        task, classes = "AutoModelForCausalLM", MODEL_FOR_CAUSAL_LM_MAPPING
-    own_code = getattr(model_config, "auto_map", {}).get(task)
-    if own_code is not None and config.trust_remote_code:
-        found: Any = get_class_from_dynamic_module(own_code, config.location, revision=config.revision)
-    elif type(model_config) in classes:
-        found = classes[type(model_config)]
-    else:
-        raise UserError(f"{config.name_or_path}: transformers has no base model for {model_config.model_type!r}")
-    model_class = found[0] if isinstance(found, tuple) else found
-    assert model_class is not None
-    return model_class
+def _stored_bytes(checkpoint: Checkpoint, sources: dict[str, Source]) -> int:
+    return sum(checkpoint.tensors[name].size for name in {name for source in sources.values() for name in source.names})
 
 
-def _replace_linears(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, QuantizedLinear]:
-    """Puts an unfilled quantized layer in the place of every linear one but the output layer; name -> layer."""
-    layers = {}
+class Quantized(Protocol):
+    """What keeps a parameter as int8 codes with scales."""
+
+    @property
+    def scale_bits(self) -> Tensor:
+        """One scale per output, by row of the parameter, as int32 bits; written row by row."""
+
+    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the parameter -> their codes and the bits of their scales."""
+
+
+def _quantized(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, Quantized]:
+    """Makes room for codes in the place of experts and all linear layers but the output layer; parameter -> keeper."""
+    keepers: dict[str, Quantized] = {}
     for name, module in list(model.named_modules()):
-        if module is model.get_output_embeddings():
+        if module is model.get_output_embeddings() or name.endswith(READ_FROM_OUTSIDE):
             continue
+        for leaf in expert_weights(module):
+            keepers[f"{name}.{leaf}"] = ExpertWeights(module, leaf)
         layer = quantized_like(module, config.quantization, config.int8_threshold, dtype)
         if layer is not None:
             model.set_submodule(name, layer)
-            layers[name] = layer
-    return layers
+            keepers[f"{name}.weight"] = layer
+    return keepers
 
 
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
@@ -174,17 +179,16 @@ def _move_buffers(model: nn.Module, device: torch.device) -> None:
             setattr(module, name, torch.zeros_like(buffer, device=device) if on_meta else buffer.to(device))
 
 
-def _fill(model: PreTrainedModel, layers: dict[str, QuantizedLinear], dtype: torch.dtype, rows: "_Rows") -> None:
+def _fill(model: PreTrainedModel, keepers: dict[str, Quantized], dtype: torch.dtype, rows: "_Rows") -> None:
     """Makes every parameter real, a tied one once, and reads the stored buffers."""
     names_of: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names_of.setdefault(parameter, []).append(name)
     for parameter, names in names_of.items():
         name = next(name for name in names if name in rows.sources)
-        owner, _, leaf = name.rpartition(".")
-        layer = layers.get(owner) if leaf == "weight" else None
-        kept_as = parameter.dtype if layer is not None else dtype
-        filled = rows.partitioner.filled(parameter.shape, kept_as, partial(rows.read, name, layer, dtype))
+        keeper = keepers.get(name)
+        kept_as = parameter.dtype if keeper is not None else dtype
+        filled = rows.partitioner.filled(parameter.shape, kept_as, partial(rows.read, name, keeper, dtype))
         for tied_name in names:
             owner, _, leaf = tied_name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, filled)
@@ -200,38 +204,50 @@ class _Rows:
     def __init__(self, checkpoint: Checkpoint, sources: dict[str, Source], partitioner: Partitioner, bar: tqdm) -> None:
         self.checkpoint, self.sources, self.partitioner, self.bar = checkpoint, sources, partitioner, bar
 
-    def read(self, name: str, layer: QuantizedLinear | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        """Rows [first, last) of tensor `name` in `dtype`, or as the codes of `layer`, whose scales are set."""
+    def read(self, name: str, keeper: Quantized | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows [first, last) of tensor `name` in `dtype`, or as the codes of `keeper`, whose scales are set."""
         source = self.sources[name]
-        rows = self.checkpoint.read_rows(source.stored_name, first, last, source.transposed and layer is not None)
+        rows = self._stored(source, first, last, source.transposed and keeper is not None)
         self.bar.update(rows.nbytes)
-        rows = rows.to(self.partitioner.device, dtype if layer is None else torch.float16)
+        rows = rows.to(self.partitioner.device, dtype if keeper is None else torch.float16)
         if not torch.isfinite(rows).all():
-            file = self.checkpoint.tensors[source.stored_name].file
-            raise UserError(f"{file}: {source.stored_name} holds values that are not finite in {rows.dtype}")
-        if layer is None:
+            stored_name = source.stored[first if source.of_experts else 0][0]
+            file = self.checkpoint.tensors[stored_name].file
+            raise UserError(f"{file}: {stored_name} holds values that are not finite in {rows.dtype}")
+        if keeper is None:
             return rows
-        codes, layer.scale_bits[first:last] = layer.quantize(rows)
+        codes, keeper.scale_bits[first:last] = keeper.quantize(rows)
         return codes
 
+    def _stored(self, source: Source, first: int, last: int, transposed: bool) -> Tensor:
+        if source.of_experts:
+            return torch.stack([torch.cat(list(map(self._whole, names))) for names in source.stored[first:last]])
+        [stored_name] = source.names
+        shape = self.checkpoint.tensors[stored_name].shape
+        start = source.chunk * shape[0] // source.chunks if source.chunk else 0
+        return self.checkpoint.read_rows(stored_name, start + first, start + last, transposed)
 
-def _share_scales(layers: list[QuantizedLinear]) -> None:
+    def _whole(self, stored_name: str) -> Tensor:
+        return self.checkpoint.read_rows(stored_name, 0, self.checkpoint.tensors[stored_name].shape[0])
+
+
+def _share_scales(keepers: list[Quantized]) -> None:
     """Every rank gets the scales of all rows: each knows those of the rows it read, and has zeros for the others."""
-    if not layers:
+    if not keepers:
         return
-    scales = torch.cat([layer.scale_bits for layer in layers])
+    scales = torch.cat([keeper.scale_bits.flatten() for keeper in keepers])
     # As bit patterns: non-negative floats order as their bits do.
     dist.all_reduce(scales, op=dist.ReduceOp.MAX)
-    for layer, own in zip(layers, scales.split([layer.out_features for layer in layers]), strict=True):
-        layer.scale_bits.copy_(own)
+    for keeper, own in zip(keepers, scales.split([keeper.scale_bits.numel() for keeper in keepers]), strict=True):
+        keeper.scale_bits.copy_(own.view_as(keeper.scale_bits))
 
 
-def _report(model: PreTrainedModel, config: BackboneConfig, layers: dict[str, QuantizedLinear]) -> None:
-    """Says once what was quantized and what was not, if anything was."""
-    if not layers:
+def _report(model: PreTrainedModel, config: BackboneConfig, keepers: dict[str, Quantized]) -> None:
+    """Says once what computes attention, what was quantized, and what was not, if anything was."""
+    logger.info("attention by %s", model.config._attn_implementation)
+    if not keepers:
         return
-    weights = {f"{name}.weight" for name in layers}
-    patterns = Counter((name in weights, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())
+    patterns = Counter((name in keepers, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())
     for is_quantized, title in ((True, f"{config.quantization} weights"), (False, f"{config.dtype} parameters")):
         listed = [f"{name} x{count}" for (kind, name), count in patterns.items() if kind == is_quantized]
         if listed:

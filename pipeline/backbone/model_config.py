@@ -41,6 +41,8 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     if model_config._attn_implementation not in ("eager", "sdpa"):
         # The file may name a kernel, which transformers would fetch from the hub and run.
         model_config._attn_implementation = None
+    if not config.trust_remote_code:
+        model_config.auto_map = {}
     if config.layers is not None:
         _keep_layers(model_config, config.layers)
     return model_config

@@ -3,6 +3,8 @@
 from torch import Tensor, cat
 from transformers.cache_utils import Cache, DynamicLayer
 
+from pipeline.backbone.injection import KeysValues
+
 
 class _PrefixLayer(DynamicLayer):
     """One layer's prefix: `update` puts it before the new keys and values and stores nothing.
@@ -26,14 +28,12 @@ class _PrefixLayer(DynamicLayer):
 
 
 class PrefixCache(Cache):
-    """What a `DynamicCache` filled with `prefix` [L, 2, B, G, P, D] would be, but never written to.
+    """What a `DynamicCache` filled with each layer's keys and values would be, but never written to.
 
-    Holds views of `prefix`, so gradients reach it; the text's keys and values are not kept after their layer has run.
-    In layers with sliding-window attention the prefix counts as the P tokens before the text, as it would in a
-    `DynamicCache`: text beyond the window no longer sees it.
+    Gradients reach what it is given; the text's keys and values are not kept after their layer has run.
     """
 
-    def __init__(self, prefix: Tensor, layers: int):
+    def __init__(self, prefix: KeysValues, layers: int):
         """`layers`: L of the backbone. Those below a prefix of fewer are not run, but asked for its length."""
-        below = [prefix[0]] * (layers - len(prefix))
+        below = prefix[:1] * (layers - len(prefix))
         super().__init__(layers=[_PrefixLayer(keys, values) for keys, values in (*below, *prefix)])

@@ -1,7 +1,9 @@
 """Which stored tensor fills which parameter: names and shapes checked before anything is read."""
 
 import logging
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.pytorch_utils import Conv1D
 
+from pipeline.backbone.probe import is_encoder_decoder
 from pipeline.backbone.weights import FLOATS, Checkpoint, shortened
 from pipeline.core.errors import UserError
 
@@ -23,10 +26,21 @@ OLD_BUFFERS = ("rotary_emb.inv_freq", "position_ids", "attn.bias", "attn.masked_
 
 @dataclass(frozen=True)
 class Source:
-    """The stored tensor of a parameter; `transposed` where rows of the parameter are columns of the file."""
+    """Where the values of a parameter are stored."""
 
-    stored_name: str
+    stored: tuple[tuple[str, ...], ...]
+    """One tensor, as it is: ((name,),). Of experts, for each of them the tensors that lie under each other in its
+    matrix: ((w1 of expert 0, w3 of expert 0), (w1 of expert 1, ...), ...)."""
+    of_experts: bool = False
+    chunk: int = 0
+    """Which of the equal parts it is, where several parameters lie under each other in one tensor."""
+    chunks: int = 1
     transposed: bool = False
+    """Rows of the parameter are columns of the file."""
+
+    @property
+    def names(self) -> list[str]:
+        return [name for names in self.stored for name in names]
 
 
 def match_names(model: PreTrainedModel, checkpoint: Checkpoint, *, first_layers: bool = False) -> dict[str, Source]:
@@ -48,7 +62,7 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint, *, first_layers:
     _check_complete(model, checkpoint, wanted, stored)
     _check_tensors(checkpoint, wanted, stored)
     conv1d = {f"{name}.weight" for name, module in model.named_modules() if isinstance(module, Conv1D)}
-    return {name: Source(stored[name], transposed=name in conv1d) for name in wanted if name in stored}
+    return {name: replace(stored[name], transposed=name in conv1d) for name in wanted if name in stored}
 
 
 def _wanted(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -58,21 +72,45 @@ def _wanted(model: PreTrainedModel) -> dict[str, Tensor]:
     return {**dict(model.named_parameters(remove_duplicate=False)), **buffers}
 
 
-def _renamed(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, Tensor]) -> dict[str, str]:
-    """Model name -> stored name, by transformers' own rules for old names and for the prefix of task models."""
+def _renamed(model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, Tensor]) -> dict[str, Source]:
+    """Model name -> source, by transformers' own rules for old names, task models and other layouts."""
     conversions = get_model_conversion_mapping(model)
     renamings = [conversion for conversion in conversions if isinstance(conversion, WeightRenaming)]
     converters = [conversion for conversion in conversions if isinstance(conversion, WeightConverter)]
-    stored: dict[str, str] = {}
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    stored: dict[str, Source] = {}
+    experts: dict[str, dict[str, list[str]]] = {}
     for stored_name in checkpoint.tensors:
-        name, converter = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, wanted)
-        if converter is not None:
-            raise UserError(
-                f"{_origin(checkpoint)}: {stored_name} is stored in a layout that {type(model).__name__} does not use "
-                "and that cannot be loaded in slices; this backbone is not supported"
-            )
-        stored[name] = stored_name
+        name, pattern = rename_source_key(stored_name, renamings, converters, model.base_model_prefix, wanted)
+        if pattern is None:
+            stored[name] = Source(((stored_name,),))
+            continue
+        operations: list[Any] = by_pattern[pattern].operations
+        match [(type(operation).__name__, getattr(operation, "dim", None)) for operation in operations]:
+            case [("MergeModulelist", 0)] | [("MergeModulelist", 0), ("Concatenate", 1)]:
+                experts.setdefault(name, {}).setdefault(pattern, []).append(stored_name)
+            case [("Chunk", 0)]:
+                targets = by_pattern[pattern].target_patterns
+                for chunk, target in enumerate(targets):  # `name` is the first one's
+                    source = Source(((stored_name,),), chunk=chunk, chunks=len(targets))
+                    stored[name.replace(targets[0], target)] = source
+            case _:
+                raise UserError(
+                    f"{_origin(checkpoint)}: {stored_name} is stored in a layout that {type(model).__name__} does not "
+                    "use and that cannot be loaded in slices; this backbone is not supported"
+                )
+    for name, parts in experts.items():
+        patterns = by_pattern[next(iter(parts))].source_patterns
+        columns = [sorted(parts.get(pattern, []), key=_natural) for pattern in patterns]
+        if len({len(column) for column in columns}) != 1:
+            raise UserError(f"{_origin(checkpoint)}: some experts of {name} lack a tensor; fetch the files again")
+        stored[name] = Source(tuple(zip(*columns, strict=True)), of_experts=True)
     return stored
+
+
+def _natural(name: str) -> list[int]:
+    """Experts in the order of their numbers."""
+    return [int(number) for number in re.findall(r"\d+", name)]
 
 
 def _is_cut(model: PreTrainedModel, name: str, wanted: dict[str, Tensor]) -> bool:
@@ -86,13 +124,15 @@ def _is_cut(model: PreTrainedModel, name: str, wanted: dict[str, Tensor]) -> boo
 
 def _is_head(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> bool:
     """Whether an unused tensor belongs to a task head, or to the constants that old versions stored."""
+    if is_encoder_decoder(model.config) and name.startswith("decoder."):
+        return True
     prefix = f"{model.base_model_prefix}."
     beside_backbone = any(stored.startswith(prefix) for stored in checkpoint.tensors) and not name.startswith(prefix)
     return beside_backbone or name.removeprefix(prefix).partition(".")[0] in HEADS or name.endswith(OLD_BUFFERS)
 
 
 def _check_complete(
-    model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, Tensor], stored: dict[str, str]
+    model: PreTrainedModel, checkpoint: Checkpoint, wanted: dict[str, Tensor], stored: dict[str, Source]
 ) -> None:
     # A tied parameter is stored under one of its names; a buffer the checkpoint lacks keeps the value it was made with.
     filled = {id(tensor) for name, tensor in wanted.items() if name in stored}
@@ -101,18 +141,29 @@ def _check_complete(
         raise UserError(f"{_origin(checkpoint)}: {type(model).__name__} needs tensors it lacks: {shortened(missing)}")
 
 
-def _check_tensors(checkpoint: Checkpoint, wanted: dict[str, Tensor], stored: dict[str, str]) -> None:
+def _check_tensors(checkpoint: Checkpoint, wanted: dict[str, Tensor], stored: dict[str, Source]) -> None:
     faults = []
     for name, tensor in wanted.items():
         if name not in stored:
             continue
-        found = checkpoint.tensors[stored[name]]
-        if found.shape != tuple(tensor.shape):
-            faults.append(f"{stored[name]} is {list(found.shape)}, config.json wants {list(tensor.shape)}")
-        elif tensor.dtype in (torch.float16, torch.bfloat16, torch.float32) and found.dtype not in FLOATS:
-            faults.append(f"{stored[name]} holds {found.dtype}, so the checkpoint is quantized already")
+        shape, first = _stored_shape(checkpoint, stored[name]), stored[name].names[0]
+        kinds = {checkpoint.tensors[stored_name].dtype for stored_name in stored[name].names}
+        if shape != tuple(tensor.shape):
+            faults.append(f"{first} is {list(shape)}, config.json wants {list(tensor.shape)}")
+        elif tensor.dtype in (torch.float16, torch.bfloat16, torch.float32) and not kinds <= FLOATS.keys():
+            faults.append(f"{first} holds {', '.join(sorted(kinds))}, so the checkpoint is quantized already")
     if faults:
         raise UserError(f"{_origin(checkpoint)}: {shortened(faults, limit=4)}")
+
+
+def _stored_shape(checkpoint: Checkpoint, source: Source) -> tuple[int, ...]:
+    """Of the parameter, by its stored tensors. Where experts differ, as no parameter may be."""
+    shapes = [[checkpoint.tensors[name].shape for name in names] for names in source.stored]
+    if not source.of_experts:
+        [[shape]] = shapes
+        return shape if source.chunks == 1 else (shape[0] // source.chunks, *shape[1:])
+    matrices = {(sum(shape[0] for shape in parts), *parts[0][1:]) for parts in shapes}
+    return (len(shapes), *(matrices.pop() if len(matrices) == 1 else ()))
 
 
 def _origin(checkpoint: Checkpoint) -> str:

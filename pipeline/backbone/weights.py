@@ -30,7 +30,9 @@ INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 INTEGERS = {"I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8}
-DTYPES = FLOATS | INTEGERS | {"BOOL": torch.bool}
+SCALED = {"F8_E4M3": torch.float8_e4m3fn, "F8_E8M0": torch.float8_e8m0fnu}
+"""Of quantized checkpoints: they mean something beside their scales alone."""
+DTYPES = FLOATS | INTEGERS | SCALED | {"BOOL": torch.bool}
 LARGEST_HEADER = 100_000_000
 """Bytes; the limit of the safetensors library."""
 SAMPLES, SAMPLE_BYTES = 16, 4096

@@ -31,6 +31,11 @@ def load_tokenizer(config: BackboneConfig, *, special_tokens: bool = False) -> P
     # Damaged files raise whatever the code that trips over them raises. Rust's panics are not even an Exception.
     except BaseException as error:
         reason = " ".join(str(error).split()) or type(error).__name__
+        if "tiktoken" in reason:  # what transformers tries last, whatever the file is
+            reason = (
+                "it has no tokenizer.json; where its tokenizer is a SentencePiece model, pip install sentencepiece, or "
+                f"take a revision that has the file ({reason})"
+            )
         raise UserError(
             f"backbone.name_or_path {config.name_or_path!r}: no tokenizer could be loaded: {reason}"
         ) from error

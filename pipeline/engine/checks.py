@@ -25,6 +25,8 @@ from pipeline.engine.backbone import Backbone, text_encoder
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
 from pipeline.engine.startup import check_trackers
+from pipeline.methods.base import MethodConfig
+from pipeline.methods.limits import check_injection
 from pipeline.training.config import TrainConfig
 
 
@@ -38,13 +40,19 @@ def check_all(runs: Iterable[tuple[RunConfig, Backbone]], folder: Path, kind: Ki
     for config, backbone in runs:
         if kind == "run":
             faults.look("splits", partial(_check_evaluated, config.evaluate.splits, config.data.splits))
-        for part, work in _checks(config.data, config.train, config.engine, config.logging.trackers, backbone):
+        given = (config.data, config.method, config.train, config.engine, config.logging.trackers)
+        for part, work in _checks(*given, backbone):
             faults.look(part, work)
     faults.raise_all()
 
 
 def _checks(
-    data: DataConfig, train: TrainConfig, engine: EngineConfig, trackers: Sequence[str], known: Backbone
+    data: DataConfig,
+    method: MethodConfig,
+    train: TrainConfig,
+    engine: EngineConfig,
+    trackers: Sequence[str],
+    known: Backbone,
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
     """What each check depends on, written out, and the check."""
     backbone = known.config
@@ -58,6 +66,7 @@ def _checks(
     yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
+    yield f"injection {name}, {method.injects}", lambda: check_injection(method, known.facts)
     words = f"{data.template!r}, {data.chat}, {data.max_length}"
     yield f"tokenizer {name}, {words}", lambda: text_encoder(known, data).check(known.facts.vocab_size)
     yield f"weights {name}", lambda: _check_weights(known)

@@ -19,7 +19,7 @@ from pipeline.estimate.costs import Case, ZeroSettings
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.methods import AnyMethodConfig, MethodConfig
-from pipeline.methods.limits import candidate_count
+from pipeline.methods.limits import candidate_count, check_injection
 from pipeline.training.config import TrainConfig
 
 ASSUMED_HYPOTHESIS_TOKENS = 16
@@ -67,6 +67,7 @@ def build_case(
     gpu = gpu or next(iter(GPUS))
     _check_options(world_size, gpu, bandwidth, hypothesis_tokens)
     facts = facts_of(hf_config)
+    check_injection(config.method, facts)
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     workload = Workload(
         rows=config.train.batch_size * rows_per_text(config.method, config.train, config.label_count),

@@ -213,7 +213,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
-    in_layers = sum(weight.elements for weight in case.inventory.weights if weight.in_layer)
+    in_layers = sum(weight.elements * weight.active for weight in case.inventory.weights if weight.in_layer)
     operations = 2 * in_layers * _layer_tokens(case, checkpointing) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
@@ -279,8 +279,7 @@ def _injection_elements(case: Case) -> int:
         return 0
     if workload.injects == "prompt":
         return workload.rows * workload.injected_tokens * facts.hidden_size
-    layers = facts.layers - workload.first_layer
-    return 2 * layers * workload.rows * facts.kv_heads * workload.injected_tokens * facts.head_dim
+    return workload.rows * workload.injected_tokens * facts.prefix_width(workload.first_layer)
 
 
 def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:

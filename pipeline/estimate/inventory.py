@@ -6,20 +6,22 @@ seconds and no memory, and every family is counted by its own code instead of by
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
-from transformers import AutoModel, PreTrainedConfig
+from transformers import PreTrainedConfig
 from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.experts import WITHOUT_CONTENTS, ExpertWeights, expert_weights
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.int8 import QuantizedLinear, quantized_like
+from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
+from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.core.errors import UserError
 
 
@@ -32,6 +34,8 @@ class Weight:
     in_layer: bool
     """Part of a transformer layer, so read again in backward; embeddings are not."""
     quantized: bool
+    active: float = 1.0
+    """Share of it that a token runs through: of experts, those that it is sent to."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +96,14 @@ def take_inventory(
     """
     facts = facts_of(hf_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
+    model = empty_model(hf_config, dtype, experts=WITHOUT_CONTENTS)
     with torch.device("meta"):
-        model = AutoModel.from_config(hf_config, dtype=dtype, trust_remote_code=config.trust_remote_code).eval()
-        if hasattr(model, "pooler"):  # BERT's, which the loader leaves out
-            model.pooler = None
         backbone = FrozenBackbone(model, facts)
         if attach is not None:
             attach(model)
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
-        _make_fake(model)
+        make_fake(model)
         saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
         checkpoint_layers(model)
         boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
@@ -119,29 +121,13 @@ def take_inventory(
     )
 
 
-def _make_fake(model: nn.Module) -> None:
-    """Gives every tensor on meta a fake one on the CPU in its place, a tied one once."""
-    made: dict[Tensor, Tensor] = {}
-
-    def fake(tensor: Tensor) -> Tensor:
-        if tensor not in made:
-            empty = torch.empty(tensor.shape, dtype=tensor.dtype)
-            is_parameter = isinstance(tensor, nn.Parameter)
-            made[tensor] = nn.Parameter(empty, requires_grad=tensor.requires_grad) if is_parameter else empty
-        return made[tensor]
-
-    for module in model.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            setattr(module, name, fake(parameter))
-        for name, buffer in list(module.named_buffers(recurse=False, remove_duplicate=False)):
-            setattr(module, name, fake(buffer))
-
-
 def _quantize(model: nn.Module, config: BackboneConfig) -> None:
     """Puts the loader's layers in the place of the linear ones."""
     for name, module in list(model.named_modules()):
-        if any(parameter.requires_grad for parameter in module.parameters()):
+        if any(parameter.requires_grad for parameter in module.parameters()) or name.endswith(READ_FROM_OUTSIDE):
             continue
+        for leaf in expert_weights(module):
+            ExpertWeights(module, leaf)
         layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
         if layer is not None:
             model.set_submodule(name, layer)
@@ -151,9 +137,20 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
     """Every frozen parameter, a tied one once."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
-    quantized = {module.weight for module in model.modules() if isinstance(module, QuantizedLinear)}
+    modules: list[Any] = list(model.modules())
+    active = {
+        module.get_parameter(name): module.chosen / module.num_experts
+        for module in modules
+        for name in expert_weights(module)
+    }
     return tuple(
-        Weight(parameter.numel(), parameter.element_size(), parameter in in_layers, parameter in quantized)
+        Weight(
+            parameter.numel(),
+            parameter.element_size(),
+            parameter in in_layers,
+            parameter.dtype == torch.int8,
+            active.get(parameter, 1.0),
+        )
         for parameter in model.parameters()
         if not parameter.requires_grad
     )
@@ -169,8 +166,9 @@ def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tup
         prompt = torch.empty(rows, injected_tokens, facts.hidden_size, dtype=dtype, requires_grad=True)
         injection = Injection(mask=mask, prompt=prompt)
     elif workload.injects == "prefix":
-        shape = (facts.layers - workload.first_layer, 2, rows, facts.kv_heads, injected_tokens, facts.head_dim)
-        injection = Injection(mask=mask, prefix=torch.empty(shape, dtype=dtype, requires_grad=True))
+        width = facts.prefix_width(workload.first_layer)
+        prefix = torch.empty(rows, injected_tokens, width, dtype=dtype, requires_grad=True)
+        injection = Injection(mask=mask, prefix=prefix)
     return input_ids, torch.ones_like(input_ids), injection
 
 

@@ -59,11 +59,24 @@ def report(config: Sections, case: Case, gpu: str | None, steps: int | None = No
 
 
 def _notes(config: Sections, case: Case) -> list[str]:
-    warning = window_warning(case.facts, case.workload.injected_tokens, config.data.max_length)
+    injected = case.workload.injected_tokens
+    warning = window_warning(config.method, case.facts, injected, config.data.max_length)
     notes = [f"warning: {warning}", ""] if warning else []
+    if any(weight.active < 1 for weight in case.inventory.weights):
+        notes = [_of_experts(case), "", *notes]
     if not config.label_count:
         notes = [f"labels.names is not set: {config.assumed_labels} labels are assumed", "", *notes]
     return notes
+
+
+def _of_experts(case: Case) -> str:
+    weights = case.inventory.weights
+    stored, active = case.inventory.elements, sum(weight.elements * weight.active for weight in weights)
+    layer = sum(weight.elements * weight.item_bytes for weight in weights if weight.in_layer) / case.inventory.layers
+    return (
+        f"a mixture of experts: a token runs through {active / 1e9:.2f} of {stored / 1e9:.2f} billion weights; where "
+        f"the backbone is sharded, a rank fetches whole layers, of {layer / 1e9:.2f} GB, whichever experts it needs"
+    )
 
 
 def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:

@@ -1,12 +1,15 @@
 """What a backbone and a set of labels allow, checked before anything is trained."""
 
+from collections.abc import Mapping
 from typing import Literal
 
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.check import CHECK_PART, PASSED
+from pipeline.backbone.facts import BackboneFacts, prefix_refusal
 from pipeline.core.bounds import MOST_TRAINED
 from pipeline.core.errors import UserError
 from pipeline.methods.base import MethodConfig
 
+OTHERWISE = "take a method that injects something else or nothing (lt_prompt, lt_prefix, lora, probe)"
 MAX_CANDIDATES = 8
 """Of a text that is read once per label, unless train.candidates says otherwise."""
 
@@ -40,14 +43,32 @@ def check_size(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: in
         )
 
 
-def window_warning(facts: BackboneFacts, injected: int, max_length: int) -> str | None:
-    """What to say where a sliding window hides injected tokens from parts of long texts; None where it does not.
+def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
+    """Raises UserError where the method injects a prefix and the backbone takes none."""
+    if method.injects == "prefix" and (reason := prefix_refusal(facts)):
+        raise UserError(f"method {method.name} injects a prefix, but the backbone takes none: {reason}; {OTHERWISE}")
 
-    A token sees the W positions that end with its own, the injected ones counted. So the last of T text tokens sees
-    all P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
+
+def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:
+    """Raises UserError where the loaded backbone was found not to take what the method injects.
+
+    `fingerprint`: of its label states; without a verdict, its family is among the tested ones.
+    """
+    verdict = PASSED if method.injects is None else fingerprint.get(f"{CHECK_PART}.{method.injects}", PASSED)
+    if verdict != PASSED:
+        raise UserError(f"method {method.name} injects a {method.injects}, but the backbone {verdict}; {OTHERWISE}")
+
+
+def window_warning(method: MethodConfig, facts: BackboneFacts, injected: int, max_length: int) -> str | None:
+    """What to say where a sliding window hides an injection from parts of long texts; None where it does not.
+
+    Every token sees a prefix that comes by the attention function. Of a prompt, or of a prefix in a cache, a token sees
+    the W positions that end with its own, the injected ones counted. So the last of T text tokens sees all
+    P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
     """
     window, length = facts.sliding_window, max_length
-    if window is None or not injected or injected + length <= window:
+    is_seen = method.injects == "prefix" and facts.carrier != "cache"
+    if window is None or is_seen or not injected or injected + length <= window:
         return None
     layers = "all" if facts.sliding_layers == facts.layers else f"{facts.sliding_layers} of {facts.layers}"
     room, reach = window - injected, facts.layers * (window - 1)

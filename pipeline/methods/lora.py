@@ -56,4 +56,9 @@ class LoRA(TextClassifier):
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
-            raise UserError(f"method.targets: {error}") from error
+            linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
+            raise UserError(f"method.targets: {error}; linear layers here: {', '.join(sorted(linear))}") from error
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear | QuantizedLinear)

@@ -22,7 +22,7 @@ class LTPrefixConfig(LabelTuningConfig):
     """scores: one number per hypothesis token (published code); softmax: the same, normalized (paper's text);
     tokens: each token's state makes its own keys and values."""
     rank: int | None = Field(default=None, ge=1, le=WIDEST)
-    """Bottleneck of pooling tokens: H -> rank -> 2*L*G*D instead of H -> 2*L*G*D."""
+    """Bottleneck of pooling tokens: H -> rank -> W, the width of all layers' keys and values, instead of H -> W."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float = Field(default=0.02, ge=0)
@@ -45,7 +45,7 @@ class LTPrefixConfig(LabelTuningConfig):
 
 
 class LTPrefix(nn.Module):
-    """Producer of prefixes: states [K, P, H] -> keys and values [L, 2, K, G, P, D]."""
+    """Producer of prefixes: states [K, P, H] -> keys and values of all layers [K, P, W]."""
 
     def __init__(self, config: LTPrefixConfig, facts: BackboneFacts, hypothesis_tokens: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class LTPrefix(nn.Module):
         nn.init.normal_(self.expand.weight, std=config.init_std if config.start == "random" else 0.0)
 
     def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
-        """states [K, P, H], mask [K, P], start [K, P, W] -> Injection with prefix [L, 2, K, G, P, D]."""
+        """states [K, P, H], mask [K, P], start [K, P, W] -> Injection with prefix [K, P, W]."""
         assert (start is None) == (self.config.start == "random"), "the labels' start is the one that the method takes"
         states = self.dropout(states)
         if self.config.pooling == "tokens":
@@ -74,8 +74,7 @@ class LTPrefix(nn.Module):
         elif self.config.pooling != "tokens":
             # The map mixes all tokens' scores into every prefix position, so all P positions exist.
             mask = torch.ones_like(mask)
-        shape = (*mask.shape, -1, 2, self.facts.kv_heads, self.facts.head_dim)
-        return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
+        return Injection(mask=mask, prefix=flat)
 
     def _token_scores(self, states: Tensor, mask: Tensor) -> Tensor:
         """states [K, P, H] -> one score per token [K, P], zero where the mask is False.

@@ -41,24 +41,22 @@ class PrefixConfig(TextClassifierConfig):
         return Prefix(self, facts)
 
     def injector_parameters(self, facts: BackboneFacts) -> int:
-        width = facts.kv_heads * facts.head_dim
         if not self.reparametrisation:
-            return self.tokens * 2 * facts.layers * width
+            return self.tokens * facts.prefix_width()
+        width = _narrow_width(facts)
         inner = self.bottleneck or width
-        return self.tokens * width + inner * (width + 1) + 2 * facts.layers * width * (inner + 1)
+        return self.tokens * width + inner * (width + 1) + facts.prefix_width() * (inner + 1)
 
     def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
 
 
 class Prefix(nn.Module):
-    """Keys and values of P tokens in L layers."""
+    """Keys and values of P tokens in every layer."""
 
     def __init__(self, config: PrefixConfig, facts: BackboneFacts) -> None:
         super().__init__()
-        self.facts = facts
-        width = facts.kv_heads * facts.head_dim
-        outputs = 2 * facts.layers * width
+        width, outputs = _narrow_width(facts), facts.prefix_width()
         self.transform: nn.Module = nn.Identity()
         if config.reparametrisation:
             inner = config.bottleneck or width
@@ -67,9 +65,14 @@ class Prefix(nn.Module):
         nn.init.normal_(self.embedding.weight, std=config.init_std)
 
     def forward(self) -> Injection:
-        """-> Injection of one row with prefix [L, 2, 1, G, P, D]."""
+        """-> Injection of one row with prefix [1, P, W]."""
         places = torch.arange(self.embedding.num_embeddings, device=self.embedding.weight.device)
         flat = self.transform(self.embedding(places))
-        shape = (1, len(places), self.facts.layers, 2, self.facts.kv_heads, self.facts.head_dim)
         mask = torch.ones_like(places, dtype=torch.bool).unsqueeze(0)
-        return Injection(mask=mask, prefix=flat.view(shape).permute(2, 3, 0, 4, 1, 5))
+        return Injection(mask=mask, prefix=flat.unsqueeze(0))
+
+
+def _narrow_width(facts: BackboneFacts) -> int:
+    """Of the embeddings that the MLP reads: that of the keys in the first layer that has some."""
+    first = next(shape for shape in facts.prefix_layers if shape is not None)
+    return first.heads * first.key_dim

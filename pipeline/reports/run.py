@@ -168,7 +168,7 @@ def _tuned(method: LabelTuning, labels: LabelStates, before: Tensor) -> tuple[Te
     if injection.prompt is not None:
         return pool(injection.prompt, injection.mask, "mean"), "the mean of the label's prompt"
     assert injection.prefix is not None
-    return injection.prefix.movedim(2, 0).flatten(1), "all keys and values of the label's prefix"
+    return injection.prefix.flatten(1), "all keys and values of the label's prefix"
 
 
 def _array(tensor: Tensor) -> NDArray:

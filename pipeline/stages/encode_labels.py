@@ -1,10 +1,15 @@
 """Stage 2: the frozen backbone reads each label's hypothesis once."""
 
 import logging
+from dataclasses import astuple
 from pathlib import Path
+
+from torch import nn
 
 from pipeline.adapter.label_states import NAMES_FILE, START_PART, LabelStates, label_artefact, read_hypotheses
 from pipeline.backbone.as_injection import AsInjection, Form
+from pipeline.backbone.check import CHECK_PART, check_reading
+from pipeline.backbone.facts import TESTED
 from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir
@@ -17,6 +22,7 @@ from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
+from pipeline.methods.limits import check_injection, check_verdict
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +37,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     """
     accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
+    check_injection(config.method, backbone.facts)
     run, data, seed = config.run_dir, config.data, config.run.seed
     names = ranks.on_main(lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
     words = hypotheses(names, config.labels)
@@ -40,11 +47,15 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
         found = artefact.found(lambda: LabelStates.load(folder).without_start_unless(form))
-        if found is not None and artefact.is_current(found.fingerprint, wanted):
+        if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
+            check_verdict(config.method, found.fingerprint)
             return found
     input_ids, mask = encode_hypotheses(backbone.tokenizer, words, data.max_length)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
     model = prepare_inference(accelerator, reader, config.backbone.dtype)
+    if backbone.facts.family not in TESTED:
+        wanted |= _checked(model, reader)
+        check_verdict(config.method, wanted)
     read, as_injections = read_hypotheses(model, input_ids.to(accelerator.device), mask.to(accelerator.device))
     states = LabelStates(names, words, read, mask, wanted, as_injections)
     release(accelerator, model)
@@ -68,7 +79,7 @@ def current_label_states(
     """
     states = LabelStates.load(run_dir.labels).without_start_unless(form)
     wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels), form)
-    label_artefact(run_dir.labels).check(states.fingerprint, wanted)
+    label_artefact(run_dir.labels).check(states.fingerprint, wanted | _verdict_in(states))
     return states
 
 
@@ -88,6 +99,19 @@ def label_fingerprint(
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),
         **({START_PART: str(form)} if form else {}),
     }
+
+
+def _checked(model: nn.Module, reader: AsInjection) -> dict[str, str]:
+    """The verdict on a backbone of a family that is not tested, as parts of a fingerprint. Collective."""
+    verdict = check_reading(model, reader)
+    family = reader.backbone.facts.family
+    log.info("%s is not a tested family; checked on the model: prompt %s, prefix %s", family, *astuple(verdict))
+    return verdict.parts()
+
+
+def _verdict_in(states: LabelStates) -> dict[str, str]:
+    """It is found, not configured: what was found holds for all that has the same weights."""
+    return {part: value for part, value in states.fingerprint.items() if part.startswith(f"{CHECK_PART}.")}
 
 
 def _write(states: LabelStates, folder: Path) -> None:

@@ -166,7 +166,7 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
         return model.to(accelerator.device)
     backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
     injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
-    hidden = window_warning(backbone.facts, injected, adapter.config.data.max_length)
+    hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:
         log.warning("evaluate: %s", hidden)
     continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)

@@ -35,7 +35,7 @@ from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Reading, Readings
-from pipeline.methods.limits import check_positions, check_size, window_warning
+from pipeline.methods.limits import check_positions, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.stages.encode_texts import with_states
 from pipeline.training.adapter_writer import AdapterWriter, Fit
@@ -78,6 +78,7 @@ class TrainingTask:
         names, length = manifest["labels"], self.data.max_length
         form = self.method.starts_from
         states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks, form)
+        check_verdict(self.method, states.fingerprint)
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
 
@@ -128,7 +129,7 @@ class TrainingTask:
         backbone = load_frozen(accelerator, ranks, self.backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
-        hidden = window_warning(backbone.facts, injected, self.data.max_length)
+        hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
         if hidden and ranks.is_main:
             log.warning("train: %s", hidden)
         # The initial weights depend on the seed alone, not on what loading the backbone drew.

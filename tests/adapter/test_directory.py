@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.directory import adapter_fingerprint, adapter_folder, load_adapter, save_adapter, write_card
 from pipeline.backbone.as_injection import Form
-from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import parse_config
 from pipeline.core.checksums import SUMS
 from pipeline.core.errors import UserError
@@ -77,9 +76,9 @@ def test_a_backbone_of_other_sizes_is_refused_by_name(folder: Path) -> None:
     adapter = load_adapter(folder)
     first = "first 'producer.expand.weight': floats [160, 5], expected floats [240, 5]"
     with pytest.raises(UserError, match=re.escape(f"do not fit lt_prefix on 'somebody/some-model', {first}")):
-        adapter.build_method(BackboneFacts("llama", 16, 3, 4, 2, 4, 128, True))
+        adapter.build_method(replace(FACTS, layers=3, prefix_layers=FACTS.prefix_layers[:1] * 3))
     with pytest.raises(UserError, match="label states are 16 wide, 'somebody/some-model' 32"):
-        adapter.build_method(BackboneFacts("llama", 32, 2, 4, 2, 8, 128, True))
+        adapter.build_method(replace(FACTS, hidden_size=32))
 
 
 @pytest.mark.parametrize("name", ["adapter.safetensors", "label_states.safetensors"])
@@ -283,3 +282,21 @@ def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
             with pytest.raises(UserError, match=r"calibration\.json' is damaged"):
                 load_adapter(folder, calibrated=True)
         load_adapter(folder)
+
+
+def test_a_prefix_that_a_window_hid_in_training_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Adapters that do not name backbone.attention are of that time; nothing is said of texts within the window."""
+    windowed = replace(FACTS, sliding_window=8, sliding_layers=2, carrier="attention")
+    load_adapter(folder).build_method(windowed)
+    assert not caplog.messages
+    file = folder / "adapter_config.json"
+    config = json.loads(file.read_text())
+    del config["backbone"]["attention"]
+    file.write_text(json.dumps(config))
+    (folder / SUMS).unlink()
+    old = load_adapter(folder)
+    old.build_method(FACTS)
+    old.build_method(replace(windowed, sliding_window=10**6))
+    assert not caplog.messages
+    old.build_method(windowed)
+    assert "sliding window of 8 positions hid the prefix" in caplog.text

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.backbone.as_injection import AsInjection, Form
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import Injection
+from pipeline.backbone.injection import Injection, split_prefix
 from tests.support.tiny import FAMILIES, tiny_model
 
 LENGTHS = (4, 2)
@@ -32,13 +32,7 @@ def is_decoder(family: str) -> bool:
 
 def read_behind(backbone: FrozenBackbone, kind: Any) -> Tensor:
     _, start = AsInjection(backbone, Form(kind))(HYPOTHESES, MASK)
-    facts = backbone.facts
-    if kind == "prompt":
-        injection = Injection(mask=MASK, prompt=start)
-    else:
-        shape = (facts.layers, 2, facts.kv_heads, facts.head_dim)
-        injection = Injection(mask=MASK, prefix=start.unflatten(2, shape).permute(2, 3, 0, 4, 1, 5))
-    return backbone(TEXT, torch.ones_like(TEXT), injection)
+    return backbone(TEXT, torch.ones_like(TEXT), Injection(MASK, **{kind: start}))
 
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if is_decoder(family)])
@@ -66,13 +60,13 @@ def test_encoders_keep_the_keys_of_the_hypothesis_read_alone(family: str) -> Non
         backbone(HYPOTHESES, MASK)
     assert torch.equal(states, expected_states) and start.shape == (2, 4, Form("prefix").width(backbone.facts))
     facts = backbone.facts
-    keys = start.unflatten(2, (facts.layers, 2, facts.kv_heads, facts.head_dim))[:, :, :, 0]  # [K, P, L, G, D]
+    layers = split_prefix(start, facts.prefix_layers)
     made = [output for output in made if len(output) == 2]  # not DeBERTa's, of its relative positions
     assert len(made) == facts.layers
-    for layer, output in enumerate(made):
+    for (keys, _), output in zip(layers, made, strict=True):
         if output.shape[-1] != facts.hidden_size:  # DeBERTa v1: query, key and value of each head side by side
-            output = output.unflatten(2, (facts.heads, 3, facts.head_dim))[:, :, :, 1].flatten(2)
-        torch.testing.assert_close(keys[:, :, layer].flatten(2), output)
+            output = output.unflatten(2, (keys.shape[1], 3, keys.shape[3]))[:, :, :, 1].flatten(2)
+        torch.testing.assert_close(keys.transpose(1, 2).flatten(2), output)
 
 
 def test_nothing_is_kept_where_nothing_is_wanted() -> None:

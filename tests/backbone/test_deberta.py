@@ -28,7 +28,7 @@ both_versions = pytest.mark.parametrize("family", ["deberta", "deberta_v2"])
 
 def prefix(model: PreTrainedModel, tokens: int, mask: bool = True) -> Injection:
     facts = facts_of(model.config)
-    shape = (facts.layers, 2, len(IDS), facts.heads, tokens, facts.head_dim)
+    shape = (len(IDS), tokens, facts.prefix_width())
     values = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.double)
     return Injection(torch.full((len(IDS), tokens), mask), prefix=values)
 

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from pipeline.backbone import deberta
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.facts import DEBERTA, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import Injection
+from pipeline.backbone.injection import Injection, split_prefix
 from tests.support.tiny import FAMILIES, PAD_ID, tiny_model
 
 B, T, P = 3, 5, 4
-CACHED = [family for family, (model_type, _) in FAMILIES.items() if model_type not in deberta.FAMILIES]
+CACHED = [family for family, (model_type, _) in FAMILIES.items() if model_type not in DEBERTA]
 
 every_family = pytest.mark.parametrize("family", FAMILIES)
 both_kinds = pytest.mark.parametrize("kind", ["prompt", "prefix"])
@@ -55,7 +54,7 @@ def injection(family: str, kind: str, lengths: tuple[int, ...] = (P, P, P), seed
     if kind == "prompt":
         shape = (len(lengths), P, facts.hidden_size)
         return Injection(mask, prompt=torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_())
-    sizes = (facts.layers, 2, len(lengths), facts.kv_heads, P, facts.head_dim)
+    sizes = (len(lengths), P, facts.prefix_width())
     return Injection(mask, prefix=torch.randn(sizes, generator=generator, dtype=torch.double).requires_grad_())
 
 
@@ -65,7 +64,7 @@ def test_prefix_equals_filled_cache(family: str) -> None:
     given = injection(family, "prefix")
     assert given.prefix is not None
     cache = DynamicCache()
-    for layer, (keys, values) in enumerate(given.prefix):
+    for layer, (keys, values) in enumerate(split_prefix(given.prefix, backbone(family).facts.prefix_layers)):
         cache.update(keys, values, layer)
     seen = torch.cat([given.mask, mask], dim=1)
     options = {} if family == "bloom" else {"position_ids": (torch.arange(P, P + T) + 2 * (family == "roberta"))[None]}
@@ -74,19 +73,23 @@ def test_prefix_equals_filled_cache(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["mistral", "gemma3"])
-def test_sliding_window_counts_the_prefix(family: str) -> None:
-    """Text longer than the window loses sight of the prefix as it would of a generated past."""
-    model = tiny_model(family, sliding_window=3).double()
+def test_every_token_sees_the_prefix_beyond_a_sliding_window(family: str) -> None:
+    """Equal to a filled cache under a mask made by hand, in which the window counts the text's own tokens alone."""
+    layers = {"layer_types": ["sliding_attention"] * 2} if family == "gemma3" else {}
+    model, plain = (tiny_model(family, sliding_window=3, **layers).double() for _ in range(2))
     ids, given = inputs()[0][:1], injection(family, "prefix").select(torch.tensor([0]))
     assert given.prefix is not None
-    cache = DynamicCache(config=model.config)
-    for layer, (keys, values) in enumerate(given.prefix):
+    cache = DynamicCache()
+    for layer, (keys, values) in enumerate(split_prefix(given.prefix, facts_of(model.config).prefix_layers)):
         cache.update(keys, values, layer)
-    assert any(cache.is_sliding)
-    expected = model(input_ids=ids, attention_mask=torch.ones(1, P + T, dtype=torch.long), past_key_values=cache)
+    places = torch.arange(T)
+    distance = places[:, None] - places
+    window = torch.cat([torch.ones(T, P, dtype=torch.bool), (distance >= 0) & (distance < 3)], dim=1)
+    position = (P + places)[None]
+    expected = plain(input_ids=ids, attention_mask=window[None, None], position_ids=position, past_key_values=cache)
     frozen = FrozenBackbone(model, facts_of(model.config))
+    assert (frozen.facts.sliding_window, frozen.facts.sliding_layers) == (3, 2)
     close(frozen(ids, torch.ones_like(ids), given), expected.last_hidden_state)
-    assert (frozen(ids, torch.ones_like(ids), given) - backbone(family)(ids, torch.ones_like(ids), given)).norm() > 0.01
 
 
 @pytest.mark.parametrize("family", CACHED)
@@ -141,10 +144,11 @@ def test_every_layer_and_row_of_the_prefix_gets_a_gradient(family: str) -> None:
     assert given.prefix is not None
     hidden = backbone(family)(ids, mask, given)[mask]
     (gradient,) = torch.autograd.grad((hidden * torch.randn_like(hidden)).sum(), given.prefix)
-    size = gradient.abs().amax(dim=(3, 5)).permute(0, 1, 2, 3)  # [L, 2, B, P]
-    real = given.mask.expand_as(size)
-    assert (size[real] > 0).all()
-    assert (size[~real] == 0).all()
+    for layer in split_prefix(gradient, backbone(family).facts.prefix_layers):
+        for part in layer:
+            size = part.abs().amax(dim=(1, 3))  # [B, P]
+            assert (size[given.mask] > 0).all()
+            assert (size[~given.mask] == 0).all()
 
 
 @every_family
@@ -174,7 +178,7 @@ def test_holes_in_the_injection_do_not_matter(family: str, kind: str) -> None:
         short = Injection(
             mask=torch.ones(1, length, dtype=torch.bool),
             prompt=None if given.prompt is None else given.prompt[row : row + 1, :length],
-            prefix=None if given.prefix is None else given.prefix[:, :, row : row + 1, :, :length],
+            prefix=None if given.prefix is None else given.prefix[row : row + 1, :length],
         )
         alone = backbone(family)(ids[row : row + 1], mask[row : row + 1], short)
         close(alone[0][mask[row]], together[row][mask[row]])

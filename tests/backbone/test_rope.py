@@ -41,7 +41,7 @@ def texts(lengths: list[int]) -> tuple[Tensor, Tensor]:
 def prefix(lengths: list[int]) -> Injection:
     """A prefix of 6 tokens for each row, of which every other row has only 2."""
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(2, 2, 1, 2, 6, 4, generator=generator).expand(-1, -1, len(lengths), -1, -1, -1)
+    states = torch.randn(1, 6, 2 * 2 * 2 * 4, generator=generator).expand(len(lengths), -1, -1)
     mask = torch.ones(len(lengths), 6, dtype=torch.bool)
     mask[torch.tensor(lengths) % 2 == 1, 2:] = False
     return Injection(mask=mask, prefix=states)

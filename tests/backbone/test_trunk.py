@@ -35,7 +35,7 @@ def injection(backbone: FrozenBackbone, kind: str, first_layer: int) -> Injectio
     if kind == "prompt":
         prompt = torch.randn(B, P, facts.hidden_size, generator=generator, dtype=torch.double)
         return Injection(mask, prompt=prompt.requires_grad_())
-    shape = (facts.layers - first_layer, 2, B, facts.kv_heads, P, facts.head_dim)
+    shape = (B, P, facts.prefix_width(first_layer))
     return Injection(mask, prefix=torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_())
 
 
@@ -65,8 +65,9 @@ def by_hand(family: str, given: Injection, first_layer: int) -> Tensor:
         handle.remove()
     place(put)
     if given.prefix is not None:
-        below = given.prefix[:1].expand(first_layer, -1, -1, -1, -1, -1)  # seen by layers whose result is dropped
-        given = given._replace(prefix=torch.cat([below, given.prefix]))
+        width = backbone.facts.prefix_width() // LAYERS
+        below = given.prefix[..., :width].repeat(1, 1, first_layer)  # seen by layers whose result is dropped
+        given = given._replace(prefix=torch.cat([below, given.prefix], dim=-1))
     return backbone(IDS, MASK, given)
 
 

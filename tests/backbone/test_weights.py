@@ -266,5 +266,5 @@ def test_heads_and_old_constants_are_left_out(folder: Path) -> None:
     weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(2)
     save_file(weights, folder / WEIGHTS)
     sources = match_names(tiny_model("llama_gqa"), open_checkpoint(config_of(folder)))
-    assert sources["layers.0.mlp.up_proj.weight"].stored_name == "model.layers.0.mlp.up_proj.weight"
-    assert {source.stored_name for source in sources.values()} == {f"model.{name}" for name in sources}
+    assert sources["layers.0.mlp.up_proj.weight"].names == ["model.layers.0.mlp.up_proj.weight"]
+    assert {name for source in sources.values() for name in source.names} == {f"model.{name}" for name in sources}

@@ -21,7 +21,7 @@ from pipeline.data import tokens
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenize, unknown_warning
-from tests.support.tiny import tiny_tokenizer
+from tests.support.tiny import save_tiny, tiny_tokenizer
 
 TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
 
@@ -275,6 +275,18 @@ def test_a_tokenizer_that_cannot_read_a_text_is_one_line(tmp_path, change):
     file = tmp_path / "tokenizer.json"
     file.write_text(json.dumps(change(json.loads(file.read_text()))))
     with pytest.raises(UserError, match=r"^[^\n]*no tokenizer could be loaded: [^\n]+$"):
+        load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sentencepiece") is not None, reason="sentencepiece is installed")
+@pytest.mark.parametrize("kind", ["LlamaTokenizer", "T5Tokenizer", "XLMRobertaTokenizer"])
+def test_a_sentencepiece_model_alone_asks_for_its_library(kind, tmp_path):
+    save_tiny(tmp_path, "llama")
+    (tmp_path / "tokenizer.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": kind}))
+    for name in ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model"):
+        (tmp_path / name).write_bytes(b"\x0a\x0e\x0a\x05<unk>\x15\x00\x00\x00\x00\x18\x02")
+    with pytest.raises(UserError, match=r"no tokenizer\.json; .* pip install sentencepiece"):
         load_tokenizer(BackboneConfig(name_or_path=str(tmp_path)))
 
 

@@ -16,7 +16,8 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import Injection
+from pipeline.backbone.injection import Injection, split_prefix
+from pipeline.backbone.probe import KeyValueShape
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import MethodConfig
 from pipeline.methods.label_tuning import LabelTuning
@@ -27,12 +28,11 @@ FACTS = BackboneFacts(
     family="llama",
     hidden_size=12,
     layers=3,
-    heads=4,
-    kv_heads=2,
-    head_dim=5,
+    prefix_layers=(KeyValueShape(2, 5, 5),) * 3,
     max_positions=None,
     is_decoder=True,
 )
+[SHAPE] = set(FACTS.prefix_layers)
 MASK = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [1, 0, 0, 0]]).bool()
 
 
@@ -56,8 +56,9 @@ def states() -> Tensor:
 def test_sizes_are_the_papers() -> None:
     """App. A.5: 2 P^2 L H + 3H for LT-prefix, H^2 + 2H for LT-prompt; G D in the place of H with grouped queries."""
     for hidden, layers, tokens in itertools.product((12, 64), (1, 5), (1, 7)):
-        full = replace(FACTS, hidden_size=hidden, layers=layers, heads=4, kv_heads=4, head_dim=hidden // 4)
-        grouped = replace(full, kv_heads=2)
+        four, two = (KeyValueShape(heads, hidden // 4, hidden // 4) for heads in (4, 2))
+        full = replace(FACTS, hidden_size=hidden, layers=layers, prefix_layers=layers * (four,))
+        grouped = replace(full, prefix_layers=layers * (two,))
         prefix, prompt = config_of(name="lt_prefix", head="linear"), config_of(name="lt_prompt", head="linear")
         assert prefix.trainable_count(full, tokens, K) == 2 * tokens**2 * layers * hidden + 3 * hidden
         assert prefix.trainable_count(grouped, tokens, K) == 2 * tokens**2 * layers * (hidden // 2) + 3 * hidden
@@ -72,9 +73,9 @@ SIZES = st.builds(
     family=st.just("llama"),
     hidden_size=st.integers(1, 9),
     layers=st.integers(1, 3),
-    heads=st.just(4),
-    kv_heads=st.integers(1, 3),
-    head_dim=st.integers(1, 4),
+    prefix_layers=st.lists(
+        st.builds(KeyValueShape, st.integers(1, 3), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=3
+    ).map(tuple),
     max_positions=st.none(),
     is_decoder=st.booleans(),
 )
@@ -104,7 +105,7 @@ def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor
     """
     weights = {name: parameter.detach() for name, parameter in method.producer.named_parameters()}
     real = int(MASK[label].sum())
-    result = torch.zeros(FACTS.layers, 2, FACTS.kv_heads, P, FACTS.head_dim, dtype=torch.float64)
+    result = torch.zeros(FACTS.layers, 2, SHAPE.heads, P, SHAPE.key_dim, dtype=torch.float64)
     scores = (
         [
             sum(weights["token_score.weight"][0] * states[label, token]) / math.sqrt(FACTS.hidden_size)
@@ -116,16 +117,16 @@ def prefix_by_hand(method: LabelTuning, pooling: str, label: int, states: Tensor
     if pooling == "softmax":
         total = sum(math.exp(score) for score in scores)
         scores = [math.exp(score) / total for score in scores]
-    sizes = (P, FACTS.layers, 2, FACTS.kv_heads, FACTS.head_dim)
+    sizes = (P, FACTS.layers, 2, SHAPE.heads, SHAPE.key_dim)
     for token, layer, which, head, place in itertools.product(*map(range, sizes)):
-        row = ((layer * 2 + which) * FACTS.kv_heads + head) * FACTS.head_dim + place
+        row = ((layer * 2 + which) * SHAPE.heads + head) * SHAPE.key_dim + place
         if pooling == "tokens":
             state = states[label, token]
             if "down.weight" in weights:
                 state = weights["down.weight"] @ state
             value = weights["expand.weight"][row] @ state
         else:
-            row += token * FACTS.layers * 2 * FACTS.kv_heads * FACTS.head_dim
+            row += token * FACTS.layers * 2 * SHAPE.heads * SHAPE.key_dim
             value = sum(weights["expand.weight"][row, t] * scores[t] for t in range(real))
         result[layer, which, head, token, place] = value
     return result
@@ -136,9 +137,11 @@ def test_prefix_by_definition(pooling: str, rank: int | None) -> None:
     method = method_of(name="lt_prefix", pooling=pooling, rank=rank, init_std=0.5)
     injection = method.inject(states(), MASK)
     assert injection.prompt is None and injection.prefix is not None
-    assert injection.prefix.shape == (FACTS.layers, 2, K, FACTS.kv_heads, P, FACTS.head_dim)
+    assert injection.prefix.shape == (K, P, FACTS.prefix_width())
+    by_layer = split_prefix(injection.prefix, FACTS.prefix_layers)
     for label in range(K):
-        torch.testing.assert_close(injection.prefix[:, :, label], prefix_by_hand(method, pooling, label, states()))
+        found = torch.stack([torch.stack((keys[label], values[label])) for keys, values in by_layer])
+        torch.testing.assert_close(found, prefix_by_hand(method, pooling, label, states()))
     # The map from scores fills all P positions; tokens have their own, and only where there is a token.
     assert torch.equal(injection.mask, MASK if pooling == "tokens" else torch.ones_like(MASK))
 
@@ -177,7 +180,7 @@ def seen(injection: Injection) -> Tensor:
     if injection.prompt is not None:
         return injection.prompt * injection.mask[:, :, None]
     assert injection.prefix is not None
-    return injection.prefix * injection.mask[None, None, :, None, :, None]
+    return injection.prefix * injection.mask[:, :, None]
 
 
 @pytest.mark.parametrize("head", ["linear", "label_aware"])
@@ -207,7 +210,7 @@ class TinyReader:
         rows = TEXTS.repeat_interleave(copies, 0)
         if injection is not None:
             assert not self.alone_only
-            whole = injection.prompt if injection.prefix is None else injection.prefix.movedim(2, 0)
+            whole = injection.prompt if injection.prefix is None else injection.prefix
             rows = rows + whole.flatten(1).mean(1, keepdim=True).sin()
         return rows.tanh()
 
@@ -276,7 +279,7 @@ def values_of(injection: Injection) -> Tensor:
     if injection.prompt is not None:
         return injection.prompt
     assert injection.prefix is not None
-    return injection.prefix.permute(2, 4, 0, 1, 3, 5).flatten(2)
+    return injection.prefix
 
 
 @pytest.mark.parametrize("keys", [{"pooling": "scores"}, {"pooling": "tokens", "rank": 2}, {"name": "lt_prompt"}])

@@ -9,13 +9,15 @@ import pytest
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor
+from transformers import AutoConfig
 
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.config import RunConfig, parse_config
+from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
-from pipeline.methods.limits import readings_per_text, window_warning
+from pipeline.methods.limits import check_injection, readings_per_text, window_warning
 from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
@@ -35,6 +37,11 @@ SLIDING: dict[str, dict[str, Any]] = {
 }
 
 
+PROMPT, PREFIX = (
+    TypeAdapter(AnyMethodConfig).validate_python({"name": name, "tokens": P}) for name in ("prompt", "prefix")
+)
+
+
 def backbone_of(family: str, window: int, layers: int = 2, **keys: Any) -> FrozenBackbone:
     if "layer_types" in keys:
         keys["layer_types"] = keys["layer_types"][:layers]
@@ -47,7 +54,7 @@ def states_that_depend_on(backbone: FrozenBackbone, slot: int, kind: str) -> lis
     facts = backbone.facts
     torch.manual_seed(0)
     ids = torch.randint(4, 300, (1, T))
-    shape = (facts.layers, 2, 1, facts.kv_heads, P, facts.head_dim) if kind == "prefix" else (1, P, facts.hidden_size)
+    shape = (1, P, facts.prefix_width() if kind == "prefix" else facts.hidden_size)
     first = torch.randn(shape, dtype=torch.float64)
     second = first.clone()
     place: Any = (..., slot, slice(None))
@@ -66,24 +73,21 @@ def states_that_depend_on(backbone: FrozenBackbone, slot: int, kind: str) -> lis
 @pytest.mark.parametrize("window", [2, 4, 6])
 @pytest.mark.parametrize("layers", [1, 2])
 def test_the_rule_is_what_the_models_do(family: str, window: int, layers: int, kind: str) -> None:
-    """A state depends on what lies up to L * (W - 1) positions before it, the injected positions counted.
-
-    Of a prefix, on those slots alone that the first token of the text can see: slots do not read one another.
-    """
+    """A state depends on the prompt that lies up to L * (W - 1) positions before it, and on every slot of a prefix."""
     backbone = backbone_of(family, window, layers, **SLIDING[family])
     assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (window, layers)
     for slot in range(P):
-        seen = kind == "prompt" or P - slot <= window - 1
-        reached = [seen and P + token - slot <= layers * (window - 1) for token in range(T)]
+        reached = [kind == "prefix" or P + token - slot <= layers * (window - 1) for token in range(T)]
         assert states_that_depend_on(backbone, slot, kind) == reached
 
 
 @pytest.mark.parametrize("window", range(2, T + P + 3))
 def test_it_is_said_exactly_where_the_last_token_misses_some_or_all(window: int) -> None:
     backbone = backbone_of("mistral", window, 1)
-    depends = [states_that_depend_on(backbone, slot, "prefix")[-1] for slot in range(P)]
+    depends = [states_that_depend_on(backbone, slot, "prompt")[-1] for slot in range(P)]
     config = tiny_config_with(max_length=T)
-    said = window_warning(backbone.facts, P, config.data.max_length)
+    said = window_warning(PROMPT, backbone.facts, P, config.data.max_length)
+    assert window_warning(PREFIX, backbone.facts, P, config.data.max_length) is None
     assert (said is None) == all(depends)
     assert ("as if nothing were injected" in (said or "")) == (not any(depends))
 
@@ -91,8 +95,8 @@ def test_it_is_said_exactly_where_the_last_token_misses_some_or_all(window: int)
 def test_with_one_layer_that_sees_all_something_is_left() -> None:
     backbone = backbone_of("gemma2", 2, layer_types=["sliding_attention", "full_attention"])
     assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (2, 1)
-    assert all(states_that_depend_on(backbone, 0, "prefix"))
-    said = window_warning(backbone.facts, P, T)
+    assert all(states_that_depend_on(backbone, 0, "prompt"))
+    said = window_warning(PROMPT, backbone.facts, P, T)
     assert said is not None and "in 1 of 2 layers" in said and "as if nothing" not in said
 
 
@@ -107,19 +111,19 @@ def test_with_one_layer_that_sees_all_something_is_left() -> None:
 )
 def test_no_window_no_words(family: str, keys: dict[str, Any]) -> None:
     facts = facts_of(tiny_model(family, **keys).config)
-    assert facts.sliding_window is None and window_warning(facts, P, 99) is None
+    assert facts.sliding_window is None and window_warning(PROMPT, facts, P, 99) is None
 
 
 def test_what_is_said_tells_what_to_do() -> None:
     facts = replace(facts_of(tiny_model("mistral").config), sliding_window=64, sliding_layers=2)
-    assert window_warning(facts, 2, 62) is None
-    assert window_warning(facts, 0, 99) is None, "nothing is injected"
-    said = window_warning(facts, 2, 63)
+    assert window_warning(PROMPT, facts, 2, 62) is None
+    assert window_warning(PROMPT, facts, 0, 99) is None, "nothing is injected"
+    said = window_warning(PROMPT, facts, 2, 63)
     assert said == (
         "a sliding window of 64 positions in all layers is shorter than 2 injected tokens and data.max_length=63: "
         "texts of more than 62 tokens are read with a part of them hidden; set data.max_length to 62 or less"
     )
-    assert "take a backbone with a wider window" in str(window_warning(facts, 64, 5))
+    assert "take a backbone with a wider window" in str(window_warning(PROMPT, facts, 64, 5))
 
 
 def tiny_config_with(**data: Any) -> RunConfig:
@@ -128,7 +132,7 @@ def tiny_config_with(**data: Any) -> RunConfig:
             "run": {"dir": "run"},
             "backbone": {"name_or_path": "none"},
             "data": {"train": "none.tsv"} | data,
-            "method": {"name": "prefix", "tokens": P},
+            "method": {"name": "prompt", "tokens": P},
         }
     )
 
@@ -139,7 +143,7 @@ def test_dry_run_training_and_evaluation_say_it(
     save_tiny(tmp_path / "backbone", "mistral", sliding_window=8)
     training = {"max_steps": 1, "batch_size": 4}
     config = tiny_config(
-        tmp_path, method={"name": "prefix", "tokens": 3}, train=training, logging={"trackers": ["jsonl"]}
+        tmp_path, method={"name": "prompt", "tokens": 3}, train=training, logging={"trackers": ["jsonl"]}
     )
     said = "a sliding window of 8 positions in all layers is shorter than 3 injected tokens and data.max_length=64"
     plan(config)
@@ -150,6 +154,15 @@ def test_dry_run_training_and_evaluation_say_it(
         train(config)
         evaluate(config)
     assert f"train: {said}" in caplog.text and f"evaluate: {said}" in caplog.text
+
+
+def test_a_backbone_that_takes_no_prefix_is_refused_for_prefix_methods_alone() -> None:
+    sizes = {"vocab_size": 320, "hidden_size": 16, "num_hidden_layers": 2, "state_size": 8}
+    facts = facts_of(AutoConfig.for_model("mamba", **sizes))
+    with pytest.raises(UserError, match=r"method prefix injects a prefix, .* takes none: mamba has no attention"):
+        check_injection(PREFIX, facts)
+    check_injection(PROMPT, facts)
+    check_injection(PREFIX, facts_of(tiny_model("bert").config))
 
 
 @pytest.mark.parametrize("candidates", [1, 2, K])

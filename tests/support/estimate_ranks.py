@@ -28,14 +28,15 @@ class Prefixed(nn.Module):
         super().__init__()
         facts = backbone.facts
         self.backbone = backbone
-        self.start = nn.Parameter(torch.randn(INJECTED_TOKENS, facts.head_dim))
+        self.start = nn.Parameter(torch.randn(INJECTED_TOKENS, facts.prefix_layers[0].key_dim))
 
     def forward(self, ids: Tensor) -> Tensor:
         """[B, T] -> one number"""
         facts = self.backbone.facts
-        shape = (facts.layers, 2, len(ids), facts.kv_heads, *self.start.shape)
+        times = facts.prefix_width() // self.start.shape[1]
         mask = torch.ones(len(ids), INJECTED_TOKENS, dtype=torch.bool)
-        hidden = self.backbone(ids, torch.ones_like(ids), Injection(mask=mask, prefix=self.start.expand(shape)))
+        prefix = self.start.repeat(1, times).expand(len(ids), -1, -1)
+        hidden = self.backbone(ids, torch.ones_like(ids), Injection(mask=mask, prefix=prefix))
         return hidden.float().square().mean()
 
 

@@ -43,16 +43,13 @@ class Injected(nn.Module):
         model = tiny_model(family)
         facts = facts_of(model.config)
         self.backbone = FrozenBackbone(model, facts, gradient_checkpointing=checkpointing)
-        self.kind, self.first_layer, layers = kind, first_layer, facts.layers - first_layer
-        shape = (P, facts.hidden_size) if kind == "prompt" else (layers, 2, facts.kv_heads, P, facts.head_dim)
+        self.kind, self.first_layer = kind, first_layer
+        shape = (P, facts.hidden_size if kind == "prompt" else facts.prefix_width(first_layer))
         self.injected = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, ids: Tensor) -> Tensor:
         mask = torch.ones(B, P, dtype=torch.bool)
-        if self.kind == "prompt":
-            injection = Injection(mask, prompt=self.injected.expand(B, -1, -1))
-        else:
-            injection = Injection(mask, prefix=self.injected[:, :, None].expand(-1, -1, B, -1, -1, -1))
+        injection = Injection(mask, **{self.kind: self.injected.expand(B, -1, -1)})
         seen = torch.ones_like(ids)
         trunk = self.backbone.trunk(ids, seen, self.first_layer) if self.first_layer else None
         return self.backbone(ids, seen, injection, trunk=trunk).pow(2).mean()

@@ -24,6 +24,11 @@ CPU = torch.device("cpu")
 GLOBAL_BATCH = 12  # divides by every world size
 CASES = [("llama_gqa", "int8", "float32"), ("llama_gqa", "int8", "bfloat16"), ("gpt2", "int8", "float32")]
 CASES += [("gpt2", "none", "float32"), ("bert", "int8_weight_only", "float32")]
+MIXTURES = [("qwen3_moe", "int8", "float32"), ("gpt_oss", "int8", "float32"), ("mixtral", "none", "float32")]
+"""Of experts: on one rank and on two."""
+
+
+TRAINED = ("llama_gqa", "qwen3_moe")
 
 
 class Prompted(nn.Module):
@@ -54,8 +59,9 @@ def check_world(folder: Path) -> dict[str, Any]:
     """All checks of one world."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", FutureWarning)  # DeepSpeed's use of torch.distributed
-    results: dict[str, Any] = {"losses": train(folder) if dist.get_world_size() < 3 else []}
-    for family, quantization, dtype in CASES:
+    few = dist.get_world_size() < 3
+    results: dict[str, Any] = {"losses": {name: train(folder / name) for name in TRAINED} if few else {}}
+    for family, quantization, dtype in CASES + (MIXTURES if few else []):
         results[f"{family} {quantization} {dtype}"] = compare(folder, family, quantization, dtype)
     results["small"] = smallest_tensors()
     results["faults"] = {name: message_of(folder / name) for name in faulty_checkpoints(folder)}
@@ -86,6 +92,8 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
     ]
     freed = gathered_elements(engine.module.backbone) == 0
     integers = all(p.dtype == torch.int8 for _, layer in quantized(sharded) for p in [layer.weight])
+    experts = [p for p in sharded.parameters() if p.ds_shape is not None and len(p.ds_shape) == 3]
+    integers &= all((p.dtype == torch.int8) == (quantization != "none") for p in experts)
     return {
         "each rank holds its share": at_rest,
         "forward is equal bit for bit": torch.equal(expected, scores),
@@ -101,10 +109,10 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
     }
 
 
-def train(folder: Path) -> list[float]:
-    """Loss of 20 steps on fixed batches, averaged over ranks."""
+def train(backbone_folder: Path) -> list[float]:
+    """Loss of 20 steps on fixed batches, averaged over ranks. Of a mixture, ranks send their texts to other experts."""
     world, rank = dist.get_world_size(), dist.get_rank()
-    config = BackboneConfig(name_or_path=str(folder / "llama_gqa"), quantization="int8", dtype="float32")
+    config = BackboneConfig(name_or_path=str(backbone_folder), quantization="int8", dtype="float32")
     settings = zero_config("float32", GLOBAL_BATCH // world)
     backbone = load_backbone(config, zero_config=settings, device=CPU, ranks=ranks())
     engine = start_engine(Prompted(backbone), "float32", GLOBAL_BATCH // world)

@@ -78,6 +78,9 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
+
+
 def tiny_model(family: str, task: Any = AutoModel, **overrides: Any) -> PreTrainedModel:
     """The base model (no head) of a FAMILIES entry with fixed random weights, in float32 and eval mode.
 

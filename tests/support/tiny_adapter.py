@@ -4,9 +4,10 @@ import torch
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.probe import KeyValueShape
 from pipeline.config import RunConfig, parse_config
 
-FACTS = BackboneFacts("llama", 16, 2, 4, 2, 4, 128, True)
+FACTS = BackboneFacts("llama", 16, 2, (KeyValueShape(2, 4, 4),) * 2, 128, True)
 LABELS = LabelStates(
     names=["sport", "a|b <x>"],
     hypotheses=["This text is about sport.", "This text is about `a|b`."],

@@ -1,0 +1,116 @@
+"""Mixtures of experts whose weights, one matrix per expert in a parameter of three dimensions, are kept in 8 bits.
+
+As in `QuantizedLinear`, the codes are an integer parameter, which ZeRO-3 partitions and gathers as it is, and the
+scales are bit patterns in a buffer. An expert's matrix is dequantized when it is multiplied with the tokens that were
+sent to it, and again in backward: neither is kept. No collective depends on which experts a rank's texts hit.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from transformers.integrations.moe import ExpertsInterface
+
+from pipeline.backbone.int8 import QuantizedLinear
+
+IMPLEMENTATION, WITHOUT_CONTENTS = "ltune", "ltune_without_contents"
+MATRICES = ("gate_up_proj", "up_proj", "down_proj")
+
+
+class ExpertWeights:
+    """One of an experts module's parameters [E, out, in], or [E, in, out], made ready for int8 codes.
+
+    The module keeps its class, which says how an expert's gate works. The loader fills the codes and `scale_bits`.
+    """
+
+    def __init__(self, module: Any, name: str) -> None:
+        self._module, self._name, self._transposed = module, name, module.is_transposed
+        shape = getattr(module, name).shape
+        codes = torch.empty(shape, dtype=torch.int8, device="meta")
+        setattr(module, name, nn.Parameter(codes, requires_grad=False))
+        outputs = shape[-1] if self._transposed else shape[-2]
+        bits = torch.zeros(shape[0], outputs, dtype=torch.int32, device="meta")
+        module.register_buffer(_bits_name(name), bits)
+
+    @property
+    def scale_bits(self) -> Tensor:
+        """[E, out] int32"""
+        bits: Tensor = getattr(self._module, _bits_name(self._name))
+        return bits
+
+    def quantize(self, experts: Tensor) -> tuple[Tensor, Tensor]:
+        """Matrices of some experts, as they are stored -> their codes, and their scales [E', out] as int32 bits."""
+        rows = experts.transpose(1, 2) if self._transposed else experts
+        codes, bits = QuantizedLinear.quantize(rows.reshape(-1, rows.shape[-1]))
+        codes = codes.view(rows.shape)
+        return codes.transpose(1, 2) if self._transposed else codes, bits.view(rows.shape[:2])
+
+
+def expert_weights(module: nn.Module) -> list[str]:
+    """Names of the parameters of an experts module that transformers lets be run in another way; of others none."""
+    if not hasattr(module, "is_transposed") or getattr(module, "has_post_expert_norm", False):
+        return []
+    return [name for name, tensor in module.named_parameters(recurse=False) if name in MATRICES and tensor.ndim == 3]
+
+
+def run_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """Tokens [R, H], each sent to k experts [R, k] with weights [R, k] -> [R, H]."""
+    output = torch.zeros_like(hidden)
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    for expert in top_k_index.unique().tolist():
+        if expert >= module.num_experts:  # tokens that were sent nowhere
+            continue
+        tokens, place = torch.where(top_k_index == expert)
+        inner = _Multiply.apply(hidden[tokens], module, up, expert)
+        inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+        found = _Multiply.apply(inner, module, "down_proj", expert)
+        output = output.index_add(0, tokens, (found * top_k_weights[tokens, place, None]).to(output.dtype))
+    return output
+
+
+def run_first_expert(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """As many products as `run_experts` makes, all with the first expert: for tensors without contents.
+
+    Notes how many experts a token is sent to as `module.chosen`.
+    """
+    module.chosen = top_k_index.shape[-1]
+    up = "gate_up_proj" if module.has_gate else "up_proj"
+    inner = _Multiply.apply(hidden.repeat_interleave(module.chosen, 0), module, up, 0)
+    inner = module._apply_gate(inner) if module.has_gate else module.act_fn(inner)
+    found = _Multiply.apply(inner, module, "down_proj", 0) * top_k_weights.reshape(-1, 1)
+    return found.view(len(hidden), module.chosen, -1).sum(1).to(hidden.dtype)
+
+
+class _Multiply(torch.autograd.Function):
+    """An expert's linear layer. Keeps the module for backward, not its weight."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, module: Any, name: str, expert: int) -> Tensor:
+        ctx.of = module, name, expert
+        product = rows @ _matrix(module, name, expert, rows.dtype).t()
+        return product + getattr(module, f"{name}_bias")[expert].to(rows.dtype) if module.has_bias else product
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
+        module, name, expert = ctx.of
+        return grad_output @ _matrix(module, name, expert, grad_output.dtype), None, None, None
+
+
+def _matrix(module: Any, name: str, expert: int, dtype: torch.dtype) -> Tensor:
+    """[out, in]"""
+    stored = getattr(module, name).data[expert]
+    matrix = (stored.t() if module.is_transposed else stored).to(dtype)
+    if stored.dtype != torch.int8:
+        return matrix
+    scales = getattr(module, _bits_name(name))[expert].view(torch.float32)
+    return matrix * (scales * (1.0 / 127.0)).unsqueeze(1).to(dtype)
+
+
+def _bits_name(name: str) -> str:
+    return f"{name}_scale_bits"
+
+
+ExpertsInterface.register(IMPLEMENTATION, run_experts)
+ExpertsInterface.register(WITHOUT_CONTENTS, run_first_expert)
