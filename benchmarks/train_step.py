@@ -113,8 +113,7 @@ def tuned(backbone: FrozenBackbone, options: argparse.Namespace, first_layer: in
 
 def floor(backbone: FrozenBackbone, options: argparse.Namespace) -> Step:
     facts, rows = backbone.facts, options.texts * options.labels
-    shape = (facts.layers, 2, rows, facts.kv_heads, HYPOTHESIS_TOKENS, facts.head_dim)
-    prefix = torch.randn(shape).mul(0.02).requires_grad_()
+    prefix = torch.randn(rows, HYPOTHESIS_TOKENS, facts.prefix_width()).mul(0.02).requires_grad_()
     injection = Injection(torch.ones(rows, HYPOTHESIS_TOKENS, dtype=torch.bool), prefix=prefix)
     ids = torch.randint(1, facts.vocab_size, (rows, options.tokens))
 

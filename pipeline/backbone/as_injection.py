@@ -1,33 +1,10 @@
 """A hypothesis as the backbone reads it, in the form of an injection: what an injection can start from."""
 
-from typing import Literal, NamedTuple
-
 from torch import Tensor, nn
 
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, KeysValues, join_prefix
-from pipeline.core.errors import UserError
-
-
-class Form(NamedTuple):
-    """How an injection enters the backbone."""
-
-    kind: Literal["prompt", "prefix"]
-    first_layer: int = 0
-    """The lowest layer that reads it, from 0."""
-
-    def width(self, facts: BackboneFacts) -> int:
-        """W: numbers per token. Raises UserError where the backbone has no such layer."""
-        if self.first_layer >= facts.layers:
-            raise UserError(
-                f"method.first_layer={self.first_layer}: the backbone has only layers 0 to {facts.layers - 1}, of "
-                "those that it reads (backbone.layers)"
-            )
-        return facts.hidden_size if self.kind == "prompt" else facts.prefix_width(self.first_layer)
-
-    def __str__(self) -> str:
-        return self.kind if self.first_layer == 0 else f"{self.kind} from layer {self.first_layer}"
 
 
 class AsInjection(nn.Module):

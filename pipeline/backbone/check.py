@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from pipeline.backbone.as_injection import AsInjection, Form
+from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.carriers import Carrier
-from pipeline.backbone.facts import BackboneFacts, prefix_refusal
+from pipeline.backbone.facts import BackboneFacts, Form, prefix_refusal
 from pipeline.backbone.injection import Injection, KeysValues
 from pipeline.backbone.probe import cache_argument, probe
 from pipeline.backbone.weights import first_line

@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from transformers import PreTrainedConfig
 
-from pipeline.backbone.probe import KeyValueShape, Probe, probe
+from pipeline.backbone.injection import KeyValueShape
+from pipeline.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pipeline.backbone.probe import Probe
 
 CarrierName = Literal["cache", "attention", "deberta"]
 PrefixLayers = tuple[KeyValueShape | None, ...]
@@ -65,11 +69,33 @@ class BackboneFacts:
         return sum(shape.width for shape in self.prefix_layers[first_layer:] if shape is not None)
 
 
+class Form(NamedTuple):
+    """How an injection enters the backbone."""
+
+    kind: Literal["prompt", "prefix"]
+    first_layer: int = 0
+    """The lowest layer that reads it, from 0."""
+
+    def width(self, facts: BackboneFacts) -> int:
+        """W: numbers per token. Raises UserError where the backbone has no such layer."""
+        if self.first_layer >= facts.layers:
+            raise UserError(
+                f"method.first_layer={self.first_layer}: the backbone has only layers 0 to {facts.layers - 1}, of "
+                "those that it reads (backbone.layers)"
+            )
+        return facts.hidden_size if self.kind == "prompt" else facts.prefix_width(self.first_layer)
+
+    def __str__(self) -> str:
+        return self.kind if self.first_layer == 0 else f"{self.kind} from layer {self.first_layer}"
+
+
 def facts_of(config: PreTrainedConfig) -> BackboneFacts:
     """Facts of the base model (without head) that AutoModel builds from a transformers config.
 
     Raises UserError for a model that does not read plain text, such as one of images.
     """
+    from pipeline.backbone.probe import probe  # late: it takes two seconds, and a config is read without it
+
     found = probe(config)
     carrier = _carrier(config, found)
     windows = [attention.window for attention in found.attended if attention.window is not None]
@@ -97,7 +123,7 @@ def prefix_refusal(facts: BackboneFacts) -> str | None:
     )
 
 
-def _carrier(config: PreTrainedConfig, found: Probe) -> CarrierName | None:
+def _carrier(config: PreTrainedConfig, found: "Probe") -> CarrierName | None:
     """The cache, in a model whose every layer fills it and sees all of it; else the attention function."""
     if config.model_type in DEBERTA:
         return "deberta"
@@ -112,7 +138,7 @@ def _carrier(config: PreTrainedConfig, found: Probe) -> CarrierName | None:
     return "cache" if fills_all else None
 
 
-def _prefix_layers(config: PreTrainedConfig, found: Probe, carrier: CarrierName | None) -> PrefixLayers:
+def _prefix_layers(config: PreTrainedConfig, found: "Probe", carrier: CarrierName | None) -> PrefixLayers:
     layers: int = config.num_hidden_layers
     match carrier:
         case "cache":
@@ -127,7 +153,7 @@ def _prefix_layers(config: PreTrainedConfig, found: Probe, carrier: CarrierName 
     return ()
 
 
-def _max_positions(config: PreTrainedConfig, found: Probe) -> int | None:
+def _max_positions(config: PreTrainedConfig, found: "Probe") -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or config.model_type in ALIBI or getattr(config, "alibi", False):
         return None

@@ -1,17 +1,37 @@
 """What a tuning method puts into the backbone."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
-
-from pipeline.backbone.probe import KeyValueShape
 
 KeysValues = list[tuple[Tensor, Tensor]]
 """Keys [B, G, T, D] and values [B, G, T, D'] of the tokens of a text or prefix, layer by layer."""
 NO_TOKEN = -100
 """Fills up the shorter rows of continuations: tokens that are read behind a text."""
+
+
+@dataclass(frozen=True)
+class KeyValueShape:
+    """Of one layer's keys [B, G, T, D] and values [B, G, T, D']. Layers may differ."""
+
+    heads: int
+    """G"""
+    key_dim: int
+    """D"""
+    value_dim: int
+    """D', as a rule D."""
+
+    @property
+    def width(self) -> int:
+        """Numbers in one token's keys and values."""
+        return self.heads * (self.key_dim + self.value_dim)
+
+    @classmethod
+    def of(cls, keys: Tensor, values: Tensor) -> Self:
+        return cls(keys.shape[1], keys.shape[-1], values.shape[-1])
 
 
 class Injection(NamedTuple):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field
 from inspect import signature
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import sdpa_mask
 
+from pipeline.backbone.injection import KeyValueShape
 from pipeline.core.errors import UserError
 
 TOKENS = 3
@@ -38,27 +39,6 @@ FAR = 2**18
 """Positions among which a window shows, in the middle: longer ones hide nothing from any text that is read here."""
 SPY = "ltune_spy"
 _KNOWN: dict[tuple[type, str], "Probe"] = {}
-
-
-@dataclass(frozen=True)
-class KeyValueShape:
-    """Of one layer's keys [B, G, T, D] and values [B, G, T, D']. Layers may differ."""
-
-    heads: int
-    """G"""
-    key_dim: int
-    """D"""
-    value_dim: int
-    """D', as a rule D."""
-
-    @property
-    def width(self) -> int:
-        """Numbers in one token's keys and values."""
-        return self.heads * (self.key_dim + self.value_dim)
-
-    @classmethod
-    def of(cls, keys: Tensor, values: Tensor) -> Self:
-        return cls(keys.shape[1], keys.shape[-1], values.shape[-1])
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import Form
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.settings import Settings
 

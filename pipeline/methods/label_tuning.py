@@ -9,8 +9,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import Form
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod

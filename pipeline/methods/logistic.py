@@ -13,8 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.optimize import minimize
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from pipeline.methods.base import Reading, Readings
@@ -132,6 +130,8 @@ def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: 
     """
     if validation is not None:
         return _best(train, validation, cs, priors).found
+    from sklearn.model_selection import StratifiedKFold  # late: it takes a second, and most commands fit nothing
+
     smallest = int(np.unique(train.labels.numpy(), return_counts=True)[1].min())
     if smallest < 2:
         return fit(train, cs[0], use_prior=priors[0])
@@ -176,6 +176,8 @@ def _quality(found: Fit, texts: Texts) -> tuple[float, float]:
 
 def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) -> Fit:
     """The minimum, sought from `start`, or from zero, by L-BFGS."""
+    from scipy.optimize import minimize
+
     count, width = texts.prior.shape[1], texts.states.shape[1]
     penalty = 1 / (c * len(texts.labels))
 

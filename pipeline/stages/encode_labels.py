@@ -7,9 +7,9 @@ from pathlib import Path
 from torch import nn
 
 from pipeline.adapter.label_states import NAMES_FILE, START_PART, LabelStates, label_artefact, read_hypotheses
-from pipeline.backbone.as_injection import AsInjection, Form
+from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import CHECK_PART, check_reading
-from pipeline.backbone.facts import TESTED
+from pipeline.backbone.facts import TESTED, Form
 from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir

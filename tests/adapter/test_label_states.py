@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pipeline.adapter.label_states import NAMES_FILE, STATES_FILE, LabelStates, read_hypotheses
-from pipeline.backbone.as_injection import AsInjection, Form
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.as_injection import AsInjection
+from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.core.errors import UserError
 from tests.support.tiny import tiny_model

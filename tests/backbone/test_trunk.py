@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.backbone.as_injection import AsInjection, Form
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.as_injection import AsInjection
+from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.trunk import layers_of

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, T5Config
+from transformers import AutoConfig, BartConfig
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.cli import main
@@ -105,7 +105,7 @@ def test_a_run_directory_that_cannot_be_made(folder: Path, capsys: pytest.Captur
 @pytest.mark.parametrize(
     ("config", "word"),
     [
-        (T5Config(d_model=16, num_layers=1, num_heads=2, vocab_size=320), "encoder-decoder"),
+        (BartConfig(d_model=16, encoder_layers=1, decoder_layers=1, vocab_size=320), "encoder-decoder"),
         (AutoConfig.for_model("vit", hidden_size=16, num_hidden_layers=1, num_attention_heads=2), "vision"),
     ],
     ids=["encoder-decoder", "vision"],

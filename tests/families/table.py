@@ -4,7 +4,8 @@ import torch
 
 from pipeline.backbone.experts import expert_weights
 from pipeline.backbone.facts import TESTED, facts_of
-from pipeline.backbone.probe import KeyValueShape, empty_model
+from pipeline.backbone.injection import KeyValueShape
+from pipeline.backbone.probe import empty_model
 from tests.families.models import SAMPLE, TYPES, WITHOUT_PROMPT, config_of
 
 HEAD = "| `model_type` | reads | prompt | prefix by | int8 | tried |\n|---|---|---|---|---|---|\n"

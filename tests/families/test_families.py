@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
-from pipeline.backbone.as_injection import AsInjection, Form
+from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import PASSED, check_reading
 from pipeline.backbone.config import BackboneConfig, Quantization
 from pipeline.backbone.experts import _matrix, expert_weights
-from pipeline.backbone.facts import facts_of
+from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
 from pipeline.backbone.int8 import QuantizedLinear

@@ -19,7 +19,8 @@ from pipeline.methods.heads import FittedHead, state_similarity
 from pipeline.methods.label_tuning import FittedLabelTuning
 from pipeline.methods.logistic import Fit
 from pipeline.stages.run import run
-from tests.methods.test_label_tuning import FACTS, MASK, TEXTS, K, TinyReader, config_of, method_of, read, states
+from tests.methods.test_label_tuning import FACTS, MASK, K, config_of, method_of, states
+from tests.methods.test_shortlist import TEXTS, TinyReader, read
 from tests.support.tiny_run import tiny_config
 
 H = FACTS.hidden_size

@@ -4,7 +4,7 @@ import torch
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.probe import KeyValueShape
+from pipeline.backbone.injection import KeyValueShape
 from pipeline.config import RunConfig, parse_config
 
 FACTS = BackboneFacts("llama", 16, 2, (KeyValueShape(2, 4, 4),) * 2, 128, True)
