@@ -27,7 +27,8 @@ def committed() -> list[Path]:
 def test_no_file_holds_a_minified_library() -> None:
     files = committed()
     assert len(files) > 100 and EXAMPLE in files
-    longest = {str(file): max(map(len, file.read_bytes().split(b"\n"))) for file in files}
+    written = [file for file in files if file.suffix != ".png"]
+    longest = {str(file): max(map(len, file.read_bytes().split(b"\n"))) for file in written}
     assert {name: length for name, length in longest.items() if length > LONGEST_LINE} == {}
 
 

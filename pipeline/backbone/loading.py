@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, Protocol
 
 import torch
@@ -242,9 +242,15 @@ def _share_scales(keepers: list[Quantized]) -> None:
         keeper.scale_bits.copy_(own.view_as(keeper.scale_bits))
 
 
+@lru_cache
+def say_kernel(name: str) -> None:
+    """Once per process, not in each of its stages."""
+    logger.info("backbone: attention by %s", name)
+
+
 def _report(model: PreTrainedModel, config: BackboneConfig, keepers: dict[str, Quantized]) -> None:
-    """Says once what computes attention, what was quantized, and what was not, if anything was."""
-    logger.info("attention by %s", model.config._attn_implementation)
+    """Says what computes attention, what was quantized, and what was not, if anything was."""
+    say_kernel(model.config._attn_implementation)
     if not keepers:
         return
     patterns = Counter((name in keepers, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())

@@ -18,7 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelF
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
-from pipeline.backbone.loading import load_backbone, open_alike
+from pipeline.backbone.loading import load_backbone, open_alike, say_kernel
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
@@ -158,13 +158,17 @@ def test_config_without_a_base_model(tmp_path: Path) -> None:
 
 def test_the_attention_kernel_is_chosen_checked_and_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     save_tiny(tmp_path, "llama_gqa")
+    say_kernel.cache_clear()
     results = []
-    for attention in ("auto", "sdpa", "eager"):
-        with caplog.at_level(logging.INFO, "pipeline"):
+    with caplog.at_level(logging.INFO, "pipeline"):
+        for attention in ("auto", "sdpa", "eager"):
             model = load(tmp_path, attention=attention)
-        assert caplog.messages[-1] == f"attention by {'sdpa' if attention == 'auto' else attention}"
-        with torch.no_grad():
-            results.append(model(IDS).last_hidden_state)
+            with torch.no_grad():
+                results.append(model(IDS).last_hidden_state)
+    assert [line for line in caplog.messages if "attention" in line] == [
+        "backbone: attention by sdpa",
+        "backbone: attention by eager",
+    ]
     assert torch.equal(results[0], results[1]) and not torch.equal(results[1], results[2])
     torch.testing.assert_close(results[2], results[1])
     with pytest.raises(UserError, match=r"^backbone\.attention=flash_attention_2: .*; set auto$"):
