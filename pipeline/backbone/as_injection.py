@@ -29,12 +29,12 @@ class AsInjection(nn.Module):
         if self.form is None or injection is not None:
             return self.backbone(input_ids, attention_mask, injection), None
         first_layer = self.form.first_layer
-        if self.form.kind == "prompt":
+        if self.form.kind == "prompt" and first_layer == 0:
             embed = self.backbone.model.get_input_embeddings()
-            states = self.backbone(input_ids, attention_mask)
-            if first_layer == 0:
-                return states, embed(input_ids)
-            return states, self.backbone.trunk(input_ids, attention_mask, first_layer).states
+            return self.backbone(input_ids, attention_mask), embed(input_ids)
+        if self.form.kind == "prompt":
+            trunk = self.backbone.trunk(input_ids, attention_mask, first_layer)
+            return self.backbone(input_ids, attention_mask, trunk=trunk), trunk.states
         layers: KeysValues = []
         hidden = self.backbone(input_ids, attention_mask, keep=layers)
         above = [layer for layer in self.backbone.facts.prefix_layers[first_layer:] if layer is not None]

@@ -78,9 +78,7 @@ class FrozenBackbone(nn.Module):
             # Behind a trunk the prompt enters later: at the embeddings it only keeps its place.
             prompt = injection.prompt if trunk is None else injection.prompt.detach()
             tokens, mask = self._behind_prompt(tokens, mask, prompt, injection.mask)
-        # Real tokens first. Relative positions (DeBERTa) and sliding windows count places, so padding inside would be
-        # seen; and padding before the text has nothing to attend to, which eager attention can turn into NaN.
-        order = mask.logical_not().int().argsort(dim=1, stable=True)
+        order = _real_first(mask)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
         with self._reading_on(trunk, injection, order):
             first_layer = 0 if trunk is None else trunk.first_layer
@@ -93,8 +91,7 @@ class FrozenBackbone(nn.Module):
         """The texts as the layers below `first_layer` read them, without a gradient. Arguments as for `forward`."""
         with torch.no_grad(), self.split.lower(first_layer) as found:
             self(input_ids, attention_mask, token_type_ids=token_type_ids)
-        order = attention_mask.bool().logical_not().int().argsort(dim=1, stable=True)
-        return Trunk(first_layer, _take(found[0], order.argsort(dim=1)))
+        return Trunk(first_layer, _take(found[0], _real_first(attention_mask.bool()).argsort(dim=1)))
 
     @property
     def split(self) -> Split:
@@ -181,6 +178,15 @@ class FrozenBackbone(nn.Module):
         for name, value in saved.items():
             owner, _, leaf = name.rpartition(".")
             setattr(self.model.get_submodule(owner), leaf, value.to(self.model.get_buffer(name).device))
+
+
+def _real_first(mask: Tensor) -> Tensor:
+    """Places [B, S] that put the real tokens of each row of a mask [B, S] first.
+
+    Relative positions (DeBERTa) and sliding windows count places, so padding inside would be seen; and padding before
+    the text has nothing to attend to, which eager attention can turn into NaN.
+    """
+    return mask.logical_not().int().argsort(dim=1, stable=True)
 
 
 def _take(sequence: Tensor, places: Tensor) -> Tensor:

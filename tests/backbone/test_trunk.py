@@ -135,7 +135,8 @@ def test_padding_side_does_not_matter(side: str) -> None:
 def test_decoders_start_as_behind_the_hypothesis_in_the_upper_layers(family: str) -> None:
     """A prompt that starts from the hypothesis is its states where the first layer with an injection gets them."""
     backbone, ids = backbone_of(family), torch.tensor([[11, 12, 13, 14]]).expand(B, -1)
-    _, start = AsInjection(backbone, Form("prompt", 1))(ids, torch.ones_like(ids))
+    states, start = AsInjection(backbone, Form("prompt", 1))(ids, torch.ones_like(ids))
+    assert torch.equal(states, backbone(ids, torch.ones_like(ids)))
     assert start is not None and torch.equal(start, backbone.trunk(ids, torch.ones_like(ids), 1).states)
     _, start = AsInjection(backbone, Form("prefix", 2))(ids, torch.ones_like(ids))
     _, whole = AsInjection(backbone, Form("prefix"))(ids, torch.ones_like(ids))
