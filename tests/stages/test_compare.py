@@ -18,7 +18,6 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
 from pipeline.config import load_config
 from pipeline.core.ownership import MARK
-from tests.support.processes import launch, run_script
 from tests.support.tiny_comparison import write_comparison
 
 PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
@@ -271,26 +270,6 @@ def test_a_setting_that_diverges_is_left_out(
     assert json.loads(rows_of(tmp_path)[0]["setting"]) == {"train.learning_rate": 0.003}
     assert main(["compare", "--config", str(file), "grid={}", "base.train.learning_rate=3e37"]) == 2
     assert "runs/news/tiny/prompt/all/only/seed-0: the loss is" in capsys.readouterr().err.splitlines()[-1]
-
-
-def two_ranks(folder: Path) -> list[int]:
-    file = write_comparison(
-        folder,
-        methods={"prompt": {"method": {"tokens": 4}}},
-        seeds=[0],
-        grid={"train.learning_rate": [3e37, 0.003]},
-    )
-    return launch(["compare", "--config", str(file), "base.engine.threads=1"], folder / "two.log", world=2)
-
-
-def test_on_two_ranks_a_setting_that_diverges_is_left_out_by_both(tmp_path: Path) -> None:
-    statuses = run_script("tests.stages.test_compare:two_ranks", tmp_path, 300)
-    said = (tmp_path / "two.log").read_text()
-    assert statuses == [0, 0], said
-    left_out = [line for line in said.splitlines() if '{"train.learning_rate": 3e+37} is left out: runs/news' in line]
-    assert len(left_out) == 2, "both ranks went on"
-    [row] = rows_of(tmp_path)
-    assert json.loads(row["setting"]) == {"train.learning_rate": 0.003} and row["steps"] == 4
 
 
 def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> None:
