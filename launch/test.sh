@@ -21,8 +21,8 @@ esac
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-# loadfile: what the tests of one file share is made once. The rest start launchers, clusters and ranks of their own, which
-# keep all cores busy: one test at a time.
-alone=(tests/faults tests/launch tests/slurm)
-python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${alone[@]/#/--ignore=}"
-python -m pytest "${alone[@]}"
+# loadfile: what the tests of one file share is made once. Those that start launchers, clusters and ranks of their own run
+# after the rest. They wait for one another's processes half of the time, so two files of them run side by side.
+many_processes=(tests/slurm tests/launch tests/faults)
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${many_processes[@]/#/--ignore=}"
+python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${many_processes[@]}"
