@@ -1,15 +1,18 @@
-"""A training step of LT-prefix on one process: read whole, or late, beside what one would use instead.
+"""A training step of label tuning on one process, in its faster ways too, beside what one would use instead.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --model FOLDER --layers 20 --texts 16 --quick --json
 
 Each text is read once for each of K labels, and the same number of rows is what the others read:
 
-late       the layers below half of them once per text (`method.first_layer`), the others per label
-whole      all layers per label
-floor      forward of the backbone and backward to a prefix, with nothing around it
-peft       PEFT's prefix tuning, in a plain loop over transformers' sequence classifier
-published  the hypotheses read anew in each step, and texts padded to 128 tokens, as the published code does it
+prefix       LT-prefix, all layers per label
+late         LT-prefix, the layers below half of them once per text (`method.first_layer`), the others per label
+prompt       LT-prompt
+behind       LT-prompt behind the text (`method.position: after`): the text once, each label's tokens alone; decoders
+floor        forward of the backbone and backward to a prefix, with nothing around it
+peft_prefix  PEFT's prefix tuning, in a plain loop over transformers' sequence classifier
+peft_prompt  PEFT's prompt tuning, likewise
+published    LT-prefix, the hypotheses read anew in each step, texts padded to 128 tokens, as in the published code
 
 All run in turn, round after round, in one process; a case's time is its median, and `ratio` is that over the time of
 the case it stands beside: above 1, ours is faster. No case pads, but `published`.
@@ -24,8 +27,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -36,10 +41,23 @@ from pipeline.backbone.injection import Injection
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import pool, resolve_pooling
 from pipeline.distributed.ranks import Ranks
+from pipeline.methods.label_tuning import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.model import LTuningModel
 
 HYPOTHESIS_TOKENS, PUBLISHED_TOKENS, RANK = 8, 128, 16
+PREFIX = LTPrefixConfig(head="linear", pooling="tokens", rank=RANK, start="random")
+PROMPT = LTPromptConfig(head="linear", start="random")
+CASES = (
+    ("prefix", "floor"),
+    ("prefix", "peft_prefix"),
+    ("prefix", "published"),
+    ("late", "prefix"),
+    ("prompt", "peft_prompt"),
+    ("behind", "prompt"),
+    ("behind", "prefix"),
+)
 Step = Callable[[], Tensor]
 """One step up to its loss."""
 
@@ -49,15 +67,20 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     backbone = load(options.model, options.layers)
+    half, peft_options = backbone.facts.layers // 2, {"task_type": "SEQ_CLS", "num_virtual_tokens": HYPOTHESIS_TOKENS}
     steps = {
-        "late": tuned(backbone, options, backbone.facts.layers // 2),
-        "whole": tuned(backbone, options, 0),
+        "prefix": tuned(backbone, options, PREFIX),
+        "late": tuned(backbone, options, PREFIX.model_copy(update={"first_layer": half})),
+        "prompt": tuned(backbone, options, PROMPT),
         "floor": floor(backbone, options),
-        "peft": peft(options),
-        "published": tuned(backbone, options, 0, published=True),
+        "peft_prefix": peft(options, PrefixTuningConfig(**peft_options)),
+        "peft_prompt": peft(options, PromptTuningConfig(**peft_options)),
+        "published": tuned(backbone, options, PREFIX, published=True),
     }
+    if backbone.facts.is_decoder:
+        steps["behind"] = tuned(backbone, options, PROMPT.model_copy(update={"position": "after"}))
     seconds = medians(steps, 3 if options.quick else options.rounds)
-    for ours, theirs in (("whole", "floor"), ("whole", "peft"), ("whole", "published"), ("late", "whole")):
+    for ours, theirs in (case for case in CASES if case[0] in steps):
         ratio = seconds[theirs] / seconds[ours]
         row = {"case": ours, "against": theirs, "ratio": round(ratio, 2), "seconds": round(seconds[ours], 4)}
         row |= {"labels": options.labels, "texts": options.texts, "tokens": options.tokens}
@@ -84,10 +107,11 @@ def load(model: str, layers: int | None) -> FrozenBackbone:
     return FrozenBackbone(base, facts_of(base.config))
 
 
-def tuned(backbone: FrozenBackbone, options: argparse.Namespace, first_layer: int, published: bool = False) -> Step:
-    """LT-prefix on B texts with K labels each."""
+def tuned(
+    backbone: FrozenBackbone, options: argparse.Namespace, config: LabelTuningConfig, *, published: bool = False
+) -> Step:
+    """Label tuning on B texts with K labels each."""
     facts, labels = backbone.facts, options.labels
-    config = LTPrefixConfig(head="linear", pooling="tokens", rank=RANK, start="random", first_layer=first_layer)
     hypotheses = torch.randint(1, facts.vocab_size, (labels, HYPOTHESIS_TOKENS))
     seen = torch.ones_like(hypotheses)
     with torch.no_grad():
@@ -126,17 +150,14 @@ def floor(backbone: FrozenBackbone, options: argparse.Namespace) -> Step:
     return step
 
 
-def peft(options: argparse.Namespace) -> Step:
-    """PEFT's prefix on the model that transformers loads: as many rows."""
-    from peft import PrefixTuningConfig, get_peft_model
-    from transformers import AutoConfig, AutoModelForSequenceClassification
-
+def peft(options: argparse.Namespace, tuning: PeftConfig) -> Step:
+    """PEFT on the model that transformers loads: as many rows."""
     folder = BackboneConfig(name_or_path=options.model).location
     config = AutoConfig.from_pretrained(folder, num_labels=options.labels)
     config.num_hidden_layers = options.layers or config.num_hidden_layers
     classifier = AutoModelForSequenceClassification.from_pretrained(folder, config=config, dtype=torch.float32)
     classifier.config.pad_token_id = classifier.config.pad_token_id or 0
-    model = get_peft_model(classifier, PrefixTuningConfig(task_type="SEQ_CLS", num_virtual_tokens=HYPOTHESIS_TOKENS))
+    model = get_peft_model(classifier, tuning)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     rows = options.texts * options.labels
     ids = torch.randint(1, config.vocab_size, (rows, options.tokens))

@@ -18,6 +18,7 @@ from pipeline.core.checksums import check_sums, read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
+from pipeline.data.hypotheses import HypothesisTokens
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
@@ -141,19 +142,20 @@ def _read_words(path: Path) -> _Words:
 
 
 def read_hypotheses(
-    backbone: nn.Module, input_ids: Tensor, mask: Tensor, rows_per_forward: int = 32
+    backbone: nn.Module, tokens: HypothesisTokens, device: torch.device, rows_per_forward: int = 32
 ) -> tuple[Tensor, Tensor | None]:
     """The hypotheses' last hidden states [K, P, H], and what they are as injections [K, P, W], on the CPU.
 
-    input_ids [K, P], mask [K, P]. `backbone` is an AsInjection or an engine around one; under ZeRO-3 every rank must
-    call this alike.
+    `backbone`, on `device`, is an AsInjection or an engine around one; under ZeRO-3 every rank must call this alike.
     """
+    input_ids, mask = tokens.input_ids.to(device), tokens.mask.to(device)
     chunks: list[list[Tensor]] = []
     with torch.no_grad():
         for start in range(0, len(input_ids), rows_per_forward):
             exists = mask[start : start + rows_per_forward]
             found = backbone(input_ids[start : start + rows_per_forward], exists.long())
-            chunks.append([(values * exists.unsqueeze(-1)).cpu() for values in found if values is not None])
+            own = (values * exists.unsqueeze(-1) for values in found if values is not None)
+            chunks.append([values[:, tokens.opening :].cpu() for values in own])
     states, *injections = (torch.cat(parts) for parts in zip(*chunks, strict=True))
     if not all(torch.isfinite(values).all() for values in (states, *injections)):
         raise UserError(

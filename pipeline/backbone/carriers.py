@@ -15,7 +15,7 @@ from transformers.masking_utils import eager_mask, sdpa_mask
 
 from pipeline.backbone.deberta import DebertaPrefix
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import KeysValues
+from pipeline.backbone.injection import KeysValues, put_before
 from pipeline.backbone.prefix_cache import PrefixCache
 from pipeline.backbone.probe import cache_argument, probe
 from pipeline.core.errors import UserError
@@ -32,7 +32,8 @@ class Carrier(Protocol):
     def run(self, inputs: dict[str, Any], mask: Tensor, prefix: KeysValues, prefix_mask: Tensor) -> Tensor:
         """Last hidden states [B, T, H] of a right-padded text with the mask [B, T], behind the last layers' prefix.
 
-        `prefix_mask` [B, P] bool; `inputs` are the model's other arguments.
+        `prefix_mask` [B, P] bool; `inputs` are the model's other arguments. Of `prefix` each row may serve several
+        texts in a row.
         """
 
     def keep(self, inputs: dict[str, Any], mask: Tensor, kept: KeysValues) -> Tensor:
@@ -161,8 +162,7 @@ def _attend(
         return attend(module, query, key, value, attention_mask, *args, **kwargs)
     assert attention_mask is not None
     keys, values = carried.layers[module]
-    key = torch.cat([keys.to(key.dtype), key], dim=-2)
-    value = torch.cat([values.to(value.dtype), value], dim=-2)
+    key, value = put_before(keys, key), put_before(values, value)
     if (bias := kwargs.get("position_bias")) is not None:  # T5: a prefix has no distance from a token
         kwargs["position_bias"] = functional.pad(bias, (keys.shape[-2], 0))
     return attend(module, query, key, value, _widened(attention_mask, carried.mask), *args, **kwargs)

@@ -75,6 +75,8 @@ class Form(NamedTuple):
     kind: Literal["prompt", "prefix"]
     first_layer: int = 0
     """The lowest layer that reads it, from 0."""
+    is_behind: bool = False
+    """A prompt that is read behind the text, not before it: the text's own states do not depend on it."""
 
     def width(self, facts: BackboneFacts) -> int:
         """W: numbers per token. Raises UserError where the backbone has no such layer."""
@@ -86,7 +88,8 @@ class Form(NamedTuple):
         return facts.hidden_size if self.kind == "prompt" else facts.prefix_width(self.first_layer)
 
     def __str__(self) -> str:
-        return self.kind if self.first_layer == 0 else f"{self.kind} from layer {self.first_layer}"
+        place = f" from layer {self.first_layer}" if self.first_layer else ""
+        return f"{self.kind}{place}{' behind the text' if self.is_behind else ''}"
 
 
 def facts_of(config: PreTrainedConfig) -> BackboneFacts:
@@ -121,6 +124,15 @@ def prefix_refusal(facts: BackboneFacts) -> str | None:
         f"{facts.family} has no attention that a prefix could enter (neither a cache of keys and values in all layers, "
         "nor in each layer a module of its own that calls transformers' attention function)"
     )
+
+
+def behind_refusal(facts: BackboneFacts) -> str | None:
+    """Why nothing can be read behind a text that was read before; None where it can."""
+    if not facts.is_decoder:
+        return f"in {facts.family}, which is no decoder, a text's states depend on what stands behind it"
+    if facts.carrier is None or not facts.prefix_layers or None in facts.prefix_layers:
+        return f"{facts.family} does not keep all of a text as keys and values of attention layers"
+    return None
 
 
 def _carrier(config: PreTrainedConfig, found: "Probe") -> CarrierName | None:

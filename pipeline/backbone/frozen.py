@@ -14,7 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.injection import NO_TOKEN, Injection, KeysValues, split_prefix
+from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
@@ -93,6 +93,26 @@ class FrozenBackbone(nn.Module):
             self(input_ids, attention_mask, token_type_ids=token_type_ids)
         return Trunk(first_layer, _take(found[0], _real_first(attention_mask.bool()).argsort(dim=1)))
 
+    def keep(self, input_ids: Tensor, attention_mask: Tensor) -> KeptTexts:
+        """Reads texts, without a gradient, so that more can be read behind them. Arguments as for `forward`."""
+        layers: KeysValues = []
+        with torch.no_grad():
+            hidden = self(input_ids, attention_mask, keep=layers)
+        return KeptTexts(hidden, attention_mask.bool().sort(dim=1, descending=True, stable=True).values, layers)
+
+    def behind(self, texts: KeptTexts, injection: Injection) -> Tensor:
+        """Last hidden states [B * C, P, H] of prompts that are read right behind B texts, C in a row behind each.
+
+        Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
+        """
+        assert injection.prompt is not None and self.carrier is not None
+        order = _real_first(injection.mask)
+        prompt = _take(injection.prompt, order).to(texts.hidden.dtype)
+        before = texts.mask.repeat_interleave(len(prompt) // len(texts.mask), 0)
+        inputs = self._inputs({"inputs_embeds": prompt}, torch.cat([before, injection.mask.gather(1, order)], dim=1))
+        hidden = self.carrier.run(inputs, injection.mask.gather(1, order), texts.layers, before)
+        return _take(hidden, order.argsort(dim=1))
+
     @property
     def split(self) -> Split:
         """Made when it is first asked for, so that a backbone without a trunk is the model as it is.
@@ -155,10 +175,7 @@ class FrozenBackbone(nn.Module):
         """Calls the model on a right-padded sequence with the mask [B, S] -> last hidden states [B, S, H]."""
         prefix = None if injection is None else injection.prefix
         seen = mask if injection is None or prefix is None else torch.cat([injection.mask, mask], dim=1)
-        inputs: dict[str, Any] = {**tokens, **self._options}
-        if self._takes_positions:
-            positions = (seen.cumsum(dim=1) - 1).clamp(min=0)  # clamp: a row without any token
-            inputs["position_ids"] = positions[:, -mask.shape[1] :] + self._first_position
+        inputs = self._inputs(tokens, seen)
         if keep is None and prefix is None:
             return self.model(attention_mask=mask.long(), **inputs).last_hidden_state
         assert self.carrier is not None, f"{self.facts.family} takes no prefix"
@@ -167,6 +184,15 @@ class FrozenBackbone(nn.Module):
         assert prefix is not None and injection is not None
         layers = self.facts.prefix_layers[first_layer:]
         return self.carrier.run(inputs, mask, split_prefix(prefix, layers), injection.mask)
+
+    def _inputs(self, tokens: dict[str, Tensor], seen: Tensor) -> dict[str, Any]:
+        """The model's arguments but for the mask. `seen`: mask of all that the tokens, which end it, can see."""
+        inputs: dict[str, Any] = {**tokens, **self._options}
+        if self._takes_positions:
+            [length] = {token.shape[1] for token in tokens.values()}
+            positions = (seen.cumsum(dim=1) - 1).clamp(min=0)  # clamp: a row without any token
+            inputs["position_ids"] = positions[:, -length:] + self._first_position
+        return inputs
 
     def float_buffers(self) -> dict[str, Tensor]:
         """Copies of all floating-point buffers by name (rotary frequencies, scales), as they are before an engine casts

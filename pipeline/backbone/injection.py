@@ -65,6 +65,17 @@ class Injection(NamedTuple):
         )
 
 
+class KeptTexts(NamedTuple):
+    """B texts that a decoder has read, and can go on from."""
+
+    hidden: Tensor
+    """[B, T, H], last hidden states, in the order and with the padding that the texts came with."""
+    mask: Tensor
+    """[B, T] bool, of `layers`: real tokens first."""
+    layers: KeysValues
+    """Keys and values of all layers."""
+
+
 def split_prefix(prefix: Tensor, layers: Sequence[KeyValueShape | None]) -> KeysValues:
     """A prefix [B, P, W] as views: the keys and values of each layer that has attention."""
     shapes = [shape for shape in layers if shape is not None]
@@ -76,6 +87,16 @@ def split_prefix(prefix: Tensor, layers: Sequence[KeyValueShape | None]) -> Keys
 def join_prefix(layers: KeysValues) -> Tensor:
     """What `split_prefix` takes apart: [B, P, W]."""
     return torch.cat([part.transpose(1, 2).flatten(2) for layer in layers for part in layer], dim=-1)
+
+
+def put_before(prefix: Tensor, tokens: Tensor) -> Tensor:
+    """One layer's keys or values of a prefix [B, G, P, D] before those of tokens [B * C, G, T, D] -> [.., P + T, D].
+
+    Each row of the prefix serves C rows in a row. It is copied into the result alone.
+    """
+    groups = tokens.unflatten(0, (len(prefix), -1))
+    shared = prefix.to(tokens.dtype).unsqueeze(1).expand(-1, groups.shape[1], -1, -1, -1)
+    return torch.cat([shared, groups], dim=-2).flatten(0, 1)
 
 
 def _by_head(part: Tensor, heads: int) -> Tensor:

@@ -1,9 +1,9 @@
 """A read-only attention cache that carries trained prefix keys and values into the backbone."""
 
-from torch import Tensor, cat
+from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
-from pipeline.backbone.injection import KeysValues
+from pipeline.backbone.injection import KeysValues, put_before
 
 
 class _PrefixLayer(DynamicLayer):
@@ -20,11 +20,9 @@ class _PrefixLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: object, **kwargs: object
     ) -> tuple[Tensor, Tensor]:
-        """[B, G, T, D] keys and values of the text -> [B, G, P + T, D], the prefix in front."""
+        """[B * C, G, T, D] keys and values of the text -> [B * C, G, P + T, D], the prefix of B rows in front."""
         assert self.keys is not None and self.values is not None
-        keys = cat([self.keys.to(key_states.dtype), key_states], dim=-2)
-        values = cat([self.values.to(value_states.dtype), value_states], dim=-2)
-        return keys, values
+        return put_before(self.keys, key_states), put_before(self.values, value_states)
 
 
 class PrefixCache(Cache):

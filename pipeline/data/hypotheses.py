@@ -1,6 +1,7 @@
 """The hypothesis of each label, as text and as tokens."""
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,22 @@ from pipeline.data.config import LabelsConfig
 from pipeline.data.labels import label_name
 from pipeline.data.tokenizer import encode
 from pipeline.data.words import ANCHOR
+
+
+class HypothesisTokens(NamedTuple):
+    """K hypotheses as the backbone reads them, padded on the right."""
+
+    input_ids: Tensor
+    """[K, S + P] long"""
+    mask: Tensor
+    """[K, S + P] bool"""
+    opening: int = 0
+    """S, tokens at the beginning that are read but are no part of the hypotheses."""
+
+    @property
+    def kept(self) -> Tensor:
+        """The hypotheses' own mask [K, P]."""
+        return self.mask[:, self.opening :]
 
 
 def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
@@ -33,11 +50,8 @@ def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
 
 def encode_hypotheses(
     tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int
-) -> tuple[Tensor, Tensor]:
-    """Tokenizes the hypotheses, padded on the right to the longest.
-
-    Returns:
-        input_ids [K, P] long and mask [K, P] bool.
+) -> HypothesisTokens:
+    """Tokenizes the hypotheses as texts of their own.
 
     Raises:
         UserError: two hypotheses become the same tokens, or one becomes none or more than `max_length`.
@@ -49,9 +63,27 @@ def encode_hypotheses(
             raise UserError(
                 f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
             )
+    return _padded(rows)
+
+
+def encode_behind(
+    tokenizer: PreTrainedTokenizerBase, hypotheses: Sequence[str], max_length: int, *, space: bool
+) -> HypothesisTokens:
+    """The tokens that the hypotheses become behind a text, after the special ones that open a text.
+
+    `space`: as for `continuations`. Raises UserError as `encode_hypotheses` does.
+    """
+    rows = [row[row != NO_TOKEN].tolist() for row in continuations(tokenizer, hypotheses, max_length, space=space)]
+    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    [alone], [text] = (encode(tokenizer, [ANCHOR], **keys)["input_ids"] for keys in ({"add_special_tokens": False}, {}))
+    opening = text[: next(place for place in range(len(text)) if text[place : place + len(alone)] == alone)]
+    return _padded([[*opening, *row] for row in rows], len(opening))
+
+
+def _padded(rows: Sequence[list[int]], opening: int = 0) -> HypothesisTokens:
     input_ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True)
     lengths = torch.tensor([len(row) for row in rows])
-    return input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None]
+    return HypothesisTokens(input_ids, torch.arange(input_ids.shape[1]) < lengths[:, None], opening)
 
 
 def continuations(

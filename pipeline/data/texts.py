@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.core.errors import UserError
+from pipeline.data.hypotheses import HypothesisTokens, encode_behind, encode_hypotheses
 from pipeline.data.tokenizer import check_vocabulary, encode
 from pipeline.data.words import Words
 
@@ -42,6 +43,15 @@ class TextEncoder:
             if not ids:
                 raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+
+    def hypotheses(self, hypotheses: Sequence[str], *, are_behind: bool) -> HypothesisTokens:
+        """Tokens of the labels' hypotheses: as texts of their own, or as they go on a text.
+
+        Raises UserError where two become the same tokens, or one becomes none or more than `max_length`.
+        """
+        if are_behind:
+            return encode_behind(self.tokenizer, hypotheses, self.max_length, space=self.end_needs_space)
+        return encode_hypotheses(self.tokenizer, hypotheses, self.max_length)
 
     @cached_property
     def words(self) -> Words | None:

@@ -66,7 +66,7 @@ def _checks(
     yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
-    yield f"injection {name}, {method.injects}", lambda: check_injection(method, known.facts)
+    yield f"injection {name}, {method.form}", lambda: check_injection(method, known.facts)
     words = f"{data.template!r}, {data.chat}, {data.max_length}"
     yield f"tokenizer {name}, {words}", lambda: text_encoder(known, data).check(known.facts.vocab_size)
     yield f"weights {name}", lambda: _check_weights(known)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
@@ -17,7 +17,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
-from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import HypothesisTokens, hypotheses
 from pipeline.data.in_memory import Text, strings, text_columns
 from pipeline.data.labels import label_name
 from pipeline.data.splits import TokenizedTexts
@@ -145,21 +145,20 @@ class LoadedAdapter:
         given = dict(zip(texts or {}, strings((texts or {}).values(), "hypothesis"), strict=True))
         known |= {label_name(name): text for name, text in given.items()}
         words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
-        input_ids, mask = encode_hypotheses(self.tokenizer, words, self.adapter.config.data.max_length)
-        input_ids, mask = self._fit_prompt(input_ids, mask)
-        old = self.model
-        reader = AsInjection(old.backbone, self.adapter.config.method.starts_from)
-        states, start = read_hypotheses(reader, input_ids.to(self.device), mask.to(self.device))
+        old, form = self.model, self.adapter.config.method.starts_from
+        are_behind = form is not None and form.is_behind
+        tokens = self._fitted(self.adapter.texts(self.tokenizer).hypotheses(words, are_behind=are_behind))
+        states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
         continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
         places = {label_name(name): index for index, name in enumerate(trained.names)}
         among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
-        model = LTuningModel(old.backbone, among, states, mask, old.pooling, continuations, start)
+        model = LTuningModel(old.backbone, among, states, tokens.kept, old.pooling, continuations, start)
         return replace(self, model=model.to(self.device).eval(), labels=names)
 
-    def _fit_prompt(self, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    def _fitted(self, tokens: HypothesisTokens) -> HypothesisTokens:
         """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
         facts, method = self.model.backbone.facts, self.adapter.config.method
-        trained, found = self.adapter.labels.hypothesis_tokens, input_ids.shape[1]
+        trained, found = self.adapter.labels.hypothesis_tokens, tokens.kept.shape[1]
         count = len(self.adapter.labels.names)
         bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
         if found > trained and bound:
@@ -168,7 +167,8 @@ class LoadedAdapter:
                 "its training: choose shorter names or hypotheses"
             )
         width = (0, max(0, trained - found))
-        return nn.functional.pad(input_ids, width), nn.functional.pad(mask, width)
+        input_ids, mask = (nn.functional.pad(tensor, width) for tensor in (tokens.input_ids, tokens.mask))
+        return HypothesisTokens(input_ids, mask, tokens.opening)
 
     def _by_label(self, values: np.ndarray) -> dict[str, float]:
         return {name: float(value) for name, value in zip(self.labels, values, strict=True)}

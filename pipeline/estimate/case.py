@@ -69,12 +69,14 @@ def build_case(
     facts = facts_of(hf_config)
     check_injection(config.method, facts)
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
+    form = config.method.form
     workload = Workload(
         rows=config.train.batch_size * rows_per_text(config.method, config.train, config.label_count),
         text_tokens=config.data.max_length,
         injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
-        first_layer=0 if config.method.form is None else config.method.form.first_layer,
+        first_layer=0 if form is None else form.first_layer,
+        texts_behind=config.train.batch_size if form is not None and form.is_behind else 0,
     )
     sizes = (facts, hypothesis_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):

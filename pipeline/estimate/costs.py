@@ -49,7 +49,8 @@ class Memory:
     """The largest 8-bit matrix in the compute dtype, for one product in backward."""
     activations: int
     injection: int
-    """Prefix or prompt as produced and as picked for each row, and its gradient."""
+    """Prefix or prompt as produced and as picked for each row, and its gradient; keys and values of the texts that
+    prompts are read behind."""
     labels: int
     """Label states, and what the labels' injections start from."""
     trainable: int
@@ -232,7 +233,8 @@ def _layer_tokens(case: Case, checkpointing: bool) -> float:
     The layers below the injection run once per text, forward only.
     """
     workload, below = case.workload, case.workload.first_layer / case.facts.layers
-    upper = workload.tokens * (3 if checkpointing else 2) + case.shortlist_rows * workload.text_tokens
+    read_once = workload.texts_behind or case.shortlist_rows  # what is read behind texts needs no other reading of them
+    upper = workload.tokens * (3 if checkpointing else 2) + read_once * workload.text_tokens
     return (1 - below) * upper + below * case.texts * workload.text_tokens
 
 
@@ -252,7 +254,7 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         gathered=gathered,
         dequantized=largest * item_bytes,
         activations=inventory.checkpointed_activation_bytes if checkpointing else inventory.activation_bytes,
-        injection=3 * _injection_elements(case) * item_bytes,
+        injection=(3 * _injection_elements(case) + _kept_elements(case)) * item_bytes,
         labels=case.label_elements * item_bytes,
         trainable=(case.trainable + (shard if gathers else 0)) * item_bytes,
         gradients=case.trainable * item_bytes + shard * 4,
@@ -282,6 +284,11 @@ def _injection_elements(case: Case) -> int:
     return workload.rows * workload.injected_tokens * facts.prefix_width(workload.first_layer)
 
 
+def _kept_elements(case: Case) -> int:
+    """Keys and values of texts that prompts are read behind."""
+    return case.workload.texts_behind * case.workload.text_tokens * case.facts.prefix_width()
+
+
 def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
     """Backbone weights (sharded only), and for the trainable part: gradients reduced, new values gathered."""
     others = (case.world_size - 1) / case.world_size
@@ -289,6 +296,6 @@ def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
     if not sharded:
         return int(trainable * (case.accumulation + 1))
     backbone = backbone_traffic_bytes(case.inventory, case.zero, case.world_size, checkpointing)
-    if case.shortlist_rows:
+    if case.workload.texts_behind or case.shortlist_rows:
         backbone += forward_traffic_bytes(case.inventory, case.zero, case.world_size)
     return int(case.accumulation * (backbone + 3 * trainable))

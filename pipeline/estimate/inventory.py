@@ -77,10 +77,14 @@ class Workload:
     injects: Literal["prefix", "prompt"] | None = "prefix"
     first_layer: int = 0
     """The lowest layer that reads the injection. Those below run once per text, without a gradient."""
+    texts_behind: int = 0
+    """Texts that are read once, without a gradient, and have prompts read behind them; 0: all rows are read whole."""
 
     @property
     def tokens(self) -> int:
-        """Tokens that run through every layer's matrices."""
+        """Tokens that run through every layer's matrices, forward and backward."""
+        if self.texts_behind:
+            return self.rows * self.injected_tokens
         return self.rows * (self.text_tokens + (self.injected_tokens if self.injects == "prompt" else 0))
 
 
@@ -104,9 +108,9 @@ def take_inventory(
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(model)
-        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
+        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload)
         checkpoint_layers(model)
-        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload.first_layer)
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload)
         # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
         if config.quantization != "none":
             _quantize(model, config)
@@ -157,9 +161,12 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
 
 
 def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tuple[Tensor, Tensor, Injection | None]:
-    """FrozenBackbone's arguments: input_ids and attention_mask [B, T], and a trained injection of B rows or None."""
+    """FrozenBackbone's arguments: input_ids and attention_mask [B, T], and a trained injection of B rows or None.
+
+    Behind texts there are more rows of the injection than texts.
+    """
     rows, injected_tokens = workload.rows, workload.injected_tokens
-    input_ids = torch.zeros(rows, workload.text_tokens, dtype=torch.long)
+    input_ids = torch.zeros(workload.texts_behind or rows, workload.text_tokens, dtype=torch.long)
     mask = torch.ones(rows, injected_tokens, dtype=torch.bool)
     injection = None
     if workload.injects == "prompt":
@@ -172,27 +179,30 @@ def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tup
     return input_ids, torch.ones_like(input_ids), injection
 
 
-def _saved_bytes(
-    backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None], first_layer: int = 0
-) -> int:
+def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None], workload: Workload) -> int:
     """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
-    trunk = backbone.trunk(*inputs[:2], first_layer) if first_layer else None
+    ids, mask, injection = inputs
+    kept = backbone.keep(ids, mask) if workload.texts_behind else None
+    trunk = backbone.trunk(ids, mask, workload.first_layer) if workload.first_layer else None
     own = {tensor.untyped_storage()._cdata for tensor in [*backbone.parameters(), *backbone.buffers()]}
     # Holding each storage keeps its identity from being given to a later one.
-    kept: dict[int, torch.UntypedStorage] = {}
+    saved: dict[int, torch.UntypedStorage] = {}
 
     def note(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in own:
-            kept[storage._cdata] = storage
+            saved[storage._cdata] = storage
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         try:
-            backbone(*inputs, trunk=trunk)
+            if kept is not None and injection is not None:
+                backbone.behind(kept, injection)
+            else:
+                backbone(ids, mask, injection, trunk=trunk)
         except DataDependentOutputException as error:
             raise UserError(
                 f"transformers {version} computes part of this backbone from values: its activations "
                 "can only be estimated with transformers 5.23 or newer"
             ) from error
-    return sum(storage.nbytes() for storage in kept.values())
+    return sum(storage.nbytes() for storage in saved.values())

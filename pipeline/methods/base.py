@@ -150,8 +150,8 @@ class MethodConfig(Settings, ABC):
 class TuningMethod(nn.Module, ABC):
     """The trainable part: turns readings of texts into label scores."""
 
-    first_layer = 0
-    """The lowest layer of the backbone that reads its injection. Those below run once per text."""
+    form: Form | None = None
+    """How its injection enters the backbone, where that is not as usual: before the text, in all layers."""
 
     @abstractmethod
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:

@@ -67,7 +67,7 @@ class LabelTuningConfig(MethodConfig):
         head = build_head(self.head, facts.hidden_size, label_count)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
         producer = self.build_producer(facts, hypothesis_tokens)
-        return kind(producer, head, self.joint_readings(label_count), self.first_layer)
+        return kind(producer, head, self.joint_readings(label_count), self.form)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
@@ -101,14 +101,12 @@ class LabelTuningConfig(MethodConfig):
 class LabelTuning(TuningMethod):
     """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
 
-    def __init__(
-        self, producer: nn.Module, head: nn.Module, shortlist: int | None = None, first_layer: int = 0
-    ) -> None:
+    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form) -> None:
         super().__init__()
         self.producer = producer
         self.head = head
         self.shortlist = shortlist
-        self.first_layer = first_layer
+        self.form = form
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Every candidate's score with its label injected; beyond a shortlist, that of the text read alone.
@@ -151,10 +149,8 @@ class FittedLabelTuning(LabelTuning):
 
     is_tuned: Tensor
 
-    def __init__(
-        self, producer: nn.Module, head: nn.Module, shortlist: int | None = None, first_layer: int = 0
-    ) -> None:
-        super().__init__(producer, head, shortlist, first_layer)
+    def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form) -> None:
+        super().__init__(producer, head, shortlist, form)
         self.register_buffer("is_tuned", torch.zeros(1, dtype=torch.int64))
         self.trained: Tensor | None = None
         """[K] index in training of each label; None: they are those of training."""

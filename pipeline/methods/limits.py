@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Literal
 
 from pipeline.backbone.check import CHECK_PART, PASSED
-from pipeline.backbone.facts import BackboneFacts, prefix_refusal
+from pipeline.backbone.facts import BackboneFacts, behind_refusal, prefix_refusal
 from pipeline.core.bounds import MOST_TRAINED
 from pipeline.core.errors import UserError
 from pipeline.methods.base import MethodConfig
@@ -44,9 +44,11 @@ def check_size(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: in
 
 
 def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
-    """Raises UserError where the method injects a prefix and the backbone takes none."""
+    """Raises UserError where the backbone does not take what the method injects."""
     if method.injects == "prefix" and (reason := prefix_refusal(facts)):
         raise UserError(f"method {method.name} injects a prefix, but the backbone takes none: {reason}; {OTHERWISE}")
+    if method.form is not None and method.form.is_behind and (reason := behind_refusal(facts)):
+        raise UserError(f"method.position=after: {reason}; set method.position=before")
 
 
 def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:
@@ -54,20 +56,26 @@ def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:
 
     `fingerprint`: of its label states; without a verdict, its family is among the tested ones.
     """
-    verdict = PASSED if method.injects is None else fingerprint.get(f"{CHECK_PART}.{method.injects}", PASSED)
-    if verdict != PASSED:
-        raise UserError(f"method {method.name} injects a {method.injects}, but the backbone {verdict}; {OTHERWISE}")
+    form = method.form
+    if form is None:
+        return
+    # What stands before a prompt comes to it as a prefix does.
+    for kind in ("prompt", "prefix") if form.is_behind else (form.kind,):
+        if (verdict := fingerprint.get(f"{CHECK_PART}.{kind}", PASSED)) != PASSED:
+            raise UserError(f"method {method.name} injects a {kind}, but the backbone {verdict}; {OTHERWISE}")
 
 
 def window_warning(method: MethodConfig, facts: BackboneFacts, injected: int, max_length: int) -> str | None:
     """What to say where a sliding window hides an injection from parts of long texts; None where it does not.
 
-    Every token sees a prefix that comes by the attention function. Of a prompt, or of a prefix in a cache, a token sees
-    the W positions that end with its own, the injected ones counted. So the last of T text tokens sees all
-    P = `injected` of them while P + T <= W. Through L layers it is reached by what lies L * (W - 1) positions back.
+    Every token sees a prefix that comes by the attention function, or a text before it that does. Of a prompt, or of a
+    prefix in a cache, a token sees the W positions that end with its own, the injected ones counted. So the last of T
+    text tokens sees all P = `injected` of them while P + T <= W. Through L layers it is reached by what lies
+    L * (W - 1) positions back.
     """
     window, length = facts.sliding_window, max_length
-    is_seen = method.injects == "prefix" and facts.carrier != "cache"
+    is_prefix = method.injects == "prefix" or (method.form is not None and method.form.is_behind)
+    is_seen = is_prefix and facts.carrier != "cache"
     if window is None or is_seen or not injected or injected + length <= window:
         return None
     layers = "all" if facts.sliding_layers == facts.layers else f"{facts.sliding_layers} of {facts.layers}"

@@ -2,10 +2,10 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
 
@@ -21,6 +21,19 @@ class LTPromptConfig(LabelTuningConfig):
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map, where the start is random; null: 1/sqrt(H), which keeps the states' scale.
     """
+    position: Literal["before", "after"] = "before"
+    """Of the prompt. after: behind the text, on decoders. The text is then read once for all labels, and each label
+    costs its own tokens alone, by whose states it is judged."""
+
+    @model_validator(mode="after")
+    def _all_layers_read_what_is_behind(self) -> "LTPromptConfig":
+        if self.position == "after" and self.first_layer:
+            raise ValueError("method.first_layer has a meaning only with method.position=before: drop one of the two")
+        return self
+
+    @property
+    def form(self) -> Form:
+        return Form("prompt", self.first_layer, is_behind=self.position == "after")
 
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)

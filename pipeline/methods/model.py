@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import Injection
+from pipeline.backbone.injection import Injection, KeptTexts
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
@@ -111,17 +111,29 @@ class _Reader:
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         if injection is None and self.alone is not None:
             return self.alone.repeat_interleave(copies, 0)
+        if self.model.method.form is not None and self.model.method.form.is_behind:
+            return self._behind(injection, copies)
         ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
         trunk = None if self._trunk is None else self._trunk.repeat(copies)
         return pool(self.model.backbone(ids, mask, injection, types, trunk=trunk), mask, self.model.pooling)
 
+    def _behind(self, injection: Injection | None, copies: int) -> Tensor:
+        """The texts' own states, or those of what is read behind them."""
+        if injection is None:
+            return pool(self._kept.hidden, self.attention_mask, self.model.pooling).repeat_interleave(copies, 0)
+        return pool(self.model.backbone.behind(self._kept, injection), injection.mask, self.model.pooling)
+
+    @cached_property
+    def _kept(self) -> KeptTexts:
+        return self.model.backbone.keep(self.input_ids, self.attention_mask)
+
     @cached_property
     def _trunk(self) -> Trunk | None:
-        first_layer = self.model.method.first_layer
-        if first_layer == 0:
+        form = self.model.method.form
+        if form is None or form.first_layer == 0:
             return None
-        return self.model.backbone.trunk(self.input_ids, self.attention_mask, first_layer, self.token_type_ids)
+        return self.model.backbone.trunk(self.input_ids, self.attention_mask, form.first_layer, self.token_type_ids)
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         start = self.model.label_start

@@ -7,9 +7,9 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.core.output import say
-from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import hypotheses
 from pipeline.distributed.launcher import world_size
-from pipeline.engine.backbone import backbone_of
+from pipeline.engine.backbone import backbone_of, text_encoder
 from pipeline.engine.checks import check_all
 from pipeline.estimate.case import Sections, build_case, gpu_here, rows_per_text
 from pipeline.estimate.table import report
@@ -26,8 +26,9 @@ def plan(config: RunConfig) -> None:
         elsewhere = config.run.model_copy(update={"dir": folder})
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
-    _, mask = encode_hypotheses(backbone.tokenizer, words, config.data.max_length)
-    hypothesis_tokens = mask.shape[1]
+    form = config.method.starts_from
+    tokens = text_encoder(backbone, config.data).hypotheses(words, are_behind=form is not None and form.is_behind)
+    hypothesis_tokens = tokens.kept.shape[1]
     ranks, gpu = world_size(), gpu_here()
     # Words that are now known: how many labels a text is judged against depends on them.
     labels = config.labels.model_copy(update={"names": manifest["labels"]})

@@ -14,11 +14,12 @@ from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir
 from pipeline.core.run_dir import RunDir
-from pipeline.data.config import LabelsConfig
-from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.config import DataConfig, LabelsConfig
+from pipeline.data.hypotheses import hypotheses
+from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import special_texts
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.backbone import Backbone, backbone_of, text_encoder
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
@@ -42,7 +43,8 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     names = ranks.on_main(lambda: current_data(run, data, config.labels, seed, backbone))["labels"]
     words = hypotheses(names, config.labels)
     form = config.method.starts_from
-    wanted = label_fingerprint(backbone, ranks, data.max_length, names, words, form)
+    texts = text_encoder(backbone, data)
+    wanted = label_fingerprint(backbone, ranks, texts, names, words, form)
     folder = run.labels
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
@@ -50,14 +52,14 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
-    input_ids, mask = encode_hypotheses(backbone.tokenizer, words, data.max_length)
+    tokens = texts.hypotheses(words, are_behind=form is not None and form.is_behind)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
     model = prepare_inference(accelerator, reader, config.backbone.dtype)
     if backbone.facts.family not in TESTED:
         wanted |= _checked(model, reader)
         check_verdict(config.method, wanted)
-    read, as_injections = read_hypotheses(model, input_ids.to(accelerator.device), mask.to(accelerator.device))
-    states = LabelStates(names, words, read, mask, wanted, as_injections)
+    read, as_injections = read_hypotheses(model, tokens, accelerator.device)
+    states = LabelStates(names, words, read, tokens.kept, wanted, as_injections)
     release(accelerator, model)
     ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
@@ -67,7 +69,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
 def current_label_states(
     run_dir: RunDir,
     labels: LabelsConfig,
-    max_length: int,
+    data: DataConfig,
     names: list[str],
     backbone: Backbone,
     ranks: Ranks,
@@ -75,16 +77,17 @@ def current_label_states(
 ) -> LabelStates:
     """The label states for training. Raises UserError where they were made from something else. Collective.
 
-    `names`: the labels, as data/ has them; `max_length`: data.max_length; `form`: the method's `starts_from`.
+    `names`: the labels, as data/ has them; `form`: the method's `starts_from`.
     """
     states = LabelStates.load(run_dir.labels).without_start_unless(form)
-    wanted = label_fingerprint(backbone, ranks, max_length, names, hypotheses(names, labels), form)
+    texts = text_encoder(backbone, data)
+    wanted = label_fingerprint(backbone, ranks, texts, names, hypotheses(names, labels), form)
     label_artefact(run_dir.labels).check(states.fingerprint, wanted | _verdict_in(states))
     return states
 
 
 def label_fingerprint(
-    backbone: Backbone, ranks: Ranks, max_length: int, names: list[str], words: list[str], form: Form | None
+    backbone: Backbone, ranks: Ranks, texts: TextEncoder, names: list[str], words: list[str], form: Form | None
 ) -> dict[str, str]:
     """Everything the label states depend on, part by part. `form`: the method's `starts_from`. Collective."""
     special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
@@ -94,11 +97,16 @@ def label_fingerprint(
         "tokenizer": backbone.tokenizer_fingerprint,
         "labels": sha256_of(*names),
         "hypotheses": sha256_of(*words),
-        "data.max_length": str(max_length),
+        "data.max_length": str(texts.max_length),
         # Only where it matters, so that older label states stay current.
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),
-        **({START_PART: str(form)} if form else {}),
+        **({START_PART: _start_of(form, texts)} if form else {}),
     }
+
+
+def _start_of(form: Form, texts: TextEncoder) -> str:
+    """Words that end with a line or a special token change what the first word of a hypothesis becomes behind them."""
+    return f"{form}{'' if texts.end_needs_space or not form.is_behind else ', without a space'}"
 
 
 def _checked(model: nn.Module, reader: AsInjection) -> dict[str, str]:

@@ -75,9 +75,8 @@ class TrainingTask:
             return current_data(self.run, self.data, self.labels, self.seed, self.backbone)
 
         manifest = ranks.on_main(manifest_of_data)
-        names, length = manifest["labels"], self.data.max_length
-        form = self.method.starts_from
-        states = current_label_states(self.run, self.labels, length, names, self.backbone, ranks, form)
+        names, form = manifest["labels"], self.method.starts_from
+        states = current_label_states(self.run, self.labels, self.data, names, self.backbone, ranks, form)
         check_verdict(self.method, states.fingerprint)
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)

@@ -12,8 +12,10 @@ from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.core.errors import UserError
+from pipeline.data.hypotheses import HypothesisTokens
 from tests.support.tiny import tiny_model
 
+CPU = torch.device("cpu")
 MASK = torch.tensor([[True, True, True], [True, False, False]])
 
 
@@ -105,7 +107,11 @@ def test_hypotheses_are_read_alone_whatever_their_company(family: str) -> None:
     mask = torch.arange(7) < torch.tensor(lengths)[:, None]
     input_ids = torch.randint(4, 300, (4, 7), generator=torch.Generator().manual_seed(0)) * mask
     for rows_per_forward in (1, 3, 32):
-        states, injections = read_hypotheses(AsInjection(backbone, Form("prefix")), input_ids, mask, rows_per_forward)
+        reader = AsInjection(backbone, Form("prefix"))
+        tokens = HypothesisTokens(input_ids, mask)
+        states, injections = read_hypotheses(reader, tokens, CPU, rows_per_forward)
+        later, _ = read_hypotheses(reader, tokens._replace(opening=1), CPU, rows_per_forward)
+        assert torch.equal(later, states[:, 1:]), "what opens a text is read and not kept"
         assert injections is not None and injections.shape == (4, 7, Form("prefix").width(backbone.facts))
         assert not injections[~mask].any()
         assert not states[~mask].any() and not states.requires_grad
@@ -122,8 +128,9 @@ def test_states_that_are_not_finite_are_refused() -> None:
     network = tiny_model("llama_gqa")
     network.norm.weight.data[3] = float("nan")
     backbone = FrozenBackbone(network, facts_of(network.config))
+    tokens = HypothesisTokens(torch.tensor([[5, 6]]), torch.tensor([[True, True]]))
     with pytest.raises(UserError, match="states of the labels are not finite"):
-        read_hypotheses(AsInjection(backbone, None), torch.tensor([[5, 6]]), torch.tensor([[True, True]]))
+        read_hypotheses(AsInjection(backbone, None), tokens, CPU)
 
 
 STATES = torch.ones(2, 3, 8)

@@ -22,7 +22,8 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
     ended = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
-    cases = [("whole", "floor"), ("whole", "peft"), ("whole", "published"), ("late", "whole")]
+    cases = [("prefix", "floor"), ("prefix", "peft_prefix"), ("prefix", "published"), ("late", "prefix")]
+    cases += [("prompt", "peft_prompt"), ("behind", "prompt"), ("behind", "prefix")]
     assert [(row["case"], row["against"]) for row in rows] == cases
     assert all(row["ratio"] > 0 and row["seconds"] > 0 for row in rows)
     assert rows[2]["ratio"] > 1, "padding to 128 tokens costs more than 6"

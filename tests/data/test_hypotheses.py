@@ -1,11 +1,11 @@
 """Hypotheses by template and by text, as words and as tokens."""
 
 import pytest
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig
-from pipeline.data.hypotheses import encode_hypotheses, hypotheses
+from pipeline.data.hypotheses import encode_behind, encode_hypotheses, hypotheses
 from tests.support.tiny import tiny_tokenizer
 
 
@@ -32,12 +32,29 @@ def test_encoded_hypotheses_are_padded_on_the_right():
     tokenizer = tiny_tokenizer()
     tokenizer.padding_side = "left"
     texts = ["The text has positive sentiment.", "negative", "a b"]
-    input_ids, mask = encode_hypotheses(tokenizer, texts, 64)
+    input_ids, mask, opening = encode_hypotheses(tokenizer, texts, 64)
+    assert opening == 0
     assert mask.dtype.is_floating_point is False and mask.shape == input_ids.shape
     for row, (text, kept) in enumerate(zip(texts, mask, strict=True)):
         assert input_ids[row][kept].tolist() == tokenizer(text)["input_ids"]
         assert kept.tolist() == sorted(kept.tolist(), reverse=True)
     assert not input_ids[~mask].any()
+
+
+@pytest.mark.parametrize("starts", [True, False])
+@pytest.mark.parametrize("space", [True, False])
+def test_behind_a_text_hypotheses_have_the_tokens_they_have_there(starts: bool, space: bool) -> None:
+    tokenizer = tiny_tokenizer()
+    opened = processors.TemplateProcessing("<s> $0" if starts else "$0", special_tokens=[("<s>", 0)] if starts else [])
+    tokenizer.backend_tokenizer.post_processor = opened
+    texts = ["The text has positive sentiment.", "negative"]
+    tokens = encode_behind(tokenizer, texts, 64, space=space)
+    assert tokens.opening == starts and tokens.kept.shape[1] == tokens.input_ids.shape[1] - starts
+    for row, kept, text in zip(tokens.input_ids, tokens.mask, texts, strict=True):
+        alone = tokenizer(f" {text}" if space else text, add_special_tokens=False)["input_ids"]
+        assert row[kept].tolist() == [0] * starts + alone
+    with pytest.raises(UserError, match=r"set a smaller data\.max_length"):
+        encode_behind(tokenizer, texts, 2, space=space)
 
 
 def test_hypotheses_alike_to_the_tokenizer_or_too_long_are_refused():

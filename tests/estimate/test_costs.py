@@ -73,10 +73,10 @@ def test_activations_equal_what_autograd_keeps(family: str, injects: Any) -> Non
     taken = take_inventory(model.config, BackboneConfig(name_or_path="none", dtype="float32"), workload)
     ids, mask, injection = inventories._inputs(facts, workload, torch.float32)
     mask[0, 20:] = 0
-    plain = inventories._saved_bytes(FrozenBackbone(model, facts), (ids, mask, injection))
+    plain = inventories._saved_bytes(FrozenBackbone(model, facts), (ids, mask, injection), workload)
     assert taken.activation_bytes == pytest.approx(plain, rel=0.1)
     checkpointed = FrozenBackbone(tiny_model(family), facts, gradient_checkpointing=True)
-    boundaries = inventories._saved_bytes(checkpointed, (ids, mask, injection))
+    boundaries = inventories._saved_bytes(checkpointed, (ids, mask, injection), workload)
     assert taken.checkpointed_activation_bytes == pytest.approx(boundaries + plain / facts.layers, rel=0.1)
     assert boundaries < plain / 2
 
@@ -89,7 +89,7 @@ def test_layers_below_the_injection_keep_nothing_and_run_once_per_text(injects: 
     taken = take_inventory(config, BackboneConfig(name_or_path="none", dtype="float32"), workload)
     ids, mask, injection = inventories._inputs(facts, workload, torch.float32)
     mask[0, 20:] = 0
-    saved = inventories._saved_bytes(backbone, (ids, mask, injection), first_layer=1)
+    saved = inventories._saved_bytes(backbone, (ids, mask, injection), workload)
     assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
     method, others = f"lt_{injects}", {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
     early = build_case(sections_of(method={"name": method}, **others), LLAMA_7B, 1, "h200")
@@ -100,6 +100,32 @@ def test_layers_below_the_injection_keep_nothing_and_run_once_per_text(injects: 
         passes = 3 if more.checkpointing else 2
         trunk = late.texts * 256 / (early.workload.tokens * passes)
         assert less.compute_seconds == pytest.approx(more.compute_seconds * (1 + trunk) / 2)
+
+
+def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
+    facts = facts_of(tiny_model("llama").config)
+    backbone = FrozenBackbone(tiny_model("llama"), facts)
+    workload = Workload(rows=8, text_tokens=24, injected_tokens=4, injects="prompt", texts_behind=2)
+    assert workload.tokens == 8 * 4
+    ids, mask, injection = inventories._inputs(facts, workload, torch.float32)
+    assert len(ids) == 2 and injection is not None and len(injection.mask) == 8
+    taken = take_inventory(tiny_model("llama").config, BackboneConfig(name_or_path="none", dtype="float32"), workload)
+    mask[0, 20:] = 0
+    saved = inventories._saved_bytes(backbone, (ids, mask, injection), workload)
+    assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
+    others = {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
+    before, behind = (
+        build_case(sections_of(method={"name": "lt_prompt", "position": place}, **others), LLAMA_7B, 1, "h200")
+        for place in ("before", "after")
+    )
+    texts, text_tokens, tokens = behind.texts, behind.workload.text_tokens, behind.workload.injected_tokens
+    for less, more in zip(plans(behind), plans(before), strict=True):
+        passes = 3 if more.checkpointing else 2
+        expected = (4 * passes * tokens + text_tokens) / (4 * passes * (tokens + text_tokens))
+        assert less.compute_seconds == pytest.approx(more.compute_seconds * expected)
+        assert less.memory.activations < 0.5 * more.memory.activations or less.checkpointing
+        kept = texts * text_tokens * behind.facts.prefix_width() * 2
+        assert less.memory.injection == more.memory.injection + kept
 
 
 def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:

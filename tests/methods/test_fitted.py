@@ -104,8 +104,13 @@ def test_other_labels_leave_the_method_as_it_is() -> None:
 
 @pytest.mark.parametrize(
     "method",
-    [{"name": "lt_prefix"}, {"name": "lt_prompt"}, {"name": "prefix", "tokens": 2, "head": "fitted"}],
-    ids=lambda keys: keys["name"],
+    [
+        {"name": "lt_prefix"},
+        {"name": "lt_prompt"},
+        {"name": "lt_prompt", "position": "after"},
+        {"name": "prefix", "tokens": 2, "head": "fitted"},
+    ],
+    ids=lambda keys: "_".join(map(str, keys.values())),
 )
 def test_a_run_starts_where_the_probe_ends_and_keeps_what_is_better(tmp_path: Path, method: dict[str, Any]) -> None:
     probe = run(tiny_config(tmp_path, method={"name": "probe"}, run={"dir": str(tmp_path / "probe")}))

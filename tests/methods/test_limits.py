@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 from transformers import AutoConfig
 
@@ -17,7 +17,7 @@ from pipeline.backbone.injection import Injection
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
-from pipeline.methods.limits import check_injection, readings_per_text, window_warning
+from pipeline.methods.limits import check_injection, check_verdict, readings_per_text, window_warning
 from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
@@ -90,6 +90,24 @@ def test_it_is_said_exactly_where_the_last_token_misses_some_or_all(window: int)
     assert window_warning(PREFIX, backbone.facts, P, config.data.max_length) is None
     assert (said is None) == all(depends)
     assert ("as if nothing were injected" in (said or "")) == (not any(depends))
+
+
+def test_what_is_read_behind_a_text_needs_a_decoder_that_keeps_all_of_it() -> None:
+    behind = TypeAdapter(AnyMethodConfig).validate_python({"name": "lt_prompt", "position": "after"})
+    facts = facts_of(tiny_model("llama").config)
+    check_injection(behind, facts)
+    for other, reason in (
+        (facts_of(tiny_model("bert").config), "in bert, which is no decoder"),
+        (replace(facts, prefix_layers=(None, *facts.prefix_layers[1:])), "llama does not keep all of a text"),
+    ):
+        with pytest.raises(UserError, match=f"method.position=after: {reason}.*; set method.position=before"):
+            check_injection(behind, other)
+    assert window_warning(behind, facts_of(tiny_model("mistral", sliding_window=3).config), P, 99) is None
+    failed = {"check.prompt": "passed", "check.prefix": "reads a prefix, but nothing changes"}
+    with pytest.raises(UserError, match="lt_prompt injects a prefix, but the backbone reads a prefix, but nothing"):
+        check_verdict(behind, failed)
+    with pytest.raises(ValidationError, match=r"method\.first_layer has a meaning only with method\.position=before"):
+        TypeAdapter(AnyMethodConfig).validate_python({"name": "lt_prompt", "position": "after", "first_layer": 1})
 
 
 def test_with_one_layer_that_sees_all_something_is_left() -> None:

@@ -1,8 +1,10 @@
 """The model that joins backbone, method and label states."""
 
+from typing import Any, Literal
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
@@ -61,6 +63,29 @@ def test_candidates_together_equal_one_by_one(method: str, family: str, texts: d
     # In any order, with repetition, different for each text.
     candidates = torch.tensor([[3, 0, 0], [1, 1, 1], [2, 3, 1]])
     assert_same(model(**texts, candidates=candidates), scores.gather(1, candidates))
+
+
+@pytest.mark.parametrize("start", ["hypothesis", "random"])
+def test_behind_a_text_a_label_is_judged_by_its_own_tokens(start: Literal["hypothesis", "random"], texts: Any) -> None:
+    """By definition: each text and each label's prompt in one, and the states of the prompt are pooled."""
+    network = tiny_model("llama_gqa").double()
+    tuning = LTPromptConfig(head="label_aware", start=start, position="after").build(facts_of(network.config), P, K)
+    for parameter in tuning.double().parameters():
+        nn.init.normal_(parameter, std=0.3)
+    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
+    states, begun = (torch.randn(K, P, H, dtype=torch.float64) * mask[..., None] for _ in range(2))
+    backbone, begin = FrozenBackbone(network, facts_of(network.config)), begun if start == "hypothesis" else None
+    model = LTuningModel(backbone, tuning, states, mask, "mean", label_start=begin)
+    scores = model(**texts, candidates=ALL.expand(3, K))
+    prompts = tuning.inject(states, mask, begin).prompt
+    embedded, seen = network.get_input_embeddings()(texts["input_ids"]), texts["attention_mask"].bool()
+    for row in range(3):
+        for label in range(K):
+            tokens = torch.cat([embedded[row][seen[row]], prompts[label][mask[label]]])
+            hidden = network(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
+            pooled = hidden[seen[row].sum() :].mean(0, keepdim=True)
+            expected = tuning.score(pooled, states[label : label + 1], mask[label : label + 1])
+            assert_same(scores[row, label], expected[0])
 
 
 def test_only_the_method_is_trained_and_kept(texts: dict[str, Tensor]) -> None:

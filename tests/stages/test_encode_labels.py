@@ -52,6 +52,26 @@ def test_states_are_the_backbones(config: RunConfig) -> None:
     torch.testing.assert_close(made.start, states.start, rtol=1e-5, atol=1e-6)
 
 
+def test_behind_a_text_hypotheses_are_read_with_the_tokens_they_have_there(config: RunConfig, tmp_path: Path) -> None:
+    keys = config.model_dump() | {"method": {"name": "lt_prompt", "position": "after"}}
+    run = changed(RunConfig.model_validate(keys), "run", dir=str(tmp_path / "run"))
+    preprocess(run)
+    behind = encode_labels(run)
+    network, tokenizer = tiny_model("llama_gqa"), load_tokenizer(config.backbone)
+    for row, hypothesis in enumerate(behind.hypotheses):
+        ids = torch.tensor([[0, *tokenizer(f" {hypothesis}", add_special_tokens=False)["input_ids"]]])  # 0: <s>
+        with torch.no_grad():
+            alone = network(ids).last_hidden_state[0, 1:]
+        torch.testing.assert_close(behind.states[row, behind.mask[row]], alone, rtol=1e-4, atol=1e-5)
+        assert behind.start is not None
+        torch.testing.assert_close(behind.start[row, behind.mask[row]], network.get_input_embeddings()(ids)[0, 1:])
+    with pytest.raises(UserError, match="start was 'prompt behind the text', now 'prompt behind the text, without a s"):
+        label_states_of(changed(run, "data", template="{text}\n"))
+    before = RunConfig.model_validate(run.model_dump() | {"method": {"name": "lt_prompt"}})
+    with pytest.raises(UserError, match="start was 'prompt behind the text', now 'prompt'"):
+        label_states_of(before)
+
+
 def test_what_one_method_starts_from_is_in_the_way_of_none_that_needs_nothing(
     config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -25,6 +25,7 @@ CASES = [  # (family, injection, activation checkpointing, first layer): few, si
     ("gpt2", "prefix", True, 0),
     ("llama_gqa", "prefix", False, 0),
     ("llama_gqa", "prefix", True, 1),
+    ("llama_gqa", "behind", True, 0),
     ("opt_projected", "prompt", False, 0),
     ("qwen3", "prefix", True, 0),
 ]
@@ -44,13 +45,15 @@ class Injected(nn.Module):
         facts = facts_of(model.config)
         self.backbone = FrozenBackbone(model, facts, gradient_checkpointing=checkpointing)
         self.kind, self.first_layer = kind, first_layer
-        shape = (P, facts.hidden_size if kind == "prompt" else facts.prefix_width(first_layer))
+        shape = (P, facts.prefix_width(first_layer) if kind == "prefix" else facts.hidden_size)
         self.injected = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, ids: Tensor) -> Tensor:
-        mask = torch.ones(B, P, dtype=torch.bool)
+        mask, seen = torch.ones(B, P, dtype=torch.bool), torch.ones_like(ids)
+        if self.kind == "behind":  # two prompts behind each text
+            prompts = Injection(mask.repeat(2, 1), prompt=self.injected.expand(2 * B, -1, -1))
+            return self.backbone.behind(self.backbone.keep(ids, seen), prompts).pow(2).mean()
         injection = Injection(mask, **{self.kind: self.injected.expand(B, -1, -1)})
-        seen = torch.ones_like(ids)
         trunk = self.backbone.trunk(ids, seen, self.first_layer) if self.first_layer else None
         return self.backbone(ids, seen, injection, trunk=trunk).pow(2).mean()
 

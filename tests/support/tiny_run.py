@@ -67,8 +67,8 @@ def label_states_of(config: RunConfig) -> LabelStates:
     """As `train` takes them."""
     names = read_json(config.run_dir.manifest_file)["labels"]
     backbone = backbone_of(config.backbone, config.data)
-    length, form = config.data.max_length, config.method.starts_from
-    return current_label_states(config.run_dir, config.labels, length, names, backbone, Ranks.alone(), form)
+    form = config.method.starts_from
+    return current_label_states(config.run_dir, config.labels, config.data, names, backbone, Ranks.alone(), form)
 
 
 def fingerprint_of_training(config: RunConfig, labels: LabelStates) -> dict[str, str]:
