@@ -49,7 +49,7 @@ def file(tmp_path: Path) -> Path:
         ({"trian": {"epochs": 3}}, "unknown key 'trian': did you mean 'train'?"),
         ({"learning_rate": 1e-3}, "unknown key 'learning_rate': did you mean 'train.learning_rate'?"),
         ({"xyzzy": 1}, "unknown key 'xyzzy' (sections: run, backbone, data,"),
-        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers, project, name)"),
+        ({"logging": {"zzz": 1}}, "unknown key 'logging.zzz' (keys of logging: trackers, project, name, trace_steps)"),
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
         (
             {"method": {"name": "lt_prompt", "rank": 1}},

@@ -53,6 +53,8 @@ MOST_TRAINED = 10**10
 """Trained parameters of a method outside the backbone: 160 GB with their gradients and Adam's state."""
 MOST_STATES_GIB = 2**20
 """Of text states: a petabyte, more than a disk holds."""
+MOST_TRACED_STEPS = 100
+"""A step of a large model has some 10,000 events, which the trace keeps in memory."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
 MOST_SHARES = 10_000

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from pipeline.core.bounds import LONGEST_WAIT, MOST_STATES_GIB
+from pipeline.core.bounds import LONGEST_WAIT, MOST_STATES_GIB, MOST_TRACED_STEPS
 from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
@@ -32,3 +32,5 @@ class LoggingConfig(Settings):
     """Project of wandb, experiment of mlflow."""
     name: str | None = Field(default=None, min_length=1)
     """The run's name there; null: that of the run directory. A resumed run goes on as the same run."""
+    trace_steps: int | None = Field(default=None, ge=1, le=MOST_TRACED_STEPS)
+    """Steps of which rank 0 writes a trace, logs/trace.json, after two that are not traced."""

@@ -46,6 +46,7 @@ from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
 from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.step_trace import traced
 from pipeline.training.trackers import Trackers
 from pipeline.training.trainer import Trainer
 
@@ -221,7 +222,8 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
             validation, batch_size = splits.get("validation"), config.evaluate.batch_size
-            return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, batch_size, state)
+            with traced(trainer, run.trace_file, config.logging.trace_steps if ranks.is_main else None):
+                return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, batch_size, state)
         finally:
             release(accelerator, trainer.model)
 

@@ -1,5 +1,6 @@
 """The training loop's parts: the engine around the model, one step, and the trained state."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -51,6 +52,8 @@ class Trainer:
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self._epoch, self._batches = -1, list[Ints]()
+        self.after_step: Callable[[], None] = lambda: None
+        """Called at the end of every step."""
         if state is not None:
             # Before the engine is built: it makes its copies in the compute dtype from these.
             load_trained(model, state.parameters)
@@ -84,7 +87,9 @@ class Trainer:
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
-        return float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        self.after_step()
+        return mean
 
     def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
         """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""

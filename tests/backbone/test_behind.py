@@ -1,4 +1,7 @@
-"""Prompts read behind texts that were read once: equal to text and prompt read in one."""
+"""Prompts read behind texts that were read once: equal to text and prompt read in one.
+
+covers backbone/frozen, backbone/injection
+"""
 
 from typing import Any
 
