@@ -57,12 +57,7 @@ def encode_hypotheses(
         UserError: two hypotheses become the same tokens, or one becomes none or more than `max_length`.
     """
     rows = encode(tokenizer, hypotheses)["input_ids"]
-    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
-    for text, row in zip(hypotheses, rows, strict=True):
-        if not 0 < len(row) <= max_length:
-            raise UserError(
-                f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
-            )
+    _check_rows(hypotheses, rows, max_length)
     return _padded(rows)
 
 
@@ -73,11 +68,20 @@ def encode_behind(
 
     `space`: as for `continuations`. Raises UserError as `encode_hypotheses` does.
     """
-    rows = [row[row != NO_TOKEN].tolist() for row in continuations(tokenizer, hypotheses, max_length, space=space)]
-    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    rows = [row[row != NO_TOKEN].tolist() for row in continuations(tokenizer, hypotheses, None, space=space)]
+    _check_rows(hypotheses, rows, max_length)
     [alone], [text] = (encode(tokenizer, [ANCHOR], **keys)["input_ids"] for keys in ({"add_special_tokens": False}, {}))
     opening = text[: next(place for place in range(len(text)) if text[place : place + len(alone)] == alone)]
     return _padded([[*opening, *row] for row in rows], len(opening))
+
+
+def _check_rows(hypotheses: Sequence[str], rows: Sequence[list[int]], max_length: int) -> None:
+    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    for text, row in zip(hypotheses, rows, strict=True):
+        if not 0 < len(row) <= max_length:
+            raise UserError(
+                f"the hypothesis {text!r} has {len(row)} tokens; it must have 1 to {max_length} (data.max_length)"
+            )
 
 
 def _padded(rows: Sequence[list[int]], opening: int = 0) -> HypothesisTokens:
