@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from pipeline.cli.hand_over import export, push
 from pipeline.cli.options import build_parser
 from pipeline.cli.predict import predict
 from pipeline.core.bounds import abridged
@@ -173,6 +174,8 @@ COMMANDS = {
     "compare": _compare,
     "estimate": _estimate,
     "predict": predict,
+    "export": export,
+    "push": push,
     "report": _report,
     "doctor": _doctor,
     "fetch-data": _fetch_data,
@@ -187,7 +190,7 @@ OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 PRINTING = ("choose-reading", "estimate", "predict", "doctor", "fetch-data", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "report", "fetch-data", "keys", "completion")
+ONE_ANSWERS = ("estimate", "predict", "export", "push", "report", "fetch-data", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 

@@ -6,6 +6,7 @@ from typing import Any, NoReturn
 
 from pipeline import __version__
 from pipeline.cli.common import add_common_options, positive
+from pipeline.cli.hand_over import add_hand_over_commands
 from pipeline.cli.predict import add_predict_options
 from pipeline.core.bounds import abridged
 from pipeline.core.escapes import visible
@@ -46,7 +47,7 @@ an ordinary day:
 ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
 docs/troubleshooting.md."""
 
-PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare", "parts", "deepspeed"}
+PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare", "parts", "deepspeed", "to"}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
@@ -78,6 +79,7 @@ def build_parser() -> "TopParser":
             _add_estimate_options(command)
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
     add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
+    add_hand_over_commands(commands)
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
