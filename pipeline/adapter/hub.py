@@ -5,9 +5,10 @@ import shutil
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.adapter.directory import CARD, CONFIG, adapter_folder, load_adapter
 from pipeline.core.checksums import SUMS, check_sums
@@ -17,6 +18,8 @@ from pipeline.core.files import read_json
 SETTINGS = "ltune_export.json"
 """In what `export` writes for other programs."""
 FILES = ["*.safetensors", "*.json", CARD, SUMS]
+FAULTS: tuple[Any, ...] = (OSError, ValueError, *HfHubHTTPError.__bases__)
+"""What the hub's client raises: errors of its own, and of its HTTP library, which was another one in other versions."""
 _NAME = re.compile(r"(?P<repository>[\w][\w.-]*/[\w][\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
 HERE = "path/to/this/folder"
 """How a model card names its folder."""
@@ -51,8 +54,8 @@ def push(path: str | Path, repository: str, *, private: bool = False, revision: 
                 commit_message=message,
                 delete_patterns=FILES,
             )
-        except (OSError, HFValidationError, ValueError) as error:  # those of HTTP are OSErrors
-            raise _refused(repository, error) from error
+        except FAULTS as error:
+            raise _failed(f"cannot push to '{repository}'", error) from error
     return str(done.commit_url)
 
 
@@ -71,8 +74,9 @@ def fetched(name: str) -> Path:
             f"adapter '{name}' is not an adapter directory (there is no such folder), it is not in the hub's cache, "
             "and the hub is not reached: give a finished run, its adapter/ folder, or ORG/NAME@REVISION on the hub"
         ) from error
-    except (OSError, HFValidationError, ValueError) as error:
-        raise _refused(name, error) from error
+    except FAULTS as error:
+        where = f"there is no folder '{name}', and the hub has no such adapter, or fails"
+        raise _failed(where, error) from error
     if not (folder / CONFIG).is_file() or "method" not in read_json(folder / CONFIG):
         raise UserError(f"'{name}' on the hub is not an adapter of this program: its {CONFIG} is missing, or another's")
     return folder
@@ -83,8 +87,8 @@ def is_hub_name(path: str | Path) -> bool:
     return not Path(path).exists() and _NAME.fullmatch(str(path)) is not None
 
 
-def _refused(name: str, error: Exception) -> UserError:
+def _failed(what: str, error: Exception) -> UserError:
     said = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        return UserError(f"the hub refuses '{name}': log in with `hf auth login`, or set HF_TOKEN ({said})")
-    return UserError(f"there is no folder '{name}', and the hub has no such adapter, or fails: {said}")
+        return UserError(f"{what}: log in with `hf auth login`, or set HF_TOKEN ({said})")
+    return UserError(f"{what}: {said}")

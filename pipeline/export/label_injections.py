@@ -12,9 +12,6 @@ from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsC
 from pipeline.methods.label_tuning import LabelTuning, LabelTuningConfig
 
 EXPORTED = {"lt_prompt": LabelPromptsConfig, "lt_prefix": LabelPrefixesConfig}
-    "lt_prompt": LabelPromptsConfig,
-    "lt_prefix": LabelPrefixesConfig,
-}
 
 
 def save_label_injections(adapter: Adapter, facts: BackboneFacts, folder: Path) -> None:

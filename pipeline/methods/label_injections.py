@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.lt_prompt import LTPromptConfig
 
 
 class LabelInjectionsConfig(LabelTuningConfig):
@@ -35,12 +37,20 @@ class LabelPromptsConfig(LabelInjectionsConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
     name: Literal["label_prompts"] = "label_prompts"
 
+    @property
+    def trained_as(self) -> LTPromptConfig:
+        return LTPromptConfig(head=self.head, first_layer=self.first_layer, shortlist=self.shortlist)
+
 
 class LabelPrefixesConfig(LabelInjectionsConfig):
     """Of lt_prefix."""
 
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
     name: Literal["label_prefixes"] = "label_prefixes"
+
+    @property
+    def trained_as(self) -> LTPrefixConfig:
+        return LTPrefixConfig(head=self.head, first_layer=self.first_layer, shortlist=self.shortlist)
 
 
 class Kept(nn.Module):

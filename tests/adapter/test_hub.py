@@ -103,7 +103,7 @@ def test_what_is_wrong_is_one_line(hub: tuple[FakeHub, Any, Path]) -> None:
             "org/tiny@v9",
             "'org/other' on the hub is not an adapter",
             "is not an adapter directory",
-            "the hub refuses 'org/tiny': log in with `hf auth login`",
+            "cannot push to 'org/tiny': log in with `hf auth login`",
         ),
         strict=True,
     ):
@@ -116,5 +116,5 @@ def test_names_of_the_hub_are_told_from_folders(tmp_path: Path, monkeypatch: pyt
     assert is_hub_name("org/name") and is_hub_name("org/name@v1.0") and is_hub_name(Path("org/name@abc"))
     for name in ("runs/mine", "none", "/abs/path", "./org/name", "a/b/c", "../x", "org/name@", "-/x"):
         assert not is_hub_name(name)
-    with pytest.raises(UserError, match="there is no such folder.*ORG/NAME@REVISION"):
+    with pytest.raises(UserError, match=r"there is no such folder.*ORG/NAME@REVISION"):
         LoadedAdapter.load("runs/typo")

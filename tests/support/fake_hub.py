@@ -88,31 +88,29 @@ class _Answers(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body, path = self.body(), unquote(urlparse(self.path).path).strip("/")
         if self.headers.get("Authorization") != f"Bearer {self.token}" and "git/info/lfs" not in path:
-            return self.answer({"error": "Invalid user token."}, 401)
-        if path == "api/repos/create":
-            return self._create(json.loads(body))
-        if path.endswith(".git/info/lfs/objects/batch"):
-            return self._large(json.loads(body))
+            self.answer({"error": "Invalid user token."}, 401)
+        elif path == "api/validate-yaml":
+            self.answer({"errors": [], "warnings": []})
+        elif path == "api/repos/create":
+            self._create(json.loads(body))
+        elif path.endswith(".git/info/lfs/objects/batch"):
+            self._large(json.loads(body))
+        else:
+            self._change(path, body)
+
+    def _change(self, path: str, body: bytes) -> None:
         _, _, owner, name, action, *rest = path.split("/")
         repository, branch = f"{owner}/{name}", "/".join(rest)
         branches = self.hub.repositories[repository]
         if action == "branch":
             known = branch in branches
             branches.setdefault(branch, branches["main"])
-            return self.answer({}, 409 if known else 200)
-        if action == "preupload":
-            modes = [
-                {
-                    "path": file["path"],
-                    "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
-                    "shouldIgnore": False,
-                    "oid": None,
-                }
-                for file in json.loads(body)["files"]
-            ]
-            return self.answer({"files": modes})
-        assert action == "commit", path
-        return self._commit(repository, branch, [json.loads(line) for line in body.splitlines()])
+            self.answer({}, 409 if known else 200)
+        elif action == "preupload":
+            self.answer({"files": [_upload(file["path"]) for file in json.loads(body)["files"]]})
+        else:
+            assert action == "commit", path
+            self._commit(repository, branch, [json.loads(line) for line in body.splitlines()])
 
     def _create(self, asked: dict[str, Any]) -> None:
         repository = f"{asked['organization']}/{asked['name']}"
@@ -120,7 +118,7 @@ class _Answers(BaseHTTPRequestHandler):
         if not known:
             self.hub.repositories[repository] = {}
             self.hub.commit(repository, "main", {".gitattributes": b""})
-            if asked.get("private"):
+            if asked.get("visibility") == "private" or asked.get("private"):
                 self.hub.private.add(repository)
         self.answer({"url": f"{self.address}/{repository}", "name": repository}, 409 if known else 200)
 
@@ -151,41 +149,45 @@ class _Answers(BaseHTTPRequestHandler):
         url = f"{self.address}/{repository}/commit/{sha}"
         self.answer({"success": True, "commitOid": sha, "commitUrl": url, "hookOutput": ""})
 
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
     def do_GET(self) -> None:
         parts = unquote(urlparse(self.path).path).strip("/").split("/")
-        repository = "/".join(parts[2:4] if parts[0] == "api" else parts[:2])
         if parts[0] == "api":
-            revision = "/".join(parts[5:]) or "main"
-            files = self.hub.files(repository, revision)
-            if files is None:
-                return self.answer(
-                    {"error": "not found"},
-                    404,
-                    {
-                        "X-Error-Code": "RepoNotFound"
-                        if not self.hub.repositories.get(repository)
-                        else "RevisionNotFound"
-                    },
-                )
-            if parts[4:5] == ["tree"]:
-                tree = [
-                    {"type": "file", "path": name, "size": len(found), "oid": _oid(found)}
-                    for name, found in files.items()
-                ]
-                return self.answer(tree)
-            sha = self.hub.repositories[repository].get(revision, revision)
-            siblings = [{"rfilename": name} for name in files]
-            return self.answer({"id": repository, "sha": sha, "siblings": siblings, "private": False, "tags": []})
+            self._about("/".join(parts[2:4]), parts[4:])
+            return
         assert parts[2] == "resolve"
-        files, name = self.hub.files(repository, parts[3]) or {}, "/".join(parts[4:])
+        files, name = self.hub.files("/".join(parts[:2]), parts[3]) or {}, "/".join(parts[4:])
         if name not in files:
-            return self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            self.answer({"error": "not found"}, 404, {"X-Error-Code": "EntryNotFound"})
+            return
         if self.command == "GET":
             self.hub.fetched.append(name)
         self.answer(files[name], 200, {"ETag": f'"{_oid(files[name])}"', "X-Repo-Commit": parts[3]})
 
-    do_HEAD = do_GET
+    def _about(self, repository: str, rest: list[str]) -> None:
+        """`rest`: nothing, or revision or tree and a branch or commit."""
+        revision = "/".join(rest[1:]) or "main"
+        files, branches = self.hub.files(repository, revision), self.hub.repositories.get(repository)
+        if files is None or branches is None:
+            code = "RepoNotFound" if branches is None else "RevisionNotFound"
+            self.answer({"error": "not found"}, 404, {"X-Error-Code": code})
+        elif rest[:1] == ["tree"]:
+            found = [
+                {"type": "file", "path": name, "size": len(files[name]), "oid": _oid(files[name])} for name in files
+            ]
+            self.answer(found)
+        else:
+            siblings = [{"rfilename": name} for name in files]
+            sha = branches.get(revision, revision)
+            self.answer({"id": repository, "sha": sha, "siblings": siblings, "private": False, "tags": []})
 
 
 def _oid(content: bytes) -> str:
     return hashlib.sha1(content).hexdigest()
+
+
+def _upload(path: str) -> dict[str, Any]:
+    mode = "lfs" if path.endswith(".safetensors") else "regular"
+    return {"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": None}
