@@ -8,10 +8,15 @@ import torch
 from pipeline.adapter.directory import Adapter, save_adapter
 from pipeline.adapter.label_states import START_PART
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsConfig
+from pipeline.methods.label_injections import (
+    LabelInjectionsConfig,
+    LabelPrefixesConfig,
+    LabelPromptsConfig,
+    shared_keys,
+)
 from pipeline.methods.label_tuning import LabelTuning, LabelTuningConfig
 
-EXPORTED = {"lt_prompt": LabelPromptsConfig, "lt_prefix": LabelPrefixesConfig}
+EXPORTED: dict[str, type[LabelInjectionsConfig]] = {"lt_prompt": LabelPromptsConfig, "lt_prefix": LabelPrefixesConfig}
 
 
 def save_label_injections(adapter: Adapter, facts: BackboneFacts, folder: Path) -> None:
@@ -27,12 +32,9 @@ def save_label_injections(adapter: Adapter, facts: BackboneFacts, folder: Path) 
         injection = method.inject(labels.states, labels.mask, labels.start)
     start = injection.prompt if injection.prompt is not None else injection.prefix
     assert start is not None
-    stored = EXPORTED[config.name](
-        head=config.head,
-        first_layer=config.first_layer,
-        shortlist=config.shortlist,
-        every_position=bool((injection.mask != labels.mask).any()),
-    )
+    kept = EXPORTED[config.name]
+    every_position = bool((injection.mask != labels.mask).any())
+    stored = kept(**shared_keys(config, kept), every_position=every_position)
     made_from = {**labels.fingerprint, START_PART: str(stored.form)}
     start = (start * injection.mask.unsqueeze(-1)).to(labels.states.dtype)
     state = {name: tensor for name, tensor in adapter.method_state.items() if not name.startswith("producer.")}

@@ -3,7 +3,7 @@
 They have no other labels than those, and are not trained; so configs of runs do not know these methods.
 """
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
-from pipeline.methods.lt_prompt import LTPromptConfig
+from pipeline.methods.lt_prompt import LTPromptConfig, PlacedPromptsConfig
 
 
 class LabelInjectionsConfig(LabelTuningConfig):
@@ -31,15 +31,20 @@ class LabelInjectionsConfig(LabelTuningConfig):
         return 0
 
 
-class LabelPromptsConfig(LabelInjectionsConfig):
+def shared_keys(config: LabelTuningConfig, other: type[LabelTuningConfig]) -> dict[str, Any]:
+    """What the other method says too, but for its name and its start."""
+    names = type(config).model_fields.keys() & other.model_fields.keys() - {"name", "start"}
+    return {name: getattr(config, name) for name in names}
+
+
+class LabelPromptsConfig(LabelInjectionsConfig, PlacedPromptsConfig):
     """Of lt_prompt."""
 
-    injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
     name: Literal["label_prompts"] = "label_prompts"
 
     @property
     def trained_as(self) -> LTPromptConfig:
-        return LTPromptConfig(head=self.head, first_layer=self.first_layer, shortlist=self.shortlist)
+        return LTPromptConfig(**shared_keys(self, LTPromptConfig))
 
 
 class LabelPrefixesConfig(LabelInjectionsConfig):
@@ -50,7 +55,7 @@ class LabelPrefixesConfig(LabelInjectionsConfig):
 
     @property
     def trained_as(self) -> LTPrefixConfig:
-        return LTPrefixConfig(head=self.head, first_layer=self.first_layer, shortlist=self.shortlist)
+        return LTPrefixConfig(**shared_keys(self, LTPrefixConfig))
 
 
 class Kept(nn.Module):

@@ -43,6 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         "gpt2",
         {"method.name": "lt_prefix", "method.start": "random", "method.head": "linear", "method.init_std": 0.2},
     ),
+    "lt_prompt after": ("llama_gqa", {"method.name": "lt_prompt", "method.position": "after"}),
     "lt_prompt layer": ("llama_gqa", {"method.name": "lt_prompt", "method.first_layer": 1, "method.head": "linear"}),
 }
 
