@@ -19,6 +19,7 @@ from pipeline import LTuningClassifier
 from pipeline.adapter.directory import load_adapter
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.engine.startup import leave
 from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
@@ -48,6 +49,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "lt_prompt layer": ("llama_gqa", {"method.name": "lt_prompt", "method.first_layer": 1, "method.head": "linear"}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_group() -> None:
+    """What a test before has left in this process."""
+    leave()
 
 
 def trained(folder: Path, family: str, overrides: dict[str, Any]) -> LoadedAdapter:
