@@ -7,7 +7,7 @@ from pipeline.cli.common import add_common_options
 from pipeline.core.output import ended_by_signals
 from pipeline.distributed.device import announce_device
 
-EXPORT = "write a trained adapter as a folder that transformers or PEFT load, or one without a producer"
+EXPORT = "write a trained adapter for transformers or PEFT to load, or without its producer"
 PUSH = "put a trained adapter, or what `export` wrote, on the hub"
 
 

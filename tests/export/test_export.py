@@ -19,6 +19,10 @@ from pipeline import LTuningClassifier
 from pipeline.adapter.directory import load_adapter
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.engine.startup import leave
+from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsConfig
+from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.stages.export import export
 from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS
@@ -46,6 +50,12 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lt_prompt after": ("llama_gqa", {"method.name": "lt_prompt", "method.position": "after"}),
     "lt_prompt layer": ("llama_gqa", {"method.name": "lt_prompt", "method.first_layer": 1, "method.head": "linear"}),
 }
+
+
+@pytest.fixture(autouse=True)
+def _no_group() -> None:
+    """What a test before has left in this process."""
+    leave()
 
 
 def trained(folder: Path, family: str, overrides: dict[str, Any]) -> LoadedAdapter:
@@ -107,6 +117,13 @@ def test_injections_of_labels_need_no_producer(tmp_path: Path, name: str) -> Non
         again.with_labels(["art", "war"])
     with pytest.raises(UserError, match="has nothing to export"):
         export(out, tmp_path / "twice")
+
+
+def test_all_keys_of_training_that_scores_depend_on_are_kept() -> None:
+    """The others have done their part once the injections are made."""
+    assert LTPromptConfig.model_fields.keys() - LabelPromptsConfig.model_fields.keys() == {"dropout", "init_std"}
+    of_producer = {"dropout", "init_std", "pooling", "rank"}
+    assert LTPrefixConfig.model_fields.keys() - LabelPrefixesConfig.model_fields.keys() == of_producer
 
 
 @pytest.mark.parametrize(
