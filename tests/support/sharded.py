@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.frozen import checkpoint_layers
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.quantized import QuantizedLinear
@@ -29,7 +30,7 @@ MIXTURES += [("gpt_oss", "int4", "float32")]
 """Of experts: on one rank and on two."""
 
 
-TRAINED = ("llama_gqa", "qwen3_moe")
+TRAINED = ("llama_gqa", "bert", "qwen3_moe", "gpt_oss")
 
 
 class Prompted(nn.Module):
@@ -47,7 +48,7 @@ class Prompted(nn.Module):
         """[B, T] -> scores [B]"""
         embedded = self.backbone.get_input_embeddings()(ids)
         prompt = self.prompt.expand(len(ids), -1, -1)
-        hidden = self.backbone(inputs_embeds=torch.cat([prompt, embedded], 1)).last_hidden_state
+        hidden = self.backbone(inputs_embeds=torch.cat([prompt, embedded], 1), use_cache=False).last_hidden_state
         return (hidden[:, -1] * self.head).sum(-1)
 
 
@@ -112,11 +113,15 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
 
 
 def train(backbone_folder: Path) -> list[float]:
-    """Loss of 20 steps on fixed batches, averaged over ranks. Of a mixture, ranks send their texts to other experts."""
+    """Loss of 20 steps on fixed batches, averaged over ranks, with checkpointing.
+
+    Of a mixture, ranks send their texts to other experts.
+    """
     world, rank = dist.get_world_size(), dist.get_rank()
     config = BackboneConfig(name_or_path=str(backbone_folder), quantization="int8", dtype="float32")
     settings = zero_config("float32", GLOBAL_BATCH // world)
     backbone = load_backbone(config, zero_config=settings, device=CPU, ranks=ranks())
+    checkpoint_layers(backbone)
     engine = start_engine(Prompted(backbone), "float32", GLOBAL_BATCH // world)
     generator = torch.Generator().manual_seed(3)
     losses = []
