@@ -27,6 +27,7 @@ from pipeline.backbone.packed_weights import unpacked
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.quantization import Quantized, quantize_layers
+from pipeline.backbone.text_part import text_part
 from pipeline.backbone.weight_names import Source, match_names
 from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
 from pipeline.core.errors import UserError
@@ -94,7 +95,7 @@ def open_alike(config: BackboneConfig, ranks: Ranks) -> OpenCheckpoint:
     """
 
     def open_here() -> OpenCheckpoint:
-        checkpoint = open_checkpoint(config)
+        checkpoint = text_part(open_checkpoint(config))
         return OpenCheckpoint(checkpoint, fingerprint(config, checkpoint))
 
     opened = ranks.on_every(open_here)
