@@ -28,6 +28,7 @@ ROOMS = [
     "comparison",
     "reports",
     "doctor",
+    "serving",
     "stages",
     "classifier",
     "cli",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import build_parser
+from pipeline.cli.options import SERVE_LIMITS, build_parser
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
@@ -118,6 +118,27 @@ def _predict(options: argparse.Namespace) -> None:
     )
 
 
+def _serve(options: argparse.Namespace) -> None:
+    announce_device()
+    from pipeline.stages.serve import serve
+
+    serve(
+        options.adapter,
+        host=options.host,
+        port=options.port,
+        token_file=options.token_file,
+        admin_token_file=options.admin_token_file,
+        batch_tokens=options.batch_tokens,
+        max_wait_ms=options.max_wait_ms,
+        limits={name: getattr(options, f"max_{name}") for name in SERVE_LIMITS},
+        grace=options.grace,
+        device=options.device,
+        backbone=options.backbone,
+        calibrated=options.calibrated,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
 @ended_by_signals()
 def _report(options: argparse.Namespace) -> None:
     if options.compare:
@@ -189,6 +210,7 @@ COMMANDS = {
     "compare": _compare,
     "estimate": _estimate,
     "predict": _predict,
+    "serve": _serve,
     "report": _report,
     "doctor": _doctor,
     "fetch-data": _fetch_data,
@@ -203,7 +225,7 @@ OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 PRINTING = ("choose-reading", "estimate", "predict", "doctor", "fetch-data", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "report", "fetch-data", "keys", "completion")
+ONE_ANSWERS = ("estimate", "predict", "serve", "report", "fetch-data", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 

@@ -9,6 +9,7 @@ from pipeline.core.bounds import abridged
 from pipeline.core.escapes import visible
 from pipeline.core.paths import home_expanded
 from pipeline.data.public_sets import HOST, PUBLIC_SETS
+from pipeline.serving.limits import Limits
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -22,6 +23,8 @@ STAGES = {
 }
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
+
+SERVE = "answer requests over HTTP: any number of adapters on one backbone"
 
 REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
@@ -44,7 +47,16 @@ an ordinary day:
 ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
 docs/troubleshooting.md."""
 
-PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare"}
+SERVE_LIMITS = {
+    "texts": "texts of a request",
+    "labels": "labels of its own that a request has",
+    "tokens": "tokens that are read for a request, its texts' once for each label",
+    "body": "bytes of a request's body",
+    "waiting": "texts that wait for a batch",
+}
+"""Fields of `serving.limits.Limits` that have an option."""
+
+PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare", "token_file", "admin_token_file"}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
@@ -76,6 +88,7 @@ def build_parser() -> "TopParser":
             _add_estimate_options(command)
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
     _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
+    _add_serve_options(commands.add_parser("serve", help=SERVE, description=SERVE))
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
@@ -179,6 +192,50 @@ def _add_predict_options(command: argparse.ArgumentParser) -> None:
         help="other labels, scored from their hypotheses alone; may be repeated; quotes protect a comma, as in CSV: "
         "'\"A, or B\",C'; a value that is a label of training is never split",
     )
+    _add_loading_options(command)
+
+
+def _add_serve_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--adapter",
+        action="append",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="adapter or run directory, by default called as its run directory is; may be repeated",
+    )
+    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    command.add_argument("--port", type=int, default=8080, help="0: any that is free (default %(default)s)")
+    command.add_argument(
+        "--token-file", metavar="FILE", help="holds the bearer token that clients must show (default: none)"
+    )
+    command.add_argument(
+        "--admin-token-file",
+        metavar="FILE",
+        help="holds the token for adding and removing adapters (default: nobody may)",
+    )
+    command.add_argument(
+        "--batch-tokens", type=_count, default=16384, metavar="N", help="of a forward pass (default %(default)s)"
+    )
+    command.add_argument(
+        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="a batch waits for others (default %(default)g)"
+    )
+    for name, what in SERVE_LIMITS.items():
+        default = getattr(Limits, name)
+        command.add_argument(
+            f"--max-{name}", type=_count, default=default, metavar="N", help=f"{what} (default {default})"
+        )
+    command.add_argument(
+        "--grace",
+        type=float,
+        default=60.0,
+        metavar="S",
+        help="to end what was accepted, at SIGTERM (default %(default)g)",
+    )
+    _add_loading_options(command)
+
+
+def _add_loading_options(command: argparse.ArgumentParser) -> None:
+    """Of every command that puts an adapter on its backbone."""
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
     )

@@ -45,7 +45,7 @@ def score(
     """
     lengths = texts.lengths
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
-    chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
+    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
     rows_per_text = readings or len(chunks[0])
     batches = longest_first(lengths, max(1, rows_per_forward // rows_per_text))
     scores = torch.zeros(len(lengths), label_count)
@@ -80,7 +80,7 @@ def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor
     return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
 
 
-def _label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
+def label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
     """All labels in order, in chunks of nearly equal size, the first the largest, none above `rows_per_forward`."""
     count = -(-label_count // rows_per_forward)
     return list(torch.arange(label_count).tensor_split(count))
