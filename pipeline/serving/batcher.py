@@ -1,5 +1,6 @@
 """The one thread that runs the backbone: it takes what waits, of any adapter, and makes batches of it."""
 
+import gc
 import logging
 import threading
 import time
@@ -105,7 +106,7 @@ class Batcher:
     def waiting(self) -> int:
         """Texts that are not answered, and in no batch."""
         with self._change:
-            return sum(len(request.todo) for request in self._requests)
+            return self._waiting()
 
     @contextmanager
     def coming(self) -> Iterator[None]:
@@ -127,7 +128,7 @@ class Batcher:
     def submit(self, request: Request) -> None:
         """Queues it. Raises BusyError; a request that is longer than the queue passes where nothing else waits."""
         with self._change:
-            waiting = sum(len(other.todo) for other in self._requests)
+            waiting = self._waiting()
             if self._closed or (waiting and waiting + len(request.rows) > self.most_waiting):
                 raise BusyError
             self._requests.append(request)
@@ -149,6 +150,9 @@ class Batcher:
             self._closed = True
             self._change.notify()
         self._thread.join()
+
+    def _waiting(self) -> int:
+        return sum(len(request.todo) for request in self._requests if not request.answer.cancelled())
 
     def _run(self) -> None:
         while (task := self._next()) is not None:
@@ -200,27 +204,33 @@ class Batcher:
         return batch
 
     def _answer(self, batch: list[Text]) -> None:
-        """Where memory is short, in halves: of the passes as of the batch."""
-        jobs = _jobs(batch)
+        shortage = None
         try:
-            self._score(jobs)
+            self._score(_jobs(batch))
         except OutOfMemoryError as error:
-            self.monitor.out_of_memory.inc()
-            log.warning("out of memory with %d texts: halved", len(batch))
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-            smaller, self._budget = self._budget > 1, max(1, self._budget // 2)
-            if len(batch) > 1:
-                self._answer(batch[: len(batch) // 2])
-                self._answer(batch[len(batch) // 2 :])
-            elif smaller:
-                self._answer(batch)
-            else:
-                batch[0].request.fail(NoMemoryError(str(error)))
+            shortage = str(error)
         except Exception as error:
             log.exception("a batch of %d texts failed", len(batch))
             for text in batch:
                 text.request.fail(error)
+        if shortage is not None:  # only here, where the error no longer holds what took the memory
+            self._answer_in_halves(batch, shortage)
+
+    def _answer_in_halves(self, batch: list[Text], shortage: str) -> None:
+        """Halves the passes as well as the batch."""
+        self.monitor.out_of_memory.inc()
+        log.warning("out of memory with %d texts: halved", len(batch))
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        is_least, self._budget = self._budget == 1, max(1, self._budget // 2)
+        if len(batch) > 1:
+            self._answer(batch[: len(batch) // 2])
+            self._answer(batch[len(batch) // 2 :])
+        elif is_least:
+            batch[0].request.fail(NoMemoryError(shortage))
+        else:
+            self._answer(batch)
 
     def _score(self, jobs: list[list[Text]]) -> None:
         started = time.monotonic()

@@ -89,7 +89,7 @@ class PredictRequest(Message):
 
     model_config = ConfigDict(extra="ignore", json_schema_extra={"examples": [{"inputs": "The bank raised its rate."}]})
 
-    inputs: str | Parts | list[Parts]
+    inputs: str | Parts | Annotated[list[Parts], Field(min_length=1)]
     """A text; a pair [text, text]; or a batch [[text], [text, text], ...]."""
     truncate: bool = False
     """Read the beginning of a text that is too long; else it is refused."""

@@ -32,41 +32,40 @@ def serve(service: Service, tokens: Tokens, *, host: str, port: int, grace: floa
 
     A second signal ends it at once. Raises UserError where it cannot listen there.
     """
-    guard = create_app(service, tokens)
-    config = uvicorn.Config(
-        guard,
-        host=host,
-        port=port,
-        http=_protocol(service.limits),
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        limit_concurrency=service.limits.connections,
-        timeout_keep_alive=60,
-        timeout_graceful_shutdown=max(1, round(grace)),
-        backlog=BACKLOG,
-    )
+    server = Server(create_app(service, tokens), service.limits, grace)
     try:
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
-            _Server(config, guard).run([listening])
+            server.run([listening])
     except (OSError, OverflowError) as error:
-        raise UserError(
-            f"cannot listen on {host}, port {port} ({getattr(error, 'strerror', None) or error})"
-        ) from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"cannot listen on {host}, port {port} ({reason}): choose another --host or --port") from error
     finally:
         service.close()
-    log.info("ended", extra={"fields": {"accepted": guard.accepted}})
+    log.info("ended", extra={"fields": {"accepted": server.guard.accepted}})
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Ends without losing what it has accepted, and with status 0."""
 
-    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
-        super().__init__(config)
-        self._guard = guard
+    def __init__(self, guard: Guard, limits: Limits, grace: float) -> None:
+        """`grace`: seconds for answers to what was accepted, once it is to end."""
+        super().__init__(
+            uvicorn.Config(
+                guard,
+                http=_protocol(limits),
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                limit_concurrency=limits.connections,
+                timeout_keep_alive=60,
+                timeout_graceful_shutdown=max(1, round(grace)),
+                backlog=BACKLOG,
+            )
+        )
+        self.guard = guard
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets)
@@ -79,7 +78,7 @@ class _Server(uvicorn.Server):
 
     async def shutdown(self, sockets: Any = None) -> None:
         """Open connections get time for the request that is on its way, and answers close them."""
-        self._guard.ending = True
+        self.guard.ending = True
         await asyncio.sleep(ACCEPT_SECONDS)
         for server in self.servers:
             server.close()
@@ -101,11 +100,18 @@ def _protocol(limits: Limits) -> type[H11Protocol]:
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            in_head = self.conn.their_state is h11.IDLE
-            if in_head and self.conn.trailing_data[0] and self._late is None:
-                self._wait_for_head()
-            elif not in_head:
+            self._watch_head()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            self._watch_head()
+
+        def _watch_head(self) -> None:
+            """Waits where the beginning of a head has come, until its end has."""
+            if self.conn.their_state is not h11.IDLE:
                 self._stop_waiting()
+            elif self.conn.trailing_data[0] and self._late is None:
+                self._wait_for_head()
 
         def connection_lost(self, exc: Exception | None) -> None:
             self._stop_waiting()

@@ -57,7 +57,7 @@ def score_together(jobs: Sequence[Job], positions: int) -> tuple[list[Tensor | E
         else:
             waiting[place] = run, asked
 
-    passes = 0
+    passes, shortage = 0, None
     try:
         with torch.no_grad():
             for place, job in enumerate(jobs):
@@ -69,9 +69,12 @@ def score_together(jobs: Sequence[Job], positions: int) -> tuple[list[Tensor | E
                 for (place, (run, _)), answer in zip(list(waiting.items()), answers, strict=True):
                     go_on(place, run, answer)
     except Exception as error:
-        if _is_short_of_memory(error):
-            raise OutOfMemoryError(str(error)) from None  # without its frames, which hold tensors
-        raise
+        if not _is_short_of_memory(error):
+            raise
+        shortage = str(error)
+    if shortage is not None:  # only here, without what the error's frames hold
+        waiting.clear()
+        raise OutOfMemoryError(shortage)
     return [found[place] for place in range(len(jobs))], passes
 
 
