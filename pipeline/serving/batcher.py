@@ -23,6 +23,8 @@ from pipeline.serving.together import Job, OutOfMemoryError, score_together
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+PADDED_TO = 8
+"""Tokens to a multiple of which `collate` fills texts up."""
 
 
 class BusyError(Exception):
@@ -248,10 +250,15 @@ class Batcher:
 
 
 def _jobs(batch: Sequence[Text]) -> list[list[Text]]:
-    """Texts of the same adapter among the same labels together, in the batches in which `predict` scores them."""
-    by_adapter: dict[int, list[Text]] = {}
+    """Texts of the same adapter among the same labels together.
+
+    Those of one request that is alone are in the batches in which `predict` scores them, else in some of like length.
+    """
+    is_alone = len({id(text.request) for text in batch}) == 1
+    by_adapter: dict[tuple[int, int], list[Text]] = {}
     for text in batch:
-        by_adapter.setdefault(id(text.request.adapter), []).append(text)
+        length = 0 if is_alone else -(-len(text.request.rows[text.place]["input_ids"]) // PADDED_TO)
+        by_adapter.setdefault((id(text.request.adapter), length), []).append(text)
     jobs = []
     for texts in by_adapter.values():
         lengths = np.array([len(text.request.rows[text.place]["input_ids"]) for text in texts])

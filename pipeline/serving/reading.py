@@ -15,6 +15,8 @@ from pipeline.backbone.pooling import pool
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
+PASS_COST = {"cpu": 128, "cuda": 4096}
+"""Tokens in whose time a device could begin another pass: as many are filled up in one rather than read in two."""
 Kind: TypeAlias = Literal["alone", "prompt", "prefix", "trunk", "likelihood"]
 
 
@@ -74,6 +76,10 @@ class Asked:
         )
 
 
+Piece: TypeAlias = tuple[int, Asked]
+"""Some rows of what is asked, and its place."""
+
+
 @dataclass
 class AskingReader:
     """Lets a method's `scores` read the texts of one batch by asking; see `pipeline.methods.base.Reader`."""
@@ -111,7 +117,7 @@ def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: i
     answers: dict[int, list[Tensor]] = {place: [] for place in range(len(asked))}
     passes = 0
     for group in _alike(asked):
-        for pieces in _passes(asked, group, positions):
+        for pieces in _passes([(place, asked[place]) for place in group], positions):
             parts = [part for _, part in pieces]
             found = _read(backbone, _joined(parts)).split([len(part) for part in parts])
             for (place, part), rows in zip(pieces, found, strict=True):
@@ -133,22 +139,23 @@ def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     return [list(group) for _, group in groupby(order, key=key)]
 
 
-def _passes(asked: Sequence[Asked], group: list[int], positions: int) -> Iterator[list[tuple[int, Asked]]]:
-    """Cuts what is asked into passes: (place, some of its rows)."""
-    pieces: list[tuple[int, Asked]] = []
-    text = more = rows = 0
-    for place in group:
-        one, start = asked[place], 0
+def _passes(group: list[Piece], positions: int) -> Iterator[list[Piece]]:
+    """Cuts what is asked, the widest first, into passes that are neither too large nor mostly filled up."""
+    spare = PASS_COST.get(group[0][1].texts.ids.device.type, PASS_COST["cuda"])
+    pieces: list[Piece] = []
+    width = rows = filled = 0
+    for place, one in group:
+        start = 0
         while start < len(one):
-            text, more = max(text, one.texts.ids.shape[1]), max(more, one.width - one.texts.ids.shape[1])
-            room = positions // (text + more) - rows
-            if room < 1 and pieces:
+            filled += (len(one) - start) * (width - one.width) if pieces else 0
+            room = positions // max(width, one.width) - rows
+            if pieces and (room < 1 or filled > spare):
                 yield pieces
-                pieces, text, more, rows = [], 0, 0, 0
+                pieces, width, rows, filled = [], 0, 0, 0
                 continue
             stop = min(len(one), start + max(room, 1))
             pieces.append((place, one if stop - start == len(one) else one.part(start, stop)))
-            rows, start = rows + stop - start, stop
+            width, rows, start = max(width, one.width), rows + stop - start, stop
     yield pieces
 
 

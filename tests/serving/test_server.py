@@ -36,9 +36,8 @@ def test_killed_restarted_short_of_memory_and_ended_under_load(adapters: dict[st
         outcome = asyncio.run(load(server.address, expected, 16, rude=True))
         assert outcome.statuses == {200: 240} and not outcome.wrong and not outcome.lost
         assert server.end(signal.SIGKILL) == -signal.SIGKILL
-    with served_by_process(
-        tmp_path / "2.log", *arguments(adapters), f"--port={port}", most_memory=700 * 2**20
-    ) as server:
+    options = arguments(adapters, f"--port={port}", "--batch-tokens=1000000", "--max-texts=2000")
+    with served_by_process(tmp_path / "2.log", *options, most_memory=MEMORY) as server:
         assert server.address.endswith(f":{port}"), "the same place, at once"
         _run_out_of_memory(server.address)
         _end_under_load(server, expected)
