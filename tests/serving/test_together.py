@@ -63,7 +63,7 @@ def test_all_adapters_together_score_as_each_alone(loaded: Adapters, positions: 
         assert isinstance(scores, torch.Tensor)
         np.testing.assert_allclose(scores.numpy(), expected(job.adapter, [text]), rtol=1e-6, atol=3e-6)
     alone = sum(score_together([job], positions)[1] for job in jobs)
-    assert passes < alone / 3 if positions == 16384 else passes <= alone
+    assert passes < alone / 2 if positions == 16384 else passes <= alone
 
 
 def test_a_method_that_fails_fails_alone(loaded: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
