@@ -158,11 +158,11 @@ Side = tuple[int, list[str]]
 
 def _compare(case: str, against: str, ours: Side, theirs: Side, clients: int, options: argparse.Namespace) -> None:
     """Rounds in turn: ours, theirs, ours, ..., after one of each that does not count."""
-    requests = max(options.requests, 2 * clients)
+    requests = max(options.requests, clients)
     found: dict[Any, list[dict[str, float]]] = {"ours": [], "theirs": []}
     for number in range(options.rounds + 1):
         for side, (port, names) in (("ours", ours), ("theirs", theirs)):
-            measured = asyncio.run(measure(port, names, clients, requests if number else max(clients, 8)))
+            measured = asyncio.run(measure(port, names, clients, requests if number else 8))
             if number:
                 found[side].append(measured)
     middle = {
