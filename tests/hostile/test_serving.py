@@ -31,9 +31,7 @@ def test_campaign(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         memory = [line for line in Path(f"/proc/{server.process.pid}/status").read_text().splitlines() if "RSS" in line]
         assert server.end() == 0
     with capsys.disabled():
-        print(
-            f"\n{REQUESTS} requests of {CLIENTS} clients for {len(paths)} adapters in {seconds:.0f} s: {outcome.statuses}"
-        )
+        print(f"\n{REQUESTS} requests, {CLIENTS} clients, {len(paths)} adapters, {seconds:.0f} s: {outcome.statuses}")
         print(f"{len(outcome.wrong)} wrong, {len(outcome.lost)} lost; beside them {dict(outcome.rude)}; {memory}")
     assert outcome.statuses == {200: REQUESTS} and not outcome.wrong and not outcome.lost
     lost = 0
