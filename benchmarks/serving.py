@@ -207,7 +207,7 @@ def _endpoint(options: argparse.Namespace) -> None:
     from fastapi import FastAPI
 
     app, lock = FastAPI(), threading.Lock()
-    classify = (_one_by_one if options.endpoint == "one-by-one" else _transformers)(options)
+    classify = (_one_by_one if options.endpoint == "one-by-one" else transformers_classifier)(options)
 
     @app.post("/v1/classify")
     def answer(asked: dict[str, Any]) -> dict[str, Any]:  # FastAPI runs it in a thread of its own
@@ -230,7 +230,7 @@ def _one_by_one(options: argparse.Namespace) -> Classify:
     return lambda model, texts: [vars(one) for one in adapters[model].predict(texts)]
 
 
-def _transformers(options: argparse.Namespace) -> Classify:
+def transformers_classifier(options: argparse.Namespace) -> Classify:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
