@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import groupby
 from typing import Literal, TypeAlias
 
@@ -9,15 +10,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import NO_TOKEN, Injection
+from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, join_prefix, split_prefix
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
 PASS_COST = {"cpu": 128, "cuda": 4096}
 """Tokens in whose time a device could begin another pass: as many are filled up in one rather than read in two."""
-Kind: TypeAlias = Literal["alone", "prompt", "prefix", "trunk", "likelihood"]
+Kind: TypeAlias = Literal["alone", "prompt", "prefix", "trunk", "kept", "behind", "likelihood"]
 
 
 @dataclass(frozen=True)
@@ -42,16 +44,18 @@ class Asked:
     """Rows that a method wants to be read; what it gets for them, row by row, is what `Kind` says.
 
     alone, prompt, prefix: last hidden states [R, T, H], read with that injection or none, from layer `first_layer` on
-    where `trunk` has what the layers below made of the texts. trunk: that, [R, T, H]. likelihood: [R] of `behind`.
+    where `before` has what the layers below made of the texts. trunk: that, [R, T, H]. kept: the last hidden states,
+    and every layer's keys and values, side by side, [R, T, H + W]. behind: the last hidden states [R, P, H] of prompts
+    behind texts that are so kept in `before`. likelihood: [R] of `words`.
     """
 
     kind: Kind
     texts: Texts
     first_layer: int = 0
     injection: Injection | None = None
-    trunk: Tensor | None = None
-    """[R, T, H]"""
-    behind: Tensor | None = None
+    before: Tensor | None = None
+    """What trunk or kept gave for the texts."""
+    words: Tensor | None = None
     """[R, Q] tokens of a hypothesis, filled up with NO_TOKEN"""
 
     def __len__(self) -> int:
@@ -61,7 +65,14 @@ class Asked:
     def width(self) -> int:
         """Positions that each row takes."""
         more = 0 if self.injection is None else self.injection.mask.shape[1]
-        return self.texts.ids.shape[1] + more + (0 if self.behind is None else self.behind.shape[1])
+        return self.texts.ids.shape[1] + more + (0 if self.words is None else self.words.shape[1])
+
+    @property
+    def answered(self) -> int:
+        """Positions of the answer."""
+        if self.kind == "behind" and self.injection is not None:
+            return self.injection.mask.shape[1]
+        return self.texts.ids.shape[1]
 
     def part(self, start: int, stop: int) -> "Asked":
         """Some of the rows."""
@@ -71,8 +82,8 @@ class Asked:
             self,
             texts=Texts(self.texts.ids[rows], self.texts.mask[rows], types),
             injection=None if self.injection is None else self.injection.select(torch.arange(start, stop)),
-            trunk=None if self.trunk is None else self.trunk[rows],
-            behind=None if self.behind is None else self.behind[rows],
+            before=None if self.before is None else self.before[rows],
+            words=None if self.words is None else self.words[rows],
         )
 
 
@@ -87,16 +98,38 @@ class AskingReader:
     model: LTuningModel
     texts: Texts
     ask: Callable[[Asked], Tensor]
-    _trunk: Tensor | None = None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
-        first_layer = self.model.method.first_layer
-        if first_layer and self._trunk is None:
-            self._trunk = self.ask(Asked("trunk", self.texts, first_layer))
-        trunk = None if self._trunk is None else self._trunk.repeat_interleave(copies, 0)
-        kind: Kind = "alone" if injection is None else "prefix" if injection.prompt is None else "prompt"
+        if self._form is not None and self._form.is_behind:
+            return self._behind(injection, copies)
         texts = self.texts.repeat(copies)
-        return pool(self.ask(Asked(kind, texts, first_layer, injection, trunk)), texts.mask, self.model.pooling)
+        first_layer = 0 if self._form is None else self._form.first_layer
+        before = None if self._trunk is None else self._trunk.repeat_interleave(copies, 0)
+        kind: Kind = "alone" if injection is None else "prefix" if injection.prompt is None else "prompt"
+        return pool(self.ask(Asked(kind, texts, first_layer, injection, before)), texts.mask, self.model.pooling)
+
+    def _behind(self, injection: Injection | None, copies: int) -> Tensor:
+        """The texts' own states, or those of what is read behind them."""
+        if injection is None:
+            hidden = self._kept[..., : self.model.backbone.facts.hidden_size]
+            return pool(hidden, self.texts.mask, self.model.pooling).repeat_interleave(copies, 0)
+        kept = self._kept.repeat_interleave(copies, 0)
+        asked = Asked("behind", self.texts.repeat(copies), injection=injection, before=kept)
+        return pool(self.ask(asked), injection.mask, self.model.pooling)
+
+    @property
+    def _form(self) -> Form | None:
+        return self.model.method.form
+
+    @cached_property
+    def _trunk(self) -> Tensor | None:
+        if self._form is None or self._form.first_layer == 0:
+            return None
+        return self.ask(Asked("trunk", self.texts, self._form.first_layer))
+
+    @cached_property
+    def _kept(self) -> Tensor:
+        return self.ask(Asked("kept", self.texts))
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         start = self.model.label_start
@@ -104,7 +137,7 @@ class AskingReader:
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
-        return self.ask(Asked("likelihood", self.texts, behind=self.model.continuations[labels]))
+        return self.ask(Asked("likelihood", self.texts, words=self.model.continuations[labels]))
 
 
 def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: int) -> tuple[list[Tensor], int]:
@@ -121,7 +154,7 @@ def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: i
             parts = [part for _, part in pieces]
             found = _read(backbone, _joined(parts)).split([len(part) for part in parts])
             for (place, part), rows in zip(pieces, found, strict=True):
-                answers[place].append(rows[:, : part.texts.ids.shape[1]] if rows.ndim == 3 else rows)
+                answers[place].append(rows[:, : part.answered] if rows.ndim == 3 else rows)
             passes += 1
     return [parts[0] if len(parts) == 1 else torch.cat(parts) for parts in answers.values()], passes
 
@@ -171,16 +204,16 @@ def _joined(parts: list[Asked]) -> Asked:
         torch.cat([_widen(part.texts.mask, width) for part in parts]),
         torch.cat([_types(part.texts, width) for part in parts]) if has_types else None,
     )
-    trunks = [_widen(part.trunk, width) for part in parts if part.trunk is not None]
-    behind = [part.behind for part in parts if part.behind is not None]
-    longest = max((one.shape[1] for one in behind), default=0)
+    before = [_widen(part.before, width) for part in parts if part.before is not None]
+    words = [part.words for part in parts if part.words is not None]
+    longest = max((one.shape[1] for one in words), default=0)
     return Asked(
         kind,
         texts,
         parts[0].first_layer,
         _joined_injections(parts),
-        torch.cat(trunks) if trunks else None,
-        torch.cat([_widen(one, longest, NO_TOKEN) for one in behind]) if behind else None,
+        torch.cat(before) if before else None,
+        torch.cat([_widen(one, longest, NO_TOKEN) for one in words]) if words else None,
     )
 
 
@@ -217,9 +250,18 @@ def _widen(values: Tensor, width: int, fill: float = 0) -> Tensor:
 def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
     texts = asked.texts
     if asked.kind == "likelihood":
-        assert asked.behind is not None
-        return backbone.likelihood(texts.ids, texts.mask, asked.behind)
+        assert asked.words is not None
+        return backbone.likelihood(texts.ids, texts.mask, asked.words)
     if asked.kind == "trunk":
         return backbone.trunk(texts.ids, texts.mask, asked.first_layer, texts.types).states
-    trunk = None if asked.trunk is None else Trunk(asked.first_layer, asked.trunk)
+    if asked.kind == "kept":
+        kept = backbone.keep(texts.ids, texts.mask)
+        return torch.cat([kept.hidden, join_prefix(kept.layers)], dim=-1)
+    if asked.kind == "behind":
+        assert asked.before is not None and asked.injection is not None
+        hidden, layers = asked.before.tensor_split([backbone.facts.hidden_size], dim=-1)
+        # Texts are padded on the right, so that their real tokens come first.
+        kept = KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))
+        return backbone.behind(kept, asked.injection)
+    trunk = None if asked.before is None else Trunk(asked.first_layer, asked.before)
     return backbone(texts.ids, texts.mask, asked.injection, texts.types, trunk=trunk)

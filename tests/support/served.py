@@ -41,6 +41,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "late": {"name": "lt_prefix", "head": "label_aware", "first_layer": 1, "shortlist": 2},
     "prompt": {"name": "lt_prompt", "head": "linear"},
     "late_prompt": {"name": "lt_prompt", "head": "linear", "first_layer": 1},
+    "after": {"name": "lt_prompt", "head": "linear", "position": "after"},
+    "after_fitted": {"name": "lt_prompt", "position": "after", "shortlist": 2},
     "fitted": {"name": "lt_prefix", "shortlist": 2},
     "plain": {"name": "prefix", "tokens": 4},
     "probe": {"name": "probe"},
