@@ -3,13 +3,14 @@
 covers serving/app
 """
 
+import os
 from pathlib import Path
 
 from pipeline.serving.adapters import Adapters, Choices
 from pipeline.serving.guard import Tokens
 from pipeline.serving.limits import Limits
 from pipeline.serving.service import Service
-from tests.support.browser import check_access, check_phone, needs_browser, open_page, start_browser, take_screenshots
+from tests.support.browser import check_access, check_phone, needs_browser, open_page, start_browser
 from tests.support.served import serving
 
 TOKEN = "a-token-of-a-user"
@@ -35,7 +36,7 @@ def test_a_person_types_a_text_and_labels_and_sees_scores(adapters: dict[str, Pa
             page.click("#send")
             page.locator("tbody th", has_text="<img").wait_for()
             assert rows.count() == 2 and page.locator("img").count() == 0
-            take_screenshots(page, "serve", tmp_path)
+            page.screenshot(path=Path(os.environ.get("REPORT_SCREENSHOTS", tmp_path)) / "serve.png", full_page=True)
             check_access(page)
             page.select_option("#model", "probe")
             assert page.locator("#labels").get_attribute("readonly") is not None
