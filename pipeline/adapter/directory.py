@@ -203,7 +203,12 @@ def load_adapter(path: Path, *, calibrated: bool = False) -> Adapter:
 
 
 def adapter_folder(path: str | Path) -> Path:
-    """The adapter directory that `path` is, or that the run directory `path` holds."""
+    """The adapter directory that `path` is, or that the run directory `path` holds; or the one that is ORG/NAME or
+    ORG/NAME@REVISION on the hub, in the hub's cache. UserError where that is not there."""
+    from pipeline.adapter.hub import fetched, is_hub_name  # late: it imports this module, and the hub's client
+
+    if is_hub_name(path):
+        return fetched(str(path))
     run_dir = RunDir(path)
     # While the adapter of a run is replaced, it may be absent for a moment.
     is_run = run_dir.config_file.is_file() or run_dir.adapter.is_dir()

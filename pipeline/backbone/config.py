@@ -14,7 +14,7 @@ from pipeline.distributed.launcher import local_copy
 
 PACKAGE_SCHEME = "package:"
 
-Quantization = Literal["none", "int8", "int8_weight_only"]
+Quantization = Literal["none", "int8", "int8_weight_only", "int4"]
 Attention = Literal[
     "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
 ]
@@ -44,7 +44,7 @@ class BackboneConfig(Settings):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Compute dtype; also the storage dtype of whatever is not quantized."""
     quantization: Quantization = "none"
-    """How the linear layers' weights are stored: none, int8 (LLM.int8()) or int8_weight_only."""
+    """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only, or int4 (in blocks)."""
     int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     attention: Attention = "auto"

@@ -1,8 +1,8 @@
-"""Mixtures of experts whose weights, one matrix per expert in a parameter of three dimensions, are kept in 8 bits.
+"""Mixtures of experts whose weights, a matrix per expert in a parameter of three dimensions, are kept in few bits.
 
-As in `QuantizedLinear`, the codes are an integer parameter, which ZeRO-3 partitions and gathers as it is, and the
-scales are bit patterns in a buffer. An expert's matrix is dequantized when it is multiplied with the tokens that were
-sent to it, and again in backward: neither is kept. No collective depends on which experts a rank's texts hit.
+Codes and scales are kept as in `QuantizedLinear`, in the same formats. An expert's matrix is dequantized when it is
+multiplied with the tokens that were sent to it, and again in backward: neither is kept. No collective depends on which
+experts a rank's texts hit.
 """
 
 from typing import Any
@@ -12,39 +12,41 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from transformers.integrations.moe import ExpertsInterface
 
-from pipeline.backbone.int8 import QuantizedLinear
+from pipeline.backbone.quantized import Format, keep_scales
 
 IMPLEMENTATION, WITHOUT_CONTENTS = "ltune", "ltune_without_contents"
 MATRICES = ("gate_up_proj", "up_proj", "down_proj")
 
 
 class ExpertWeights:
-    """One of an experts module's parameters [E, out, in], or [E, in, out], made ready for int8 codes.
+    """One of an experts module's parameters [E, out, in], or [E, in, out], made ready for codes of [E, out, in].
 
     The module keeps its class, which says how an expert's gate works. The loader fills the codes and `scale_bits`.
     """
 
-    def __init__(self, module: Any, name: str) -> None:
-        self._module, self._name, self._transposed = module, name, module.is_transposed
-        shape = getattr(module, name).shape
-        codes = torch.empty(shape, dtype=torch.int8, device="meta")
+    def __init__(self, module: Any, name: str, storage: type[Format]) -> None:
+        self._module, self._name, self.storage = module, name, storage
+        module.storage = storage
+        experts, outputs, inputs = _by_rows(module, getattr(module, name)).shape
+        codes, scale_bits = storage.empty(experts, outputs, inputs)
         setattr(module, name, nn.Parameter(codes, requires_grad=False))
-        outputs = shape[-1] if self._transposed else shape[-2]
-        bits = torch.zeros(shape[0], outputs, dtype=torch.int32, device="meta")
-        module.register_buffer(_bits_name(name), bits)
+        keep_scales(module, _bits_name(name), scale_bits, storage)
 
     @property
     def scale_bits(self) -> Tensor:
-        """[E, out] int32"""
+        """[E, out, ...]"""
         bits: Tensor = getattr(self._module, _bits_name(self._name))
         return bits
 
+    @scale_bits.setter
+    def scale_bits(self, filled: Tensor) -> None:
+        setattr(self._module, _bits_name(self._name), filled)
+
     def quantize(self, experts: Tensor) -> tuple[Tensor, Tensor]:
-        """Matrices of some experts, as they are stored -> their codes, and their scales [E', out] as int32 bits."""
-        rows = experts.transpose(1, 2) if self._transposed else experts
-        codes, bits = QuantizedLinear.quantize(rows.reshape(-1, rows.shape[-1]))
-        codes = codes.view(rows.shape)
-        return codes.transpose(1, 2) if self._transposed else codes, bits.view(rows.shape[:2])
+        """Matrices of some experts, as they are stored -> codes and scale bits of [E', out, in]."""
+        rows = _by_rows(self._module, experts)
+        codes, bits = self.storage.quantize(rows.reshape(-1, rows.shape[-1]))
+        return codes.unflatten(0, rows.shape[:2]), bits.unflatten(0, rows.shape[:2])
 
 
 def expert_weights(module: nn.Module) -> list[str]:
@@ -87,25 +89,29 @@ class _Multiply(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, module: Any, name: str, expert: int) -> Tensor:
-        ctx.of = module, name, expert
-        product = rows @ _matrix(module, name, expert, rows.dtype).t()
+        ctx.of = module, name, expert, rows.shape[1]
+        product = rows @ _matrix(rows.dtype, *ctx.of).t()
         return product + getattr(module, f"{name}_bias")[expert].to(rows.dtype) if module.has_bias else product
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None, None]:
-        module, name, expert = ctx.of
-        return grad_output @ _matrix(module, name, expert, grad_output.dtype), None, None, None
+        return grad_output @ _matrix(grad_output.dtype, *ctx.of), None, None, None
 
 
-def _matrix(module: Any, name: str, expert: int, dtype: torch.dtype) -> Tensor:
-    """[out, in]"""
-    stored = getattr(module, name).data[expert]
-    matrix = (stored.t() if module.is_transposed else stored).to(dtype)
-    if stored.dtype != torch.int8:
-        return matrix
-    scales = getattr(module, _bits_name(name))[expert].view(torch.float32)
-    return matrix * (scales * (1.0 / 127.0)).unsqueeze(1).to(dtype)
+def _matrix(dtype: torch.dtype, module: Any, name: str, expert: int, width: int) -> Tensor:
+    """[out, width]"""
+    stored, storage = getattr(module, name).data, getattr(module, "storage", None)
+    if storage is None:
+        return _by_rows(module, stored)[expert].to(dtype)
+    scale_bits = getattr(module, _bits_name(name)).data[expert]
+    matrix: Tensor = storage.dequantize(stored[expert], scale_bits, width, dtype)
+    return matrix
+
+
+def _by_rows(module: Any, experts: Tensor) -> Tensor:
+    """Matrices of experts as a parameter of the module has them -> [E, out, in]"""
+    return experts.transpose(1, 2) if module.is_transposed else experts
 
 
 def _bits_name(name: str) -> str:

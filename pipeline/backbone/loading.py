@@ -11,7 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,12 @@ from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrain
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.experts import IMPLEMENTATION as EXPERTS
-from pipeline.backbone.experts import ExpertWeights, expert_weights
-from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.packed_weights import unpacked
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.probe import base_class, build, probe
+from pipeline.backbone.quantization import Quantized, quantize_layers
+from pipeline.backbone.text_part import text_part
 from pipeline.backbone.weight_names import Source, match_names
 from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
 from pipeline.core.errors import UserError
@@ -70,7 +70,7 @@ def load_backbone(
     checkpoint = ranks.on_every(lambda: unpacked(opened.checkpoint, model_config))
     dtype = getattr(torch, config.dtype)
     model, sources = ranks.on_every(lambda: _build(config, model_config, checkpoint, output_layer))
-    quantized = _quantized(model, config, dtype) if config.quantization != "none" else {}
+    quantized = quantize_layers(model, config)
     if quantized or zero_config is not None:
         # transformers' own grouped products need an alignment that ZeRO-3 does not give (DeepSpeed's issue 8276).
         model.config._experts_implementation = EXPERTS
@@ -84,7 +84,7 @@ def load_backbone(
         _share_scales(list(quantized.values()))
     if ranks.rank == 0:
         _report(model, config, quantized)
-    return model.requires_grad_(False).eval()
+    return model.eval()
 
 
 def open_alike(config: BackboneConfig, ranks: Ranks) -> OpenCheckpoint:
@@ -95,7 +95,7 @@ def open_alike(config: BackboneConfig, ranks: Ranks) -> OpenCheckpoint:
     """
 
     def open_here() -> OpenCheckpoint:
-        checkpoint = open_checkpoint(config)
+        checkpoint = text_part(open_checkpoint(config))
         return OpenCheckpoint(checkpoint, fingerprint(config, checkpoint))
 
     opened = ranks.on_every(open_here)
@@ -129,6 +129,7 @@ def _build(
             raise
         raise UserError(f"backbone.attention={config.attention}: {first_line(error)}; set auto") from error
     model.tie_weights()
+    model.requires_grad_(False)
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
 
@@ -145,32 +146,6 @@ def _stored_bytes(checkpoint: Checkpoint, sources: dict[str, Source]) -> int:
     return sum(checkpoint.tensors[name].size for name in {name for source in sources.values() for name in source.names})
 
 
-class Quantized(Protocol):
-    """What keeps a parameter as int8 codes with scales."""
-
-    @property
-    def scale_bits(self) -> Tensor:
-        """One scale per output, by row of the parameter, as int32 bits; written row by row."""
-
-    def quantize(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows of the parameter -> their codes and the bits of their scales."""
-
-
-def _quantized(model: PreTrainedModel, config: BackboneConfig, dtype: torch.dtype) -> dict[str, Quantized]:
-    """Makes room for codes in the place of experts and all linear layers but the output layer; parameter -> keeper."""
-    keepers: dict[str, Quantized] = {}
-    for name, module in list(model.named_modules()):
-        if module is model.get_output_embeddings() or name.endswith(READ_FROM_OUTSIDE):
-            continue
-        for leaf in expert_weights(module):
-            keepers[f"{name}.{leaf}"] = ExpertWeights(module, leaf)
-        layer = quantized_like(module, config.quantization, config.int8_threshold, dtype)
-        if layer is not None:
-            model.set_submodule(name, layer)
-            keepers[f"{name}.weight"] = layer
-    return keepers
-
-
 def _move_buffers(model: nn.Module, device: torch.device) -> None:
     for module in model.modules():
         for name, buffer in module.named_buffers(recurse=False):
@@ -181,17 +156,22 @@ def _move_buffers(model: nn.Module, device: torch.device) -> None:
 
 def _fill(model: PreTrainedModel, keepers: dict[str, Quantized], dtype: torch.dtype, rows: "_Rows") -> None:
     """Makes every parameter real, a tied one once, and reads the stored buffers."""
+    scales = {keeper.scale_bits for keeper in keepers.values()}
     names_of: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names_of.setdefault(parameter, []).append(name)
+        if parameter not in scales:
+            names_of.setdefault(parameter, []).append(name)
     for parameter, names in names_of.items():
         name = next(name for name in names if name in rows.sources)
-        keeper = keepers.get(name)
-        kept_as = parameter.dtype if keeper is not None else dtype
-        filled = rows.partitioner.filled(parameter.shape, kept_as, partial(rows.read, name, keeper, dtype))
+        coder = _Coder(keepers[name], rows.partitioner.device) if name in keepers else None
+        kept_as = parameter.dtype if coder is not None else dtype
+        filled = rows.partitioner.filled(parameter.shape, kept_as, partial(rows.read, name, coder, dtype))
         for tied_name in names:
             owner, _, leaf = tied_name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, filled)
+        if coder is not None and coder.keeper.storage.shards_scales:
+            read_scales = partial(rows.read_scales, name, coder)
+            coder.keeper.scale_bits = rows.partitioner.filled(coder.scale_bits.shape, torch.uint8, read_scales)
     for name, buffer in model.named_buffers():
         if name in rows.sources:
             count = len(buffer) if buffer.ndim else 1
@@ -204,35 +184,59 @@ class _Rows:
     def __init__(self, checkpoint: Checkpoint, sources: dict[str, Source], partitioner: Partitioner, bar: tqdm) -> None:
         self.checkpoint, self.sources, self.partitioner, self.bar = checkpoint, sources, partitioner, bar
 
-    def read(self, name: str, keeper: Quantized | None, dtype: torch.dtype, first: int, last: int) -> Tensor:
-        """Rows [first, last) of tensor `name` in `dtype`, or as the codes of `keeper`, whose scales are set."""
-        source = self.sources[name]
-        rows = self._stored(source, first, last, source.transposed and keeper is not None)
-        self.bar.update(rows.nbytes)
-        rows = rows.to(self.partitioner.device, dtype if keeper is None else torch.float16)
+    def read(self, name: str, coder: "_Coder | None", dtype: torch.dtype, first: int, last: int) -> Tensor:
+        """Rows [first, last) of tensor `name` in `dtype`, or as the codes of `coder`."""
+        stored = self._stored(self.sources[name], first, last, for_codes=coder is not None)
+        self.bar.update(stored.nbytes)
+        if coder is None:
+            return self._checked(name, stored, dtype, first)
+        return coder.codes(self._checked(name, stored, torch.float16, first), first, last)
+
+    def read_scales(self, name: str, coder: "_Coder", first: int, last: int) -> Tensor:
+        """Scales of rows [first, last). A rank's shares of codes and of scales may end in other rows."""
+        for row in (first + (~coder.is_read[first:last]).nonzero().flatten()).tolist():
+            self.read(name, coder, torch.float16, row, row + 1)
+        return coder.scale_bits[first:last]
+
+    def _checked(self, name: str, stored: Tensor, dtype: torch.dtype, first: int) -> Tensor:
+        rows = stored.to(self.partitioner.device, dtype)
         if not torch.isfinite(rows).all():
+            source = self.sources[name]
             stored_name = source.stored[first if source.of_experts else 0][0]
             file = self.checkpoint.tensors[stored_name].file
             raise UserError(f"{file}: {stored_name} holds values that are not finite in {rows.dtype}")
-        if keeper is None:
-            return rows
-        codes, keeper.scale_bits[first:last] = keeper.quantize(rows)
-        return codes
+        return rows
 
-    def _stored(self, source: Source, first: int, last: int, transposed: bool) -> Tensor:
+    def _stored(self, source: Source, first: int, last: int, for_codes: bool) -> Tensor:
         if source.of_experts:
             return torch.stack([torch.cat(list(map(self._whole, names))) for names in source.stored[first:last]])
         [stored_name] = source.names
         shape = self.checkpoint.tensors[stored_name].shape
         start = source.chunk * shape[0] // source.chunks if source.chunk else 0
-        return self.checkpoint.read_rows(stored_name, start + first, start + last, transposed)
+        return self.checkpoint.read_rows(stored_name, start + first, start + last, source.transposed and for_codes)
 
     def _whole(self, stored_name: str) -> Tensor:
         return self.checkpoint.read_rows(stored_name, 0, self.checkpoint.tensors[stored_name].shape[0])
 
 
+class _Coder:
+    """Turns rows of one parameter into codes, and gathers their scales for as long as its rows are read."""
+
+    def __init__(self, keeper: Quantized, device: torch.device) -> None:
+        self.keeper, bits = keeper, keeper.scale_bits
+        self.scale_bits = torch.empty_like(bits, device=device) if keeper.storage.shards_scales else bits
+        self.is_read = torch.zeros(len(bits), dtype=torch.bool)
+
+    def codes(self, rows: Tensor, first: int, last: int) -> Tensor:
+        """Of rows [first, last)."""
+        codes, self.scale_bits[first:last] = self.keeper.quantize(rows)
+        self.is_read[first:last] = True
+        return codes
+
+
 def _share_scales(keepers: list[Quantized]) -> None:
     """Every rank gets the scales of all rows: each knows those of the rows it read, and has zeros for the others."""
+    keepers = [keeper for keeper in keepers if not keeper.storage.shards_scales]
     if not keepers:
         return
     scales = torch.cat([keeper.scale_bits.flatten() for keeper in keepers])
@@ -253,7 +257,8 @@ def _report(model: PreTrainedModel, config: BackboneConfig, keepers: dict[str, Q
     say_kernel(model.config._attn_implementation)
     if not keepers:
         return
-    patterns = Counter((name in keepers, re.sub(r"\d+", "*", name)) for name, _ in model.named_parameters())
+    names = [name for name, _ in model.named_parameters() if not name.endswith("scale_bits")]
+    patterns = Counter((name in keepers, re.sub(r"\d+", "*", name)) for name in names)
     for is_quantized, title in ((True, f"{config.quantization} weights"), (False, f"{config.dtype} parameters")):
         listed = [f"{name} x{count}" for (kind, name), count in patterns.items() if kind == is_quantized]
         if listed:

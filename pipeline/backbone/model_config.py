@@ -5,6 +5,7 @@ from typing import Any
 from transformers import AutoConfig, PreTrainedConfig
 
 from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.text_part import text_config
 from pipeline.core.bounds import MOST_LAYERS, MOST_POSITIONS, MOST_SQUARE_POSITIONS, MOST_WIDTH
 from pipeline.core.errors import UserError
 
@@ -20,7 +21,7 @@ AT_LEAST_ONE = {
 
 
 def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
-    """With `backbone.layers` layers, if that is set.
+    """With `backbone.layers` layers, if that is set; of a model that also sees or hears, the part for texts.
 
     Raises UserError where there is none, none that transformers can read, or one of fewer layers.
     """
@@ -29,6 +30,7 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
         model_config = AutoConfig.from_pretrained(
             config.location, revision=config.revision, trust_remote_code=config.trust_remote_code
         )
+        model_config = text_config(model_config)
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file makes transformers fail in any way

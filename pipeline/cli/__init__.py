@@ -8,7 +8,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pipeline.cli.options import SERVE_LIMITS, build_parser
+from pipeline.cli.hand_over import export, push
+from pipeline.cli.options import build_parser
+from pipeline.cli.predict import predict
+from pipeline.cli.serve import serve
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         say_error(f"error: {error}")
         return 2
     _set_up_logging(options.debug)
-    if rank() != 0 and (options.command in ONE_ANSWERS or getattr(options, "dry_run", False)):
+    alone = options.command in ONE_ANSWERS and not getattr(options, "parts", None)
+    if rank() != 0 and (alone or getattr(options, "dry_run", False)):
         log.warning(
             "rank %d of %d (variables RANK, WORLD_SIZE) has nothing to do: rank 0 answers", rank(), world_size()
         )
@@ -98,45 +102,6 @@ def _estimate(options: argparse.Namespace) -> None:
     from pipeline.stages.estimate import estimate
 
     estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
-
-
-@ended_by_signals()
-def _predict(options: argparse.Namespace) -> None:
-    from pipeline.data.unlabelled import Input
-    from pipeline.stages.predict import fields, predict
-
-    keep = fields("--keep", options.keep) if options.keep else []
-    predict(
-        options.run or options.adapter,
-        Input(options.input, options.format, keep, options.on_error),
-        options.output,
-        labels=options.labels,
-        device=options.device,
-        backbone=options.backbone,
-        calibrated=options.calibrated,
-        trust_remote_code=options.trust_remote_code,
-    )
-
-
-def _serve(options: argparse.Namespace) -> None:
-    announce_device()
-    from pipeline.stages.serve import serve
-
-    serve(
-        options.adapter,
-        host=options.host,
-        port=options.port,
-        token_file=options.token_file,
-        admin_token_file=options.admin_token_file,
-        batch_tokens=options.batch_tokens,
-        max_wait_ms=options.max_wait_ms,
-        limits={name: getattr(options, f"max_{name}") for name in SERVE_LIMITS},
-        grace=options.grace,
-        device=options.device,
-        backbone=options.backbone,
-        calibrated=options.calibrated,
-        trust_remote_code=options.trust_remote_code,
-    )
 
 
 @ended_by_signals()
@@ -209,8 +174,10 @@ COMMANDS = {
     "run": _run,
     "compare": _compare,
     "estimate": _estimate,
-    "predict": _predict,
-    "serve": _serve,
+    "predict": predict,
+    "export": export,
+    "push": push,
+    "serve": serve,
     "report": _report,
     "doctor": _doctor,
     "fetch-data": _fetch_data,
@@ -225,7 +192,7 @@ OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 PRINTING = ("choose-reading", "estimate", "predict", "doctor", "fetch-data", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "serve", "report", "fetch-data", "keys", "completion")
+ONE_ANSWERS = ("estimate", "predict", "export", "push", "serve", "report", "fetch-data", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pipeline import __version__
+from pipeline.cli.common import add_common_options, positive
+from pipeline.cli.hand_over import add_hand_over_commands
+from pipeline.cli.predict import add_predict_options
+from pipeline.cli.serve import SERVE, add_serve_options
 from pipeline.core.bounds import abridged
 from pipeline.core.escapes import visible
 from pipeline.core.paths import home_expanded
 from pipeline.data.public_sets import HOST, PUBLIC_SETS
-from pipeline.serving.limits import Limits
 
 STAGES = {
     "run": "all stages in order: preprocess, encode-labels, train, evaluate",
@@ -23,8 +26,6 @@ STAGES = {
 }
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
-
-SERVE = "answer requests over HTTP: any number of adapters on one backbone"
 
 REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
 
@@ -47,16 +48,20 @@ an ordinary day:
 ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
 docs/troubleshooting.md."""
 
-SERVE_LIMITS = {
-    "texts": "texts of a request",
-    "labels": "labels of its own that a request has",
-    "tokens": "tokens that are read for a request, its texts' once for each label",
-    "body": "bytes of a request's body",
-    "waiting": "texts that wait for a batch",
+PATHS = {
+    "config",
+    "run",
+    "adapter",
+    "input",
+    "output",
+    "backbone",
+    "compare",
+    "parts",
+    "deepspeed",
+    "to",
+    "token_file",
+    "admin_token_file",
 }
-"""Fields of `serving.limits.Limits` that have an option."""
-
-PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare", "token_file", "admin_token_file"}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
@@ -77,7 +82,7 @@ def build_parser() -> "TopParser":
         command.show_config_keys = True
         command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
-        _add_common_options(command)
+        add_common_options(command)
         if name in ("run", "train"):
             command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
         if name == "run":
@@ -87,8 +92,9 @@ def build_parser() -> "TopParser":
         if name == "estimate":
             _add_estimate_options(command)
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
-    _add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
-    _add_serve_options(commands.add_parser("serve", help=SERVE, description=SERVE))
+    add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
+    add_hand_over_commands(commands)
+    add_serve_options(commands.add_parser("serve", help=SERVE, description=SERVE))
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
@@ -109,29 +115,14 @@ def build_parser() -> "TopParser":
     return parser
 
 
-def _add_common_options(command: argparse.ArgumentParser) -> None:
-    """Of every command that loads a backbone."""
-    command.add_argument(
-        "--trust-remote-code", action="store_true", help="run the Python code that ships with the backbone"
-    )
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
-
-
 def _add_reading_options(command: argparse.ArgumentParser) -> None:
     for split, default in (("train", "2000"), ("validation", "1000")):
         command.add_argument(
             f"--{split}-texts",
-            type=_count,
+            type=positive,
             metavar="N",
             help=f"read at most so many {split} texts, each label with its share (default {default})",
         )
-
-
-def _count(word: str) -> int:
-    count = int(word)
-    if count < 1:
-        raise ValueError
-    return count
 
 
 def _add_estimate_options(command: argparse.ArgumentParser) -> None:
@@ -152,96 +143,7 @@ def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
     command.add_argument("--overwrite", action="store_true", help="train cells afresh that another config has trained")
     command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
-    _add_common_options(command)
-
-
-def _add_predict_options(command: argparse.ArgumentParser) -> None:
-    source = command.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", metavar="DIR", help="run directory; its adapter/ is used")
-    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
-    command.add_argument(
-        "--input",
-        default="-",
-        metavar="FILE",
-        help="txt, csv, tsv, json, jsonl or parquet, also .gz; - reads standard input (default)",
-    )
-    command.add_argument(
-        "--format",
-        choices=["txt", "csv", "tsv", "json", "jsonl", "parquet"],
-        help="of the input, where no suffix tells; standard input: txt unless given",
-    )
-    command.add_argument(
-        "--keep",
-        default="",
-        metavar="A,B",
-        help="columns of the input to put beside the answers; quotes protect a comma, as in CSV",
-    )
-    command.add_argument(
-        "--on-error",
-        choices=["stop", "skip"],
-        default="stop",
-        help="at a faulty row: stop (default), or write {line, error} in the place of its answer",
-    )
-    command.add_argument(
-        "--output", default="-", metavar="FILE", help="JSONL file; - writes to standard output (default)"
-    )
-    command.add_argument(
-        "--labels",
-        action="append",
-        metavar="A,B",
-        help="other labels, scored from their hypotheses alone; may be repeated; quotes protect a comma, as in CSV: "
-        "'\"A, or B\",C'; a value that is a label of training is never split",
-    )
-    _add_loading_options(command)
-
-
-def _add_serve_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--adapter",
-        action="append",
-        required=True,
-        metavar="[NAME=]DIR",
-        help="adapter or run directory, by default called as its run directory is; may be repeated",
-    )
-    command.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    command.add_argument("--port", type=int, default=8080, help="0: any that is free (default %(default)s)")
-    command.add_argument(
-        "--token-file", metavar="FILE", help="holds the bearer token that clients must show (default: none)"
-    )
-    command.add_argument(
-        "--admin-token-file",
-        metavar="FILE",
-        help="holds the token for adding and removing adapters (default: nobody may)",
-    )
-    command.add_argument(
-        "--batch-tokens", type=_count, default=16384, metavar="N", help="of a forward pass (default %(default)s)"
-    )
-    command.add_argument(
-        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="a batch waits for others (default %(default)g)"
-    )
-    for name, what in SERVE_LIMITS.items():
-        default = getattr(Limits, name)
-        command.add_argument(
-            f"--max-{name}", type=_count, default=default, metavar="N", help=f"{what} (default {default})"
-        )
-    command.add_argument(
-        "--grace",
-        type=float,
-        default=60.0,
-        metavar="S",
-        help="to end what was accepted, at SIGTERM (default %(default)g)",
-    )
-    _add_loading_options(command)
-
-
-def _add_loading_options(command: argparse.ArgumentParser) -> None:
-    """Of every command that puts an adapter on its backbone."""
-    command.add_argument(
-        "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
-    )
-    command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
-    _add_common_options(command)
+    add_common_options(command)
 
 
 def _add_report_options(command: argparse.ArgumentParser) -> None:
@@ -254,7 +156,7 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
         "--output", metavar="FILE", help="HTML file (default: report.html in the directory; for several it is needed)"
     )
     command.add_argument("--no-texts", action="store_true", help="leave out the texts of a run's mistakes")
-    _add_common_options(command)
+    add_common_options(command)
 
 
 def _add_doctor_options(command: argparse.ArgumentParser) -> None:

@@ -208,12 +208,12 @@ def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
         )
 
 
-def parse_share(text: str) -> tuple[int, int]:
-    """`I/N` as numbers. Raises UserError where it is not a share."""
+def parse_share(text: str, option: str = "--cells") -> tuple[int, int]:
+    """`I/N` as numbers. Raises UserError, which names the option, where it is not a share."""
     first, slash, count = text.partition("/")
     numbers = slash and first.isdecimal() and count.isdecimal() and max(len(first), len(count)) <= len(str(MOST_SHARES))
     if not (numbers and int(first) < int(count) <= MOST_SHARES):
-        raise UserError(f"--cells {text!r}: write I/N with I from 0 to N - 1, such as 0/4, and N up to {MOST_SHARES}")
+        raise UserError(f"{option} {text!r}: write I/N with I from 0 to N - 1, such as 0/4, and N up to {MOST_SHARES}")
     return int(first), int(count)
 
 

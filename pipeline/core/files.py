@@ -57,7 +57,8 @@ def atomic_file(path: Path) -> Iterator[Path]:
 
     Raises UserError where `path` is a device, a pipe or a socket: for root a rename would put a file in its place.
     """
-    temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}.tmp")
+    # Not its process id alone: processes of several hosts may write into one folder.
+    temporary = path.with_name(f".ltune-{path.name}.{os.getpid()}_{secrets.token_hex(4)}.tmp")
     try:
         with write_faults_named(path):
             path.parent.mkdir(parents=True, exist_ok=True)

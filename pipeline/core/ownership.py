@@ -17,10 +17,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import temporary_of, write_json
 from pipeline.core.yaml import load_yaml
 
-Kind = Literal["run", "comparison"]
+Kind = Literal["run", "comparison", "predictions"]
 
 MARK = "ltune.json"
-_KEYS: dict[Kind, str] = {"run": "run.dir", "comparison": "dir"}
+_KEYS: dict[Kind, str] = {"run": "run.dir", "comparison": "dir", "predictions": "--parts"}
 """The key that names such a directory."""
 VERSION = 1
 """Of the layout of run and comparison directories."""
@@ -132,6 +132,8 @@ def _is_of_older_version(folder: Path, kind: Kind) -> bool:
     """What version 0.1 wrote, without a mark."""
     if kind == "run":
         return _is_kept_config(folder / CONFIG) or _is_artefact(folder / "data")
+    if kind == "predictions":
+        return False
     if not any(file.name != LOCK for file in folder.rglob("*") if file.is_file()):
         return True  # killed before its first cell
     cells = folder.glob(f"runs/*/*/*/*/*/seed-*/{CONFIG}")

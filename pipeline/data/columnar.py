@@ -63,7 +63,8 @@ def parquet_table(source: Source, wanted: list[str], label: str | None) -> Table
         raise UserError(f"{source.name}: is not a readable parquet file ({str(error).splitlines()[0]})") from error
     refuse_repeated(source.name, columns, wanted)
     rows = arrow_rows(_parquet_batches(file, source.name, [name for name in wanted if name in columns]))
-    return Table(columns, rows, None if label is None else names_of_ids(file.schema_arrow, label))
+    names = None if label is None else names_of_ids(file.schema_arrow, label)
+    return Table(columns, rows, names, schema=file.schema_arrow)
 
 
 def _parquet_batches(file: pq.ParquetFile, name: str, wanted: list[str]) -> Iterator[pa.RecordBatch]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from pipeline.core.bounds import MOST_COLUMNS
 from pipeline.core.errors import SHOWN, UserError, some
 
@@ -54,6 +56,8 @@ class Table:
     """`label_name` of each id, where the source itself gives names (ClassLabel)."""
     plain_quotes: bool = False
     """A format that may quote its fields, whose quotes are read as they stand."""
+    schema: pa.Schema | None = None
+    """Types of the columns, where the source has them."""
 
 
 def refuse_repeated(where: str, columns: Sequence[str], wanted: Iterable[str]) -> None:

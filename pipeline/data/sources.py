@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -137,22 +137,29 @@ def _open(source: str, split: str, config: DataConfig) -> Table:
     file = split_file(source, split)
     if file is not None:
         return open_file(file, config.quoting, _text_columns(config), config.label)
-    return _open_hub(source, [*_text_columns(config), config.label], config.label)
+    return open_hub(source, [*_text_columns(config), config.label], config.label)
 
 
-def _open_hub(source: str, wanted: list[str], label: str) -> Table:
+def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Table:
+    """A data set of the hub, or of a local folder, of which only these columns are read. UserError where it has none.
+
+    `label`: the column of the labels, if it has some.
+    """
     arguments = hub_arguments(source)
     try:
         dataset = load_dataset(**arguments)
-        names = names_of_ids(dataset.features.arrow_schema, label)
-        _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
+        names = None
+        if label is not None:
+            names = names_of_ids(dataset.features.arrow_schema, label)
+            _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
     # RuntimeError: a folder with a script
     except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
     columns = dataset.column_names
     read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
-    return Table(columns, arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS)), names)
+    rows = arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS))
+    return Table(columns, rows, names, schema=dataset.features.arrow_schema)
 
 
 def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:

@@ -14,6 +14,7 @@ from pipeline.data.checks import SEPARATOR, check_columns
 from pipeline.data.columnar import refuse_stream
 from pipeline.data.readers import FORMATS, Format, open_table
 from pipeline.data.rows import Row, Table
+from pipeline.data.sources import hub_arguments, open_hub
 from pipeline.data.streams import Source
 
 log = logging.getLogger(__name__)
@@ -21,10 +22,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Input:
-    """What `predict` reads: a file of any format that training reads, or lines of text; plain, gzip or a stream."""
+    """What `predict` reads: whatever training reads, or lines of text; a file may be plain, gzip or a stream."""
 
     place: str
-    """A path, or "-" for standard input."""
+    """A path, "-" for standard input, or hub:NAME:SPLIT."""
     format: Format | None = None
     """None: by the file's ending; standard input is txt."""
     keep: Sequence[str] = ()
@@ -39,13 +40,15 @@ class Input:
         """
         source = Source(self.place)
         format = self.resolved_format()
-        if self.place == STANDARD:
+        if self.is_hub:
+            hub_arguments(self.place)
+        elif self.place == STANDARD:
             if sys.stdin is None:
                 raise UserError("standard input is closed: give a file as input")
         elif not os.access(self.place, os.R_OK) or Path(self.place).is_dir():
             why = "it is a folder" if Path(self.place).is_dir() else "no such file, or no right to read it"
             raise UserError(f"input '{self.place}' cannot be read ({why})")
-        if format == "parquet":
+        if format == "parquet" and not self.is_hub:
             refuse_stream(source)
         if self.keep and format == "txt":
             raise UserError("--keep: lines of text have no columns; give the input's --format if it has some")
@@ -53,8 +56,19 @@ class Input:
             if name in taken:
                 raise UserError(f"--keep {name}: the output has a field of that name: rename the input's column")
 
+    def check_rereadable(self) -> None:
+        """UserError for what can be read only once, and by one process."""
+        if not self.is_hub and (self.place == STANDARD or not Path(self.place).is_file()):
+            raise UserError(f"{Source(self.place).name}: --parts reads its input again to go on: give a file")
+
+    @property
+    def is_hub(self) -> bool:
+        return self.place.startswith("hub:")
+
     def resolved_format(self) -> Format:
-        """UserError for a file whose ending says nothing."""
+        """UserError for a file whose ending says nothing. A data set of the hub has what Parquet has."""
+        if self.is_hub:
+            return "parquet"
         if self.format is not None:
             return self.format
         if self.place == STANDARD:
@@ -68,7 +82,10 @@ class Input:
     def table(self, texts: Sequence[str], quoting: bool | None, before_wait: Callable[[], None]) -> Table:
         """Opens the input; its rows hold the columns of the texts and those to keep. `before_wait`: see `Source`."""
         source = Source(self.place, before_wait)
-        table = open_table(source, self.resolved_format(), quoting, texts, others=self.keep)
+        if self.is_hub:
+            table = open_hub(self.place, [*texts, *self.keep])
+        else:
+            table = open_table(source, self.resolved_format(), quoting, texts, others=self.keep)
         if table.columns is not None:
             wanted = dict.fromkeys(self.keep, "--keep") | dict.fromkeys(texts, "the adapter's data.text")
             check_columns(source.name, table.columns, wanted)

@@ -42,11 +42,11 @@ class Memory:
     """Bytes on one rank at the worst moment of a step."""
 
     frozen: int
-    """The backbone: this rank's shard, row scales, buffers, and small parameters that stay gathered."""
+    """The backbone: this rank's shard, scales of rows, buffers, and small parameters that stay gathered."""
     gathered: int
     """Whole weights alive at once, and the buffer of one gathering."""
     dequantized: int
-    """The largest 8-bit matrix in the compute dtype, for one product in backward."""
+    """The largest quantized matrix in the compute dtype, for one product in backward."""
     activations: int
     injection: int
     """Prefix or prompt as produced and as picked for each row, and its gradient; keys and values of the texts that
@@ -214,7 +214,7 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
-    in_layers = sum(weight.elements * weight.active for weight in case.inventory.weights if weight.in_layer)
+    in_layers = sum(weight.numbers * weight.active for weight in case.inventory.weights if weight.in_layer)
     operations = 2 * in_layers * _layer_tokens(case, checkpointing) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
@@ -248,7 +248,7 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         frozen = at_rest_bytes(inventory, world_size) + sum(w.elements * w.item_bytes for w in small)
         frozen += second_copy_bytes(inventory, case.zero, world_size)
         gathered = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
-    largest = max((weight.elements for weight in inventory.weights if weight.quantized), default=0)
+    largest = max((weight.numbers for weight in inventory.weights if weight.quantized), default=0)
     return Memory(
         frozen=frozen + inventory.buffer_bytes,
         gathered=gathered,

@@ -16,12 +16,12 @@ from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.experts import WITHOUT_CONTENTS, ExpertWeights, expert_weights
+from pipeline.backbone.experts import WITHOUT_CONTENTS, expert_weights
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.int8 import READ_FROM_OUTSIDE, quantized_like
 from pipeline.backbone.probe import empty_model, make_fake
+from pipeline.backbone.quantization import quantize_layers
 from pipeline.core.errors import UserError
 
 
@@ -34,6 +34,8 @@ class Weight:
     in_layer: bool
     """Part of a transformer layer, so read again in backward; embeddings are not."""
     quantized: bool
+    numbers: int
+    """What it stands for: of 4-bit codes two per element, of their scales none."""
     active: float = 1.0
     """Share of it that a token runs through: of experts, those that it is sent to."""
 
@@ -44,7 +46,7 @@ class Inventory:
 
     weights: tuple[Weight, ...]
     buffer_bytes: int
-    """Row scales and the model's own buffers, which ZeRO-3 does not partition."""
+    """Scales of rows and the model's own buffers, which ZeRO-3 does not partition."""
     layers: int
     compute_item_bytes: int
     activation_bytes: int
@@ -56,8 +58,9 @@ class Inventory:
     """Of parameters that a method trains inside the backbone; they are not among `weights`."""
 
     @property
-    def elements(self) -> int:
-        return sum(weight.elements for weight in self.weights)
+    def parameters(self) -> int:
+        """Numbers in the model, however they are stored."""
+        return sum(weight.numbers for weight in self.weights)
 
     @property
     def weight_bytes(self) -> int:
@@ -112,10 +115,10 @@ def take_inventory(
         checkpoint_layers(model)
         boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload)
         # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
-        if config.quantization != "none":
-            _quantize(model, config)
+        numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
+        quantized = quantize_layers(model, config)
     return Inventory(
-        weights=_weights(model),
+        weights=_weights(model, numbers, set(quantized)),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         layers=facts.layers,
         compute_item_bytes=dtype.itemsize,
@@ -125,20 +128,8 @@ def take_inventory(
     )
 
 
-def _quantize(model: nn.Module, config: BackboneConfig) -> None:
-    """Puts the loader's layers in the place of the linear ones."""
-    for name, module in list(model.named_modules()):
-        if any(parameter.requires_grad for parameter in module.parameters()) or name.endswith(READ_FROM_OUTSIDE):
-            continue
-        for leaf in expert_weights(module):
-            ExpertWeights(module, leaf)
-        layer = quantized_like(module, config.quantization, config.int8_threshold, getattr(torch, config.dtype))
-        if layer is not None:
-            model.set_submodule(name, layer)
-
-
-def _weights(model: nn.Module) -> tuple[Weight, ...]:
-    """Every frozen parameter, a tied one once."""
+def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str]) -> tuple[Weight, ...]:
+    """Every frozen parameter, a tied one once. `numbers`: in each parameter that the unquantized model has."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
     modules: list[Any] = list(model.modules())
@@ -152,10 +143,11 @@ def _weights(model: nn.Module) -> tuple[Weight, ...]:
             parameter.numel(),
             parameter.element_size(),
             parameter in in_layers,
-            parameter.dtype == torch.int8,
-            active.get(parameter, 1.0),
+            quantized=name in quantized,
+            numbers=numbers.get(name, 0),
+            active=active.get(parameter, 1.0),
         )
-        for parameter in model.parameters()
+        for name, parameter in model.named_parameters()
         if not parameter.requires_grad
     )
 

@@ -37,7 +37,7 @@ def report(config: Sections, case: Case, gpu: str | None, steps: int | None = No
     """
     found, workload = [*plans(case), *plans_of_nodes(case)], case.workload
     head = [
-        f"{config.backbone.name_or_path}: {case.inventory.elements:,} parameters, {config.backbone.quantization}"
+        f"{config.backbone.name_or_path}: {case.inventory.parameters:,} parameters, {config.backbone.quantization}"
         f" quantization, {case.facts.layers} layers, width {case.facts.hidden_size}",
         f"{config.method.name}: {case.trainable:,} trainable parameters",
         f"{case.world_size} x {gpu or 'rank'}; {workload.rows} rows per rank and pass, {workload.text_tokens} text and"
@@ -71,7 +71,7 @@ def _notes(config: Sections, case: Case) -> list[str]:
 
 def _of_experts(case: Case) -> str:
     weights = case.inventory.weights
-    stored, active = case.inventory.elements, sum(weight.elements * weight.active for weight in weights)
+    stored, active = case.inventory.parameters, sum(weight.numbers * weight.active for weight in weights)
     layer = sum(weight.elements * weight.item_bytes for weight in weights if weight.in_layer) / case.inventory.layers
     return (
         f"a mixture of experts: a token runs through {active / 1e9:.2f} of {stored / 1e9:.2f} billion weights; where "

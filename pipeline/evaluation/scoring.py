@@ -20,6 +20,9 @@ from pipeline.methods.model import StateModel
 
 log = logging.getLogger(__name__)
 
+ONE_TOKEN = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "attention_mask": torch.ones(1, 1, dtype=torch.long)}
+"""What a rank without a batch of its own reads while others read theirs."""
+
 
 def score(
     model: nn.Module,
@@ -45,9 +48,8 @@ def score(
     """
     lengths = texts.lengths
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
-    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
-    rows_per_text = readings or len(chunks[0])
-    batches = longest_first(lengths, max(1, rows_per_forward // rows_per_text))
+    chunks, size = _shape_of_work(label_count, rows_per_forward, readings)
+    batches = longest_first(lengths, size)
     scores = torch.zeros(len(lengths), label_count)
     steps = range(0, len(batches), ranks.size)
     shown = description is not None and ranks.is_main
@@ -64,12 +66,47 @@ def score(
     return _sum_over_ranks(scores, ranks, device).numpy()
 
 
+def score_own(
+    model: nn.Module,
+    texts: Texts,
+    label_count: int,
+    rows_per_forward: int,
+    *,
+    ranks: Ranks,
+    pad_token_id: int,
+    device: torch.device,
+    readings: int | None = None,
+) -> NDArray[np.float32]:
+    """Scores [N, K] of this rank's own N texts, which may be none, while each other of `ranks` scores its own.
+
+    As `score`, with the same batches, and so the same bits, as one process that scores these texts. All ranks run the
+    same number of forwards. Collective.
+    """
+    chunks, size = _shape_of_work(label_count, rows_per_forward, readings)
+    batches = longest_first(texts.lengths, size) if len(texts.lengths) else []
+    scores = torch.zeros(len(texts.lengths), label_count)
+    with _evaluation(model), torch.no_grad():
+        for step in range(max(ranks.gather(len(batches)))):
+            if step >= len(batches):
+                _score_batch(model, ONE_TOKEN, chunks, device)
+                continue
+            batch = texts.batch(batches[step], pad_token_id)
+            scores[torch.from_numpy(batches[step])] = _score_batch(model, batch, chunks, device)
+    return scores.numpy()
+
+
 def scores_of_states(method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor) -> NDArray:
     """Scores [N, K] of texts by their states [N, H] alone, on the CPU; label_states [K, P, H], label_mask [K, P]."""
     model = StateModel(method, label_states, label_mask)
     texts = ReadTexts(TextStates([states], len(states)))
     alone = Ranks.alone()
     return score(model, texts, len(label_mask), 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
+
+
+def _shape_of_work(label_count: int, rows_per_forward: int, readings: int | None) -> tuple[list[Tensor], int]:
+    """The labels that are scored in one forward, chunk by chunk; how many texts are."""
+    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
+    return chunks, max(1, rows_per_forward // (readings or len(chunks[0])))
 
 
 def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:

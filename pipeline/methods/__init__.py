@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Union
 from pydantic import Field
 
 from pipeline.methods.base import MethodConfig, TuningMethod
+from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsConfig
 
 METHOD_NAMES = (
     "lt_prefix",
@@ -36,12 +37,16 @@ def _config_class(name: str) -> type[MethodConfig]:
 
 
 METHOD_CONFIGS = tuple(map(_config_class, METHOD_NAMES))
+EXPORTED_CONFIGS = (LabelPromptsConfig, LabelPrefixesConfig)
+"""What an adapter may be, but a run may not: it is exported, never trained."""
 BASELINES = {name for name, config in zip(METHOD_NAMES, METHOD_CONFIGS, strict=True) if config.is_baseline}
 """Names of the methods that others are compared with."""
 
 if TYPE_CHECKING:
     AnyMethodConfig = MethodConfig
+    AdapterMethodConfig = MethodConfig
 else:
+    AdapterMethodConfig = Annotated[Union[METHOD_CONFIGS + EXPORTED_CONFIGS], Field(discriminator="name")]  # noqa: UP007
     AnyMethodConfig = Annotated[Union[METHOD_CONFIGS], Field(discriminator="name")]  # noqa: UP007  # built from a list
 
 
@@ -57,6 +62,7 @@ __all__ = [
     "BASELINES",
     "METHOD_CONFIGS",
     "METHOD_NAMES",
+    "AdapterMethodConfig",
     "AnyMethodConfig",
     "MethodConfig",
     "TuningMethod",

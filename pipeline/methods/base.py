@@ -118,6 +118,11 @@ class MethodConfig(Settings, ABC):
         """Is it, or its start, fitted to the texts as they are read alone (encode-texts)?"""
         return self.from_states
 
+    @property
+    def trained_as(self) -> "MethodConfig":
+        """The method that trains what is used as this one."""
+        return self
+
     @abstractmethod
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "TuningMethod":
         """The method for a backbone of these sizes and K labels, whose hypotheses have at most P tokens."""

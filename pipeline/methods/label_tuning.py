@@ -45,8 +45,8 @@ class LabelTuningConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _init_std_needs_a_random_start(self) -> Self:
-        default = type(self).model_fields["init_std"].default
-        if self.start == "hypothesis" and self.init_std != default:
+        field = type(self).model_fields.get("init_std")
+        if field is not None and self.start == "hypothesis" and self.init_std != field.default:
             raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
         return self
 

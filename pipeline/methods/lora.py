@@ -6,7 +6,7 @@ from pydantic import Field
 from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.int8 import QuantizedLinear
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Distinct

@@ -1,6 +1,6 @@
 """LT-prompt: label states become a soft prompt before the text (paper, Eq. 2, Alg. 2)."""
 
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -10,23 +10,17 @@ from pipeline.backbone.injection import Injection
 from pipeline.methods.label_tuning import LabelTuningConfig
 
 
-class LTPromptConfig(LabelTuningConfig):
-    """Label-tuned prompts."""
+class PlacedPromptsConfig(LabelTuningConfig):
+    """A prompt for each label, before or behind the text."""
 
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
-    name: Literal["lt_prompt"] = "lt_prompt"
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the label states."""
-    init_std: float | None = Field(default=None, ge=0)
-    """Standard deviation of the initial map, where the start is random; null: 1/sqrt(H), which keeps the states' scale.
-    """
     position: Literal["before", "after"] = "before"
     """Of the prompt. after: behind the text, on decoders. The text is then read once for all labels, and each label
     costs its own tokens alone, by whose states it is judged."""
 
     @model_validator(mode="after")
-    def _all_layers_read_what_is_behind(self) -> "LTPromptConfig":
+    def _all_layers_read_what_is_behind(self) -> Self:
         if self.position == "after" and self.first_layer:
             raise ValueError("method.first_layer has a meaning only with method.position=before: drop one of the two")
         return self
@@ -34,6 +28,17 @@ class LTPromptConfig(LabelTuningConfig):
     @property
     def form(self) -> Form:
         return Form("prompt", self.first_layer, is_behind=self.position == "after")
+
+
+class LTPromptConfig(PlacedPromptsConfig):
+    """Label-tuned prompts."""
+
+    name: Literal["lt_prompt"] = "lt_prompt"
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the label states."""
+    init_std: float | None = Field(default=None, ge=0)
+    """Standard deviation of the initial map, where the start is random; null: 1/sqrt(H), which keeps the states' scale.
+    """
 
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)

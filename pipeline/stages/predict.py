@@ -1,31 +1,26 @@
 """Labels for unlabelled texts, from a file or standard input to JSON lines, in constant memory."""
 
 import csv
-import json
 import logging
-import math
-import operator
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from pipeline.adapter.directory import adapter_folder
 from pipeline.core.errors import UserError
-from pipeline.core.escapes import visible
 from pipeline.core.output import check_output, opened_output
 from pipeline.data.checks import text_of
 from pipeline.data.in_memory import Text
 from pipeline.data.rows import Row
 from pipeline.data.streams import Source
 from pipeline.data.unlabelled import Input
-from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
+from pipeline.engine.answers import FIELDS, Answer
+from pipeline.engine.loaded_adapter import LoadedAdapter
 
 log = logging.getLogger(__name__)
 
 CHUNK_TEXTS = 256
 """Texts read, scored and written at a time, where so many are there."""
-FIELDS = ("text", "text_pair", "truncated", "label", "scores", "probabilities", "line", "row", "error")
-"""Of an answer."""
 
 
 def predict(
@@ -38,6 +33,7 @@ def predict(
     backbone: str | None = None,
     calibrated: bool = False,
     trust_remote_code: bool = False,
+    batch_rows: int | None = None,
 ) -> int:
     """Writes a JSON object per text: [kept columns], text, [text_pair], [truncated], label, scores, probabilities;
     for a faulty row that is skipped line (or row) and error. Returns how many texts were classified.
@@ -46,7 +42,8 @@ def predict(
     file, which appears only when all is done, or "-" for standard output, which gets each part as it is ready, as do
     devices and pipes. `labels`: score these (see `split_labels`) by hypothesis, in place of those of training.
     `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the validation split.
-    `trust_remote_code`: run the Python code that ships with the backbone.
+    `trust_remote_code`: run the Python code that ships with the backbone. `batch_rows`: (text, label) pairs per
+    forward pass.
     Raises UserError naming a row that cannot be read, for labels that can be read in two ways, and where `output` is
     something that is read.
     """
@@ -57,6 +54,8 @@ def predict(
         adapter, device, backbone=backbone, calibrated=calibrated, trust_remote_code=trust_remote_code
     )
     check_output(output, [backbone or classifier.adapter.config.backbone.location])
+    if batch_rows is not None:
+        classifier = replace(classifier, rows_per_forward=batch_rows)
     if labels:
         classifier = classifier.with_labels(split_labels(labels, classifier.labels))
         log.info("predict: among %s", ", ".join(map(repr, classifier.labels)))
@@ -122,18 +121,18 @@ class _Answers:
             for row in rows if len(rows) > 1 else ():  # which of them it is
                 self._answer([row])
             return
-        kept = [self.input.kept(row.values) for row, _ in rows]
-        answers = [_record(parts, prediction) for (_, parts), prediction in zip(rows, found, strict=True)]
-        records = map(operator.or_, kept, answers)
-        self.write("".join(map(_line, records)))
+        answers = [
+            Answer(row, self.input.kept(row.values), parts, prediction)
+            for (row, parts), prediction in zip(rows, found, strict=True)
+        ]
+        self.write("".join(answer.line() for answer in answers))
         self.count += len(rows)
 
     def _tell(self, row: Row, fault: str) -> None:
         if self.input.on_error == "stop" or row.ends:
             raise UserError(f"{self.where}, {row.place}: {fault}")
         self.faulty += 1
-        place = {"row": row.number} if row.line is None else {"line": row.line}
-        self.write(_line((self.input.kept(row.values) if row.values else {}) | place | {"error": fault}))
+        self.write(Answer(row, self.input.kept(row.values), fault=fault).line())
 
 
 def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:
@@ -163,32 +162,3 @@ def fields(option: str, value: str) -> list[str]:
             f"{option} {value!r}: {error}; a name with a comma stands in quotes: '\"A, or B\",C'"
         ) from error
     return [name.strip() for name in names]
-
-
-def _record(texts: list[str], prediction: Prediction) -> dict[str, Any]:
-    return {
-        **dict(zip(("text", "text_pair"), texts, strict=False)),
-        **({"truncated": True} if prediction.truncated else {}),
-        "label": prediction.label,
-        "scores": _rounded(prediction.scores),
-        "probabilities": _rounded(prediction.probabilities),
-    }
-
-
-def _rounded(values: dict[str, float]) -> dict[str, float]:
-    """Six significant digits: what float32 arithmetic is good for."""
-    return {name: float(f"{value:.6g}") for name, value in values.items()}
-
-
-def _line(record: dict[str, Any]) -> str:
-    text = visible(json.dumps(_plain(record), ensure_ascii=False, default=str)) + "\n"
-    return text.encode(errors="backslashreplace").decode()  # half a character, which JSON may have, as it writes it
-
-
-def _plain(value: Any) -> Any:
-    """The same without NaN and infinity, which JSON lacks."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return list(map(_plain, value))
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -7,13 +7,21 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers.pytorch_utils import Conv1D
 
-from pipeline.backbone.int8 import Int8Linear, QuantizedLinear, quantized_like
+from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.int8 import Int8Linear
+from pipeline.backbone.quantization import quantized_like
+from pipeline.backbone.quantized import QuantizedLinear
 
 THRESHOLDS = [0.0, 2.0, 6.0]
 
 
+def like(module: nn.Module, quantization: str, threshold: float = 6.0) -> QuantizedLinear | None:
+    settings = {"quantization": quantization, "int8_threshold": threshold, "dtype": "float32"}
+    return quantized_like(module, BackboneConfig(name_or_path="none", **settings))
+
+
 def quantized(linear: nn.Linear, quantization: str = "int8", threshold: float = 6.0) -> QuantizedLinear:
-    layer = quantized_like(linear, quantization, threshold, torch.float32)
+    layer = like(linear, quantization, threshold)
     assert layer is not None
     codes, scale_bits = layer.quantize(linear.weight.data)
     layer.weight, layer.scale_bits = nn.Parameter(codes, requires_grad=False), scale_bits
@@ -108,9 +116,9 @@ def test_input_is_left_alone(linear: nn.Linear) -> None:
 
 def test_scales_survive_casts_exactly(linear: nn.Linear) -> None:
     layer = quantized(linear)
-    before = layer.scales.clone()
+    before = layer.scale_bits.clone()
     layer.bfloat16().half().float()
-    assert torch.equal(layer.scales, before)
+    assert torch.equal(layer.scale_bits, before)
     assert layer.weight.dtype == torch.int8
     assert not any(p.requires_grad for p in layer.parameters())
 
@@ -127,11 +135,11 @@ def test_rows_of_zeros_in_the_input(linear: nn.Linear) -> None:
 
 
 def test_conv1d_is_replaced_with_its_sizes_turned() -> None:
-    layer = quantized_like(Conv1D(10, 24), "int8", 6.0, torch.float32)
+    layer = like(Conv1D(10, 24), "int8")
     assert isinstance(layer, Int8Linear)
     assert (layer.in_features, layer.out_features, layer.weight.shape) == (24, 10, (10, 24))
 
 
 @pytest.mark.parametrize("module", [nn.Embedding(4, 4), nn.LayerNorm(4), nn.MultiheadAttention(4, 1).out_proj])
 def test_other_modules_are_not_replaced(module: nn.Module) -> None:
-    assert quantized_like(module, "int8", 6.0, torch.float32) is None
+    assert like(module, "int8") is None

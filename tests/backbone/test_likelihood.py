@@ -14,8 +14,8 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN
-from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import ENCODERS, FAMILIES, PAD_ID, save_tiny

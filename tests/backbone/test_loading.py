@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.int8 import Int8Linear, QuantizedLinear
+from pipeline.backbone.int8 import Int8Linear, Int8Rows
 from pipeline.backbone.loading import load_backbone, open_alike, say_kernel
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
@@ -113,7 +114,7 @@ def test_quantizes_from_the_stored_precision(tmp_path: Path) -> None:
     layer = load(tmp_path, "int8", "bfloat16", int8_threshold=3.0).layers[0].mlp.up_proj
     assert isinstance(layer, Int8Linear)
     assert layer.threshold == 3.0
-    codes, scale_bits = Int8Linear.quantize(weight)
+    codes, scale_bits = Int8Rows.quantize(weight)
     assert torch.equal(layer.weight, codes)
     assert torch.equal(layer.scale_bits, scale_bits)
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import AutoModel, FineGrainedFP8Config, Mxfp4Config, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig, Quantization
-from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
 from tests.families.models import tiny_model

@@ -54,7 +54,7 @@ def _make_faults(folder: Path) -> None:
 def test_a_sharded_backbone_equals_the_whole_one(results: dict, world: int) -> None:
     for rank in results[world]:
         cases = {name: checks for name, checks in rank.items() if name not in ("losses", "small", "faults")}
-        assert len(cases) == (8 if world < 3 else 5)
+        assert len(cases) == (10 if world < 3 else 6)
         failed = {name: [check for check, holds in checks.items() if not holds] for name, checks in cases.items()}
         assert not any(failed.values()), json.dumps(failed, indent=1)
 

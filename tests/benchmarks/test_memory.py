@@ -31,9 +31,9 @@ def test_each_rank_holds_its_share(rows: list[dict]) -> None:
 
 def test_what_is_gathered_stays_within_the_limits_of_zero3(rows: list[dict]) -> None:
     for row in rows:
-        gathered = row["int8_elements_alive_after_forward"] - row["int8_elements_total"] / WORLD
+        gathered = row["code_bytes_alive_after_forward"] - row["code_bytes_total"] / WORLD
         assert 0 <= gathered <= 2 * LIVE_ELEMENTS + HIDDEN * INTERMEDIATE  # kept, fetched ahead, and the one in use
-        assert gathered < row["int8_elements_total"] / 2  # so the limits bind
+        assert gathered < row["code_bytes_total"] / 2  # so the limits bind
 
 
 def test_loading_needs_little_more_than_the_share(rows: list[dict]) -> None:

@@ -50,16 +50,16 @@ SMALL_WORKLOAD = Workload(rows=1, text_tokens=8, injected_tokens=2)
 def test_counts_every_parameter(name: str) -> None:
     taken = case_of(name).inventory
     if name in PUBLISHED:
-        assert taken.elements == PUBLISHED[name]
+        assert taken.parameters == PUBLISHED[name]
     else:
-        assert taken.elements == pytest.approx(NOMINAL[name], rel=0.04)
+        assert taken.parameters == pytest.approx(NOMINAL[name], rel=0.04)
 
 
 def test_quantizes_linear_weights_alone() -> None:
     taken = case_of("llama-2-7b").inventory
     matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     assert sum(weight.elements for weight in taken.weights if weight.quantized) == matrices
-    assert taken.weight_bytes == matrices + 2 * (taken.elements - matrices)
+    assert taken.weight_bytes == matrices + 2 * (taken.parameters - matrices)
     scales = 32 * 4 * (5 * 4096 + 2 * 11008)
     assert 0 <= taken.buffer_bytes - scales < 4096  # the rest are the rotary frequencies
 
@@ -129,19 +129,30 @@ def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
 
 
 def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
-    """Sharded int8 Llama on 1, 2 and 4 ranks: within 10 % (the bytes at rest exactly)."""
+    """Sharded Llama in 8 and in 4 bits on 1, 2 and 4 ranks: within 10 % (the bytes at rest exactly)."""
     sizes = {"hidden_size": 64, "intermediate_size": 256, "num_hidden_layers": 6, "num_key_value_heads": 2}
     save_tiny(tmp_path / "llama", "llama_gqa", **sizes)
-    config = BackboneConfig(name_or_path=str(tmp_path / "llama"), quantization="int8", dtype="float32")
-    taken = take_inventory(load_model_config(config), config, SMALL_WORKLOAD)
-    zero = ZeroSettings.of(ZERO)
+    int8 = BackboneConfig(name_or_path=str(tmp_path / "llama"), quantization="int8", dtype="float32")
+    int4, zero = int8.model_copy(update={"quantization": "int4"}), ZeroSettings.of(ZERO)
+    taken8, taken4 = (take_inventory(load_model_config(config), config, SMALL_WORKLOAD) for config in (int8, int4))
     for world_size, ranks in run_worlds("tests.support.estimate_ranks:measure", [1, 2, 4], tmp_path, 300).items():
-        for name, checkpointing in (("plain", False), ("checkpointing", True)):
-            received = backbone_traffic_bytes(taken, zero, world_size, checkpointing)
+        for name, taken in (("plain", taken8), ("checkpointing", taken8), ("int4", taken4)):
+            received = backbone_traffic_bytes(taken, zero, world_size, name == "checkpointing")
             for rank in ranks:
                 assert rank[name]["at_rest"] == at_rest_bytes(taken, world_size)
                 assert rank[name]["received"] == pytest.approx(received, rel=0.1), (world_size, name)
                 assert rank[name]["gathered"] == pytest.approx(gathered_bytes(taken, zero), rel=0.1), (world_size, name)
+
+
+def test_four_bits_weigh_four_and_a_quarter() -> None:
+    int8, int4 = (case_of("llama-2-7b", quantization).inventory for quantization in ("int8", "int4"))
+    matrices = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
+    assert int4.parameters == int8.parameters == PUBLISHED["llama-2-7b"]
+    assert int4.weight_bytes == matrices * 4.25 / 8 + 2 * (int4.parameters - matrices)
+    assert sum(weight.numbers for weight in int4.weights if weight.quantized) == matrices
+    plans4, plans8 = (plans(case_of("llama-2-7b", quantization)) for quantization in ("int4", "int8"))
+    for fewer, more in zip(plans4, plans8, strict=True):
+        assert fewer.compute_seconds == more.compute_seconds and fewer.memory.dequantized == more.memory.dequantized
 
 
 def test_one_rank_gathers_and_sends_nothing() -> None:

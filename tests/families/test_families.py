@@ -16,12 +16,12 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import PASSED, check_reading
 from pipeline.backbone.config import BackboneConfig, Quantization
-from pipeline.backbone.experts import _matrix, expert_weights
+from pipeline.backbone.experts import _by_rows, _matrix, expert_weights
 from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
-from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.distributed.ranks import Ranks
 from tests.families.models import NO_SDPA, PAD_ID, SAMPLE, TYPES, WITHOUT_PREFIX, WITHOUT_PROMPT, config_of, tiny_model
 from tests.families.table import HEAD, row
@@ -152,13 +152,20 @@ def test_facts_need_no_weights(kind: str) -> None:
 
 
 @every_type
-def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path) -> None:
+def test_weights_load_in_slices_in_full_and_in_few_bits(kind: str, tmp_path: Path) -> None:
     """Also as transformers stores them: an expert at a time, or several matrices in one tensor."""
     model = tiny_model(kind)
     model.save_pretrained(tmp_path)
-    plain, rounded = load(tmp_path, "none"), load(tmp_path, "int8_weight_only")
+    plain = load(tmp_path, "none")
     for name, tensor in plain.named_parameters():
         assert torch.equal(tensor, model.get_parameter(name)), name
+    plain.config._experts_implementation = "eager"
+    for quantization in ("int8_weight_only", "int4"):
+        reads_as_if_rounded(kind, load(tmp_path, quantization), plain)
+
+
+def reads_as_if_rounded(kind: str, rounded: PreTrainedModel, plain: PreTrainedModel) -> None:
+    """The unquantized model, with the rounded weights put in, gives the same."""
     kinds = [type(module).__name__ for module in rounded.modules() if not isinstance(module, QuantizedLinear)]
     assert not {"Linear", "Conv1D"} & set(kinds) or kind in ("jamba", "llama4_text", "mamba")
     for name, module in rounded.named_modules():
@@ -168,11 +175,10 @@ def test_weights_load_in_slices_in_full_and_in_8_bits(kind: str, tmp_path: Path)
             parameter.data.copy_(weight if weight.shape == parameter.shape and kind != "gpt2" else weight.t())
         for leaf in expert_weights(module):
             assert getattr(module, leaf).dtype == torch.int8
-            matrices = [_matrix(module, leaf, expert, torch.float32) for expert in range(module.num_experts)]
-            stored = torch.stack(matrices)
             parameter = plain.get_parameter(f"{name}.{leaf}")
-            parameter.data.copy_(stored.transpose(1, 2) if module.is_transposed else stored)
-    plain.config._experts_implementation = "eager"
+            width = _by_rows(module, parameter).shape[2]
+            matrices = [_matrix(torch.float32, module, leaf, expert, width) for expert in range(module.num_experts)]
+            parameter.data.copy_(_by_rows(module, torch.stack(matrices)))
     with torch.no_grad():
         close(rounded(input_ids=IDS).last_hidden_state, plain(input_ids=IDS).last_hidden_state)
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.int8 import QuantizedLinear
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.errors import UserError
 from pipeline.data.batches import collate
 from pipeline.distributed.ranks import Ranks

@@ -1,6 +1,6 @@
 """`ltune serve` as a process: its end by signals, kill and restart, memory that runs out.
 
-covers serving/server, stages/serve
+covers serving/server, stages/serve, cli/serve
 """
 
 import asyncio

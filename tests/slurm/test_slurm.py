@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.data.unlabelled import Input
+from pipeline.stages.predict_parts import PartsOutput, Scoring, predict_parts
 from tests.launch.runs import (
     REPOSITORY,
     adapter_files,
@@ -102,7 +104,22 @@ def undisturbed(lab: Lab) -> dict[str, bytes]:
 def chain(lab: Lab) -> dict[str, str]:
     jobs = lab.submit("chain", "--nodes", "2", "--stage-in", str(lab.folder / "local"))
     assert list(jobs) == ["preprocess", "encode_labels", "train", "evaluate"]
-    return {stage: lab.end(job) for stage, job in jobs.items()}
+    states = {stage: lab.end(job) for stage, job in jobs.items()}
+    labelled(lab, "chain")
+    return states
+
+
+def labelled(lab: Lab, name: str) -> Path:
+    """Parts that an array of two tasks has made of a run's test texts, to the end of both."""
+    parts, log = lab.folder / f"{name}-parts", f"--output={lab.folder}/{name}-predict-%a.log"
+    how = ["--array=1-3:2", "--ntasks-per-node=1", "--export=ALL,LTUNE_LAUNCHER=srun", "--time=60", log]
+    batch = ["sbatch", "--parsable", *how, "launch/slurm/predict.sbatch"]
+    source = ["--run-dir", str(lab.run(name)), "--input", str(lab.folder / "test.tsv")]
+    ended = lab.shell(name, *batch, *source, "--parts", str(parts), "--part-rows", "2")
+    assert ended.returncode == 0, ended.stderr
+    job = ended.stdout.strip()
+    wait_until(lambda: not lab.cluster.run("squeue", "--noheader", f"--jobs={job}").strip(), "end of the array")
+    return parts
 
 
 def broken_chain(lab: Lab) -> dict[str, str]:
@@ -214,6 +231,17 @@ def test_the_chain_over_two_nodes_gives_the_adapter_of_two_local_ranks(lab: Lab,
     (log,) = (lab.run("chain") / "logs" / "slurm").glob("train-*.log")
     assert "2 rank(s)" in log.read_text() and f"copied {lab.folder / 'backbone'} to" in log.read_text()
     assert not list((lab.folder / "local").iterdir()), "the copies are removed"
+
+
+def test_an_array_labels_what_one_process_labels(lab: Lab, results: Results) -> None:
+    results["chain"].result()
+    logs = [(lab.folder / f"chain-predict-{task}.log").read_text() for task in (1, 3)]
+    alone = PartsOutput(lab.folder / "alone", rows=2)
+    assert predict_parts(Scoring(lab.run("chain")), Input(str(lab.folder / "test.tsv")), alone) == 9
+    parts = [lab.folder / "chain-parts", alone.folder]
+    array, one = [{file.name: file.read_bytes() for file in folder.glob("*.*")} for folder in parts]
+    assert array == one and "manifest.json" in one, logs
+    assert ["in 3 parts" in logs[0], "in 2 parts" in logs[1]] == [True, True], logs
 
 
 def test_a_failed_stage_stops_the_chain(results: Results) -> None:

@@ -14,7 +14,7 @@ from pipeline.methods import METHOD_NAMES
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import TEXTS, tiny_config
 
-IMPOSSIBLE = {("full", "int8"), ("full", "int8_weight_only")}
+IMPOSSIBLE = {("full", "int8"), ("full", "int4")}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def both(folder: Path, *overrides: str, **sections: dict[str, Any]) -> tuple[int
     return main([*arguments, "--dry-run"]), main(arguments)
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int8_weight_only"])
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
 @pytest.mark.parametrize("name", METHOD_NAMES)
 def test_methods_and_quantizations(
     folder: Path, name: str, quantization: str, capsys: pytest.CaptureFixture[str]

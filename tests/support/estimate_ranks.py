@@ -10,7 +10,7 @@ from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
 from torch import Tensor, nn
 
-from pipeline.backbone.config import BackboneConfig
+from pipeline.backbone.config import BackboneConfig, Quantization
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
@@ -69,12 +69,16 @@ class Meter:
 
 
 def measure(folder: Path) -> dict[str, dict[str, int]]:
-    """Figures of this rank, without and with activation checkpointing."""
+    """Figures of this rank, in 8 bits without and with activation checkpointing, and in 4 bits."""
     torch.set_num_threads(1)
-    return {name: measure_case(folder, checkpointing=name == "checkpointing") for name in ("plain", "checkpointing")}
+    return {
+        "plain": measure_case(folder, "int8", checkpointing=False),
+        "checkpointing": measure_case(folder, "int8", checkpointing=True),
+        "int4": measure_case(folder, "int4", checkpointing=False),
+    }
 
 
-def measure_case(folder: Path, *, checkpointing: bool) -> dict[str, int]:
+def measure_case(folder: Path, quantization: Quantization, *, checkpointing: bool) -> dict[str, int]:
     """Bytes at rest, gathered at most, and received in a step in which DeepSpeed knows the order of the modules."""
     settings = {
         "train_micro_batch_size_per_gpu": ROWS,
@@ -82,7 +86,7 @@ def measure_case(folder: Path, *, checkpointing: bool) -> dict[str, int]:
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": ZERO,
     }
-    config = BackboneConfig(name_or_path=str(folder / "llama"), quantization="int8", dtype="float32")
+    config = BackboneConfig(name_or_path=str(folder / "llama"), quantization=quantization, dtype="float32")
     model = load_backbone(config, zero_config=settings, device=torch.device("cpu"), ranks=Ranks.joined())
     at_rest = sum(p.ds_tensor.numel() * p.ds_tensor.element_size() for p in model.parameters())
     module = Prefixed(FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=checkpointing))

@@ -93,6 +93,6 @@ def sections_of(**changes: dict[str, Any]) -> Sections:
 
 
 @cache
-def case_of(name: str) -> Case:
-    """An int8 backbone on one A100 with 80 GB."""
-    return build_case(sections_of(), BACKBONES[name], 1, "a100-80")
+def case_of(name: str, quantization: str = "int8") -> Case:
+    """A quantized backbone on one A100 with 80 GB."""
+    return build_case(sections_of(backbone={"quantization": quantization}), BACKBONES[name], 1, "a100-80")

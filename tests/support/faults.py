@@ -27,6 +27,9 @@ PHASES = {
     "end": "pipeline.training.loop:TrainingRun.finish",
     "evaluate": "pipeline.stages.evaluate:_score_splits",
     "metrics": "pipeline.stages.evaluate:_write",
+    "read part": "pipeline.stages.predict_parts:_Work.read",
+    "write part": "pipeline.core.parts:Parts.write",
+    "record": "pipeline.core.parts:write_json",
 }
 """Where a run can be struck: the function that is called there."""
 

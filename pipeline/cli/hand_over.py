@@ -1,0 +1,60 @@
+"""`ltune export` and `ltune push`: their options, and what they lead to."""
+
+import argparse
+from typing import Any
+
+from pipeline.cli.common import add_common_options
+from pipeline.core.output import ended_by_signals
+from pipeline.distributed.device import announce_device
+
+EXPORT = "write a trained adapter as a folder that transformers or PEFT load, or one without a producer"
+PUSH = "put a trained adapter, or what `export` wrote, on the hub"
+
+
+def add_hand_over_commands(commands: Any) -> None:
+    """`commands`: the subparsers of the whole command line."""
+    export = commands.add_parser("export", help=EXPORT, description=EXPORT)
+    source = export.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
+    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
+    export.add_argument("--to", required=True, metavar="DIR", help="new folder")
+    export.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
+    export.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_common_options(export)
+    push = commands.add_parser("push", help=PUSH, description=PUSH)
+    source = push.add_mutually_exclusive_group(required=True)
+    source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
+    source.add_argument("--adapter", metavar="DIR", help="adapter directory, or a folder that `export` wrote")
+    push.add_argument("repository", metavar="ORG/NAME", help="of the hub; made where it is not there")
+    push.add_argument("--private", action="store_true", help="make it a private one")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made where it is not there")
+    push.add_argument("--message", default="Upload an L-Tuning adapter", metavar="TEXT", help="of the commit")
+    push.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+
+
+@ended_by_signals()
+def export(options: argparse.Namespace) -> None:
+    """Writes the folder."""
+    announce_device()
+    from pipeline.stages import export as stage
+
+    stage.export(
+        options.run or options.adapter,
+        options.to,
+        device=options.device,
+        backbone=options.backbone,
+        trust_remote_code=options.trust_remote_code,
+    )
+
+
+def push(options: argparse.Namespace) -> None:
+    """Uploads the folder."""
+    from pipeline.adapter.hub import push as upload
+
+    upload(
+        options.run or options.adapter,
+        options.repository,
+        private=options.private,
+        revision=options.revision,
+        message=options.message,
+    )

@@ -1,0 +1,134 @@
+"""A trained adapter with which each of several ranks scores texts of its own: whole on each, or sharded over all."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from accelerate import Accelerator
+from numpy.typing import NDArray
+from torch import nn
+
+from pipeline.adapter.directory import Adapter
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.splits import TokenizedTexts
+from pipeline.data.texts import TextEncoder
+from pipeline.data.tokenizer import pad_token_id
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone
+from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
+from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference
+from pipeline.evaluation.metrics import predictions, tempered_softmax
+from pipeline.evaluation.scoring import score_own
+from pipeline.methods.model import LTuningModel
+
+
+@dataclass(frozen=True)
+class OwnTexts:
+    """Scores this rank's own texts, in step with `ranks`, where they share a sharded model."""
+
+    model: nn.Module
+    encoder: TextEncoder
+    device: torch.device
+    labels: Sequence[str]
+    ranks: Ranks
+    pad_token_id: int
+    readings: int | None
+    """See `MethodConfig.joint_readings`."""
+    temperature: float
+    rows_per_forward: int
+
+    @classmethod
+    def of(cls, loaded: LoadedAdapter, rows_per_forward: int) -> "OwnTexts":
+        """With a whole model, which waits for nobody."""
+        adapter, backbone = loaded.adapter, loaded.model.backbone
+        return cls(
+            loaded.model,
+            adapter.texts(loaded.tokenizer),
+            loaded.device,
+            loaded.labels,
+            Ranks.alone(),
+            pad_token_id(loaded.tokenizer, backbone.facts.vocab_size),
+            adapter.config.method.joint_readings(len(adapter.labels.names)),
+            loaded.temperature,
+            rows_per_forward,
+        )
+
+    @classmethod
+    def sharded(
+        cls, accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone, rows_per_forward: int
+    ) -> "OwnTexts":
+        """With a model that is spread over the ranks as the DeepSpeed config says. Collective.
+
+        Raises UserError for a backbone that the adapter was not made for.
+        """
+        adapter.check_backbone(known.opened(ranks).fingerprint, known.tokenizer_fingerprint)
+        encoder = adapter.texts(known.tokenizer)
+        encoder.check(known.facts.vocab_size)
+        return cls(
+            _sharded_model(accelerator, ranks, adapter, known),
+            encoder,
+            accelerator.device,
+            adapter.labels.names,
+            ranks,
+            pad_token_id(known.tokenizer, known.facts.vocab_size),
+            adapter.config.method.joint_readings(len(adapter.labels.names)),
+            adapter.temperature,
+            rows_per_forward,
+        )
+
+    def encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+        """Texts, or pairs, as tokens: a row of `scores` each, and `truncated`. Rows without a token have none."""
+        if not texts:
+            return []
+        columns = self.encoder.encode([list(column) for column in zip(*texts, strict=True)])
+        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+    def scores(self, rows: list[dict[str, Any]]) -> NDArray:
+        """Scores [N, K] of N tokenized texts, which may be none. Collective over `ranks`."""
+        return score_own(
+            self.model,
+            TokenizedTexts(rows),
+            len(self.labels),
+            self.rows_per_forward,
+            ranks=self.ranks,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+            readings=self.readings,
+        )
+
+    def predictions(self, rows: list[dict[str, Any]], scores: NDArray, where: str) -> list[Prediction]:
+        """What scores [N, K] of these rows say. DivergedError, which names `where`, if one is not finite."""
+        best, probabilities = predictions(scores, where), tempered_softmax(scores, self.temperature)
+        return [
+            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
+            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
+        ]
+
+    def _by_label(self, values: NDArray) -> dict[str, float]:
+        return dict(zip(self.labels, values.tolist(), strict=True))
+
+
+def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone) -> nn.Module:
+    method, labels, config = adapter.config.method, adapter.labels, known.config
+    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
+    built = adapter.build_method(backbone.facts)
+    if method.from_states:  # outside the engine, which would round what is fitted
+        engine = prepare_inference(accelerator, backbone, config.dtype)
+        pooling = resolve_pooling(config.pooling, known.facts)
+        return LTuningModel(cast(FrozenBackbone, engine), built, labels.states, labels.mask, pooling).to(
+            accelerator.device
+        )
+    continuations = adapter.continuations(known.tokenizer, backbone.facts, labels.hypotheses)
+    model = build_model(accelerator, config, backbone, built, labels, continuations)
+    load_inside(model, adapter.method_state)
+    return prepare_inference(accelerator, model, config.dtype)
+
+
+def local_device() -> str:
+    """The device of this rank."""
+    if not torch.cuda.is_available():
+        return "cpu"
+    return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"

@@ -1,0 +1,133 @@
+"""Folders that plain transformers, or transformers and PEFT, load: each is loaded so and checked before it stays."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers import AutoModelForTokenClassification
+
+from pipeline.adapter.hub import SETTINGS
+from pipeline.core.errors import UserError
+from pipeline.core.files import write_json, write_text
+from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.export.card import export_card
+from pipeline.export.linear_head import linear_head
+from pipeline.export.model import check_equal, token_classifier
+from pipeline.methods.text_classifier import TextClassifier
+
+if TYPE_CHECKING:
+    import peft
+
+MODELS = ("probe", "full")
+"""Methods that become a whole model of transformers."""
+ADAPTERS = ("lora", "prompt", "p_tuning", "prefix")
+"""Methods that become an adapter of PEFT."""
+
+
+def save_model(loaded: LoadedAdapter, folder: Path) -> float:
+    """Writes the whole model, its tokenizer and how to use it; gives how far its scores are from ours.
+
+    Raises UserError where the classifier cannot be one of transformers' models.
+    """
+    _classifier(loaded).save_pretrained(folder)
+    loaded.tokenizer.save_pretrained(folder)
+    _write_use(loaded, folder, "transformers")
+    again = AutoModelForTokenClassification.from_pretrained(folder, dtype=loaded.model.backbone.model.dtype)
+    return check_equal(loaded, again.to(loaded.device).eval())
+
+
+def save_peft(loaded: LoadedAdapter, folder: Path) -> float:
+    """Writes an adapter of PEFT for the backbone where it is; gives how far its scores are from ours.
+
+    Raises UserError where the classifier cannot be such an adapter.
+    """
+    import peft  # seconds
+
+    backbone = loaded.adapter.config.backbone
+    if backbone.layers is not None:
+        raise UserError(
+            f"backbone.layers={backbone.layers}: PEFT reads with all layers; only probe and full, whose "
+            "models are written whole, can be exported with fewer"
+        )
+    config = _peft_config(loaded)
+    config.base_model_name_or_path, config.revision = backbone.name_or_path, backbone.revision
+    wrapped = peft.get_peft_model(_classifier(loaded), config)
+    _set_trained(loaded, wrapped)
+    wrapped.save_pretrained(str(folder))
+    del wrapped
+    loaded.tokenizer.save_pretrained(folder)
+    _write_use(loaded, folder, "PEFT")
+    untrained = _classifier(loaded, trained=False)
+    return check_equal(loaded, peft.PeftModel.from_pretrained(untrained, str(folder)).to(loaded.device).eval())
+
+
+def _classifier(loaded: LoadedAdapter, *, trained: bool = True) -> Any:
+    """transformers' model with the adapter's head; or, as others begin, with another one."""
+    adapter, base = loaded.adapter, loaded.model.backbone.model
+    if adapter.config.backbone.quantization != "none":
+        raise UserError(
+            f"backbone.quantization={adapter.config.backbone.quantization}: others read the weights as they are, and "
+            "would compute other scores: only adapters of a backbone with quantization=none can be exported"
+        )
+    weight, bias = linear_head(adapter.config.method.name, adapter.method_state)
+    if not trained:
+        weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)
+    model: nn.Module = token_classifier(base, loaded.labels, weight, bias)
+    return model.to(loaded.device)
+
+
+def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
+    """Of the adapter's method. p_tuning is exported as the prompt that its encoder makes."""
+    import peft
+
+    method: Any = loaded.adapter.config.method
+    if method.name == "lora":
+        targets = None if method.targets is None else list(method.targets)
+        ranks = {"r": method.rank, "lora_alpha": method.alpha, "lora_dropout": 0.0}
+        return peft.LoraConfig(task_type="TOKEN_CLS", target_modules=targets, **ranks)
+    if method.name in ("prompt", "p_tuning"):
+        return peft.PromptTuningConfig(task_type="TOKEN_CLS", num_virtual_tokens=method.tokens)
+    shapes = loaded.model.backbone.facts.prefix_layers
+    shape = shapes[0]
+    if shape is None or set(shapes) != {shape} or shape.key_dim != shape.value_dim:
+        raise UserError("PEFT knows prefixes only where all layers' keys and values have one shape: not this backbone")
+    return peft.PrefixTuningConfig(
+        task_type="TOKEN_CLS",
+        num_virtual_tokens=method.tokens,
+        num_layers=len(shapes),
+        num_attention_heads=shape.heads,
+        token_dim=shape.heads * shape.key_dim,
+    )
+
+
+def _set_trained(loaded: LoadedAdapter, wrapped: Any) -> None:
+    """Copies what was trained beside the head into PEFT's model."""
+    method = loaded.model.method
+    assert isinstance(method, TextClassifier)
+    with torch.no_grad():
+        if (injection := method.inject(1)) is not None:
+            values = injection.prompt if injection.prompt is not None else injection.prefix
+            assert values is not None
+            wrapped.prompt_encoder["default"].embedding.weight.copy_(values[0])
+            return
+        inside, prefix = loaded.model.inside(), wrapped.base_model.model.base_model_prefix
+        theirs = dict(wrapped.named_parameters())
+        for name, parameter in inside.items():
+            theirs[f"base_model.model.{prefix}.{name.removeprefix('backbone.model.')}"].copy_(parameter)
+
+
+def _write_use(loaded: LoadedAdapter, folder: Path, library: str) -> None:
+    """What others must know beside the weights."""
+    config = loaded.adapter.config
+    settings = {
+        "labels": loaded.labels,
+        "pooling": loaded.model.pooling,
+        "max_length": config.data.max_length,
+        "template": config.data.template,
+        "chat": config.data.chat,
+        "pairs": config.data.text_pair is not None,
+        "method": config.method.name,
+    }
+    write_json(folder / SETTINGS, settings)
+    write_text(folder / "README.md", export_card(settings, library, config.backbone.name_or_path))

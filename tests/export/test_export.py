@@ -1,0 +1,148 @@
+"""Exported folders as plain transformers and PEFT load them, and as this program reads them back: the same scores.
+
+covers export/folder, export/model, export/linear_head, export/card, export/label_injections, stages/export
+covers methods/label_injections
+"""
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import peft
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForTokenClassification, AutoTokenizer
+
+from pipeline import LTuningClassifier
+from pipeline.adapter.directory import load_adapter
+from pipeline.core.errors import UserError
+from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.stages.export import export
+from tests.support.tiny import save_tiny, tiny_tokenizer
+from tests.support.tiny_run import TEXTS
+
+SENTENCES = [text for texts in TEXTS.values() for text in texts]
+LABELS = [label for label, texts in TEXTS.items() for _ in texts]
+ASKED = ["a goal", "the bank raised its rate, and then shares fell on monday", "stars"]
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "probe last": ("llama_gqa", {"method.name": "probe", "method.prior": "never"}),
+    "probe first": ("bert", {"method.name": "probe", "method.prior": "never", "backbone.pooling": "first"}),
+    "full mean": ("bert", {"method.name": "full", "train.learning_rate": 1e-3}),
+    "full last": ("gpt2", {"method.name": "full", "backbone.layers": 1}),
+    "lora last": ("llama_gqa", {"method.name": "lora", "method.rank": 4}),
+    "lora mean": ("bert", {"method.name": "lora", "method.targets": ["query", "dense"]}),
+    "prompt last": ("llama_gqa", {"method.name": "prompt", "method.tokens": 3}),
+    "prompt mean": ("bert", {"method.name": "prompt", "method.tokens": 3}),
+    "p_tuning last": ("gpt2", {"method.name": "p_tuning", "method.tokens": 3, "method.encoder": "lstm"}),
+    "prefix last": ("llama_gqa", {"method.name": "prefix", "method.tokens": 3, "method.reparametrisation": True}),
+    "lt_prompt": ("llama_gqa", {"method.name": "lt_prompt"}),
+    "lt_prefix": ("llama_gqa", {"method.name": "lt_prefix", "method.head": "label_aware", "method.shortlist": 2}),
+    "lt_prefix random": (
+        "gpt2",
+        {"method.name": "lt_prefix", "method.start": "random", "method.head": "linear", "method.init_std": 0.2},
+    ),
+    "lt_prompt after": ("llama_gqa", {"method.name": "lt_prompt", "method.position": "after"}),
+    "lt_prompt layer": ("llama_gqa", {"method.name": "lt_prompt", "method.first_layer": 1, "method.head": "linear"}),
+}
+
+
+def trained(folder: Path, family: str, overrides: dict[str, Any]) -> LoadedAdapter:
+    """An adapter of three real training steps."""
+    save_tiny(folder / "backbone", family, vocab_size=len(tiny_tokenizer()))
+    chosen = {"backbone.dtype": "float32", "train.learning_rate": 0.05, "engine.threads": 1, **overrides}
+    classifier = LTuningClassifier(
+        str(folder / "backbone"), max_steps=3, batch_size=6, max_length=64, validation_split=0, overrides=chosen
+    )
+    classifier.fit(SENTENCES, LABELS).save(folder / "adapter")
+    return LoadedAdapter.load(folder / "adapter", "cpu")
+
+
+def scores_of(loaded: LoadedAdapter) -> Tensor:
+    return torch.tensor([list(found.scores.values()) for found in loaded.predict(ASKED)])
+
+
+def pooled(logits: Tensor, mask: Tensor, how: str) -> Tensor:
+    """By definition, text by text, of texts padded on the right."""
+    rows = [row[: int(length)] for row, length in zip(logits[:, -mask.shape[1] :], mask.sum(1), strict=True)]
+    return torch.stack([{"last": row[-1], "first": row[0], "mean": row.mean(0)}[how] for row in rows])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("lt_")])
+def test_others_compute_the_same_scores(tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    family, overrides = CASES[name]
+    loaded, out = trained(tmp_path, family, overrides), tmp_path / "out"
+    export(tmp_path / "adapter", out, device="cpu")
+    expected = scores_of(loaded)
+    assert expected.std(0).min() > 1e-3, "texts must differ in their scores"
+    if overrides["method.name"] in ("probe", "full"):
+        model = AutoModelForTokenClassification.from_pretrained(out)
+    else:
+        shutil.rmtree(tmp_path / "adapter")  # the export stands alone
+        model = peft.AutoPeftModelForTokenClassification.from_pretrained(out, num_labels=3)
+    tokenizer = AutoTokenizer.from_pretrained(out, padding_side="right")
+    batch = tokenizer(ASKED, padding=True, return_tensors="pt")
+    with torch.no_grad():
+        logits = model.eval()(**{key: batch[key] for key in ("input_ids", "attention_mask")}).logits
+    how = loaded.model.pooling
+    torch.testing.assert_close(pooled(logits, batch["attention_mask"], how), expected, rtol=1e-5, atol=1e-6)
+    # What the folder's own README says to do comes to the same labels.
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    code = code.replace("path/to/this/folder", str(out)).replace('["a text", "another one"]', repr(ASKED))
+    exec(code, {})
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str([each.label for each in loaded.predict(ASKED)])
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("lt_")])
+def test_injections_of_labels_need_no_producer(tmp_path: Path, name: str) -> None:
+    loaded, out = trained(tmp_path, *CASES[name]), tmp_path / "out"
+    export(tmp_path / "adapter", out)
+    adapter = load_adapter(out)
+    assert not any("producer" in key for key in adapter.method_state)
+    again = LoadedAdapter.load(out, "cpu")
+    assert torch.equal(scores_of(again), scores_of(loaded))
+    assert adapter.labels.start is not None and adapter.config.method.injects in adapter.config.method.name
+    with pytest.raises(UserError, match="knows only the labels of its training"):
+        again.with_labels(["art", "war"])
+    with pytest.raises(UserError, match="has nothing to export"):
+        export(out, tmp_path / "twice")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"method.name": "prompt", "method.head": "label_aware"}, "head is label_aware"),
+        ({"method.name": "probe", "method.prior": "always"}, "train with method.prior=never"),
+        ({"method.name": "lora", "backbone.layers": 1}, "PEFT reads with all layers"),
+        (
+            {"method.name": "prompt", "backbone.quantization": "int8"},
+            "of a backbone with quantization=none",
+        ),
+        ({"method.name": "majority"}, "majority has nothing to export"),
+    ],
+)
+def test_what_the_form_cannot_express_is_refused(tmp_path: Path, overrides: dict[str, Any], message: str) -> None:
+    trained(tmp_path, "llama_gqa", overrides)
+    with pytest.raises(UserError, match=message):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_family_that_others_read_otherwise_is_refused(tmp_path: Path) -> None:
+    """transformers' model of tokens has a layer of its own there; or none is there."""
+    trained(tmp_path, "opt", {"method.name": "probe", "method.prior": "never"})
+    with pytest.raises(UserError, match="transformers has no model of tokens for opt"):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+
+
+def test_scores_that_differ_are_found_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained(tmp_path, "llama_gqa", {"method.name": "prompt"})
+    monkeypatch.setattr("pipeline.export.folder._set_trained", lambda *_: None)  # the prompt gets lost
+    with pytest.raises(UserError, match="computes other scores"):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine.txt").touch()
+    with pytest.raises(UserError, match="is there already"):
+        export(tmp_path / "adapter", tmp_path / "out")
