@@ -29,6 +29,7 @@ ROOMS = [
     "comparison",
     "reports",
     "doctor",
+    "serving",
     "stages",
     "classifier",
     "cli",

@@ -54,6 +54,11 @@ class Adapter:
     temperature: float = 1.0
     """What scores are divided by to become probabilities; 1 unless `load_adapter` was called with `calibrated`."""
 
+    @property
+    def is_inside(self) -> bool:
+        """Has it trained parameters of the backbone, or in it, so that nobody else can read with that backbone?"""
+        return len(without_inside(self.method_state)) < len(self.method_state)
+
     def build_method(self, facts: BackboneFacts) -> TuningMethod:
         """The trained method for the backbone of these sizes, in the backbone's compute dtype, as it ran in training.
 

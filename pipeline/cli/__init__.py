@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline.cli.hand_over import export, push
 from pipeline.cli.options import build_parser
 from pipeline.cli.predict import predict
+from pipeline.cli.serve import serve
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
@@ -176,6 +177,7 @@ COMMANDS = {
     "predict": predict,
     "export": export,
     "push": push,
+    "serve": serve,
     "report": _report,
     "doctor": _doctor,
     "fetch-data": _fetch_data,
@@ -190,7 +192,7 @@ OF_STAGES = ("overwrite", "train_texts", "validation_texts")
 PRINTING = ("choose-reading", "estimate", "predict", "doctor", "fetch-data", "keys", "completion")
 """Commands whose results go to standard output."""
 
-ONE_ANSWERS = ("estimate", "predict", "export", "push", "report", "fetch-data", "keys", "completion")
+ONE_ANSWERS = ("estimate", "predict", "export", "push", "serve", "report", "fetch-data", "keys", "completion")
 """Commands that are one process's work, under a launcher too."""
 
 

@@ -8,6 +8,7 @@ from pipeline import __version__
 from pipeline.cli.common import add_common_options, positive
 from pipeline.cli.hand_over import add_hand_over_commands
 from pipeline.cli.predict import add_predict_options
+from pipeline.cli.serve import SERVE, add_serve_options
 from pipeline.core.bounds import abridged
 from pipeline.core.escapes import visible
 from pipeline.core.paths import home_expanded
@@ -47,7 +48,20 @@ an ordinary day:
 ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
 docs/troubleshooting.md."""
 
-PATHS = {"config", "run", "adapter", "input", "output", "backbone", "compare", "parts", "deepspeed", "to"}
+PATHS = {
+    "config",
+    "run",
+    "adapter",
+    "input",
+    "output",
+    "backbone",
+    "compare",
+    "parts",
+    "deepspeed",
+    "to",
+    "token_file",
+    "admin_token_file",
+}
 """Options that are paths. `--output=~/x` reaches us as it is typed: a shell looks at the beginning of a word alone."""
 
 
@@ -80,6 +94,7 @@ def build_parser() -> "TopParser":
     _add_compare_options(commands.add_parser("compare", help=COMPARE, description=COMPARE))
     add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
     add_hand_over_commands(commands)
+    add_serve_options(commands.add_parser("serve", help=SERVE, description=SERVE))
     description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))

@@ -1,11 +1,13 @@
 """A trained adapter on its backbone, whole, on one device: what `predict` and the Python API ask."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
@@ -79,22 +81,31 @@ class LoadedAdapter:
         to be those the adapter was made for.
         Raises UserError for a damaged or uncalibrated adapter, and for a backbone that it was not made for.
         """
-        target = _device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        target = device_named(device)
         adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
         config = adapter.config.backbone.trusted(trust_remote_code)
         if backbone is not None:
             config = config.model_copy(update={"name_or_path": backbone, "revision": None})
         known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
-        frozen = _frozen_backbone(adapter, known, target)
-        tokenizer = known.tokenizer
-        pooling = resolve_pooling(config.pooling, frozen.facts)
-        method = adapter.build_method(frozen.facts)
-        continuations = adapter.continuations(tokenizer, frozen.facts, adapter.labels.hypotheses)
+        frozen = frozen_backbone(adapter, known, target)
+        return cls.on(frozen, known.tokenizer, adapter, target)
+
+    @classmethod
+    def on(
+        cls, backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase, adapter: Adapter, device: torch.device
+    ) -> "LoadedAdapter":
+        """The adapter on a backbone that is loaded, and was seen to be the one it was made for.
+
+        Raises UserError where the adapter's tensors do not fit.
+        """
+        method = adapter.build_method(backbone.facts)
+        continuations = adapter.continuations(tokenizer, backbone.facts, adapter.labels.hypotheses)
         labels = adapter.labels
-        model = LTuningModel(frozen, method, labels.states, labels.mask, pooling, continuations, labels.start)
+        pooling = resolve_pooling(adapter.config.backbone.pooling, backbone.facts)
+        model = LTuningModel(backbone, method, labels.states, labels.mask, pooling, continuations, labels.start)
         model.load_inside(adapter.method_state)
         names = list(labels.names)
-        return cls(adapter, model.to(target).eval(), tokenizer, target, names, temperature=adapter.temperature)
+        return cls(adapter, model.to(device).eval(), tokenizer, device, names, temperature=adapter.temperature)
 
     def predict(self, texts: Text | Iterable[Text]) -> list[Prediction]:
         """One prediction per text, or per pair of texts if the adapter was trained on pairs.
@@ -104,26 +115,44 @@ class LoadedAdapter:
         Raises UserError, with its position, for what is not a string, or is empty, for single texts in place of pairs
         or the reverse, and for scores that are not finite.
         """
-        columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
-        if not columns:
+        rows = self.rows(texts)
+        if not rows:
             return []
-        rows = self.adapter.texts(self.tokenizer).rows(columns)
         scores = score(
             self.model,
             TokenizedTexts(rows),
             len(self.labels),
             self.rows_per_forward,
             ranks=Ranks.alone(),
-            pad_token_id=pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size),
+            pad_token_id=self.pad_token_id,
             device=self.device,
-            readings=self.adapter.config.method.joint_readings(len(self.adapter.labels.names)),
+            readings=self.readings,
         )
+        return self.predictions(rows, scores)
+
+    def rows(self, texts: Text | Iterable[Text]) -> list[dict[str, Any]]:
+        """The texts as tokens, for `predictions` and what scores them. UserError as `predict` says."""
+        columns = text_columns(texts, pairs=self.adapter.config.data.text_pair is not None)
+        return self.adapter.texts(self.tokenizer).rows(columns) if columns else []
+
+    def predictions(self, rows: Sequence[dict[str, Any]], scores: NDArray[np.float32]) -> list[Prediction]:
+        """What scores [N, K] say of N texts. UserError for scores that are not finite."""
         best = predictions(scores)
         probabilities = tempered_softmax(scores, self.temperature)
         return [
             Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
             for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
         ]
+
+    @property
+    def pad_token_id(self) -> int:
+        """What fills up the shorter texts of a batch."""
+        return pad_token_id(self.tokenizer, self.model.backbone.facts.vocab_size)
+
+    @property
+    def readings(self) -> int | None:
+        """Rows that a text takes where all its labels are scored in one go; None: a row per label."""
+        return self.adapter.config.method.joint_readings(len(self.adapter.labels.names))
 
     def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LoadedAdapter":
         """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
@@ -174,8 +203,13 @@ class LoadedAdapter:
         return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
 
 
-def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) -> FrozenBackbone:
-    """The whole backbone on one device, once it is seen to be the adapter's: its files first, then its tokenizer."""
+def frozen_backbone(
+    adapter: Adapter, known: Backbone, device: torch.device, *, output_layer: bool = False
+) -> FrozenBackbone:
+    """The whole backbone on one device, once it is seen to be the adapter's: its files first, then its tokenizer.
+
+    `output_layer`: with the layer that scores hypotheses, also where this adapter does without.
+    """
     opened = known.opened(Ranks.alone())
     adapter.check_backbone(opened.fingerprint)
     adapter.check_backbone(opened.fingerprint, known.tokenizer_fingerprint)
@@ -185,15 +219,16 @@ def _frozen_backbone(adapter: Adapter, known: Backbone, device: torch.device) ->
         zero_config=None,
         device=device,
         ranks=Ranks.alone(),
-        output_layer=adapter.config.method.reads_hypotheses,
+        output_layer=output_layer or adapter.config.method.reads_hypotheses,
         opened=opened,
         read_config=lambda: known.model_config,
     )
     return FrozenBackbone(base, known.facts)
 
 
-def _device(name: str | torch.device) -> torch.device:
+def device_named(name: str | torch.device | None) -> torch.device:
+    """The device; None: cuda where there is one, else cpu. UserError for a name that is not known."""
     try:
-        return torch.device(name)
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
     except RuntimeError as error:
         raise UserError(f"--device {str(name)!r} is not known: give cpu, cuda, cuda:1, ...") from error

@@ -105,7 +105,7 @@ def scores_of_states(method: TuningMethod, states: Tensor, label_states: Tensor,
 
 def _shape_of_work(label_count: int, rows_per_forward: int, readings: int | None) -> tuple[list[Tensor], int]:
     """The labels that are scored in one forward, chunk by chunk; how many texts are."""
-    chunks = [torch.arange(label_count)] if readings else _label_chunks(label_count, rows_per_forward)
+    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
     return chunks, max(1, rows_per_forward // (readings or len(chunks[0])))
 
 
@@ -117,7 +117,7 @@ def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor
     return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
 
 
-def _label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
+def label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
     """All labels in order, in chunks of nearly equal size, the first the largest, none above `rows_per_forward`."""
     count = -(-label_count // rows_per_forward)
     return list(torch.arange(label_count).tensor_split(count))

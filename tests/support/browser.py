@@ -33,15 +33,17 @@ def start_browser() -> Iterator[Browser]:
 
 
 @contextmanager
-def open_page(browser: Browser, file: Path, scheme: str = "light", width: int = 1000) -> Iterator[Page]:
-    """The page, as it stands in its file."""
+def open_page(browser: Browser, place: Path | str, scheme: str = "light", width: int = 1000) -> Iterator[Page]:
+    """The page, as it stands in its file; or of a server's address, which may be asked for more."""
+    address = place if isinstance(place, str) else place.as_uri()
     trouble: list[str] = []
     page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
     page.set_default_timeout(120_000)
     page.on("console", lambda message: trouble.append(message.text))
     page.on("pageerror", lambda error: trouble.append(str(error)))
-    page.on("request", lambda asked: trouble.append(asked.url) if asked.url != file.as_uri() else None)
-    page.goto(file.as_uri())
+    known = str.startswith if isinstance(place, str) else str.__eq__
+    page.on("request", lambda asked: None if known(asked.url, address) else trouble.append(asked.url))
+    page.goto(address)
     yield page
     page.close()
     assert trouble == []

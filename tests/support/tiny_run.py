@@ -90,7 +90,8 @@ def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.T
     """Random parameters, all of which matter (the head would start at zero)."""
     torch.manual_seed(1)
     method = config.method.build(tiny_facts(), labels.hypothesis_tokens, len(labels.names))
-    return {name: tensor + 0.3 * torch.randn_like(tensor) for name, tensor in method.state_dict().items()}
+    state = method.state_dict()
+    return {name: x + 0.3 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
 
 
 def tiny_run(folder: Path, **keys: Any) -> RunConfig:
