@@ -12,6 +12,8 @@ from tests.support.browser import needs_browser, open_page, paper_and_ink, start
 
 REPOSITORY = Path(__file__).parents[1]
 EXAMPLE = REPOSITORY / "docs" / "example_report.html"
+SERVED = REPOSITORY / "pipeline" / "serving" / "page.html"
+"""The page of `ltune serve`, whose script asks the server."""
 SORTING = (REPOSITORY / "pipeline" / "reports" / "sort.js").read_text()
 LONGEST_LINE = 2000
 """Minified code has lines of hundreds of thousands of characters."""
@@ -32,10 +34,13 @@ def test_no_file_holds_a_minified_library() -> None:
     assert {name: length for name, length in longest.items() if length > LONGEST_LINE} == {}
 
 
-def test_committed_pages_have_no_script_but_the_one_that_sorts_tables() -> None:
+def test_committed_pages_have_no_script_but_the_two_written_here() -> None:
     pages = [file for file in committed() if file.suffix in (".html", ".svg")]
     scripts = {page.name: re.findall(r"<script[^>]*>(.*?)</script", page.read_text(), re.DOTALL) for page in pages}
-    assert scripts.pop(EXAMPLE.name) == [SORTING] and not any(scripts.values())
+    assert scripts.pop(EXAMPLE.name) == [SORTING]
+    [asking] = scripts.pop(SERVED.name)
+    assert max(map(len, asking.splitlines())) <= 120 and not re.search(r"<(script|link)[^>]*(src|href)=.http", asking)
+    assert not any(scripts.values())
 
 
 @pytest.fixture(scope="module")
