@@ -1,9 +1,10 @@
 """How good a split's scores are: one dictionary per split, always beside the majority baseline."""
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
-from sklearn import metrics as sk
-from sklearn.utils.extmath import softmax
+from scipy.special import softmax
 
 from pipeline.core.errors import DivergedError
 
@@ -33,7 +34,7 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
         "majority": {"label": names[majority], **_label_metrics(truth, np.full_like(prediction, majority))},
         "per_class": _per_class(truth, prediction, names),
         "labels": list(names),
-        "confusion_matrix": sk.confusion_matrix(truth, prediction, labels=np.arange(len(names))).tolist(),
+        "confusion_matrix": _metrics().confusion_matrix(truth, prediction, labels=np.arange(len(names))).tolist(),
         "notes": _notes(truth, prediction, names, ties),
     }
 
@@ -56,13 +57,13 @@ def tied(scores: NDArray) -> NDArray[np.bool_]:
 
 def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.float64]:
     """Softmax of scores [N, K] / temperature."""
-    shares: NDArray[np.float64] = softmax(scores.astype(np.float64) / temperature)
+    shares: NDArray[np.float64] = softmax(scores.astype(np.float64) / temperature, axis=1)
     return shares
 
 
 def log_loss(probabilities: NDArray, truth: NDArray) -> float:
     """Mean of -log of the true label's probability: probabilities [N, K], truth [N]."""
-    return float(sk.log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1])))
+    return float(_metrics().log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1])))
 
 
 def confidence_bins(confidence: NDArray, bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
@@ -84,11 +85,18 @@ def expected_calibration_error(probabilities: NDArray, truth: NDArray, bins: int
     return float(np.abs(gaps).sum() / len(truth))
 
 
+def _metrics() -> Any:
+    """scikit-learn's, late: they take half a second, and most commands measure nothing."""
+    from sklearn import metrics
+
+    return metrics
+
+
 def _label_metrics(truth: NDArray, prediction: NDArray) -> dict[str, float]:
     return {
-        "accuracy": float(sk.accuracy_score(truth, prediction)),
-        "macro_f1": float(sk.f1_score(truth, prediction, average="macro", zero_division=0)),
-        "weighted_f1": float(sk.f1_score(truth, prediction, average="weighted", zero_division=0)),
+        "accuracy": float(_metrics().accuracy_score(truth, prediction)),
+        "macro_f1": float(_metrics().f1_score(truth, prediction, average="macro", zero_division=0)),
+        "weighted_f1": float(_metrics().f1_score(truth, prediction, average="weighted", zero_division=0)),
         "mcc": _matthews(truth, prediction),
     }
 
@@ -97,11 +105,12 @@ def _matthews(truth: NDArray, prediction: NDArray) -> float:
     """0 where truth or prediction has one class only: the coefficient's limit, and no better than chance."""
     if len(np.unique(truth)) < 2 or len(np.unique(prediction)) < 2:
         return 0.0
-    return float(sk.matthews_corrcoef(truth, prediction))
+    return float(_metrics().matthews_corrcoef(truth, prediction))
 
 
 def _per_class(truth: NDArray, prediction: NDArray, names: list[str]) -> dict[str, dict[str, float | int]]:
-    columns = sk.precision_recall_fscore_support(truth, prediction, labels=np.arange(len(names)), zero_division=0)
+    labels = np.arange(len(names))
+    columns = _metrics().precision_recall_fscore_support(truth, prediction, labels=labels, zero_division=0)
     return {
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for name, p, r, f, s in zip(names, *columns, strict=True)

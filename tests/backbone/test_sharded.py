@@ -1,4 +1,4 @@
-"""Sharded against whole backbones on 1 to 4 real CPU ranks.
+"""Sharded against whole backbones on 1 to 3 real CPU ranks.
 
 covers backbone/loading, backbone/partition, backbone/experts
 """
@@ -16,7 +16,7 @@ from tests.families.models import tiny_model
 from tests.support.tiny import save_tiny
 from tests.support.worlds import run_worlds
 
-WORLDS = [1, 2, 3, 4]
+WORLDS = [1, 2, 3]
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_a_sharded_backbone_equals_the_whole_one(results: dict, world: int) -> N
 
 def test_losses_do_not_depend_on_the_number_of_ranks(results: dict) -> None:
     for family, alone in results[1][0]["losses"].items():
-        assert len(set(alone)) == 20
+        assert len(set(alone)) == 10
         assert results[2][0]["losses"][family] == pytest.approx(alone, rel=1e-4)
 
 

@@ -19,7 +19,7 @@ from pipeline.stages.estimate import estimate
 from tests.support.estimated import case_of, run_config, sections_of
 from tests.support.tiny import save_tiny
 
-LARGE = ("llama-3-70b", "llama-3-405b", "falcon-180b", "bloom-176b")
+LARGE = ("llama-3-70b", "llama-3-405b")
 
 
 @pytest.mark.parametrize("name", LARGE)

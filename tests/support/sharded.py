@@ -113,7 +113,7 @@ def compare(folder: Path, family: str, quantization: str, dtype: str) -> dict[st
 
 
 def train(backbone_folder: Path) -> list[float]:
-    """Loss of 20 steps on fixed batches, averaged over ranks, with checkpointing.
+    """Loss of 10 steps on fixed batches, averaged over ranks, with checkpointing.
 
     Of a mixture, ranks send their texts to other experts.
     """
@@ -125,7 +125,7 @@ def train(backbone_folder: Path) -> list[float]:
     engine = start_engine(Prompted(backbone), "float32", GLOBAL_BATCH // world)
     generator = torch.Generator().manual_seed(3)
     losses = []
-    for _ in range(20):
+    for _ in range(10):
         ids = torch.randint(4, 300, (GLOBAL_BATCH, 7), generator=generator).chunk(world)[rank]
         loss = nn.functional.softplus(engine(ids) * (2 * (ids[:, 0] % 2) - 1)).mean()
         engine.backward(loss)
