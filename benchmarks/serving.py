@@ -231,6 +231,7 @@ def _endpoint(options: argparse.Namespace) -> None:
             return {"results": classify(asked["model"], asked["texts"])}
 
     with socket.create_server(("127.0.0.1", 0), backlog=2048) as listening:
+        listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         print(json.dumps({"event": "listening", "port": listening.getsockname()[1]}), file=sys.stderr, flush=True)
         uvicorn.Server(uvicorn.Config(app, http="h11", access_log=False, log_level="warning")).run([listening])
 

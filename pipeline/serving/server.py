@@ -34,8 +34,7 @@ def serve(service: Service, tokens: Tokens, *, host: str, port: int, grace: floa
     """
     server = Server(create_app(service, tokens), service.limits, grace)
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        with socket.create_server((host, port), family=family, backlog=BACKLOG) as listening:
+        with listening_on(host, port) as listening:
             server.run([listening])
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
@@ -43,6 +42,17 @@ def serve(service: Service, tokens: Tokens, *, host: str, port: int, grace: floa
     finally:
         service.close()
     log.info("ended", extra={"fields": {"accepted": server.guard.accepted}})
+
+
+def listening_on(host: str, port: int) -> socket.socket:
+    """A socket that listens, whose connections send at once. OSError where it cannot.
+
+    Head and body of an answer are two packets: the second would wait 40 ms until the first is acknowledged.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listening = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return listening
 
 
 class Server(uvicorn.Server):

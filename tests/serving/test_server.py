@@ -6,6 +6,7 @@ covers serving/server, stages/serve, cli/serve
 import asyncio
 import re
 import signal
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pytest
 
 from pipeline.cli import main
 from pipeline.core.errors import UserError
+from pipeline.serving.server import listening_on
 from pipeline.stages.serve import named, serve
 from tests.support.load import Expected, load
 from tests.support.served import served_by_process
@@ -102,3 +104,10 @@ def test_what_cannot_be_served(
 def test_the_command_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["serve", "--adapter", str(tmp_path / "none")]) == 2
     assert "adapter 'none': " in capsys.readouterr().err
+
+
+def test_answers_do_not_wait_for_acknowledgments() -> None:
+    with listening_on("127.0.0.1", 0) as listening, socket.create_connection(listening.getsockname()):
+        accepted, _ = listening.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
