@@ -137,12 +137,7 @@ class LoadedAdapter:
 
     def predictions(self, rows: Sequence[dict[str, Any]], scores: NDArray[np.float32]) -> list[Prediction]:
         """What scores [N, K] say of N texts. UserError for scores that are not finite."""
-        best = predictions(scores)
-        probabilities = tempered_softmax(scores, self.temperature)
-        return [
-            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
-            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
-        ]
+        return predictions_of(self.labels, rows, scores, self.temperature)
 
     @property
     def pad_token_id(self) -> int:
@@ -199,8 +194,24 @@ class LoadedAdapter:
         input_ids, mask = (nn.functional.pad(tensor, width) for tensor in (tokens.input_ids, tokens.mask))
         return HypothesisTokens(input_ids, mask, tokens.opening)
 
-    def _by_label(self, values: np.ndarray) -> dict[str, float]:
-        return {name: float(value) for name, value in zip(self.labels, values, strict=True)}
+
+def predictions_of(
+    labels: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    scores: NDArray[np.float32],
+    temperature: float,
+    where: str = "the scores",
+) -> list[Prediction]:
+    """What scores [N, K] say of N tokenized texts. DivergedError, which names `where`, if one is not finite."""
+    best, probabilities = predictions(scores, where), tempered_softmax(scores, temperature)
+
+    def by_label(values: NDArray) -> dict[str, float]:
+        return dict(zip(labels, values.tolist(), strict=True))
+
+    return [
+        Prediction(labels[index], by_label(values), by_label(shares), row["truncated"])
+        for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
+    ]
 
 
 def frozen_backbone(

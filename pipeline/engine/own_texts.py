@@ -18,9 +18,8 @@ from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
+from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction, predictions_of
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference
-from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.evaluation.scoring import score_own
 from pipeline.methods.model import LTuningModel
 
@@ -43,15 +42,14 @@ class OwnTexts:
     @classmethod
     def of(cls, loaded: LoadedAdapter, rows_per_forward: int) -> "OwnTexts":
         """With a whole model, which waits for nobody."""
-        adapter, backbone = loaded.adapter, loaded.model.backbone
         return cls(
             loaded.model,
-            adapter.texts(loaded.tokenizer),
+            loaded.adapter.texts(loaded.tokenizer),
             loaded.device,
             loaded.labels,
             Ranks.alone(),
-            pad_token_id(loaded.tokenizer, backbone.facts.vocab_size),
-            adapter.config.method.joint_readings(len(adapter.labels.names)),
+            loaded.pad_token_id,
+            loaded.readings,
             loaded.temperature,
             rows_per_forward,
         )
@@ -101,14 +99,7 @@ class OwnTexts:
 
     def predictions(self, rows: list[dict[str, Any]], scores: NDArray, where: str) -> list[Prediction]:
         """What scores [N, K] of these rows say. DivergedError, which names `where`, if one is not finite."""
-        best, probabilities = predictions(scores, where), tempered_softmax(scores, self.temperature)
-        return [
-            Prediction(self.labels[index], self._by_label(values), self._by_label(shares), row["truncated"])
-            for index, values, shares, row in zip(best, scores, probabilities, rows, strict=True)
-        ]
-
-    def _by_label(self, values: NDArray) -> dict[str, float]:
-        return dict(zip(self.labels, values.tolist(), strict=True))
+        return predictions_of(self.labels, rows, scores, self.temperature, where)
 
 
 def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone) -> nn.Module:
