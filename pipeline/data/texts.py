@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from pipeline.backbone.facts import Form
 from pipeline.core.errors import UserError
 from pipeline.data.hypotheses import HypothesisTokens, encode_behind, encode_hypotheses
 from pipeline.data.tokenizer import check_vocabulary, encode
@@ -44,12 +45,12 @@ class TextEncoder:
                 raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
         return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
 
-    def hypotheses(self, hypotheses: Sequence[str], *, are_behind: bool) -> HypothesisTokens:
-        """Tokens of the labels' hypotheses: as texts of their own, or as they go on a text.
+    def hypotheses(self, hypotheses: Sequence[str], form: Form | None) -> HypothesisTokens:
+        """Tokens of the labels' hypotheses: as texts of their own, or as they go on a text where that `form` is behind.
 
         Raises UserError where two become the same tokens, or one becomes none or more than `max_length`.
         """
-        if are_behind:
+        if form is not None and form.is_behind:
             return encode_behind(self.tokenizer, hypotheses, self.max_length, space=self.end_needs_space)
         return encode_hypotheses(self.tokenizer, hypotheses, self.max_length)
 

@@ -170,8 +170,7 @@ class LoadedAdapter:
         known |= {label_name(name): text for name, text in given.items()}
         words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
         old, form = self.model, self.adapter.config.method.starts_from
-        are_behind = form is not None and form.is_behind
-        tokens = self._fitted(self.adapter.texts(self.tokenizer).hypotheses(words, are_behind=are_behind))
+        tokens = self._fitted(self.adapter.texts(self.tokenizer).hypotheses(words, form))
         states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
         continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
         places = {label_name(name): index for index, name in enumerate(trained.names)}

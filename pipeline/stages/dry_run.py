@@ -26,8 +26,7 @@ def plan(config: RunConfig) -> None:
         elsewhere = config.run.model_copy(update={"dir": folder})
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
-    form = config.method.starts_from
-    tokens = text_encoder(backbone, config.data).hypotheses(words, are_behind=form is not None and form.is_behind)
+    tokens = text_encoder(backbone, config.data).hypotheses(words, config.method.starts_from)
     hypothesis_tokens = tokens.kept.shape[1]
     ranks, gpu = world_size(), gpu_here()
     # Words that are now known: how many labels a text is judged against depends on them.

@@ -52,7 +52,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
-    tokens = texts.hypotheses(words, are_behind=form is not None and form.is_behind)
+    tokens = texts.hypotheses(words, form)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
     model = prepare_inference(accelerator, reader, config.backbone.dtype)
     if backbone.facts.family not in TESTED:
