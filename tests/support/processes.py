@@ -3,7 +3,6 @@
 A parent imports torch and DeepSpeed once and forks every rank of every launch: a launch costs a second, not ten.
 """
 
-import gc
 import importlib
 import json
 import os
@@ -18,7 +17,7 @@ from typing import Any
 
 from pipeline.distributed.launcher import free_port
 from pipeline.distributed.zero import keep_quiet
-from tests.support.worlds import run_module
+from tests.support.worlds import import_before_forking, run_module
 
 HANG_SECONDS = 300
 """Far more than a launch takes, also on a machine busy with something else."""
@@ -105,7 +104,7 @@ def _main(function: str, folder: Path) -> None:
     import pipeline.stages.run  # noqa: F401 (imported once, here, for all the forked ranks)
 
     keep_quiet()
-    gc.freeze()  # DeepSpeed collects garbage at every start: seconds, with all that is imported here
+    import_before_forking()
     result = getattr(importlib.import_module(module), name)(folder)
     (folder / "result.json").write_text(json.dumps(result))
 
