@@ -21,8 +21,6 @@ esac
 if [ "$#" -gt 0 ]; then
     exec python -m pytest "$@"
 fi
-# loadfile: what the tests of one file share is made once. Those that start launchers, clusters and ranks of their own run
-# after the rest. They wait for one another's processes half of the time, so two files of them run side by side.
-many_processes=(tests/slurm tests/launch tests/faults)
-python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${many_processes[@]/#/--ignore=}"
-python -m pytest --numprocesses "${TEST_PROCESSES:-2}" --dist loadfile "${many_processes[@]}"
+# loadfile: what the tests of one file share is made once. Those that come first (tests/conftest.py) wait for one another's
+# processes half of the time, so there is a process more than cores.
+python -m pytest --numprocesses "${TEST_PROCESSES:-3}" --dist loadfile --no-loadscope-reorder

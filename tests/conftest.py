@@ -18,6 +18,15 @@ settings.register_profile("ltune", deadline=None)
 settings.load_profile("ltune")
 
 
+FIRST = ("tests/slurm", "tests/launch", "tests/faults")
+"""They start launchers, clusters and ranks of their own, so they take longest, most of it waiting."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files are handed out in this order (launch/test.sh): a long one must not be the last."""
+    items.sort(key=lambda item: not item.nodeid.startswith(FIRST))
+
+
 @pytest.fixture(autouse=True)
 def _quick_garbage_collection() -> Iterator[None]:
     """Accelerate and DeepSpeed collect garbage in every stage: a second each time, through all that is imported here.

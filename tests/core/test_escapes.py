@@ -169,11 +169,12 @@ def test_log_lines_and_errors_of_the_command_line(config: RunConfig, tmp_path: P
         assert len(bad.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("logger", ["pipeline.x", "somebody"])
-@pytest.mark.parametrize("library", ["sys", "transformers.utils.logging"])
-def test_a_log_line_is_one_line_whoever_writes_it(logger: str, library: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "library"),
+    [("pipeline.x", "sys"), ("somebody", "sys"), ("transformers.models.x", "transformers.utils.logging")],
+)
+def test_a_log_line_is_one_line_whoever_writes_it(name: str, library: str) -> None:
     """transformers prints by a handler of its own."""
-    name = logger if library == "sys" else "transformers.models.x"
     code = (
         f"import logging; from pipeline.cli import main; import {library} as library\n"
         f"logger = getattr(library, 'get_logger', logging.getLogger)({name!r})\n"
