@@ -18,7 +18,7 @@ from pipeline.core.bounds import LARGEST_CONFIG, read_text
 from pipeline.core.errors import UserError, about
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import PathSetting, Settings, flat
+from pipeline.core.settings import PathSetting, Settings, defaults, flat
 from pipeline.core.yaml import dump_yaml, load_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
@@ -254,6 +254,7 @@ def _known_keys(method: str) -> list[str]:
 
 def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[tuple[str, str, str]]:
     """Every key with its default and help text: (`section.key`, default, help)."""
+    values = defaults(model)
     for name, field in model.model_fields.items():
         nested = [part for part in _classes(field.annotation) if issubclass(part, BaseModel)]
         if field.exclude:  # given on the command line alone
@@ -261,8 +262,7 @@ def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
         for part in nested:
             yield from config_keys(part, f"{prefix}{name}.")
         if not nested:
-            default = field.get_default(call_default_factory=True)
-            shown = "required" if field.is_required() else json.dumps(default)
+            shown = "required" if field.is_required() else json.dumps(values[name])
             yield f"{prefix}{name}", shown, " ".join((field.description or "").split())
 
 

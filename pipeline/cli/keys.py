@@ -16,7 +16,7 @@ EXAMPLES = {
     "backbone": "backbone: {name_or_path: meta-llama/Llama-2-7b-hf, dtype: bfloat16, quantization: int8}",
     "data": "data: {train: all.csv, split: [0.1, 0.1], text: message, label: topic, max_length: 128, on_error: skip}",
     "labels": 'labels: {template: "This message is about {label}.", texts: {other: "This message is about anything."}}',
-    "method": "method: {name: lt_prefix, pooling: tokens, rank: 32}",
+    "method": "method: {name: lt_prefix, rank: 32}",
     "train": "train: {max_steps: 2000, eval_every: 100, early_stopping_patience: 5, schedule: constant}",
     "evaluate": "evaluate: {splits: [validation, test], batch_size: 64}",
     "engine": "engine: {deepspeed: ds_configs/zero3_int8.json, threads: 8}",
@@ -31,7 +31,7 @@ datasets:
   mine: {data: {train: all.csv, split: [0.1, 0.1]}, train: {best_metric: macro_f1}}
 methods:
   lt_prefix: {}
-  wide: {method: {name: lt_prefix, pooling: tokens, rank: 32}}
+  wide: {method: {name: lt_prefix, rank: 32}}
   probe: {}""",
 }
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel
 
 from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
+from pipeline.core.settings import defaults
 
 log = logging.getLogger(__name__)
 Result = TypeVar("Result")
@@ -106,10 +107,9 @@ def format_of(fingerprint: Fingerprint) -> str:
 def defaults_of(**sections: type[BaseModel]) -> dict[str, str]:
     """`section.key` -> default, of the keys that have one, as fingerprints hold them."""
     return {
-        f"{section}.{name}": str(field.get_default(call_default_factory=True))
+        f"{section}.{name}": str(default)
         for section, model in sections.items()
-        for name, field in model.model_fields.items()
-        if not field.is_required()
+        for name, default in defaults(model).items()
     }
 
 

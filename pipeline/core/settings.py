@@ -32,6 +32,15 @@ class Settings(BaseModel):
         return value
 
 
+def defaults(model: type[BaseModel]) -> dict[str, Any]:
+    """Key -> default, of the keys that have one, which may follow from those of the keys before."""
+    found: dict[str, Any] = {}
+    for name, field in model.model_fields.items():
+        if not field.is_required():
+            found[name] = field.get_default(call_default_factory=True, validated_data=found)
+    return found
+
+
 def flat(sections: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """`section.key` -> value."""
     return {f"{name}.{key}": value for name, section in sections.items() for key, value in section.items()}

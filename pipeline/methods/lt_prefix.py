@@ -18,11 +18,11 @@ class LTPrefixConfig(LabelTuningConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prefix"
 
     name: Literal["lt_prefix"] = "lt_prefix"
-    pooling: Literal["scores", "softmax", "tokens"] = "scores"
-    """scores: one number per hypothesis token (published code); softmax: the same, normalized (paper's text);
-    tokens: each token's state makes its own keys and values."""
-    rank: int | None = Field(default=None, ge=1, le=WIDEST)
-    """Bottleneck of pooling tokens: H -> rank -> W, the width of all layers' keys and values, instead of H -> W."""
+    pooling: Literal["tokens", "scores", "softmax"] = "tokens"
+    """tokens: each hypothesis token's state makes its own keys and values; scores: one number per token makes those of
+    all (published code); softmax: the same, normalized (paper's text)."""
+    rank: int | None = Field(default_factory=lambda keys: 16 if keys["pooling"] == "tokens" else None, ge=1, le=WIDEST)
+    """Bottleneck of pooling tokens: H -> rank -> W, the width of all layers' keys and values; null: H -> W."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float = Field(default=0.02, ge=0)

@@ -58,7 +58,8 @@ def test_sizes_are_the_papers() -> None:
         four, two = (KeyValueShape(heads, hidden // 4, hidden // 4) for heads in (4, 2))
         full = replace(FACTS, hidden_size=hidden, layers=layers, prefix_layers=layers * (four,))
         grouped = replace(full, prefix_layers=layers * (two,))
-        prefix, prompt = config_of(name="lt_prefix", head="linear"), config_of(name="lt_prompt", head="linear")
+        prefix = config_of(name="lt_prefix", pooling="scores", head="linear")
+        prompt = config_of(name="lt_prompt", head="linear")
         assert prefix.trainable_count(full, tokens, K) == 2 * tokens**2 * layers * hidden + 3 * hidden
         assert prefix.trainable_count(grouped, tokens, K) == 2 * tokens**2 * layers * (hidden // 2) + 3 * hidden
         assert prompt.trainable_count(full, tokens, K) == hidden**2 + 2 * hidden
