@@ -164,7 +164,9 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     if method.from_states:
         model = StateModel(adapter.build_method(known.facts), adapter.labels.states, adapter.labels.mask)
         return model.to(accelerator.device)
-    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
+    backbone = load_frozen(
+        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
+    )
     injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
     hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:

@@ -126,7 +126,7 @@ class TrainingTask:
         if state is None and self.method.wants_states:
             log.info("train: fitting the probe that training starts from")
             start = ranks.on_main(lambda: self.method.fitted_state(_readings(splits, labels)))
-        backbone = load_frozen(accelerator, ranks, self.backbone)
+        backbone = load_frozen(accelerator, ranks, self.backbone, written=self.method.trains_backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
         hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
