@@ -9,8 +9,9 @@ behind     LT-prompt behind the text (`method.position: after`): the text once, 
 shortlist  LT-prefix, each text alone, and then with the labels nearest to it (`method.shortlist: 4`)
 
 All run in turn, round after round, in one process, through `evaluation.scoring.score`, which cuts texts and labels into
-passes of `--rows` rows; `texts_per_second` is from the median, `ratio` is that of the case over that of `all`. Cases
-of one K score the same texts, fewer with more labels. Methods are untrained: it is time that is measured here, and what
+passes of `--rows` rows; `texts_per_second` is per second of processor time, which other work on the machine lengthens
+little, from the median; `ratio` is that of the case over that of `all`. Cases of one K score the same texts, fewer with
+more labels. Methods are untrained: it is time that is measured here, and what
 a case does to accuracy is in docs/results.md, where it was measured, or not known.
 """
 
@@ -116,14 +117,14 @@ def scoring(backbone: FrozenBackbone, options: argparse.Namespace, labels: int, 
 
 
 def medians(passes: dict[str, Pass], rounds: int) -> dict[str, float]:
-    """Seconds per pass, after one of each that does not count."""
+    """Processor seconds per pass, after one of each that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in passes}
     for number in range(rounds + 1):
         for name, run in passes.items():
-            start = time.perf_counter()
+            start = time.process_time()
             scores = run()
             if number:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
             assert np.isfinite(scores).all(), name
     return {name: statistics.median(times) for name, times in taken.items()}
 
