@@ -56,7 +56,10 @@ def file(tmp_path: Path) -> Path:
             "(keys of method: head, start, first_layer, shortlist, position, name, dropout,",
         ),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),
-        ({"method": {"name": "lt_prefix", "pooling": "scores", "rank": 4}}, "method.rank has a meaning only with method.pooling=tokens"),
+        (
+            {"method": {"name": "lt_prefix", "pooling": "scores", "rank": 4}},
+            "method.rank has a meaning only with method.pooling=tokens",
+        ),
         ({"method": {"name": "lt_prompt", "init_std": 1}}, "init_std has a meaning only with method.start=random"),
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
         ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates' or 'pairs' (got 'pair')"),

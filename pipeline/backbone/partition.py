@@ -42,6 +42,12 @@ class Partitioner:
             self._zero.partition(parameter)
         return parameter
 
+    def of_share(self, shape: torch.Size, share: Tensor) -> nn.Parameter:
+        """A frozen parameter in the memory of what this rank kept of one, with the same ZeRO config and device."""
+        if self._zero is None:
+            return nn.Parameter(share, requires_grad=False)
+        return self._zero.partitioned(self._empty(shape, share.dtype), share)
+
     def _empty(self, shape: torch.Size, dtype: torch.dtype) -> Tensor:
         if self._zero is None:
             return torch.empty(shape, dtype=dtype, device=self.device)

@@ -68,7 +68,9 @@ def _load(options: argparse.Namespace) -> "RunConfig":
     announce_device()
     from pipeline.config import load_config
 
-    return load_config(options.config, options.overrides).trusted(options.trust_remote_code)
+    profile = getattr(options, "profile", None)
+    overrides = [*options.overrides, *([f"logging.trace_steps={profile}"] if profile else [])]
+    return load_config(options.config, overrides).trusted(options.trust_remote_code)
 
 
 def _stage(options: argparse.Namespace) -> None:

@@ -85,6 +85,12 @@ def build_parser() -> "TopParser":
         add_common_options(command)
         if name in ("run", "train"):
             command.add_argument("--overwrite", action="store_true", help="train afresh, over what an earlier run left")
+            command.add_argument(
+                "--profile",
+                type=positive,
+                metavar="STEPS",
+                help="trace so many training steps to logs/trace.json (logging.trace_steps)",
+            )
         if name == "run":
             command.add_argument("--dry-run", action="store_true", help="print the plan and stop")
         if name == "choose-reading":

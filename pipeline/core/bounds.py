@@ -55,6 +55,8 @@ MOST_STATES_GIB = 2**20
 """Of text states: a petabyte, more than a disk holds."""
 MOST_TRACED_STEPS = 100
 """A step of a large model has some 10,000 events, which the trace keeps in memory."""
+MOST_TOKENS_OF_PASS = 10**9
+"""Of all texts of a forward pass: their hidden states alone take terabytes."""
 MOST_CELLS = 100_000
 """Runs of a comparison: each is checked before the first one starts, and each needs a folder."""
 MOST_SHARES = 10_000

@@ -16,6 +16,9 @@ Ints = NDArray[np.int64]
 WINDOW_BATCHES = 50
 """Batches among which rows are sorted by length: little padding, and still a near-random order."""
 
+WIDTH_STEP = 8
+"""Texts are padded to multiples of so many tokens."""
+
 
 def epoch_batches(lengths: NDArray[np.integer], global_batch: int, seed: int, epoch: int) -> list[Ints]:
     """Row indices of every global batch of one epoch; all batches have `global_batch` rows.
@@ -50,6 +53,23 @@ def longest_first(lengths: NDArray[np.integer], size: int) -> list[Ints]:
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+def within_tokens(lengths: NDArray[np.integer], tokens: int) -> list[Ints]:
+    """The same in batches of at most `tokens` tokens with their padding; of one text where that alone has more."""
+    order = np.argsort(-lengths, kind="stable")
+    batches: list[Ints] = []
+    start = 0
+    while start < len(order):
+        size = max(1, tokens // width(int(lengths[order[start]])))
+        batches.append(order[start : start + size])
+        start += size
+    return batches
+
+
+def width(longest: int) -> int:
+    """Tokens to which `collate` pads the texts of a batch."""
+    return -(-longest // WIDTH_STEP) * WIDTH_STEP
+
+
 def rank_slice(batch: Ints, rank: int, world: int, micro_batch: int, accumulation: int) -> list[Ints]:
     """The rows of a global batch that one rank works on: `accumulation` micro-batches of `micro_batch` rows each.
 
@@ -59,6 +79,24 @@ def rank_slice(batch: Ints, rank: int, world: int, micro_batch: int, accumulatio
     share = len(batch) // world
     mine = batch[rank * share : (rank + 1) * share]
     return [mine[start : start + micro_batch] for start in range(0, share, micro_batch)]
+
+
+def rank_slice_within(lengths: NDArray[np.integer], rank: int, world: int, tokens: int) -> list[Ints]:
+    """Places in a global batch that one rank works on, as in `rank_slice`, in micro-batches of at most `tokens` tokens.
+
+    They are those of `within_tokens`. All ranks have the same number of them, as ZeRO needs it: that of the rank which
+    needs most; another halves its largest until it has as many.
+
+    Args:
+        lengths: tokens of each text of the global batch, [rows], rows a multiple of `world`.
+    """
+    shares = np.arange(len(lengths)).reshape(world, -1)
+    cuts = [within_tokens(lengths[share], tokens) for share in shares]
+    mine = cuts[rank]
+    while len(mine) < max(map(len, cuts)):
+        largest = max(range(len(mine)), key=lambda index: len(mine[index]))
+        mine[largest : largest + 1] = np.array_split(mine[largest], 2)
+    return [shares[rank][part] for part in mine]
 
 
 def wrong_label(seed: int, epoch: int, example: ArrayLike, truth: ArrayLike, label_count: int) -> Ints:
@@ -116,17 +154,16 @@ def sampled_candidates(
     return candidates, np.argmax(candidates == labels[:, None], axis=1)
 
 
-def collate(rows: Sequence[dict[str, Any]], pad_token_id: int, pad_to_multiple_of: int = 8) -> dict[str, torch.Tensor]:
-    """Pads tokenized rows on the right to the longest, rounded up to a multiple of `pad_to_multiple_of` tokens.
+def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
+    """Pads tokenized rows on the right to the longest, rounded up to a multiple of `WIDTH_STEP` tokens.
 
     Returns:
         input_ids [B, T], attention_mask [B, T] of 0 and 1, and token_type_ids [B, T] if the rows have them; all long.
     """
-    longest = max(len(row["input_ids"]) for row in rows)
-    width = -(-longest // pad_to_multiple_of) * pad_to_multiple_of
+    padded = width(max(len(row["input_ids"]) for row in rows))
     columns = [("input_ids", pad_token_id)] + [("token_type_ids", 0)] * ("token_type_ids" in rows[0])
-    batch = {name: torch.full((len(rows), width), fill, dtype=torch.long) for name, fill in columns}
-    batch["attention_mask"] = torch.zeros((len(rows), width), dtype=torch.long)
+    batch = {name: torch.full((len(rows), padded), fill, dtype=torch.long) for name, fill in columns}
+    batch["attention_mask"] = torch.zeros((len(rows), padded), dtype=torch.long)
     for index, row in enumerate(rows):
         length = len(row["input_ids"])
         batch["attention_mask"][index, :length] = 1

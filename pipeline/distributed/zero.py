@@ -8,8 +8,9 @@ name.
 import logging
 import math
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, cast
 
+import torch
 import torch.distributed as dist
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -34,7 +35,11 @@ NAMES = (
     "deepspeed.utils.safe_set_local_optimizer_state",
 )
 
-ON_PARAMETERS = {3: ("ds_id", "ds_numel", "ds_tensor", "ds_process_group"), 2: ("_hp_mapping",), 1: ("_hp_mapping",)}
+ON_PARAMETERS = {
+    3: ("ds_id", "ds_numel", "ds_shape", "ds_tensor", "ds_process_group"),
+    2: ("_hp_mapping",),
+    1: ("_hp_mapping",),
+}
 """ZeRO stage -> attributes of the parameters of an engine."""
 ON_OPTIMIZERS = {2: ("_hp_optimizer_states_linked", "_lazy_init_hp_params_optimizer_state")}
 """ZeRO stage -> attributes of an engine's optimizer, beside one of `FLAT_MASTERS`."""
@@ -106,6 +111,35 @@ class Shares:
         # Not zero.Init(module=...): it broadcasts every parameter from rank 0, as if rank 0 had all of it.
         self._init._convert_to_deepspeed_param(parameter)
         parameter.partition()  # type: ignore[attr-defined]  # the line above added it
+
+    def partitioned(self, whole: Tensor, share: Tensor) -> nn.Parameter:
+        """A frozen parameter of the shape of `whole`, whose share on this rank lies in the memory of `share`."""
+        parameter: Any = nn.Parameter(whole, requires_grad=False)
+        self.partition(parameter)
+        parameter.ds_tensor.data = share
+        return cast(nn.Parameter, parameter)
+
+
+def keeps_shares(zero_config: dict[str, Any]) -> bool:
+    """Is what a rank keeps of each parameter one plain tensor in memory?
+
+    Not with a node's share beside it (hpZ), on a disk, or written in fewer bits.
+    """
+    section = zero_config["zero_optimization"]
+    on_disk = (section.get("offload_param") or {}).get("device") == "nvme"
+    several = section.get("zero_hpz_partition_size", 1) > 1
+    return not (several or on_disk or section.get("zero_quantized_nontrainable_weights", False))
+
+
+def own_share(parameter: nn.Parameter) -> Tensor:
+    """What this rank keeps of a parameter: its memory, which `give_back` takes from the parameter alone."""
+    kept: Tensor = getattr(parameter, "ds_tensor", parameter).data
+    return kept
+
+
+def whole_shape(parameter: nn.Parameter) -> torch.Size:
+    """The shape of the whole parameter, which may be partitioned."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

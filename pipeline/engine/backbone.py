@@ -12,10 +12,11 @@ from pipeline.data.config import DataConfig
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
 from pipeline.distributed.ranks import Ranks
+from pipeline.engine.kept_model import KeptModel
 
 
 class Backbone:
-    """A frozen backbone: its files' identity, config.json, sizes and tokenizer. Not its weights.
+    """A frozen backbone: its files' identity, config.json, sizes, tokenizer and, once a stage has loaded them, weights.
 
     Each is read when it is first asked for, and kept: a rank that needs no tokenizer loads none. Every rank makes its
     own. Each raises UserError, as what reads it does.
@@ -26,6 +27,8 @@ class Backbone:
         self.config = config
         self.special_tokens = special_tokens
         self.chat = chat
+        self.kept: KeptModel | None = None
+        """The weights that `load_frozen` has read."""
         self._opened: OpenCheckpoint | None = None
 
     @cached_property

@@ -4,11 +4,12 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.config import BackboneConfig
@@ -20,9 +21,10 @@ from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
 from pipeline.distributed.ranks import Ranks
-from pipeline.distributed.zero import give_back, is_partitioned, whole
+from pipeline.distributed.zero import give_back, is_partitioned, keeps_shares, whole
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.deepspeed_config import zero_stage
+from pipeline.engine.kept_model import KeptModel
 from pipeline.methods.base import TuningMethod, Vocabulary
 from pipeline.methods.model import LTuningModel, without_inside
 
@@ -32,19 +34,49 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_frozen(
-    accelerator: Accelerator, ranks: Ranks, backbone: Backbone, *, output_layer: bool = False
+    accelerator: Accelerator,
+    ranks: Ranks,
+    backbone: Backbone,
+    *,
+    output_layer: bool = False,
+    written: bool = False,
 ) -> FrozenBackbone:
     """The frozen backbone, its parameters partitioned already if the DeepSpeed config asks for ZeRO-3. Collective.
 
-    `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`.
+    Its weights are read from its files once for all models that are made of one `backbone`, one after the other.
+    `output_layer`: a decoder's too, for `FrozenBackbone.likelihood`. `written`: its frozen weights will be changed.
     """
     config = backbone.config
     if accelerator.device.type == "cpu" and config.dtype == "bfloat16" and ranks.is_main:
         _warn_if_slow()
     resolved = accelerator.state.deepspeed_plugin.deepspeed_config
     zero_config = resolved if zero_stage(resolved) == 3 else None
+    device = accelerator.device
+    circumstances = (zero_config and zero_config["zero_optimization"], device, ranks.size, output_layer)
+    kept, backbone.kept = backbone.kept, None
+    if kept is None or kept.circumstances != circumstances:
+        kept = None  # frees it before the other is read
+        model = _loaded(accelerator, ranks, backbone, zero_config, output_layer=output_layer)
+        if not written and (zero_config is None or keeps_shares(zero_config)):
+            backbone.kept = KeptModel(model, circumstances)
+    else:
+        model = kept.model(zero_config, device)
+        backbone.kept = None if written else kept
+    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+
+
+def _loaded(
+    accelerator: Accelerator,
+    ranks: Ranks,
+    backbone: Backbone,
+    zero_config: dict[str, Any] | None,
+    *,
+    output_layer: bool,
+) -> PreTrainedModel:
+    """The model of its files. Collective."""
+    config = backbone.config
     with about(f"backbone.name_or_path {config.name_or_path!r}"):
-        model = load_backbone(
+        return load_backbone(
             config,
             zero_config=zero_config,
             device=accelerator.device,
@@ -53,7 +85,6 @@ def load_frozen(
             opened=backbone.opened(ranks),
             read_config=lambda: backbone.model_config,
         )
-    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
 
 
 def _warn_if_slow() -> None:

@@ -104,7 +104,9 @@ class OwnTexts:
 
 def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone) -> nn.Module:
     method, labels, config = adapter.config.method, adapter.labels, known.config
-    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
+    backbone = load_frozen(
+        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
+    )
     built = adapter.build_method(backbone.facts)
     if method.from_states:  # outside the engine, which would round what is fitted
         engine = prepare_inference(accelerator, backbone, config.dtype)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.core.progress import counted
-from pipeline.data.batches import longest_first
+from pipeline.data.batches import Ints, longest_first, width, within_tokens
 from pipeline.data.splits import ReadTexts, Texts
 from pipeline.data.text_states import TextStates
 from pipeline.distributed.ranks import Ranks
@@ -34,6 +34,7 @@ def score(
     pad_token_id: int,
     device: torch.device,
     readings: int | None = None,
+    tokens_per_forward: int | None = None,
     description: str | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -41,15 +42,15 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
-    time and rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are
-    batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of forwards,
-    as ZeRO-3 needs it. `description` labels the progress that rank 0 shows. `before_batch` is called before
-    each forward of all ranks, and may raise to end the scoring.
+    time and rank, or, where that is given, on as many rows as have `tokens_per_forward` tokens, padding counted. Where
+    all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are batched by length;
+    the batches do not depend on the number of ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
+    `description` labels the progress that rank 0 shows. `before_batch` is called before each forward of all ranks, and
+    may raise to end the scoring.
     """
     lengths = texts.lengths
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
-    chunks, size = _shape_of_work(label_count, rows_per_forward, readings)
-    batches = longest_first(lengths, size)
+    chunks, batches = _cut_work(lengths, label_count, rows_per_forward, readings, tokens_per_forward)
     scores = torch.zeros(len(lengths), label_count)
     steps = range(0, len(batches), ranks.size)
     shown = description is not None and ranks.is_main
@@ -82,8 +83,7 @@ def score_own(
     As `score`, with the same batches, and so the same bits, as one process that scores these texts. All ranks run the
     same number of forwards. Collective.
     """
-    chunks, size = _shape_of_work(label_count, rows_per_forward, readings)
-    batches = longest_first(texts.lengths, size) if len(texts.lengths) else []
+    chunks, batches = _cut_work(texts.lengths, label_count, rows_per_forward, readings)
     scores = torch.zeros(len(texts.lengths), label_count)
     with _evaluation(model), torch.no_grad():
         for step in range(max(ranks.gather(len(batches)))):
@@ -103,10 +103,24 @@ def scores_of_states(method: TuningMethod, states: Tensor, label_states: Tensor,
     return score(model, texts, len(label_mask), 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
 
 
-def _shape_of_work(label_count: int, rows_per_forward: int, readings: int | None) -> tuple[list[Tensor], int]:
-    """The labels that are scored in one forward, chunk by chunk; how many texts are."""
+def _cut_work(
+    lengths: NDArray[np.integer],
+    label_count: int,
+    rows_per_forward: int,
+    readings: int | None,
+    tokens: int | None = None,
+) -> tuple[list[Tensor], list[Ints]]:
+    """The labels that are scored in one forward, chunk by chunk, the same for all texts; the batches of texts.
+
+    Chunks are as the longest text needs them: all ranks run as many forwards, whatever batches they have.
+    """
+    if tokens is not None:
+        rows_per_forward = max(1, tokens // width(int(lengths.max())))
     chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
-    return chunks, max(1, rows_per_forward // (readings or len(chunks[0])))
+    rows_per_text = readings or len(chunks[0])
+    if tokens is not None:
+        return chunks, within_tokens(lengths, tokens // rows_per_text)
+    return chunks, longest_first(lengths, max(1, rows_per_forward // rows_per_text))
 
 
 def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:

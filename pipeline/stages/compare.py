@@ -76,7 +76,11 @@ def run_group(
     points = settings(comparison) if method.takes_steps else [{}]
 
     def run(point: dict[str, Any], seed: int, *, judge: bool = True) -> dict[str, Any]:
-        return run_cell(cell_of(comparison, group, point, seed, backbones), overwrite=overwrite, judge=judge)
+        cell = cell_of(comparison, group, point, seed, backbones)
+        for backbone in backbones.values():
+            if backbone is not cell.backbone:
+                backbone.kept = None  # one model in memory, not one of each backbone
+        return run_cell(cell, overwrite=overwrite, judge=judge)
 
     if not method.is_trained:
         return [run({}, comparison.seeds[0])]

@@ -28,6 +28,7 @@ from pipeline.engine.models import build_model, load_frozen, load_inside, prepar
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
@@ -66,7 +67,7 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
         metrics = dict(read_json(run_dir.metrics_file))
     else:
         metrics, tables = _score_splits(
-            accelerator, ranks, config.evaluate.batch_size, run_dir, backbone, adapter, splits, manifest
+            accelerator, ranks, config.evaluate, run_dir, backbone, adapter, splits, manifest
         )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
@@ -80,7 +81,7 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
 def _score_splits(
     accelerator: Accelerator,
     ranks: Ranks,
-    batch_size: int,
+    settings: EvaluateConfig,
     run_dir: RunDir,
     backbone: Backbone,
     adapter: Adapter,
@@ -100,11 +101,12 @@ def _score_splits(
             model,
             ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
             len(names),
-            batch_size,
+            settings.batch_size,
             ranks=ranks,
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=adapter.config.method.joint_readings(len(names)),
+            tokens_per_forward=settings.tokens_per_batch,
             description=f"evaluate {name}",
         )
         metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
@@ -164,7 +166,9 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     if method.from_states:
         model = StateModel(adapter.build_method(known.facts), adapter.labels.states, adapter.labels.mask)
         return model.to(accelerator.device)
-    backbone = load_frozen(accelerator, ranks, known, output_layer=method.reads_hypotheses)
+    backbone = load_frozen(
+        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
+    )
     injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
     hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:

@@ -31,6 +31,7 @@ from pipeline.engine.config import LoggingConfig
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
@@ -126,7 +127,7 @@ class TrainingTask:
         if state is None and self.method.wants_states:
             log.info("train: fitting the probe that training starts from")
             start = ranks.on_main(lambda: self.method.fitted_state(_readings(splits, labels)))
-        backbone = load_frozen(accelerator, ranks, self.backbone)
+        backbone = load_frozen(accelerator, ranks, self.backbone, written=self.method.trains_backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
         hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
@@ -166,13 +167,13 @@ class TrainingTask:
         adapters: AdapterWriter,
         metrics_log: MetricsLog,
         preemption: Preemption,
-        rows_per_forward: int,
+        evaluation: EvaluateConfig,
         state: RunState | None,
     ) -> dict[str, Any]:
-        """Trains, and writes the adapters; gives the summary. `rows_per_forward`: of an evaluation. Collective."""
+        """Trains, and writes the adapters; gives the summary. `evaluation`: of the validation texts. Collective."""
         validation = None if validation is None else self._as_read(validation)
         loop = TrainingRun(
-            trainer, ranks, adapters, metrics_log, validation=validation, rows_per_forward=rows_per_forward, state=state
+            trainer, ranks, adapters, metrics_log, validation=validation, evaluation=evaluation, state=state
         )
         with loop.writer, closing(metrics_log):
             loop.to_end(preemption)
@@ -221,9 +222,9 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             ranks.on_main(begin)
             values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
-            validation, batch_size = splits.get("validation"), config.evaluate.batch_size
+            validation, evaluation = splits.get("validation"), config.evaluate
             with traced(trainer, run.trace_file, config.logging.trace_steps if ranks.is_main else None):
-                return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, batch_size, state)
+                return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, evaluation, state)
         finally:
             release(accelerator, trainer.model)
 

@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS
+from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS, MOST_TOKENS_OF_PASS
 from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
@@ -24,6 +24,10 @@ class TrainConfig(Settings):
     """Texts per rank in one forward pass (at most, when a run is resumed on another number of ranks)."""
     gradient_accumulation: int = Field(default=1, ge=1, le=MOST_TEXTS)
     """Forward passes per optimizer step."""
+    tokens_per_batch: int | None = Field(default=None, ge=1, le=MOST_TOKENS_OF_PASS)
+    """Most tokens per rank in one forward pass, padding counted, a text once for each label that it is read with; null:
+    passes of batch_size texts. A step stays one over batch_size * gradient_accumulation texts of each rank, cut into
+    other passes, so it differs by rounding alone (and by the draws of dropout)."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

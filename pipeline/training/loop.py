@@ -14,6 +14,7 @@ from pipeline.core.errors import DivergedError, Preempted, UserError
 from pipeline.core.files import write_json
 from pipeline.data.splits import Split
 from pipeline.distributed.ranks import Ranks
+from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.training.adapter_writer import AdapterWriter
@@ -39,13 +40,13 @@ class TrainingRun:
         metrics_log: MetricsLog,
         *,
         validation: Split | None,
-        rows_per_forward: int,
+        evaluation: EvaluateConfig,
         state: RunState | None = None,
     ) -> None:
-        """`rows_per_forward`: of an evaluation, as of `score`; `state`: what to go on from, None at the beginning."""
+        """`evaluation`: how validation texts are scored; `state`: what to go on from, None at the beginning."""
         self.trainer, self.settings, self.ranks = trainer, trainer.settings, ranks
         self.adapters, self.run_dir, self.names = adapters, adapters.run_dir, adapters.labels.names
-        self.validation, self.rows_per_forward = validation, rows_per_forward
+        self.validation, self.evaluation = validation, evaluation
         self.step = state.step if state else 0
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()
@@ -183,11 +184,12 @@ class TrainingRun:
             self.trainer.engine,
             validation,
             len(self.names),
-            self.rows_per_forward,
+            self.evaluation.batch_size,
             ranks=self.ranks,
             pad_token_id=self.trainer.pad_token_id,
             device=self.trainer.accelerator.device,
             readings=self.adapters.config.method.joint_readings(len(self.names)),
+            tokens_per_forward=self.evaluation.tokens_per_batch,
             before_batch=lambda: self._stop_if_signalled(preemption),
         )
         self.evaluation_due = False

@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 
 HARMLESS = {"train.eval_every", "train.early_stopping_patience"}
 """Parts of the fingerprint that may change between stop and resume: the parameters do not depend on them."""
-BATCH = ("train.batch_size", "train.gradient_accumulation")
+BATCH = ("train.batch_size", "train.gradient_accumulation", "train.tokens_per_batch")
 
 
 def checkpoint_to_resume(resume: str, run_dir: RunDir) -> Path | None:

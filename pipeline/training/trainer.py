@@ -14,6 +14,7 @@ from pipeline.data.batches import (
     epoch_batches,
     pair_candidates,
     rank_slice,
+    rank_slice_within,
     sampled_candidates,
 )
 from pipeline.data.splits import Split
@@ -48,7 +49,8 @@ class Trainer:
         self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
         candidates = 1 if settings.objective == "pairs" else self.candidate_count
-        self.readings_per_step = self.global_batch * readings_per_text(method, self.label_count, candidates)
+        self.readings_per_text = readings_per_text(method, self.label_count, candidates)
+        self.readings_per_step = self.global_batch * self.readings_per_text
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self._epoch, self._batches = -1, list[Ints]()
@@ -77,19 +79,30 @@ class Trainer:
         self.model.method.begin_tuning()
         rows = self._batches[position]
         candidates, targets = self._candidates(rows, epoch)
-        settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
+        parts = self._parts(rows)
+        self.accelerator.step, self.accelerator.gradient_accumulation_steps = 0, len(parts)
         losses = []
-        for part in rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation):
+        for part in parts:
             self._seed_dropout(step, int(part[0]))
             with self.accelerator.accumulate(self.engine):
-                loss = self._loss(rows[part], candidates[part], targets[part])
+                # DeepSpeed divides by gradient_accumulation, in how many parts ever a step is cut.
+                loss = self._loss(rows[part], candidates[part], targets[part]) * (len(part) / self.settings.batch_size)
                 self.accelerator.backward(loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
-        mean = float(self.accelerator.reduce(torch.stack(losses).mean(), "mean"))
+        own = torch.stack(losses).sum() / self.settings.gradient_accumulation
+        mean = float(self.accelerator.reduce(own, "mean"))
         self.after_step()
         return mean
+
+    def _parts(self, rows: Ints) -> list[Ints]:
+        """Places in a global batch that this rank reads, pass by pass."""
+        settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
+        if settings.tokens_per_batch is not None:
+            tokens = settings.tokens_per_batch // self.readings_per_text
+            return rank_slice_within(self.texts.lengths[rows], rank, world, tokens)
+        return rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation)
 
     def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
         """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""

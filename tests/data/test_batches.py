@@ -12,7 +12,10 @@ from pipeline.data.batches import (
     longest_first,
     pair_candidates,
     rank_slice,
+    rank_slice_within,
     sampled_candidates,
+    width,
+    within_tokens,
     wrong_label,
 )
 
@@ -127,10 +130,10 @@ def test_all_candidates():
 
 def test_collate_pads_on_the_right():
     rows = [{"input_ids": [5, 6, 7], "token_type_ids": [0, 0, 1]}, {"input_ids": [8], "token_type_ids": [1]}]
-    batch = collate(rows, pad_token_id=9, pad_to_multiple_of=4)
-    assert batch["input_ids"].tolist() == [[5, 6, 7, 9], [8, 9, 9, 9]]
-    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [1, 0, 0, 0]]
-    assert batch["token_type_ids"].tolist() == [[0, 0, 1, 0], [1, 0, 0, 0]]
+    batch = collate(rows, pad_token_id=9)
+    assert batch["input_ids"].tolist() == [[5, 6, 7, *[9] * 5], [8, *[9] * 7]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, *[0] * 5], [1, *[0] * 7]]
+    assert batch["token_type_ids"].tolist() == [[0, 0, 1, *[0] * 5], [1, *[0] * 7]]
     plain = collate([{"input_ids": list(range(9))}], pad_token_id=0)
     assert plain["input_ids"].shape == (1, 16) and set(plain) == {"input_ids", "attention_mask"}
 
@@ -138,3 +141,29 @@ def test_collate_pads_on_the_right():
 def test_texts_in_batches_of_like_length() -> None:
     batches = longest_first(np.array([3, 9, 3, 7, 9]), 2)
     assert [batch.tolist() for batch in batches] == [[1, 4], [3, 0], [2]]
+
+
+lengths_of_texts = st.lists(st.integers(1, 100), min_size=1, max_size=60)
+
+
+@given(lengths_of_texts, st.integers(0, 1000))
+def test_batches_by_tokens_are_as_large_as_they_may_be(lengths: list[int], tokens: int) -> None:
+    lengths = np.array(lengths)
+    batches = within_tokens(lengths, tokens)
+    assert np.array_equal(np.concatenate(batches), np.concatenate(longest_first(lengths, 7)))
+    padded = [len(batch) * width(lengths[batch].max()) for batch in batches]
+    assert all(size <= tokens or len(batch) == 1 for size, batch in zip(padded, batches, strict=True))
+    for batch in batches[:-1]:
+        assert (len(batch) + 1) * width(lengths[batch].max()) > tokens
+
+
+@given(lengths_of_texts, st.integers(1, 4), st.integers(0, 1000))
+def test_ranks_cut_their_shares_by_tokens_into_as_many_parts(lengths: list[int], world: int, tokens: int) -> None:
+    lengths = np.array(lengths * world)
+    shares = [rank_slice_within(lengths, rank, world, tokens) for rank in range(world)]
+    assert len({len(parts) for parts in shares}) == 1, "ZeRO waits for a rank with fewer passes"
+    for rank, parts in enumerate(shares):
+        [whole] = rank_slice(np.arange(len(lengths)), rank, world, len(lengths) // world, 1)
+        assert np.array_equal(np.sort(np.concatenate(parts)), whole)
+        assert all(len(part) for part in parts)
+        assert all(len(part) * width(lengths[part].max()) <= tokens or len(part) == 1 for part in parts)

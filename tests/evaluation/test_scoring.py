@@ -66,6 +66,22 @@ def double_loop(model: Toy, texts: list[dict], labels: int) -> np.ndarray:
         )
 
 
+@pytest.mark.parametrize(("tokens", "readings"), [(1, None), (60, None), (400, None), (5000, None), (400, 3)])
+def test_batches_by_tokens_equal_the_double_loop(tokens: int, readings: int | None) -> None:
+    texts, model = some_texts(23), Toy(7)
+    expected = double_loop(model, texts, 7)
+    model.shapes, widths = [], []
+    model.register_forward_pre_hook(lambda _, __, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    found = score(
+        model, TokenizedTexts(texts), 7, 10**6, ranks=ALONE, pad_token_id=0, device=CPU, readings=readings,
+        tokens_per_forward=tokens,
+    )  # fmt: skip
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    for (count, labels), width in zip(model.shapes, widths, strict=True):
+        rows = count * (readings or labels)
+        assert rows * width <= tokens or (count == 1 and (readings or labels == 1))
+
+
 @pytest.mark.parametrize("rows_per_forward", [1, 3, 7, 20, 1000])
 def test_equals_the_double_loop(rows_per_forward: int) -> None:
     texts, model = some_texts(23), Toy(7)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from pipeline.cli import main
 from pipeline.core.errors import UserError
-from pipeline.stages.run import run
 from pipeline.training.step_trace import StepTrace
 from tests.support.tiny_run import tiny_config
 
@@ -22,9 +22,10 @@ def steps_in(file: Path) -> int:
 
 def test_a_run_leaves_the_trace_of_the_steps_asked_for(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     train = {"max_steps": 6, "eval_every": 6, "batch_size": 4}
-    config = tiny_config(tmp_path, train=train, logging={"trackers": ["jsonl"], "trace_steps": 3})
+    config = tiny_config(tmp_path, train=train, logging={"trackers": ["jsonl"]})
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
     with caplog.at_level(logging.INFO, logger="pipeline"):
-        run(config)
+        assert main(["run", "--config", str(tmp_path / "config.yaml"), "--profile", "3"]) == 0
     assert steps_in(config.run_dir.trace_file) == 3
     [said] = [message for message in caplog.messages if "s per traced step" in message]
     assert str(config.run_dir.trace_file) in said and said.count("%") == 5
