@@ -18,6 +18,7 @@ from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValu
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
+from pipeline.backbone.sites import Edits, Sites
 from pipeline.backbone.trunk import Split, Trunk
 
 
@@ -36,6 +37,7 @@ class FrozenBackbone(nn.Module):
         self.facts = facts
         self.carrier = carrier_of(model.base_model, facts)
         self._split: Split | None = None
+        self._sites: Sites | None = None
         follow_each_row(model)
         taken = signature(self.model.forward).parameters
         self._takes_token_types = "token_type_ids" in taken and getattr(model.config, "type_vocab_size", 0) > 1
@@ -60,6 +62,7 @@ class FrozenBackbone(nn.Module):
         token_type_ids: Tensor | None = None,
         keep: KeysValues | None = None,
         trunk: Trunk | None = None,
+        edits: Edits | None = None,
     ) -> Tensor:
         """Last hidden states [B, T, H] of the text tokens.
 
@@ -67,22 +70,27 @@ class FrozenBackbone(nn.Module):
         States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
         list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
         With `trunk`, made of the same texts, the layers from `trunk.first_layer` on read on from there, and the
-        injection is one into them: its prefix has the numbers of these layers alone.
+        injection is one into them: its prefix has the numbers of these layers alone. `edits` act on this reading, of
+        the whole text.
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
+        assert trunk is None or edits is None, "what reads on from a trunk is not edited"
         mask = attention_mask.bool()
         tokens = {"input_ids": input_ids}
         if self._takes_token_types and token_type_ids is not None:
             tokens["token_type_ids"] = token_type_ids
+        if edits is not None and edits.embeddings is not None:
+            tokens["inputs_embeds"] = self._edited_embeddings(tokens.pop("input_ids"), mask, edits.embeddings)
         if injection is not None and injection.prompt is not None:
             # Behind a trunk the prompt enters later: at the embeddings it only keeps its place.
             prompt = injection.prompt if trunk is None else injection.prompt.detach()
             tokens, mask = self._behind_prompt(tokens, mask, prompt, injection.mask)
         order = _real_first(mask)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
-        with self._reading_on(trunk, injection, order):
+        mask = mask.gather(1, order)
+        with self._reading_on(trunk, injection, order), self._edited(edits, mask):
             first_layer = 0 if trunk is None else trunk.first_layer
-            hidden = self._run(tokens, mask.gather(1, order), injection, keep, first_layer)
+            hidden = self._run(tokens, mask, injection, keep, first_layer)
         return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
 
     def trunk(
@@ -123,6 +131,20 @@ class FrozenBackbone(nn.Module):
             self._split = Split(self.model)
         return self._split
 
+    @property
+    def sites(self) -> Sites:
+        """Made when it is first asked for. Raises UserError for families whose layers cannot be edited."""
+        if self._sites is None:
+            self._sites = Sites(self.model, self.facts)
+        return self._sites
+
+    def _edited(self, edits: Edits | None, mask: Tensor) -> AbstractContextManager[None]:
+        return nullcontext() if edits is None or not edits.before else self.sites.edited(edits, mask)
+
+    def _edited_embeddings(self, input_ids: Tensor, mask: Tensor, edit: nn.Module) -> Tensor:
+        embeddings: Tensor = self.model.get_input_embeddings()(input_ids)
+        return edit(embeddings, mask).to(embeddings.dtype)
+
     def _reading_on(
         self, trunk: Trunk | None, injection: Injection | None, order: Tensor
     ) -> AbstractContextManager[None]:
@@ -158,7 +180,9 @@ class FrozenBackbone(nn.Module):
         self, tokens: dict[str, Tensor], mask: Tensor, prompt: Tensor, prompt_mask: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Prompt and text as one sequence of embeddings and its mask [B, P + T]."""
-        embeddings = self.model.get_input_embeddings()(tokens["input_ids"])
+        embeddings = tokens.get("inputs_embeds")
+        if embeddings is None:
+            embeddings = self.model.get_input_embeddings()(tokens["input_ids"])
         joined = {"inputs_embeds": torch.cat([prompt.to(embeddings.dtype), embeddings], dim=1)}
         if "token_type_ids" in tokens:
             joined["token_type_ids"] = nn.functional.pad(tokens["token_type_ids"], (prompt.shape[1], 0))

@@ -22,6 +22,7 @@ from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.backbone.quantization import quantize_layers
+from pipeline.backbone.sites import Edits
 from pipeline.core.errors import UserError
 
 
@@ -96,8 +97,9 @@ def take_inventory(
     config: BackboneConfig,
     workload: Workload,
     attach: Callable[[nn.Module], None] | None = None,
+    edits: Edits | None = None,
 ) -> Inventory:
-    """Builds and runs the backbone on fake tensors, with what `attach` puts into it.
+    """Builds and runs the backbone on fake tensors, with what `attach` puts into it and under `edits` made on meta.
 
     Raises UserError for unsupported models.
     """
@@ -111,9 +113,11 @@ def take_inventory(
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(model)
-        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload)
+        for edit in _modules(edits):
+            make_fake(edit.to(dtype))
+        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, edits)
         checkpoint_layers(model)
-        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload)
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, edits)
         # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
         numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
         quantized = quantize_layers(model, config)
@@ -126,6 +130,16 @@ def take_inventory(
         checkpointed_activation_bytes=boundaries + saved // (facts.layers - workload.first_layer),
         trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
+
+
+def _modules(edits: Edits | None) -> list[nn.Module]:
+    if edits is None:
+        return []
+    return [edit for edit in (edits.embeddings, *edits.before.values()) if edit is not None]
+
+
+def _tensors(*modules: nn.Module) -> list[Tensor]:
+    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
 def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str]) -> tuple[Weight, ...]:
@@ -171,12 +185,17 @@ def _inputs(facts: BackboneFacts, workload: Workload, dtype: torch.dtype) -> tup
     return input_ids, torch.ones_like(input_ids), injection
 
 
-def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injection | None], workload: Workload) -> int:
+def _saved_bytes(
+    backbone: FrozenBackbone,
+    inputs: tuple[Tensor, Tensor, Injection | None],
+    workload: Workload,
+    edits: Edits | None,
+) -> int:
     """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
     ids, mask, injection = inputs
     kept = backbone.keep(ids, mask) if workload.texts_behind else None
     trunk = backbone.trunk(ids, mask, workload.first_layer) if workload.first_layer else None
-    own = {tensor.untyped_storage()._cdata for tensor in [*backbone.parameters(), *backbone.buffers()]}
+    own = {tensor.untyped_storage()._cdata for tensor in _tensors(backbone, *_modules(edits))}
     # Holding each storage keeps its identity from being given to a later one.
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -191,7 +210,7 @@ def _saved_bytes(backbone: FrozenBackbone, inputs: tuple[Tensor, Tensor, Injecti
             if kept is not None and injection is not None:
                 backbone.behind(kept, injection)
             else:
-                backbone(ids, mask, injection, trunk=trunk)
+                backbone(ids, mask, injection, trunk=trunk, edits=edits)
         except DataDependentOutputException as error:
             raise UserError(
                 f"transformers {version} computes part of this backbone from values: its activations "

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
+from pipeline.backbone.sites import Edits
 from pipeline.core.settings import Settings
 
 
@@ -157,6 +158,8 @@ class TuningMethod(nn.Module, ABC):
 
     form: Form | None = None
     """How its injection enters the backbone, where that is not as usual: before the text, in all layers."""
+    edits: Edits | None = None
+    """Modules of its own that act inside the backbone in each of its readings. One object for the method's life."""
 
     @abstractmethod
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:

@@ -49,6 +49,8 @@ class LTuningModel(nn.Module):
         """
         super().__init__()
         method.attach(backbone.model)
+        if method.edits is not None and method.edits.before:
+            _ = backbone.sites  # or refuses
         self.backbone = backbone
         self.method = method
         self.pooling = pooling
@@ -109,14 +111,16 @@ class _Reader:
     alone: Tensor | None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
-        if injection is None and self.alone is not None:
+        edits = self.model.method.edits
+        if injection is None and edits is None and self.alone is not None:
             return self.alone.repeat_interleave(copies, 0)
         if self.model.method.form is not None and self.model.method.form.is_behind:
             return self._behind(injection, copies)
         ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
         trunk = None if self._trunk is None else self._trunk.repeat(copies)
-        return pool(self.model.backbone(ids, mask, injection, types, trunk=trunk), mask, self.model.pooling)
+        hidden = self.model.backbone(ids, mask, injection, types, trunk=trunk, edits=edits)
+        return pool(hidden, mask, self.model.pooling)
 
     def _behind(self, injection: Injection | None, copies: int) -> Tensor:
         """The texts' own states, or those of what is read behind them."""

@@ -14,6 +14,7 @@ from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, join_prefix, split_prefix
 from pipeline.backbone.pooling import pool
+from pipeline.backbone.sites import Edits
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
@@ -57,6 +58,8 @@ class Asked:
     """What trunk or kept gave for the texts."""
     words: Tensor | None = None
     """[R, Q] tokens of a hypothesis, filled up with NO_TOKEN"""
+    edits: Edits | None = None
+    """A method's own, with which no other method's rows are read."""
 
     def __len__(self) -> int:
         return len(self.texts.ids)
@@ -106,7 +109,8 @@ class AskingReader:
         first_layer = 0 if self._form is None else self._form.first_layer
         before = None if self._trunk is None else self._trunk.repeat_interleave(copies, 0)
         kind: Kind = "alone" if injection is None else "prefix" if injection.prompt is None else "prompt"
-        return pool(self.ask(Asked(kind, texts, first_layer, injection, before)), texts.mask, self.model.pooling)
+        asked = Asked(kind, texts, first_layer, injection, before, edits=self.model.method.edits)
+        return pool(self.ask(asked), texts.mask, self.model.pooling)
 
     def _behind(self, injection: Injection | None, copies: int) -> Tensor:
         """The texts' own states, or those of what is read behind them."""
@@ -161,12 +165,12 @@ def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: i
 
 def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be read in one pass, the widest first. A text alone joins those with a prefix or prompt."""
-    kinds = {(one.kind, one.first_layer) for one in asked}
+    kinds = {(one.kind, one.first_layer, id(one.edits)) for one in asked}
 
-    def key(place: int) -> tuple[str, int]:
-        kind, first_layer = asked[place].kind, asked[place].first_layer
-        with_alone = [other for other in ("prefix", "prompt") if (other, first_layer) in kinds]
-        return (with_alone[0] if kind == "alone" and with_alone else kind, first_layer)
+    def key(place: int) -> tuple[str, int, int]:
+        kind, first_layer, edits = asked[place].kind, asked[place].first_layer, id(asked[place].edits)
+        with_alone = [other for other in ("prefix", "prompt") if (other, first_layer, edits) in kinds]
+        return (with_alone[0] if kind == "alone" and with_alone else kind, first_layer, edits)
 
     order = sorted(range(len(asked)), key=lambda place: (key(place), -asked[place].width))
     return [list(group) for _, group in groupby(order, key=key)]
@@ -214,6 +218,7 @@ def _joined(parts: list[Asked]) -> Asked:
         _joined_injections(parts),
         torch.cat(before) if before else None,
         torch.cat([_widen(one, longest, NO_TOKEN) for one in words]) if words else None,
+        parts[0].edits,
     )
 
 
@@ -264,4 +269,4 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
         kept = KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))
         return backbone.behind(kept, asked.injection)
     trunk = None if asked.before is None else Trunk(asked.first_layer, asked.before)
-    return backbone(texts.ids, texts.mask, asked.injection, texts.types, trunk=trunk)
+    return backbone(texts.ids, texts.mask, asked.injection, texts.types, trunk=trunk, edits=asked.edits)

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
+from pipeline.backbone.sites import Edits
+from pipeline.methods.edit import Directions
 from tests.support.tiny import tiny_model
 
 B, T, P = 2, 5, 3
@@ -28,6 +30,8 @@ CASES = [  # (family, injection, activation checkpointing, first layer): few, si
     ("llama_gqa", "behind", True, 0),
     ("opt_projected", "prompt", False, 0),
     ("qwen3", "prefix", True, 0),
+    ("bert", "edits", False, 0),
+    ("llama_gqa", "edits", True, 0),
 ]
 ENGINE = {
     "train_micro_batch_size_per_gpu": B,
@@ -46,10 +50,25 @@ class Injected(nn.Module):
         self.backbone = FrozenBackbone(model, facts, gradient_checkpointing=checkpointing)
         self.kind, self.first_layer = kind, first_layer
         shape = (P, facts.prefix_width(first_layer) if kind == "prefix" else facts.hidden_size)
+        if kind == "edits":
+            torch.manual_seed(1)
+            made = [Directions(facts.hidden_size, 2, None, orthonormal=True) for _ in range(facts.layers + 2)]
+            for edit in made:
+                edit.bias.data.fill_(0.5)
+            self.edits = nn.ModuleList(made)
+            return
         self.injected = nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
+
+    @property
+    def trained(self) -> nn.Parameter:
+        """The injection, or what is trained in the edit of layer 0's output."""
+        return self.edits[2].get_parameter("directions") if self.kind == "edits" else self.injected
 
     def forward(self, ids: Tensor) -> Tensor:
         mask, seen = torch.ones(B, P, dtype=torch.bool), torch.ones_like(ids)
+        if self.kind == "edits":
+            embeddings, *before = self.edits
+            return self.backbone(ids, seen, edits=Edits(embeddings, dict(enumerate(before)))).pow(2).mean()
         if self.kind == "behind":  # two prompts behind each text
             prompts = Injection(mask.repeat(2, 1), prompt=self.injected.expand(2 * B, -1, -1))
             return self.backbone.behind(self.backbone.keep(ids, seen), prompts).pow(2).mean()
@@ -74,18 +93,23 @@ def compare(family: str, kind: str, checkpointing: bool, first_layer: int) -> di
     expected = plain(ids)
     expected.backward()
     model = Injected(family, kind, checkpointing, first_layer)
-    engine, *_ = deepspeed.initialize(model=model, model_parameters=[model.injected], config=ENGINE)
+    engine, *_ = deepspeed.initialize(
+        model=model,
+        model_parameters=[*model.edits.parameters()] if kind == "edits" else [model.injected],
+        config=ENGINE,
+    )
     with torch.no_grad():
         engine(ids)  # a forward without backward, as in evaluation, must not disturb the next step
     loss = engine(ids)
     engine.backward(loss)
-    gradient = safe_get_full_grad(model.injected)
-    assert plain.injected.grad is not None
+    gradient = safe_get_full_grad(model.trained)
+    expected_gradient = plain.trained.grad
+    assert expected_gradient is not None
     gathered = sum(is_gathered(parameter) for parameter in model.backbone.parameters())
     engine.step()
     engine.destroy()
     return {
         "loss": (loss - expected).abs().item(),
-        "gradient": ((gradient - plain.injected.grad).norm() / plain.injected.grad.norm()).item(),
+        "gradient": ((gradient - expected_gradient).norm() / expected_gradient.norm()).item(),
         "left gathered": gathered,
     }
