@@ -14,6 +14,7 @@ METHOD_NAMES = (
     "prefix",
     "prompt",
     "p_tuning",
+    "decomposed",
     "edit",
     "lora",
     "full",
