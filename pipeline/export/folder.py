@@ -83,9 +83,12 @@ def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
 
     method: Any = loaded.adapter.config.method
     if method.name == "lora":
-        targets = None if method.targets is None else list(method.targets)
+        wrapped = {name for name, _ in loaded.model.backbone.model.named_modules() if name.endswith(".base_layer")}
+        targets = sorted({name.split(".")[-2] for name in wrapped}) if method.targets == "all" else method.targets
         ranks = {"r": method.rank, "lora_alpha": method.alpha, "lora_dropout": 0.0}
-        return peft.LoraConfig(task_type="TOKEN_CLS", target_modules=targets, **ranks)
+        return peft.LoraConfig(
+            task_type="TOKEN_CLS", target_modules=targets, use_rslora=method.rank_stabilized, **ranks
+        )
     if method.name in ("prompt", "p_tuning"):
         return peft.PromptTuningConfig(task_type="TOKEN_CLS", num_virtual_tokens=method.tokens)
     shapes = loaded.model.backbone.facts.prefix_layers

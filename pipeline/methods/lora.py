@@ -4,6 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.quantized import QuantizedLinear
@@ -24,8 +25,11 @@ class LoRAConfig(TextClassifierConfig):
     """Rank of each pair of matrices."""
     alpha: int = Field(default=16, ge=1, le=WIDEST)
     """Their product is scaled by alpha / rank."""
-    targets: Distinct[str] | None = Field(default=None, min_length=1)
-    """Names of the linear layers to adapt; null: PEFT's choice for the family, mostly queries and values."""
+    targets: Distinct[str] | Literal["all"] | None = Field(default=None, min_length=1)
+    """Names of the linear layers to adapt; all: every one; null: PEFT's choice for the family, mostly queries and
+    values."""
+    rank_stabilized: bool = False
+    """Scale by alpha / sqrt(rank), so that a higher rank learns as fast (rsLoRA, arXiv 2312.03732)."""
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LoRA":
         return LoRA(self, self.build_head(facts, label_count))
@@ -50,15 +54,24 @@ class LoRA(TextClassifier):
         from peft.tuners.lora.layer import Linear
 
         config = peft.LoraConfig(
-            r=self.config.rank, lora_alpha=self.config.alpha, target_modules=self.config.targets, lora_dropout=0.0
+            r=self.config.rank,
+            lora_alpha=self.config.alpha,
+            target_modules=_linear_names(model) if self.config.targets == "all" else self.config.targets,
+            lora_dropout=0.0,
+            use_rslora=self.config.rank_stabilized,
         )
         config._register_custom_module({QuantizedLinear: Linear})
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
-            linear = {name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)}
-            raise UserError(f"method.targets: {error}; linear layers here: {', '.join(sorted(linear))}") from error
+            linear = ", ".join(_linear_names(model))
+            raise UserError(f"method.targets: {error}; linear layers here: {linear}") from error
+
+
+def _linear_names(model: nn.Module) -> list[str]:
+    """The last parts of the names of all linear layers, each once."""
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | QuantizedLinear)
+    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear)

@@ -35,7 +35,10 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "probe first": ("bert", {"method.name": "probe", "method.prior": "never", "backbone.pooling": "first"}),
     "full mean": ("bert", {"method.name": "full", "train.learning_rate": 1e-3}),
     "full last": ("gpt2", {"method.name": "full", "backbone.layers": 1}),
-    "lora last": ("llama_gqa", {"method.name": "lora", "method.rank": 4}),
+    "lora last": (
+        "llama_gqa",
+        {"method.name": "lora", "method.rank": 4, "method.targets": "all", "method.rank_stabilized": True},
+    ),
     "lora mean": ("bert", {"method.name": "lora", "method.targets": ["query", "dense"]}),
     "prompt last": ("llama_gqa", {"method.name": "prompt", "method.tokens": 3}),
     "prompt mean": ("bert", {"method.name": "prompt", "method.tokens": 3}),

@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
@@ -80,6 +81,20 @@ def test_lora_equals_peft_on_the_same_weights(family: str, texts: dict[str, Tens
     expected = theirs(input_ids=texts["input_ids"], attention_mask=texts["attention_mask"]).last_hidden_state
     real = texts["attention_mask"].bool()
     torch.testing.assert_close(found[real], expected[real], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "bert", "gpt2"])
+def test_lora_on_all_layers_is_scaled_by_the_root_of_its_rank(family: str, texts: dict[str, Tensor]) -> None:
+    """Stabilized, with alpha / sqrt(rank) in the place of alpha, it is what it was."""
+    stable = model_on(tiny_model(family), LoRAConfig(rank=4, alpha=6, targets="all", rank_stabilized=True))
+    plain = model_on(tiny_model(family), LoRAConfig(rank=4, alpha=12, targets="all"))
+    kinds = (nn.Linear, Conv1D)
+    linear = sum(isinstance(module, kinds) for module in tiny_model(family).modules())
+    assert sum("lora_A" in name for name in plain.inside()) == linear
+    plain.load_inside(dict(stable.inside()))
+    plain.method.load_state_dict(stable.method.state_dict())
+    found, expected = (model(**texts, candidates=ALL.expand(3, K)) for model in (stable, plain))
+    torch.testing.assert_close(found, expected)
 
 
 def test_lora_on_8_bit_weights(tmp_path: Path, texts: dict[str, Tensor]) -> None:
