@@ -66,3 +66,8 @@ def quantized_like(module: nn.Module, config: BackboneConfig) -> QuantizedLinear
     if config.quantization == "int8":
         return Int8Linear(in_features, out_features, bias, dtype, config.int8_threshold)
     return QuantizedLinear(in_features, out_features, bias, dtype, FORMATS[config.quantization])
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether it is a linear layer, GPT-2's Conv1D and those in few bits included."""
+    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear)

@@ -4,9 +4,9 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.quantization import is_linear
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
@@ -70,8 +70,4 @@ class LoRA(TextClassifier):
 
 def _linear_names(model: nn.Module) -> list[str]:
     """The last parts of the names of all linear layers, each once."""
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if _is_linear(module)})
-
-
-def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
