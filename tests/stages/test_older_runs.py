@@ -37,7 +37,7 @@ from tests.support.tiny_run import tiny_config
 REPOSITORY = Path(__file__).resolve().parents[2]
 FROZEN = read_json(Path(__file__).parent / "version_0_1.json")
 """The fingerprints of the quickstart as version 0.1 (0e54d2f) made it."""
-OLD_WAYS = ("method.head=label_aware", "method.start=random")
+OLD_WAYS = ("method.head=label_aware", "method.start=random", "method.pooling=scores")
 """What label tuning did by default in version 0.1."""
 TRAIN = {"max_steps": 2, "batch_size": 4}
 STAGES = ("preprocess", "encode-labels", "train", "evaluate", "run")
