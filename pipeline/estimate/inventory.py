@@ -189,7 +189,7 @@ def _saved_bytes(
     backbone: FrozenBackbone,
     inputs: tuple[Tensor, Tensor, Injection | None],
     workload: Workload,
-    edits: Edits | None,
+    edits: Edits | None = None,
 ) -> int:
     """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
     ids, mask, injection = inputs

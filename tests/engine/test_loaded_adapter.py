@@ -29,7 +29,7 @@ LABELS = sorted(TEXTS)
 
 @pytest.fixture(scope="module", params=[None, 2], ids=["every_label", "shortlist"])
 def config(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
-    method = {"name": "lt_prefix", "head": "label_aware", "shortlist": request.param}
+    method = {"name": "lt_prefix", "pooling": "scores", "head": "label_aware", "shortlist": request.param}
     return tiny_run(tmp_path_factory.mktemp("classifier"), method=method)
 
 
