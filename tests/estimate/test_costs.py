@@ -28,7 +28,7 @@ from pipeline.estimate.costs import (
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from tests.support.estimate_zero import ZERO
-from tests.support.estimated import BACKBONES, LLAMA_7B, case_of, sections_of
+from tests.support.estimated import LLAMA_7B, case_of, sections_of
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 from tests.support.worlds import run_worlds
 
