@@ -15,6 +15,7 @@ METHOD_NAMES = (
     "prompt",
     "p_tuning",
     "decomposed",
+    "generated",
     "edit",
     "lora",
     "full",

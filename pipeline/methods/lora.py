@@ -2,7 +2,7 @@
 
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
@@ -10,7 +10,7 @@ from pipeline.backbone.quantization import is_linear
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
-from pipeline.core.settings import Distinct
+from pipeline.core.settings import distinct
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
@@ -25,11 +25,16 @@ class LoRAConfig(TextClassifierConfig):
     """Rank of each pair of matrices."""
     alpha: int = Field(default=16, ge=1, le=WIDEST)
     """Their product is scaled by alpha / rank."""
-    targets: Distinct[str] | Literal["all"] | None = Field(default=None, min_length=1)
+    targets: list[str] | Literal["all"] | None = Field(default=None, min_length=1)
     """Names of the linear layers to adapt; all: every one; null: PEFT's choice for the family, mostly queries and
     values."""
     rank_stabilized: bool = False
     """Scale by alpha / sqrt(rank), so that a higher rank learns as fast (rsLoRA, arXiv 2312.03732)."""
+
+    @field_validator("targets")
+    @classmethod
+    def _names_differ(cls, targets: list[str] | str | None) -> list[str] | str | None:
+        return distinct(targets) if isinstance(targets, list) else targets
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LoRA":
         return LoRA(self, self.build_head(facts, label_count))

@@ -23,6 +23,7 @@ def test_a_person_types_a_text_and_labels_and_sees_scores(adapters: dict[str, Pa
     service = Service(loaded, Limits(), positions=4096, longest_wait=0.005)
     with serving(service) as address, start_browser() as browser:
         with open_page(browser, f"{address}/") as page:
+            page.locator("#model option").nth(1).wait_for(state="attached")
             assert page.locator("#model option").all_text_contents() == ["news (lt_prompt)", "probe (probe)"]
             page.fill("#text", "The bank raised its rate.")
             page.click("#send")

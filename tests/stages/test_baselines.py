@@ -30,6 +30,7 @@ METHODS = {
     "prefix": {"tokens": 4, "reparametrisation": True},
     "p_tuning": {"tokens": 4, "encoder": "lstm", "encoder_width": 6},
     "decomposed": {"kind": "dept", "tokens": 4, "rank": 2},
+    "generated": {"tokens": 4, "rank": 2},
     "edit": {"kind": "loreft", "rank": 2},
     "lora": {"rank": 2},
     "full": {},
@@ -145,7 +146,7 @@ def script(folder: Path) -> dict[str, Any]:
         ("lora", [int8, "method.rank=2"]),
         ("full", []),
         ("edit", edits),
-        ("decomposed", [int8]),
+        ("generated", [int8]),
         ("zero_shot", [int8]),
     ):
         config = tiny_config(

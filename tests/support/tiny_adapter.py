@@ -23,6 +23,6 @@ def some_config(**backbone: str) -> RunConfig:
             "run": {"dir": "runs/x"},
             "backbone": {"name_or_path": "somebody/some-model", "dtype": "float32"} | backbone,
             "data": {"train": "train.tsv", "text": "sentence", "max_length": 64},
-            "method": {"name": "lt_prefix", "head": "label_aware", "start": "random"},
+            "method": {"name": "lt_prefix", "pooling": "scores", "head": "label_aware", "start": "random"},
         }
     )
