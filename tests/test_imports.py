@@ -146,3 +146,12 @@ def test_package_and_help_do_not_wait_for_torch() -> None:
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     for command in ("run", "preprocess", "encode-labels", "train", "evaluate", "predict", "estimate", "doctor"):
         assert command in ended.stdout
+
+
+def test_predict_does_not_wait_for_what_training_needs() -> None:
+    code = (
+        "import sys, pipeline.stages.predict\n"
+        "print({'datasets', 'deepspeed', 'sklearn.linear_model'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "set()"

@@ -2,13 +2,16 @@
 
 import unicodedata
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
-from datasets import Dataset
 from numpy.typing import NDArray
 
 from pipeline.core.errors import SHOWN, some
 from pipeline.data.rows import Occurrences
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # slow to import, and `predict` needs none of it
 
 _UNSEEN = frozenset("\u115f\u1160\u2800\u3164\uffa0")
 """Letters and symbols by name, which are blank: Hangul fillers, the empty Braille pattern."""
@@ -48,7 +51,7 @@ def is_invisible(text: str) -> bool:
     return all(char in _UNSEEN or unicodedata.category(char)[0] in "CZ" for char in text)
 
 
-def contradictions(rows: Dataset, text_hashes: NDArray[np.uint64], where: str) -> list[str]:
+def contradictions(rows: "Dataset", text_hashes: NDArray[np.uint64], where: str) -> list[str]:
     """A warning where texts that are the same, letter case and punctuation aside, have different labels.
 
     Args:
@@ -67,7 +70,7 @@ def contradictions(rows: Dataset, text_hashes: NDArray[np.uint64], where: str) -
     return [f"{count} texts of {where} are there more than once, with different labels: {shown}"]
 
 
-def label_codes(rows: Dataset) -> NDArray[np.int64]:
+def label_codes(rows: "Dataset") -> NDArray[np.int64]:
     """A number [rows] for each row's label, in the order of the labels' names."""
     encoded = rows.data.column("label").dictionary_encode().unify_dictionaries()
     codes = np.concatenate([chunk.indices.to_numpy() for chunk in encoded.chunks])

@@ -15,7 +15,8 @@ from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256
 from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
 from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
-from pipeline.data.sources import fetch_hint, hub_arguments, split_file
+from pipeline.data.hub import hub_arguments
+from pipeline.data.sources import fetch_hint, split_file
 from pipeline.data.streams import Source
 
 DATA_FORMAT = 2

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from datasets import ClassLabel, Dataset, Features, Value
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError, some
@@ -86,6 +85,8 @@ class Labelled:
 
     def table(self, classes: NDArray[Any]) -> pa.Table:
         """What a split's Parquet file can be: columns text, text_pair if there is one, and label."""
+        from datasets import ClassLabel, Dataset, Features, Value  # slow to import, and `predict` needs none of it
+
         texts = dict(zip(("text", "text_pair"), self.columns, strict=False))
         label = ClassLabel(names=list(map(str, classes.tolist())))
         features = Features({**{name: Value("string") for name in texts}, "label": label})

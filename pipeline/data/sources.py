@@ -1,36 +1,31 @@
 """Reads one split, checks every row, and keeps it as a memory-mapped Arrow table: it may be larger than memory."""
 
 import json
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
-from datasets import Dataset, load_dataset, load_dataset_builder
-from datasets.exceptions import DatasetsError
+from datasets import Dataset
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from pipeline.core.errors import UserError
 from pipeline.core.progress import is_hidden
 from pipeline.data.checks import SKIPPED, Checker, check_columns
-from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
+from pipeline.data.columnar import ARROW_BATCH_ROWS
 from pipeline.data.config import DataConfig
 from pipeline.data.doubts import contradictions
+from pipeline.data.hub import open_hub
 from pipeline.data.labels import FileLabels
 from pipeline.data.public_sets import PUBLIC_SETS
 from pipeline.data.readers import open_file
 from pipeline.data.rows import Row, Table
 
 EMBEDDED = Path(__file__).parent / "embedded"
-
-_HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
 
 
 @dataclass
@@ -121,14 +116,6 @@ def overlap(first: CheckedSplit, second: CheckedSplit) -> list[int]:
     return np.flatnonzero(np.isin(second.text_hashes, first.text_hashes)).tolist()
 
 
-def hub_arguments(source: str) -> dict[str, str | None]:
-    """`hub:NAME@REVISION:CONFIG:SPLIT` as arguments of `load_dataset`. Raises UserError for another form."""
-    match = _HUB.fullmatch(source)
-    if not match:
-        raise UserError(f"{source!r} is not a hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
-    return match.groupdict()
-
-
 def _text_columns(config: DataConfig) -> list[str]:
     return [config.text] + ([config.text_pair] if config.text_pair else [])
 
@@ -138,41 +125,6 @@ def _open(source: str, split: str, config: DataConfig) -> Table:
     if file is not None:
         return open_file(file, config.quoting, _text_columns(config), config.label)
     return open_hub(source, [*_text_columns(config), config.label], config.label)
-
-
-def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Table:
-    """A data set of the hub, or of a local folder, of which only these columns are read. UserError where it has none.
-
-    `label`: the column of the labels, if it has some.
-    """
-    arguments = hub_arguments(source)
-    try:
-        dataset = load_dataset(**arguments)
-        names = None
-        if label is not None:
-            names = names_of_ids(dataset.features.arrow_schema, label)
-            _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
-    # RuntimeError: a folder with a script
-    except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
-    columns = dataset.column_names
-    read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
-    rows = arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS))
-    return Table(columns, rows, names, schema=dataset.features.arrow_schema)
-
-
-def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:
-    """UserError where a Parquet file of a folder has other names of ids: `datasets` takes those of the first file."""
-    if not Path(folder).is_dir():
-        return
-    files = load_dataset_builder(folder, name).config.data_files or {}
-    for file in chain.from_iterable(files.values()):
-        if file.endswith(".parquet") and names_of_ids(pq.read_schema(file), label) not in (names, None):
-            raise UserError(
-                f"{source}: {file} names the ids of {label!r} otherwise than the first file of the folder, whose names "
-                "would be taken for all: give the file itself, in place of hub:"
-            )
 
 
 def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:

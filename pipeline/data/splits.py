@@ -5,11 +5,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
-from datasets import Dataset, load_from_disk
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,6 +17,9 @@ from pipeline.core.paths import is_plain_name
 from pipeline.data.batches import collate
 from pipeline.data.text_states import TextStates
 from pipeline.distributed.launcher import local_copy
+
+if TYPE_CHECKING:
+    from datasets import Dataset  # slow to import, and `predict` needs none of it
 
 
 class Texts(Protocol):
@@ -50,7 +52,7 @@ class TokenizedTexts:
 class Split:
     """One split: Arrow rows on disk, lengths and labels in memory."""
 
-    rows: Dataset
+    rows: "Dataset"
     lengths: NDArray[np.int64]
     """[rows] tokens"""
     labels: NDArray[np.int64]
@@ -95,6 +97,8 @@ class ReadTexts:
 
 def load_split(folder: Path) -> Split:
     """Reads data/<split>/. Raises UserError where preprocess has not written it, or has not written it so."""
+    from datasets import Dataset, load_from_disk
+
     try:
         _check_files(Path(local_copy(str(folder))))
         rows = load_from_disk(local_copy(str(folder)))

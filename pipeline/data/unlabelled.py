@@ -12,9 +12,9 @@ from pipeline.core.errors import UserError
 from pipeline.core.output import STANDARD
 from pipeline.data.checks import SEPARATOR, check_columns
 from pipeline.data.columnar import refuse_stream
+from pipeline.data.hub import hub_arguments, open_hub
 from pipeline.data.readers import FORMATS, Format, open_table
 from pipeline.data.rows import Row, Table
-from pipeline.data.sources import hub_arguments, open_hub
 from pipeline.data.streams import Source
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """Labelled rows of files, hub folders and the embedded set; every fault with its row.
 
-covers core/errors, data/checks, data/labelled
+covers core/errors, data/checks, data/hub, data/labelled
 """
 
 import datasets

@@ -1,0 +1,64 @@
+"""Data sets of the hub, and local folders that `datasets` reads, as tables: hub:NAME@REVISION:CONFIG:SPLIT."""
+
+import re
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipeline.core.errors import UserError
+from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
+from pipeline.data.rows import Table
+
+_HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
+
+
+def hub_arguments(source: str) -> dict[str, str | None]:
+    """`hub:NAME@REVISION:CONFIG:SPLIT` as arguments of `load_dataset`. Raises UserError for another form."""
+    match = _HUB.fullmatch(source)
+    if not match:
+        raise UserError(f"{source!r} is not a hub data set: write hub:NAME:SPLIT or hub:NAME@REVISION:CONFIG:SPLIT")
+    return match.groupdict()
+
+
+def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Table:
+    """A data set of the hub, or of a local folder, of which only these columns are read. UserError where it has none.
+
+    `label`: the column of the labels, if it has some.
+    """
+    # Slow to import, and other tables are read without it.
+    from datasets import load_dataset
+    from datasets.exceptions import DatasetsError
+
+    arguments = hub_arguments(source)
+    try:
+        dataset = load_dataset(**arguments)
+        names = None
+        if label is not None:
+            names = names_of_ids(dataset.features.arrow_schema, label)
+            _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
+    # RuntimeError: a folder with a script
+    except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
+    columns = dataset.column_names
+    read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
+    rows = arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS))
+    return Table(columns, rows, names, schema=dataset.features.arrow_schema)
+
+
+def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:
+    """UserError where a Parquet file of a folder has other names of ids: `datasets` takes those of the first file."""
+    if not Path(folder).is_dir():
+        return
+    from datasets import load_dataset_builder
+
+    files = load_dataset_builder(folder, name).config.data_files or {}
+    for file in chain.from_iterable(files.values()):
+        if file.endswith(".parquet") and names_of_ids(pq.read_schema(file), label) not in (names, None):
+            raise UserError(
+                f"{source}: {file} names the ids of {label!r} otherwise than the first file of the folder, whose names "
+                "would be taken for all: give the file itself, in place of hub:"
+            )
