@@ -1,6 +1,6 @@
 """Where trained modules edit a text's states on their way through the frozen layers."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,6 +26,14 @@ class Edits:
     """Of what a layer gets, by its number, from 0. L: of what the last one leaves, before a final norm.
 
     Real tokens come first in each row, an injected prompt's before the text's: S = P + T."""
+
+
+def chosen_layers(layers: Sequence[int] | None, facts: BackboneFacts) -> list[int]:
+    """Of method.layers; None: all. UserError for one that the backbone has not."""
+    chosen = range(facts.layers) if layers is None else layers
+    if strays := [layer for layer in chosen if not 0 <= layer < facts.layers]:
+        raise UserError(f"method.layers: {strays[0]} is none of the backbone's layers 0 to {facts.layers - 1}")
+    return list(chosen)
 
 
 class Sites:

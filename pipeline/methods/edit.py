@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.sites import Edits
+from pipeline.backbone.sites import Edits, chosen_layers
 from pipeline.core.bounds import MOST_TOKENS, WIDEST
 from pipeline.core.errors import UserError
 from pipeline.core.settings import Distinct
@@ -45,27 +45,22 @@ class EditConfig(TextClassifierConfig):
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "EditTuning":
         edits = self.build_injector(facts)
-        return EditTuning(self._layers(facts), edits, self.build_head(facts, label_count))
+        return EditTuning(chosen_layers(self.layers, facts), edits, self.build_head(facts, label_count))
 
     def build_injector(self, facts: BackboneFacts) -> nn.ModuleList:
         """An edit for each layer. UserError for a layer or a rank that the backbone has not."""
         if self.kind == "loreft" and self._rank > facts.hidden_size:
             raise UserError(f"method.rank={self._rank}: the backbone's states have only {facts.hidden_size} directions")
-        if strays := [layer for layer in self._layers(facts) if not 0 <= layer < facts.layers]:
-            raise UserError(f"method.layers: {strays[0]} is none of the backbone's layers 0 to {facts.layers - 1}")
-        return nn.ModuleList(self._build_edit(facts.hidden_size) for _ in self._layers(facts))
+        return nn.ModuleList(self._build_edit(facts.hidden_size) for _ in chosen_layers(self.layers, facts))
 
     def injector_parameters(self, facts: BackboneFacts) -> int:
         rank, hidden = self._rank, facts.hidden_size
         one = {"red": 2 * hidden, "bias": hidden}.get(self.kind, rank * (2 * hidden + 1))
-        return len(self._layers(facts)) * one
+        return len(chosen_layers(self.layers, facts)) * one
 
     @property
     def _rank(self) -> int:
         return self.rank or DEFAULT_RANK
-
-    def _layers(self, facts: BackboneFacts) -> list[int]:
-        return list(range(facts.layers)) if self.layers is None else self.layers
 
     def _build_edit(self, hidden_size: int) -> nn.Module:
         if self.kind in ("direft", "loreft"):

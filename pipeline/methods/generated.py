@@ -11,9 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.sites import Edits
+from pipeline.backbone.sites import Edits, chosen_layers
 from pipeline.core.bounds import MOST_TOKENS, WIDEST
-from pipeline.core.errors import UserError
 from pipeline.core.settings import Distinct
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.prompt import PromptConfig, PromptTuning
@@ -39,18 +38,15 @@ class GeneratedConfig(PromptConfig):
 
     def build_generators(self, facts: BackboneFacts) -> dict[int, "Generator"]:
         """Layer -> what is called before it. UserError for a layer that the backbone has not."""
-        layers = self._layers(facts)
-        if strays := [layer for layer in layers if not 0 <= layer < facts.layers]:
-            raise UserError(f"method.layers: {strays[0]} is none of the backbone's layers 0 to {facts.layers - 1}")
         learned = self.pooling == "attention"
-        return {layer: Generator(self.tokens, facts.hidden_size, self.rank, learned=learned) for layer in layers}
+        return {
+            layer: Generator(self.tokens, facts.hidden_size, self.rank, learned=learned)
+            for layer in chosen_layers(self.layers, facts)
+        }
 
     def injector_parameters(self, facts: BackboneFacts) -> int:
         one = 2 * facts.hidden_size * self.rank + (self.rank * self.tokens if self.pooling == "attention" else 0)
-        return self.tokens * facts.hidden_size + len(self._layers(facts)) * one
-
-    def _layers(self, facts: BackboneFacts) -> list[int]:
-        return list(range(facts.layers)) if self.layers is None else self.layers
+        return self.tokens * facts.hidden_size + len(chosen_layers(self.layers, facts)) * one
 
 
 class GeneratedTuning(PromptTuning):
