@@ -58,7 +58,8 @@ def load_backbone(
 ) -> PreTrainedModel:
     """The base model (no head) of `config`, frozen and in eval mode, on `device`.
 
-    With `output_layer`, decoders come as the whole language model, whose output layer is never quantized.
+    With `output_layer`, decoders come as the whole language model, whose output layer is never quantized; see
+    `check_output_layer`.
     With `zero_config`, a DeepSpeed dict of stage 3 without "auto", every parameter is partitioned by ZeRO-3 and each
     rank reads its own share; with None every rank holds everything. Collective among `ranks`.
     `opened` and `read_config`: its files and its config.json, where they have been read before.
@@ -115,6 +116,8 @@ def _build(
 ) -> tuple[PreTrainedModel, dict[str, Source]]:
     """The model with parameters on meta and true buffers, and where each of its tensors is stored."""
     checkpoint.check_unchanged()
+    if output_layer:
+        check_output_layer(config, model_config)
     dtype: torch.dtype = getattr(torch, config.dtype)
     model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
@@ -133,10 +136,22 @@ def _build(
     return model, match_names(model, checkpoint, first_layers=config.layers is not None)
 
 
+def check_output_layer(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
+    """UserError where a decoder's output layer would be given states of a middle layer, which it cannot read."""
+    if config.layers is not None and _is_decoder(model_config):
+        raise UserError(
+            f"method zero_shot asks the whole language model, not its first {config.layers} layers: set "
+            "backbone.layers=null (in a comparison, methods.zero_shot.backbone.layers)"
+        )
+
+
+def _is_decoder(model_config: PreTrainedConfig) -> bool:
+    return type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and probe(model_config).is_causal
+
+
 def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[PreTrainedModel]:
-    kind = type(model_config)
-    if output_layer and kind in MODEL_FOR_CAUSAL_LM_MAPPING and probe(model_config).is_causal:
-        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[kind]
+    if output_layer and _is_decoder(model_config):
+        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
         model_class: type[PreTrainedModel] = found
         return model_class
     return base_class(model_config)

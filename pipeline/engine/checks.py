@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from pipeline.backbone.loading import check_output_layer
 from pipeline.backbone.weights import open_checkpoint
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
@@ -67,6 +68,8 @@ def _checks(
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
     yield f"injection {name}, {method.form}", lambda: check_injection(method, known.facts)
+    if method.reads_hypotheses:
+        yield f"likelihood {name}, {backbone.layers}", lambda: check_output_layer(backbone, known.model_config)
     words = f"{data.template!r}, {data.chat}, {data.max_length}"
     yield f"tokenizer {name}, {words}", lambda: text_encoder(known, data).check(known.facts.vocab_size)
     yield f"weights {name}", lambda: _check_weights(known)

@@ -11,6 +11,8 @@ from pipeline.core.errors import UserError
 from pipeline.engine import checks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.checks import check_all
+from pipeline.engine.models import load_frozen
+from pipeline.engine.startup import start
 from tests.support.tiny_run import tiny_config
 
 
@@ -80,3 +82,13 @@ def test_the_hub_that_cannot_be_reached_is_told_once_and_hides_nothing(tmp_path:
     assert message.count("cannot be reached") == 1 and message.count("nobody/model-0") == 1
     assert "hub:nobody/texts:train, nobody/model-0, nobody/model-1" in message
     assert message.count("none.csv") == 1
+
+
+def test_the_first_layers_of_a_decoder_are_not_asked_for_likelihoods(tmp_path: Path) -> None:
+    """Its output layer makes nothing of their states, and says nothing of it."""
+    config = tiny_config(tmp_path, method={"name": "zero_shot"}, backbone={"layers": 1})
+    assert "set backbone.layers=null (in a comparison, methods.zero_shot.backbone.layers)" in told([config], tmp_path)
+    with pytest.raises(UserError, match="the whole language model, not its first 1 layers"):
+        load_frozen(*start(config), backbone_of(config.backbone, config.data), output_layer=True)
+    whole = tiny_config(tmp_path, method={"name": "zero_shot"})
+    check_all([with_backbone(whole)], whole.run_dir.path)
