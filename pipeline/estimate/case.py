@@ -15,9 +15,10 @@ from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
-from pipeline.estimate.costs import Case, ZeroSettings
+from pipeline.estimate.costs import Case
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
+from pipeline.estimate.sharding import ZeroSettings
 from pipeline.methods import AnyMethodConfig, MethodConfig
 from pipeline.methods.limits import candidate_count, check_injection
 from pipeline.training.config import TrainConfig

@@ -6,35 +6,27 @@ Not counted: the CUDA context, allocator fragmentation and library workspaces; `
 
 from dataclasses import dataclass, fields, replace
 from math import ceil
-from typing import Any, Literal
+from typing import Literal
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.estimate.gpus import EFFICIENCY, GPUS_PER_NODE, NETWORK_BYTES_PER_SECOND, USABLE, Gpu
-from pipeline.estimate.inventory import Inventory, Weight, Workload
-
-
-@dataclass(frozen=True)
-class ZeroSettings:
-    """The sizes, in elements, that a DeepSpeed JSON sets for ZeRO-3; defaults are DeepSpeed's."""
-
-    prefetch: int = 50_000_000
-    live: int = 1_000_000_000
-    persistent: int = 100_000
-    reduce_bucket: int = 500_000_000
-    node_ranks: int = 1
-    """Ranks that share a second copy of the backbone among themselves (ZeRO++ hpZ); 1: none."""
-
-    @classmethod
-    def of(cls, zero_optimization: dict[str, Any]) -> "ZeroSettings":
-        """From the `zero_optimization` section."""
-        keys = {
-            "prefetch": "stage3_prefetch_bucket_size",
-            "live": "stage3_max_live_parameters",
-            "persistent": "stage3_param_persistence_threshold",
-            "reduce_bucket": "reduce_bucket_size",
-            "node_ranks": "zero_hpz_partition_size",
-        }
-        return cls(**{name: int(zero_optimization[key]) for name, key in keys.items() if key in zero_optimization})
+from pipeline.estimate.gpus import (
+    EFFICIENCY,
+    GPUS_PER_NODE,
+    NETWORK_BYTES_PER_SECOND,
+    QUANTIZED_EFFICIENCY,
+    USABLE,
+    Gpu,
+)
+from pipeline.estimate.inventory import Inventory, Workload
+from pipeline.estimate.sharding import (
+    ZeroSettings,
+    at_rest_bytes,
+    backbone_traffic_bytes,
+    forward_traffic_bytes,
+    gather_buffer_bytes,
+    gathered_bytes,
+    second_copy_bytes,
+)
 
 
 @dataclass(frozen=True)
@@ -144,69 +136,9 @@ def best_plan(case: Case) -> Plan | None:
 def fits_offloaded(case: Case) -> bool:
     """Does what is left fit, once the backbone at rest lies in host memory?"""
     inventory, memory = case.inventory, _plan(case, True, True).memory
-    fetched = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
+    fetched = gathered_bytes(inventory, case.zero) + gather_buffer_bytes(inventory, case.zero)
     left = memory.total - memory.frozen - memory.gathered + inventory.buffer_bytes + fetched
     return left <= USABLE * case.gpu.memory_bytes
-
-
-def at_rest_bytes(inventory: Inventory, world_size: int) -> int:
-    """A rank's partitions of all backbone parameters: every tensor is padded to a multiple of W elements."""
-    return sum(ceil(weight.elements / world_size) * weight.item_bytes for weight in inventory.weights)
-
-
-def second_copy_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
-    """A rank's part of its node's own copy, from which a frozen backbone is gathered."""
-    node_ranks = min(zero.node_ranks, world_size)
-    return at_rest_bytes(inventory, node_ranks) if 1 < node_ranks < world_size else 0
-
-
-def gathered_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
-    """Whole backbone weights alive at once when W > 1, at most.
-
-    DeepSpeed fetches ahead while fewer than `live` elements are whole, parameter by parameter, so the last one may
-    overshoot. Wide embeddings, needed at the very start, take their share of that limit first.
-    """
-    fetched = sorted(_partitioned(inventory, zero), key=lambda weight: (weight.in_layer, -weight.elements))
-    largest = max((weight.elements for weight in fetched if weight.in_layer), default=0)
-    left = zero.live + largest
-    total = 0
-    for weight in fetched:
-        taken = min(weight.elements, left)
-        total += taken * weight.item_bytes
-        left -= taken
-    return total
-
-
-def forward_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int) -> int:
-    """Received by one rank in a forward pass alone: every partitioned weight once."""
-    fetched = sum(weight.elements * weight.item_bytes for weight in _partitioned(inventory, zero))
-    return int(fetched * _received_share(zero, world_size))
-
-
-def backbone_traffic_bytes(inventory: Inventory, zero: ZeroSettings, world_size: int, checkpointing: bool) -> int:
-    """Received by one rank in one forward and backward pass: weights come once for each, embeddings for forward only.
-
-    What is whole when forward ends stays for backward, so `live` elements come once. Not so with checkpointing, where
-    the recomputation's own fetches take the room; but a recomputed layer stays whole until its backward is done.
-    """
-    fetched = _partitioned(inventory, zero)
-    in_layers = [weight for weight in fetched if weight.in_layer]
-    elements = sum(weight.elements for weight in in_layers)
-    layer_bytes = sum(weight.elements * weight.item_bytes for weight in in_layers)
-    others = sum(weight.elements * weight.item_bytes for weight in fetched if not weight.in_layer)
-    kept = 0.0 if checkpointing or not elements else min(1.0, zero.live / elements)
-    return int((others + layer_bytes * (2 - kept)) * _received_share(zero, world_size))
-
-
-def _received_share(zero: ZeroSettings, world_size: int) -> float:
-    """Of a gathered weight, what does not lie on the rank itself."""
-    holders = min(zero.node_ranks, world_size) if zero.node_ranks > 1 else world_size
-    return (holders - 1) / holders
-
-
-def _partitioned(inventory: Inventory, zero: ZeroSettings) -> list[Weight]:
-    """Weights that are gathered anew for every use."""
-    return [weight for weight in inventory.weights if weight.elements > zero.persistent]
 
 
 def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
@@ -214,15 +146,19 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
     # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
-    in_layers = sum(weight.numbers * weight.active for weight in case.inventory.weights if weight.in_layer)
-    operations = 2 * in_layers * _layer_tokens(case, checkpointing) * case.accumulation
+    at_peak = sum(
+        weight.numbers * weight.active / (QUANTIZED_EFFICIENCY if weight.quantized else EFFICIENCY)
+        for weight in case.inventory.weights
+        if weight.in_layer
+    )
+    operations = 2 * at_peak * _layer_tokens(case, checkpointing) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
         checkpointing=checkpointing,
         memory=_memory(case, sharded, checkpointing),
         communication_bytes=received,
         communication_seconds=received / speed,
-        compute_seconds=operations / (EFFICIENCY * case.gpu.flops),
+        compute_seconds=operations / case.gpu.flops,
         per_node=sharded and 1 < case.zero.node_ranks < case.world_size,
     )
 
@@ -247,7 +183,7 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         small = [weight for weight in inventory.weights if weight.elements <= case.zero.persistent]
         frozen = at_rest_bytes(inventory, world_size) + sum(w.elements * w.item_bytes for w in small)
         frozen += second_copy_bytes(inventory, case.zero, world_size)
-        gathered = gathered_bytes(inventory, case.zero) + _gather_buffer_bytes(inventory, case.zero)
+        gathered = gathered_bytes(inventory, case.zero) + gather_buffer_bytes(inventory, case.zero)
     largest = max((weight.numbers for weight in inventory.weights if weight.quantized), default=0)
     return Memory(
         frozen=frozen + inventory.buffer_bytes,
@@ -263,16 +199,6 @@ def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
         # ZeRO-2 fills a second bucket while the first is reduced.
         buckets=case.zero.reduce_bucket * item_bytes * (1 if sharded else 2),
     )
-
-
-def _gather_buffer_bytes(inventory: Inventory, zero: ZeroSettings) -> int:
-    """Several weights are gathered into one flat buffer and copied out of it."""
-    in_layers = [weight for weight in _partitioned(inventory, zero) if weight.in_layer]
-    if not in_layers:
-        return 0
-    item_bytes = max(weight.item_bytes for weight in in_layers)
-    overshoot = max(weight.elements for weight in in_layers)
-    return min(zero.prefetch + overshoot, sum(weight.elements for weight in in_layers)) * item_bytes
 
 
 def _injection_elements(case: Case) -> int:

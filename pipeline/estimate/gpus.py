@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 USABLE = 0.9
 """Share of a GPU's memory that a plan may fill."""
-EFFICIENCY = 0.4
-"""Share of the peak FLOP/s that large matrix products reach in a training step."""
+EFFICIENCY, QUANTIZED_EFFICIENCY = 0.18, 0.135
+"""Share of the peak FLOP/s that a training step reaches, with weights as they are and in few bits: measured on an H100
+(docs/gpu.md)."""
 GPUS_PER_NODE = 8
 NETWORK_BYTES_PER_SECOND = 50e9
 """Between nodes, per GPU: one 400 Gbit/s port each."""

@@ -1,6 +1,6 @@
 """The estimate against measurement and against published sizes.
 
-covers estimate/case, estimate/inventory, estimate/gpus
+covers estimate/case, estimate/inventory, estimate/gpus, estimate/sharding
 """
 
 from dataclasses import replace
@@ -17,16 +17,10 @@ from pipeline.backbone.model_config import load_model_config
 from pipeline.core.errors import UserError
 from pipeline.estimate import inventory as inventories
 from pipeline.estimate.case import build_case
-from pipeline.estimate.costs import (
-    ZeroSettings,
-    at_rest_bytes,
-    backbone_traffic_bytes,
-    best_plan,
-    gathered_bytes,
-    plans,
-)
+from pipeline.estimate.costs import best_plan, plans
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
+from pipeline.estimate.sharding import ZeroSettings, at_rest_bytes, backbone_traffic_bytes, gathered_bytes
 from tests.support.estimate_zero import ZERO
 from tests.support.estimated import LLAMA_7B, case_of, sections_of
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
