@@ -13,6 +13,9 @@ class EngineConfig(Settings):
 
     deepspeed: PathSetting = "ds_configs/zero3_cpu.json"
     """DeepSpeed JSON file; values set to "auto" are filled from the run config."""
+    deterministic: bool = True
+    """On a GPU, backward passes take deterministic kernels alone, so that a repeated or resumed run gives the same
+    adapter bit for bit. false: faster ones too (cuDNN's attention), and the same up to rounding."""
     states_gib: float = Field(default=64.0, gt=0, le=MOST_STATES_GIB)
     """Most GiB of text states that encode-texts writes: texts times hidden size times 2 or 4 bytes."""
     threads: int | None = Field(default=None, ge=1, le=65_536)

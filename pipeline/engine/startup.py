@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DeepSpeedPlugin, InitProcessGroupKwargs, is_mlflow_available, is_wandb_available
-from torch.utils import deterministic
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.config import RunConfig
@@ -26,6 +25,7 @@ from pipeline.distributed.zero import end_process_group, keep_quiet
 from pipeline.engine.agreement import check_alike, parts_of_run
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed
+from pipeline.engine.determinism import as_it_was, make_deterministic
 from pipeline.training.config import TrainConfig
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def start(config: RunConfig) -> tuple[Accelerator, Ranks]:
     _ranks = _ranks or Ranks.joined()
     if _ranks.size > 1:
         check_alike(parts_of_run(config.model_dump(mode="json"), config.engine.deepspeed), _ranks)
-    _make_deterministic(config.run.seed)
+    make_deterministic(config.run.seed, strict=config.engine.deterministic)
     if _ranks.size > 1 and _heartbeat is None:
         _heartbeat = Heartbeat(_ranks, config.engine.heartbeat_seconds)
     return accelerator, _ranks
@@ -115,8 +115,7 @@ def as_guest() -> Iterator[None]:
             "`ltune train` under a launcher, and LTuningClassifier.from_pretrained"
         )
     environment, threads = dict(os.environ), torch.get_num_threads()
-    strict, warned = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with torch.random.fork_rng(), as_it_was(), warnings.catch_warnings():
         ignore_renamed_collectives()
         try:
             yield
@@ -126,7 +125,6 @@ def as_guest() -> Iterator[None]:
                 del os.environ[name]
             os.environ.update(environment)
             torch.set_num_threads(threads)
-            torch.use_deterministic_algorithms(strict, warn_only=warned)
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:
@@ -172,11 +170,3 @@ def _forget_settings_of_accelerate() -> None:
     for name in [name for name in os.environ if name.startswith("ACCELERATE_")]:
         if name not in KEPT_OF_ACCELERATE:
             del os.environ[name]
-
-
-def _make_deterministic(seed: int) -> None:
-    """Same seed, machine and world size: the same adapter, bit for bit."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    torch.manual_seed(seed)

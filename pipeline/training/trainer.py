@@ -18,6 +18,7 @@ from pipeline.data.batches import (
     sampled_candidates,
 )
 from pipeline.data.splits import Split
+from pipeline.engine.determinism import deterministic_backward
 from pipeline.engine.models import exact_buffers, load_trained
 from pipeline.methods.base import MethodConfig
 from pipeline.methods.limits import candidate_count, readings_per_text
@@ -87,7 +88,8 @@ class Trainer:
             with self.accelerator.accumulate(self.engine):
                 # DeepSpeed divides by gradient_accumulation, in how many parts ever a step is cut.
                 loss = self._loss(rows[part], candidates[part], targets[part]) * (len(part) / self.settings.batch_size)
-                self.accelerator.backward(loss)
+                with deterministic_backward():
+                    self.accelerator.backward(loss)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             losses.append(loss.detach())
