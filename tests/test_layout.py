@@ -10,7 +10,7 @@ import pytest
 from tests.test_imports import LOOSE, PACKAGE, REPOSITORY, ROOMS
 
 TESTS = REPOSITORY / "tests"
-NO_ROOMS = {"support", "benchmarks", "launch", "faults", "slurm", "hostile", "families"}
+NO_ROOMS = {"support", "benchmarks", "launch", "faults", "slurm", "hostile", "families", "gpu"}
 """Folders of tests/ that are about no room of the package."""
 DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "CONTRIBUTING.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 
