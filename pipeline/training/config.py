@@ -49,9 +49,9 @@ class TrainConfig(Settings):
     on_write_error: Literal["warn", "stop"] = "warn"
     """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
-    """Stop after this many evaluations in a row without a better best_metric: training has converged. max_steps or
-    epochs is then a cap, and a training that reaches it has not shown that it converged. null: train to the last
-    step."""
+    """Stop after this many evaluations in a row without a better best_metric than steps have reached (the start, which
+    may be the best adapter, is not counted): training has converged. max_steps or epochs is then a cap, and a training
+    that reaches it has not shown that it converged. null: train to the last step."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation metric that decides which adapter is the best."""
     resume: PathSetting = "auto"

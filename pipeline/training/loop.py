@@ -206,8 +206,7 @@ class TrainingRun:
 
     def _keep_if_best(self, metrics: dict[str, Any]) -> None:
         metric = self.settings.best_metric
-        if not self.best.better(metric, metrics):
-            self.best.evaluations_since += 1
+        if not self.best.count(metric, self.step, metrics):
             return
         self.best.replace(metric, self.step, metrics, self.trainer.trained_state())
 

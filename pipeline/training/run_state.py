@@ -12,22 +12,38 @@ from pipeline.training.optimizer_state import OptimizerState
 
 @dataclass
 class Best:
-    """The best validation metrics so far, the parameters that reached them, and how many evaluations ago that was."""
+    """The best validation metrics so far, the parameters that reached them, and whether training still gets better.
+
+    The start may be the best (a fitted head), and stay so for long, while training makes up for its first steps. So
+    patience looks at what steps have reached.
+    """
 
     value: float = -math.inf
     step: int = 0
     evaluations_since: int = 0
+    """Since steps reached `value_of_steps`."""
     figures: dict[str, Any] = field(default_factory=dict)
     parameters: dict[str, Tensor] = field(default_factory=dict)
     """fp32, whole, on the CPU; empty before the first evaluation."""
+    value_of_steps: float | None = None
+    """The best but for the start; None before there is one."""
 
-    def better(self, metric: str, figures: dict[str, Any]) -> bool:
-        """Whether these metrics beat the best."""
-        return _worth(metric, figures) > self.value
+    def __post_init__(self) -> None:
+        if self.step and self.value_of_steps is None:  # a checkpoint of a version that did not tell them apart
+            self.value_of_steps = self.value
+
+    def count(self, metric: str, step: int, figures: dict[str, Any]) -> bool:
+        """Counts an evaluation; whether its metrics are the best."""
+        value = _worth(metric, figures)
+        if step and (self.value_of_steps is None or value > self.value_of_steps):
+            self.value_of_steps, self.evaluations_since = value, 0
+        elif step:
+            self.evaluations_since += 1
+        return value > self.value
 
     def replace(self, metric: str, step: int, figures: dict[str, Any], parameters: dict[str, Tensor]) -> None:
         """Takes these metrics as the best."""
-        self.value, self.step, self.evaluations_since = _worth(metric, figures), step, 0
+        self.value, self.step = _worth(metric, figures), step
         self.figures, self.parameters = figures, parameters
 
 

@@ -53,12 +53,8 @@ def assert_equal(first: RunState, second: RunState) -> None:
         assert ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
     plain = ("step", "global_batch", "metrics_log", "evaluation_due", "fingerprint")
     assert [getattr(first, name) for name in plain] == [getattr(second, name) for name in plain]
-    assert (first.best.value, first.best.step, first.best.evaluations_since, first.best.figures) == (
-        second.best.value,
-        second.best.step,
-        second.best.evaluations_since,
-        second.best.figures,
-    )
+    of_best = ("value", "step", "evaluations_since", "figures", "value_of_steps")
+    assert [getattr(first.best, name) for name in of_best] == [getattr(second.best, name) for name in of_best]
     assert first.optimizer.step == second.optimizer.step
 
 
