@@ -13,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.carriers import carrier_of
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import BackboneFacts, behind_refusal
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
@@ -113,13 +113,22 @@ class FrozenBackbone(nn.Module):
 
         Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
         """
-        assert injection.prompt is not None and self.carrier is not None
+        assert injection.prompt is not None
         order = _real_first(injection.mask)
         prompt = _take(injection.prompt, order).to(texts.hidden.dtype)
-        before = texts.mask.repeat_interleave(len(prompt) // len(texts.mask), 0)
-        inputs = self._inputs({"inputs_embeds": prompt}, torch.cat([before, injection.mask.gather(1, order)], dim=1))
-        hidden = self.carrier.run(inputs, injection.mask.gather(1, order), texts.layers, before)
+        hidden = self._behind({"inputs_embeds": prompt}, injection.mask.gather(1, order), texts)
         return _take(hidden, order.argsort(dim=1))
+
+    def _behind(self, tokens: dict[str, Tensor], mask: Tensor, texts: KeptTexts) -> Tensor:
+        """Last hidden states of right-padded tokens with the mask [B * C, P], behind B texts."""
+        assert self.carrier is not None
+        before = texts.mask.repeat_interleave(len(mask) // len(texts.mask), 0)
+        return self.carrier.run(self._inputs(tokens, torch.cat([before, mask], dim=1)), mask, texts.layers, before)
+
+    @property
+    def keeps_texts(self) -> bool:
+        """Whether what is read behind kept texts is read just as text and words in one, however long they are."""
+        return behind_refusal(self.facts) is None and self.facts.sliding_window is None
 
     @property
     def split(self) -> Split:
@@ -155,16 +164,22 @@ class FrozenBackbone(nn.Module):
             states = torch.cat([injection.prompt.to(states.dtype), states], dim=1)
         return self.split.upper(trunk.first_layer, _take(states, order))
 
-    def likelihood(self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor) -> Tensor:
+    def likelihood(
+        self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor, kept: KeptTexts | None = None
+    ) -> Tensor:
         """Mean log-probability per token of what is read right behind each text, [B] float32.
 
         `input_ids` and `attention_mask` are those of the texts, [B, T]; `continuation` [B, Q] is padded with NO_TOKEN.
+        `kept`: the same texts, read before, where the backbone `keeps_texts`; then only the continuation is read.
         """
         assert self.output is not None, "the backbone was loaded without its output layer"
         exists = continuation != NO_TOKEN
-        tokens = torch.cat([input_ids, continuation.where(exists, 0)], dim=1)
-        hidden = self(tokens, torch.cat([attention_mask.bool(), exists], dim=1))
-        text, behind = hidden.tensor_split([input_ids.shape[1]], dim=1)
+        words = continuation.where(exists, 0)
+        if kept is None:
+            tokens, mask = torch.cat([input_ids, words], dim=1), torch.cat([attention_mask.bool(), exists], dim=1)
+            text, behind = self(tokens, mask).tensor_split([input_ids.shape[1]], dim=1)
+        else:
+            text, behind = kept.hidden, self._behind({"input_ids": words}, exists, kept)
         # What predicts each token is the state of the one before it.
         before = torch.cat([pool(text, attention_mask, "last").unsqueeze(1), behind[:, :-1]], dim=1)
         logits: Tensor = self.output(before).float()

@@ -145,7 +145,8 @@ class _Reader:
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
-        return self.model.backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels])
+        backbone, kept = self.model.backbone, self._kept if self.model.backbone.keeps_texts else None
+        return backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels], kept)
 
 
 class StateModel(nn.Module):

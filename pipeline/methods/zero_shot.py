@@ -34,7 +34,7 @@ class WordingLikelihood(TuningMethod):
     """
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        # A label at a time: B rows in the backbone, however many labels there are.
+        # A label at a time: B rows behind the texts, however many labels there are.
         return torch.stack([read.likelihood(labels) for labels in candidates.unbind(1)], dim=1)
 
 

@@ -47,7 +47,7 @@ class Asked:
     alone, prompt, prefix: last hidden states [R, T, H], read with that injection or none, from layer `first_layer` on
     where `before` has what the layers below made of the texts. trunk: that, [R, T, H]. kept: the last hidden states,
     and every layer's keys and values, side by side, [R, T, H + W]. behind: the last hidden states [R, P, H] of prompts
-    behind texts that are so kept in `before`. likelihood: [R] of `words`.
+    behind texts that are so kept in `before`. likelihood: [R] of `words`, behind kept texts or read with them.
     """
 
     kind: Kind
@@ -141,7 +141,8 @@ class AskingReader:
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
-        return self.ask(Asked("likelihood", self.texts, words=self.model.continuations[labels]))
+        before = self._kept if self.model.backbone.keeps_texts else None
+        return self.ask(Asked("likelihood", self.texts, before=before, words=self.model.continuations[labels]))
 
 
 def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: int) -> tuple[list[Tensor], int]:
@@ -256,7 +257,8 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
     texts = asked.texts
     if asked.kind == "likelihood":
         assert asked.words is not None
-        return backbone.likelihood(texts.ids, texts.mask, asked.words)
+        kept = None if asked.before is None else _kept(backbone, texts, asked.before)
+        return backbone.likelihood(texts.ids, texts.mask, asked.words, kept)
     if asked.kind == "trunk":
         return backbone.trunk(texts.ids, texts.mask, asked.first_layer, texts.types).states
     if asked.kind == "kept":
@@ -264,9 +266,13 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
         return torch.cat([kept.hidden, join_prefix(kept.layers)], dim=-1)
     if asked.kind == "behind":
         assert asked.before is not None and asked.injection is not None
-        hidden, layers = asked.before.tensor_split([backbone.facts.hidden_size], dim=-1)
-        # Texts are padded on the right, so that their real tokens come first.
-        kept = KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))
-        return backbone.behind(kept, asked.injection)
+        return backbone.behind(_kept(backbone, texts, asked.before), asked.injection)
     trunk = None if asked.before is None else Trunk(asked.first_layer, asked.before)
     return backbone(texts.ids, texts.mask, asked.injection, texts.types, trunk=trunk, edits=asked.edits)
+
+
+def _kept(backbone: FrozenBackbone, texts: Texts, before: Tensor) -> KeptTexts:
+    """What was kept of texts, [R, T, H + W], taken apart."""
+    hidden, layers = before.tensor_split([backbone.facts.hidden_size], dim=-1)
+    # Texts are padded on the right, so that their real tokens come first.
+    return KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))

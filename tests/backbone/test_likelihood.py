@@ -3,6 +3,7 @@
 covers backbone/frozen
 """
 
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ def load(path: Path, quantization: str = "none") -> FrozenBackbone:
     return FrozenBackbone(model, facts_of(model.config))
 
 
-def likelihood(backbone: FrozenBackbone, side: str) -> Tensor:
+def likelihood(backbone: FrozenBackbone, side: str, keep: bool = False) -> Tensor:
     """Of all texts at once, padded on one side."""
     ids = torch.full((len(TEXTS), T), PAD_ID)
     mask = torch.zeros_like(ids)
@@ -41,7 +42,7 @@ def likelihood(backbone: FrozenBackbone, side: str) -> Tensor:
         ids[row, places], mask[row, places] = torch.tensor(text), 1
         continuation[row, : len(behind)] = torch.tensor(behind)
     with torch.no_grad():
-        return backbone.likelihood(ids, mask, continuation)
+        return backbone.likelihood(ids, mask, continuation, backbone.keep(ids, mask) if keep else None)
 
 
 def plain_likelihood(model: PreTrainedModel) -> Tensor:
@@ -66,8 +67,9 @@ def test_equals_the_definition(tmp_path: Path, family: str, tied: bool) -> None:
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float64)
     expected = plain_likelihood(theirs).float()
     backbone.double()
-    for side in ("right", "left"):
-        torch.testing.assert_close(likelihood(backbone, side), expected, rtol=1e-6, atol=1e-6)
+    for side, keep in product(("right", "left"), {False, backbone.keeps_texts}):
+        torch.testing.assert_close(likelihood(backbone, side, keep), expected, rtol=1e-6, atol=1e-6)
+    assert backbone.keeps_texts == (backbone.facts.sliding_window is None)
 
 
 @pytest.mark.parametrize("tied", [True, False])
