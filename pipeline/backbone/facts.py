@@ -36,6 +36,8 @@ TESTED = (
 DEBERTA = ("deberta", "deberta-v2")
 ALIBI = ("bloom", "mpt")
 """Families that weigh a token by its distance, which has no bound; Falcon may."""
+COUNTS_PADDING = ("mpt",)
+"""Families in which padding between two tokens is part of their distance."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,8 @@ class BackboneFacts:
     """Causal (True) or bidirectional (False)."""
     sliding_window: int | None = None
     """Positions, its own included, that a token sees in some layers, an injected prompt's among them; None: all."""
+    keeps_states: bool = False
+    """Some layers keep a recurrence's state of what they read, be it beside keys and values or without any."""
     sliding_layers: int = 0
     """How many of the L layers have this window."""
     vocab_size: int | None = None
@@ -109,6 +113,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         prefix_layers=_prefix_layers(config, found, carrier),
         max_positions=_max_positions(config, found),
         is_decoder=found.is_causal,
+        keeps_states=found.keeps_states,
         sliding_window=min(windows, default=None),
         sliding_layers=len(windows),
         vocab_size=found.vocab_size,
@@ -130,8 +135,10 @@ def behind_refusal(facts: BackboneFacts) -> str | None:
     """Why nothing can be read behind a text that was read before; None where it can."""
     if not facts.is_decoder:
         return f"in {facts.family}, which is no decoder, a text's states depend on what stands behind it"
-    if facts.carrier is None or not facts.prefix_layers or None in facts.prefix_layers:
+    if facts.carrier is None or not facts.prefix_layers or None in facts.prefix_layers or facts.keeps_states:
         return f"{facts.family} does not keep all of a text as keys and values of attention layers"
+    if facts.family in COUNTS_PADDING:
+        return f"in {facts.family} a token's distance from the text before it would depend on the padding between them"
     return None
 
 

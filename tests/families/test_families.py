@@ -17,7 +17,7 @@ from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import PASSED, check_reading
 from pipeline.backbone.config import BackboneConfig, Quantization
 from pipeline.backbone.experts import _by_rows, _matrix, expert_weights
-from pipeline.backbone.facts import Form, facts_of
+from pipeline.backbone.facts import Form, behind_refusal, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
 from pipeline.backbone.loading import load_backbone
@@ -100,6 +100,23 @@ def test_a_prefix_reaches_every_layer_and_no_further_than_its_mask(kind: str) ->
         for part in layer:
             size = part.abs().amax(dim=(1, 3))  # [B, P]
             assert (size[HOLES] > 0).all() and (size[~HOLES] == 0).all()
+
+
+@every_type
+def test_words_are_read_behind_kept_texts_as_with_them(kind: str) -> None:
+    """Where that is not refused, as it is where a text leaves more than keys and values."""
+    plain = backbone(kind)
+    if behind_refusal(plain.facts) is not None:
+        return
+    words = IDS.flip(0).where(MASK.flip(0), 0)
+    with torch.no_grad():
+        together = plain(torch.cat([IDS, words], dim=1), torch.cat([MASK, MASK.flip(0)], dim=1))
+        kept = plain.keep(IDS, MASK)
+        embeddings = plain.model.get_input_embeddings()(words)
+        behind = plain.behind(kept, Injection(MASK.flip(0), prompt=embeddings))
+    close(kept.hidden[MASK], together[:, :T][MASK])
+    if kind not in WITHOUT_PROMPT:
+        close(behind[MASK.flip(0)], together[:, T:][MASK.flip(0)])
 
 
 @with_prefix

@@ -99,6 +99,8 @@ def test_what_is_read_behind_a_text_needs_a_decoder_that_keeps_all_of_it() -> No
     for other, reason in (
         (facts_of(tiny_model("bert").config), "in bert, which is no decoder"),
         (replace(facts, prefix_layers=(None, *facts.prefix_layers[1:])), "llama does not keep all of a text"),
+        (replace(facts, keeps_states=True), "llama does not keep all of a text"),
+        (replace(facts, family="mpt"), "in mpt a token's distance"),
     ):
         with pytest.raises(UserError, match=f"method.position=after: {reason}.*; set method.position=before"):
             check_injection(behind, other)
