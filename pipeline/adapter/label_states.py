@@ -19,12 +19,15 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
 from pipeline.data.hypotheses import HypothesisTokens
+from pipeline.methods.base import MethodConfig
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
 FORMAT = 1
 START_PART = "start"
 """The part of their fingerprint that says in which form the hypotheses are kept as injections; absent: they are not."""
+ALL_IN_ONE_PART = "all_in_one"
+"""The part that says how many tokens are kept of all hypotheses in one; absent: none."""
 
 
 def label_absent() -> Absent:
@@ -51,22 +54,29 @@ class LabelStates:
     """What the states were made from: backbone, weights, tokenizer, hypotheses, dtype."""
     start: Tensor | None = None
     """[K, P, W], the hypotheses as injections (`pipeline.backbone.as_injection`), where injections start from them."""
+    all_in_one: Tensor | None = None
+    """[N, W], keys and values of N tokens of all hypotheses, one behind the other, where training starts from them."""
 
     @property
     def hypothesis_tokens(self) -> int:
         """P"""
         return self.mask.shape[1]
 
-    def without_start_unless(self, wanted: object | None) -> "LabelStates":
-        """The same without a start, unless one is wanted."""
-        if wanted is not None:
-            return self
-        made_from = {part: value for part, value in self.fingerprint.items() if part != START_PART}
-        return replace(self, fingerprint=made_from, start=None)
+    def wanted_by(self, method: MethodConfig) -> "LabelStates":
+        """The same, without what this method does not start from."""
+        states = self if method.starts_from is not None else replace(self._without(START_PART), start=None)
+        return states if method.starts_with is not None else states.of_adapter()
+
+    def of_adapter(self) -> "LabelStates":
+        """The same, without what only training starts from."""
+        return replace(self._without(ALL_IN_ONE_PART), all_in_one=None)
+
+    def _without(self, part: str) -> "LabelStates":
+        return replace(self, fingerprint={name: value for name, value in self.fingerprint.items() if name != part})
 
     def save(self, folder: Path) -> None:
         """Writes both files into an existing folder."""
-        found = {"states": self.states, "mask": self.mask, "start": self.start}
+        found = {"states": self.states, "mask": self.mask, "start": self.start, "all_in_one": self.all_in_one}
         tensors = {name: tensor.contiguous().cpu() for name, tensor in found.items() if tensor is not None}
         # Not save_file: its error on a full disk is not an OSError.
         data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
@@ -88,16 +98,18 @@ class LabelStates:
                 made_from = json.loads((file.metadata() or {}).get("fingerprint", "{}"))
                 states, mask = file.get_tensor("states"), file.get_tensor("mask")
                 start = file.get_tensor("start") if START_PART in words.fingerprint else None
+                all_in_one = file.get_tensor("all_in_one") if ALL_IN_ONE_PART in words.fingerprint else None
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
         fits &= start is None or (start.ndim == 3 and start.shape[:2] == mask.shape)
+        fits &= all_in_one is None or all_in_one.ndim == 2
         if made_from != words.fingerprint or not fits:
             raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
-        if fault := _fault(states, mask, start):
+        if fault := _fault(states, mask, start, all_in_one):
             raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
         check_sums(folder)
-        return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start)
+        return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start, all_in_one)
 
 
 class _Words(Settings):
@@ -119,12 +131,13 @@ class _Words(Settings):
         return self
 
 
-def _fault(states: Tensor, mask: Tensor, start: Tensor | None) -> str | None:
-    """What is wrong with states [K, P, H], mask [K, P] and start [K, P, W], if anything is."""
+def _fault(states: Tensor, mask: Tensor, *starts: Tensor | None) -> str | None:
+    """What is wrong with states [K, P, H], mask [K, P] and what injections start from, if anything is."""
     if states.dtype not in FLOATS.values() or mask.dtype != torch.bool:
         return f"states are {states.dtype} and their mask {mask.dtype}, where floats and bool are expected"
-    if start is not None and (start.dtype != states.dtype or not torch.isfinite(start).all()):
-        return "what its injections start from are not finite numbers"
+    for start in starts:
+        if start is not None and (start.dtype != states.dtype or not torch.isfinite(start).all()):
+            return "what its injections start from are not finite numbers"
     if not mask.any(1).all():  # which P = 0 fails too
         return "a label has no token"
     if states.shape[2] == 0 or not torch.isfinite(states).all():

@@ -75,6 +75,13 @@ def encode_behind(
     return _padded([[*opening, *row] for row in rows], len(opening))
 
 
+def all_in_one(tokens: HypothesisTokens, length: int) -> HypothesisTokens:
+    """All hypotheses in one row [1, length], one behind the other: cut at so many tokens, or begun again until then."""
+    row = tokens.input_ids[tokens.mask]
+    ids = row.repeat(-(-length // len(row)))[:length].unsqueeze(0)
+    return HypothesisTokens(ids, torch.ones_like(ids, dtype=torch.bool))
+
+
 def _check_rows(hypotheses: Sequence[str], rows: Sequence[list[int]], max_length: int) -> None:
     _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
     for text, row in zip(hypotheses, rows, strict=True):

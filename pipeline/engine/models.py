@@ -128,12 +128,13 @@ def load_inside(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
     model.load_inside(state, partial(whole, written=True))
 
 
-def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase) -> Vocabulary:
+def vocabulary_of(backbone: FrozenBackbone, tokenizer: PreTrainedTokenizerBase, labels: LabelStates) -> Vocabulary:
     """The words that methods start from. Every rank must look up the same embeddings."""
     return Vocabulary(
         tokens=sorted(set(range(len(tokenizer))) - set(tokenizer.all_special_ids)),
         encode=lambda text: encode(tokenizer, [text], add_special_tokens=False)["input_ids"][0],
         embed=partial(_embed, backbone),
+        hypotheses=labels.all_in_one,
     )
 
 

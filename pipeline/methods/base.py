@@ -48,6 +48,8 @@ class Vocabulary:
     """A text's token ids, without special tokens."""
     embed: Callable[[Tensor], Tensor]
     """Token ids [N] -> input embeddings [N, H], float32."""
+    hypotheses: Tensor | None = None
+    """[P, W]: keys and values of P tokens of the labels' hypotheses, where `MethodConfig.starts_with` asks for them."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ class MethodConfig(Settings, ABC):
     @property
     def starts_from(self) -> Form | None:
         """The form in which encode-labels keeps the hypotheses, for injections that start from them."""
+        return None
+
+    @property
+    def starts_with(self) -> int | None:
+        """P tokens of all hypotheses, read one behind the other, whose keys and values encode-labels keeps.
+
+        What the method is initialized with; no adapter holds them. None: none.
+        """
         return None
 
     @property

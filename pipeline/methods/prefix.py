@@ -1,8 +1,11 @@
 """Prefix tuning: the same trained keys and values before every text, in every layer (Li and Liang, arXiv 2101.00190).
 
+They may start as what the backbone computes for words, here for all labels' hypotheses.
+
 Without the MLP, and with the linear head that every method here has, this is P-tuning v2 (arXiv 2110.07602).
 """
 
+from collections.abc import Sequence
 from typing import ClassVar, Literal
 
 import torch
@@ -12,7 +15,8 @@ from torch import nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS, WIDEST
-from pipeline.methods.text_classifier import TextClassifierConfig
+from pipeline.methods.base import Vocabulary
+from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
 class PrefixConfig(TextClassifierConfig):
@@ -24,6 +28,9 @@ class PrefixConfig(TextClassifierConfig):
     name: Literal["prefix"] = "prefix"
     tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prefix tokens."""
+    start: Literal["random", "hypotheses"] = "random"
+    """hypotheses: the backbone's keys and values of all labels' hypotheses, one behind the other, cut at or begun again
+    until `tokens`, so that a text is read as one behind them; random: of init_std."""
     reparametrisation: bool = False
     """Keys and values come out of a two-layer MLP over embeddings, as in the paper; False: they are trained as such."""
     bottleneck: int | None = Field(default=None, ge=1, le=WIDEST)
@@ -37,6 +44,21 @@ class PrefixConfig(TextClassifierConfig):
             raise ValueError("method.bottleneck has a meaning only with method.reparametrisation=true")
         return self
 
+    @model_validator(mode="after")
+    def _what_is_read_is_not_drawn(self) -> "PrefixConfig":
+        if self.start == "hypotheses" and self.reparametrisation:
+            raise ValueError("method.start=hypotheses sets keys and values, which method.reparametrisation=true makes")
+        if self.start == "hypotheses" and self.init_std != type(self).model_fields["init_std"].default:
+            raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
+        return self
+
+    @property
+    def starts_with(self) -> int | None:
+        return self.tokens if self.start == "hypotheses" else None
+
+    def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "PrefixTuning":
+        return PrefixTuning(self.build_injector(facts), self.build_head(facts, label_count))
+
     def build_injector(self, facts: BackboneFacts) -> "Prefix":
         return Prefix(self, facts)
 
@@ -49,6 +71,17 @@ class PrefixConfig(TextClassifierConfig):
 
     def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
+
+
+class PrefixTuning(TextClassifier):
+    """A prefix that may start from words."""
+
+    def initialize(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
+        """Keys and values start as those of the hypotheses, where the backbone has read them for that."""
+        if vocabulary.hypotheses is not None:
+            assert isinstance(self.injector, Prefix)
+            weight = self.injector.embedding.weight
+            weight.data.copy_(vocabulary.hypotheses.to(weight))
 
 
 class Prefix(nn.Module):

@@ -4,9 +4,17 @@ import logging
 from dataclasses import astuple
 from pathlib import Path
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from pipeline.adapter.label_states import NAMES_FILE, START_PART, LabelStates, label_artefact, read_hypotheses
+from pipeline.adapter.label_states import (
+    ALL_IN_ONE_PART,
+    NAMES_FILE,
+    START_PART,
+    LabelStates,
+    label_artefact,
+    read_hypotheses,
+)
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import CHECK_PART, check_reading
 from pipeline.backbone.facts import TESTED, Form
@@ -15,7 +23,7 @@ from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir
 from pipeline.core.run_dir import RunDir
 from pipeline.data.config import DataConfig, LabelsConfig
-from pipeline.data.hypotheses import hypotheses
+from pipeline.data.hypotheses import HypothesisTokens, all_in_one, hypotheses
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import special_texts
 from pipeline.distributed.ranks import Ranks
@@ -23,7 +31,8 @@ from pipeline.engine.backbone import Backbone, backbone_of, text_encoder
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
-from pipeline.methods.limits import check_injection, check_verdict
+from pipeline.methods.base import MethodConfig
+from pipeline.methods.limits import check_injection, check_positions, check_verdict
 
 log = logging.getLogger(__name__)
 
@@ -44,22 +53,24 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     words = hypotheses(names, config.labels)
     form = config.method.starts_from
     texts = text_encoder(backbone, data)
-    wanted = label_fingerprint(backbone, ranks, texts, names, words, form)
+    wanted = label_fingerprint(backbone, ranks, texts, names, words, config.method)
     folder = run.labels
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
-        found = artefact.found(lambda: LabelStates.load(folder).without_start_unless(form))
+        found = artefact.found(lambda: LabelStates.load(folder).wanted_by(config.method))
         if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
     tokens = texts.hypotheses(words, form)
+    check_positions(config.method, backbone.facts, tokens.kept.shape[1], data.max_length)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
     model = prepare_inference(accelerator, reader, config.backbone.dtype)
     if backbone.facts.family not in TESTED:
         wanted |= _checked(model, reader)
         check_verdict(config.method, wanted)
     read, as_injections = read_hypotheses(model, tokens, accelerator.device)
-    states = LabelStates(names, words, read, tokens.kept, wanted, as_injections)
+    in_one = _read_in_one(model, reader, tokens, config.method.starts_with, accelerator.device)
+    states = LabelStates(names, words, read, tokens.kept, wanted, as_injections, in_one)
     release(accelerator, model)
     ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
@@ -73,23 +84,24 @@ def current_label_states(
     names: list[str],
     backbone: Backbone,
     ranks: Ranks,
-    form: Form | None,
+    method: MethodConfig,
 ) -> LabelStates:
     """The label states for training. Raises UserError where they were made from something else. Collective.
 
-    `names`: the labels, as data/ has them; `form`: the method's `starts_from`.
+    `names`: the labels, as data/ has them.
     """
-    states = LabelStates.load(run_dir.labels).without_start_unless(form)
+    states = LabelStates.load(run_dir.labels).wanted_by(method)
     texts = text_encoder(backbone, data)
-    wanted = label_fingerprint(backbone, ranks, texts, names, hypotheses(names, labels), form)
+    wanted = label_fingerprint(backbone, ranks, texts, names, hypotheses(names, labels), method)
     label_artefact(run_dir.labels).check(states.fingerprint, wanted | _verdict_in(states))
     return states
 
 
 def label_fingerprint(
-    backbone: Backbone, ranks: Ranks, texts: TextEncoder, names: list[str], words: list[str], form: Form | None
+    backbone: Backbone, ranks: Ranks, texts: TextEncoder, names: list[str], words: list[str], method: MethodConfig
 ) -> dict[str, str]:
-    """Everything the label states depend on, part by part. `form`: the method's `starts_from`. Collective."""
+    """Everything the label states depend on, part by part. Collective."""
+    form, length = method.starts_from, method.starts_with
     special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
     return {
         FORMAT: LABEL_FORMAT,
@@ -101,12 +113,28 @@ def label_fingerprint(
         # Only where it matters, so that older label states stay current.
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),
         **({START_PART: _start_of(form, texts)} if form else {}),
+        **({ALL_IN_ONE_PART: f"{length} tokens"} if length else {}),
     }
 
 
 def _start_of(form: Form, texts: TextEncoder) -> str:
     """Words that end with a line or a special token change what the first word of a hypothesis becomes behind them."""
     return f"{form}{'' if texts.end_needs_space or not form.is_behind else ', without a space'}"
+
+
+def _read_in_one(
+    model: nn.Module, reader: AsInjection, tokens: HypothesisTokens, length: int | None, device: torch.device
+) -> Tensor | None:
+    """Keys and values [N, W] of N = `length` tokens of all hypotheses in one; None where none are wanted. Collective.
+
+    `model`: `reader`, or an engine around it.
+    """
+    if length is None:
+        return None
+    reader.form = Form("prefix")
+    _, found = read_hypotheses(model, all_in_one(tokens, length), device)
+    assert found is not None
+    return found[0]
 
 
 def _checked(model: nn.Module, reader: AsInjection) -> dict[str, str]:

@@ -77,8 +77,8 @@ class TrainingTask:
             return current_data(self.run, self.data, self.labels, self.seed, self.backbone)
 
         manifest = ranks.on_main(manifest_of_data)
-        names, form = manifest["labels"], self.method.starts_from
-        states = current_label_states(self.run, self.labels, self.data, names, self.backbone, ranks, form)
+        names, method = manifest["labels"], self.method
+        states = current_label_states(self.run, self.labels, self.data, names, self.backbone, ranks, method)
         check_verdict(self.method, states.fingerprint)
         config = self.backbone.config
         return states, training_fingerprint(self.method, self.settings, config, self.seed, manifest, states)
@@ -138,7 +138,7 @@ class TrainingTask:
         sizes = (backbone.facts, labels.hypothesis_tokens, len(labels.names))
         check_size(self.method, *sizes)
         method = self.method.build(*sizes)
-        method.initialize(vocabulary_of(backbone, self.backbone.tokenizer), labels.names)
+        method.initialize(vocabulary_of(backbone, self.backbone.tokenizer, labels), labels.names)
         method.load_state_dict(method.state_dict() | start)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
         model = build_model(accelerator, self.backbone.config, backbone, method, labels)
@@ -204,7 +204,7 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             if summary is not None:
                 return summary
         begin = partial(_begin, run, config.to_kept_yaml(), overwrite)
-        adapters = AdapterWriter(run, config.adapter_config(), labels, fingerprint)
+        adapters = AdapterWriter(run, config.adapter_config(), labels.of_adapter(), fingerprint)
         if not config.method.takes_steps:
             fitted = task.fitted(ranks, labels)
             ranks.on_main(begin)

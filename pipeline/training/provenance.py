@@ -40,7 +40,8 @@ def training_fingerprint(
         "backbone.pooling": backbone.pooling,
         "backbone.int8_threshold": str(backbone.int8_threshold),
         **parts_of_data(data),
-        **within("label states", labels.fingerprint),
+        # What only training starts from, method and hypotheses say already.
+        **within("label states", labels.of_adapter().fingerprint),
     }
 
 

@@ -236,6 +236,8 @@ def test_a_prompt_starts_from_words(init: str) -> None:
         ({"name": "prompt", "init": "text"}, "needs method.init_text"),
         ({"name": "prompt", "init_text": "a"}, "no other init takes one"),
         ({"name": "prefix", "bottleneck": 3}, "only with method.reparametrisation"),
+        ({"name": "prefix", "start": "hypotheses", "reparametrisation": True}, "start=hypotheses sets keys and values"),
+        ({"name": "prefix", "start": "hypotheses", "init_std": 0.1}, "only with method.start=random"),
     ],
 )
 def test_options_that_contradict_are_refused(keys: dict[str, Any], words: str) -> None:

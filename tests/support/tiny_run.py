@@ -67,8 +67,8 @@ def label_states_of(config: RunConfig) -> LabelStates:
     """As `train` takes them."""
     names = read_json(config.run_dir.manifest_file)["labels"]
     backbone = backbone_of(config.backbone, config.data)
-    form = config.method.starts_from
-    return current_label_states(config.run_dir, config.labels, config.data, names, backbone, Ranks.alone(), form)
+    run, method = config.run_dir, config.method
+    return current_label_states(run, config.labels, config.data, names, backbone, Ranks.alone(), method)
 
 
 def fingerprint_of_training(config: RunConfig, labels: LabelStates) -> dict[str, str]:
