@@ -9,6 +9,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AlbertConfig, AlbertModel
 from transformers.pytorch_utils import Conv1D
 
 from pipeline.backbone.config import BackboneConfig
@@ -125,6 +126,47 @@ def test_full_fine_tuning_trains_every_weight(texts: dict[str, Tensor]) -> None:
     model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
     for name, parameter in model.trainable().items():
         assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize("family", ["llama_gqa", "bert", "gpt2", "falcon", "opt"])
+@pytest.mark.parametrize(("share", "layers"), [(0.5, 4), (0.25, 3)])
+def test_a_share_of_each_kind_is_trained(family: str, share: float, layers: int, texts: dict[str, Tensor]) -> None:
+    network = tiny_model(family, num_hidden_layers=layers)
+    model = model_on(network, FullConfig(share=share))
+    counts: dict[str, list[int]] = {"attention": [0, 0], "other": [0, 0], "norm": [0, 0]}
+    stack = next(module for module in network.modules() if isinstance(module, nn.ModuleList))
+    inside = {id(parameter) for parameter in stack.parameters()}
+    for name, module in stack.named_modules():
+        is_matrix, is_norm = isinstance(module, nn.Linear | Conv1D), "norm" in type(module).__name__.lower()
+        if is_matrix or is_norm:
+            kind = "norm" if is_norm else "attention" if "attn" in name or "attention" in name else "other"
+            trained = {parameter.requires_grad for parameter in module.parameters()}
+            assert len(trained) == 1  # a bias goes with its matrix
+            counts[kind][0] += trained.pop()
+            counts[kind][1] += 1
+    assert all(found == round(share * count) and count >= layers for found, count in counts.values()), counts
+    assert all(parameter.requires_grad for parameter in network.parameters() if id(parameter) not in inside)
+    model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
+    assert all((parameter.grad is not None) == parameter.requires_grad for parameter in stack.parameters())
+    workload = Workload(rows=2, text_tokens=8, injected_tokens=0, injects=None)
+    config = BackboneConfig(name_or_path="none", dtype="float32")
+    taken = take_inventory(network.config, config, workload, model.method.attach)
+    inside_model = {name: value.numel() for name, value in model.inside().items() if ".pooler." not in name}
+    assert taken.trained_elements == sum(inside_model.values())  # it is built without one
+
+
+def test_a_share_is_drawn_by_its_number_and_all_is_what_it_was() -> None:
+    def trained(**keys: float) -> set[str]:
+        torch.rand(1)  # what else was drawn does not count
+        return set(model_on(tiny_model("bert", num_hidden_layers=3), FullConfig(**keys)).inside())
+
+    half = trained(share=0.5)
+    assert half == trained(share=0.5) != trained(share=0.5, draw=1)
+    assert trained(share=1.0) == trained() > half
+    with pytest.raises(ValueError, match=r"method\.draw has a meaning only with method\.share below 1"):
+        FullConfig(draw=1)
+    with pytest.raises(UserError, match=r"method\.share=0\.5: the layers of AlbertModel do not stand in one list"):
+        FullConfig(share=0.5).build(facts_of(tiny_model("bert").config), 1, K).attach(AlbertModel(AlbertConfig()))
 
 
 def test_a_trained_state_of_another_backbone_is_refused() -> None:

@@ -33,7 +33,7 @@ METHODS = {
     "generated": {"tokens": 4, "rank": 2},
     "edit": {"kind": "loreft", "rank": 2},
     "lora": {"rank": 2},
-    "full": {},
+    "full": {"share": 0.5},
     "zero_shot": {},
     "majority": {},
 }
