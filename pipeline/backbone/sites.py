@@ -26,6 +26,8 @@ class Edits:
     """Of what a layer gets, by its number, from 0. L: of what the last one leaves, before a final norm.
 
     Real tokens come first in each row, an injected prompt's before the text's: S = P + T."""
+    of_prompt: bool = False
+    """They are of an injected prompt: a text that is read without one is not edited."""
 
 
 def chosen_layers(layers: Sequence[int] | None, facts: BackboneFacts) -> list[int]:

@@ -137,10 +137,10 @@ def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int) ->
 
 
 def _shortlist_rows(config: Sections) -> int:
-    """Texts that label tuning reads for its shortlist in a pass; none where it takes stored states."""
+    """Texts that are read alone first, for a shortlist or a prompt, in a pass; none where it takes stored states."""
     method = config.method
     shortlisted = method.joint_readings(config.label_count or sys.maxsize) is not None
-    return config.train.batch_size if shortlisted and method.open_labels and not method.wants_states else 0
+    return config.train.batch_size if shortlisted and method.reads_alone and not method.wants_states else 0
 
 
 def _resolved(config: Sections, world_size: int) -> dict[str, Any]:

@@ -92,8 +92,6 @@ class MethodConfig(Settings, ABC):
     """The backbone's own weights are trained, which 8-bit ones cannot be."""
     open_labels: ClassVar[bool] = False
     """Labels that were not in training can be scored from their hypotheses alone."""
-    reads_alone: ClassVar[bool] = False
-    """It reads texts without an injection, with an untouched backbone, so that stored states take the place of that."""
     reads_hypotheses: ClassVar[bool] = False
     """Decoders score how likely the labels' hypotheses are, for which their output layer is loaded."""
     injects: ClassVar[Literal["prompt", "prefix"] | None] = None
@@ -105,6 +103,11 @@ class MethodConfig(Settings, ABC):
     def takes_steps(self) -> bool:
         """Is it trained by gradient steps?"""
         return self.is_trained and not self.from_states
+
+    @property
+    def reads_alone(self) -> bool:
+        """Does it read texts without an injection, by an untouched backbone? Stored states take the place of that."""
+        return False
 
     @property
     def form(self) -> Form | None:
@@ -177,6 +180,10 @@ class TuningMethod(nn.Module, ABC):
 
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
+
+    def edits_of(self, injection: Injection | None) -> Edits | None:
+        """What acts in a reading with this injection."""
+        return None if injection is None and self.edits is not None and self.edits.of_prompt else self.edits
 
     def begin_tuning(self) -> None:
         """Called before the first step."""

@@ -28,7 +28,6 @@ class LabelTuningConfig(MethodConfig):
 
     came_later: ClassVar[Mapping[str, str]] = {"start": "random"}
     open_labels: ClassVar[bool] = True
-    reads_alone: ClassVar[bool] = True
 
     head: HeadName = "fitted"
     """fitted: the probe of the texts that are read alone, to which tuning adds; linear: the paper's 2H parameters;
@@ -49,6 +48,10 @@ class LabelTuningConfig(MethodConfig):
         if field is not None and self.start == "hypothesis" and self.init_std != field.default:
             raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
         return self
+
+    @property
+    def reads_alone(self) -> bool:
+        return True
 
     @property
     def starts_from(self) -> Form | None:

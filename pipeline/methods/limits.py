@@ -103,10 +103,11 @@ def candidate_count(method: MethodConfig, label_count: int, wanted: int | Litera
 def readings_per_text(method: MethodConfig, label_count: int, candidates: int) -> int:
     """How often the backbone reads a text that is judged against C = `candidates` of K = `label_count` labels at once.
 
-    Beyond a shortlist label tuning reads it alone as well, unless those readings are stored.
+    Beyond a shortlist label tuning reads it alone as well, as does a prompt that is made of a whole text, unless those
+    readings are stored.
     """
     joint = method.joint_readings(label_count)
     if joint is None:
         return candidates
-    is_read_alone = method.open_labels and not method.wants_states
+    is_read_alone = method.reads_alone and not method.wants_states
     return min(joint, candidates) + is_read_alone

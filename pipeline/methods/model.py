@@ -111,7 +111,7 @@ class _Reader:
     alone: Tensor | None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
-        edits = self.model.method.edits
+        edits = self.model.method.edits_of(injection)
         if injection is None and edits is None and self.alone is not None:
             return self.alone.repeat_interleave(copies, 0)
         if self.model.method.form is not None and self.model.method.form.is_behind:

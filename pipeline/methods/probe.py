@@ -21,13 +21,16 @@ class ProbeConfig(MethodConfig):
 
     is_baseline: ClassVar[bool] = True
     from_states: ClassVar[bool] = True
-    reads_alone: ClassVar[bool] = True
 
     name: Literal["probe"] = "probe"
     c: Distinct[Annotated[float, Field(gt=0, lt=float("inf"))]] = Field(default=list(CS), min_length=1)
     """Inverse strengths of the penalty (scikit-learn's C) to choose from: on validation, or by cross-validation."""
     prior: Literal["auto", "always", "never"] = "auto"
     """Add the similarity of text and hypothesis, with a fitted weight; auto: where validation prefers it."""
+
+    @property
+    def reads_alone(self) -> bool:
+        return True
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "Probe":
         return Probe(facts.hidden_size, label_count)

@@ -109,7 +109,7 @@ class AskingReader:
         first_layer = 0 if self._form is None else self._form.first_layer
         before = None if self._trunk is None else self._trunk.repeat_interleave(copies, 0)
         kind: Kind = "alone" if injection is None else "prefix" if injection.prompt is None else "prompt"
-        asked = Asked(kind, texts, first_layer, injection, before, edits=self.model.method.edits)
+        asked = Asked(kind, texts, first_layer, injection, before, edits=self.model.method.edits_of(injection))
         return pool(self.ask(asked), texts.mask, self.model.pooling)
 
     def _behind(self, injection: Injection | None, copies: int) -> Tensor:

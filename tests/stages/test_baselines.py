@@ -146,7 +146,7 @@ def script(folder: Path) -> dict[str, Any]:
         ("lora", [int8, "method.rank=2"]),
         ("full", []),
         ("edit", edits),
-        ("generated", [int8]),
+        ("generated", [int8, "method.source=sentence", "method.hypercomplex=2", "method.rank=4"]),
         ("zero_shot", [int8]),
     ):
         config = tiny_config(
@@ -168,12 +168,12 @@ def script(folder: Path) -> dict[str, Any]:
 def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
     assert all(status == 0 for ended in statuses.values() for status in ended), statuses
-    for name in ("lora", "full", "edit"):
+    for name in ("lora", "full", "edit", "generated"):
         logs = [(tmp_path / f"{name}-{world}" / "logs" / "metrics.jsonl").read_text() for world in (1, 2)]
         losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
         one, two = (load_file(tmp_path / f"{name}-{world}" / "adapter" / "adapter.safetensors") for world in (1, 2))
-        assert any(key.startswith(("backbone.", "of_layers.")) for key in one)
+        assert any(key.startswith(("backbone.", "of_layers.", "bottleneck.")) for key in one)
         for key, tensor in one.items():
             torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
     one, two = (tmp_path / f"zero_shot-{world}" / "evaluation" / "predictions.parquet" for world in (1, 2))
