@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from pipeline.core.imports import quick_imports
 from pipeline.core.run_lock import RunLock
 
 # A loaded machine must not fail a property.
@@ -20,6 +21,13 @@ settings.load_profile("ltune")
 
 FIRST = ("tests/slurm", "tests/launch", "tests/faults")
 """They start launchers, clusters and ranks of their own, so they take longest, most of it waiting."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """All test files are imported."""
+    with quick_imports():
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

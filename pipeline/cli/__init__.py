@@ -15,6 +15,7 @@ from pipeline.cli.serve import serve
 from pipeline.core.bounds import abridged
 from pipeline.core.errors import PREEMPTED, RANK_LOST, Preempted, RankFailedError, UserError, nearest
 from pipeline.core.escapes import visible
+from pipeline.core.imports import quick_imports
 from pipeline.core.output import ReaderGone, ended_by_signals, say, say_error, whole_output
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.launcher import check_launcher, ignore_renamed_collectives, rank, world_size
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _load(options: argparse.Namespace) -> "RunConfig":
     announce_device()
-    from pipeline.config import load_config
+    with quick_imports():
+        from pipeline.config import load_config
 
     profile = getattr(options, "profile", None)
     overrides = [*options.overrides, *([f"logging.trace_steps={profile}"] if profile else [])]
@@ -76,8 +78,9 @@ def _load(options: argparse.Namespace) -> "RunConfig":
 def _stage(options: argparse.Namespace) -> None:
     config = _load(options)
     given = {name: value for name in OF_STAGES if (value := getattr(options, name, None))}
-    from pipeline.engine.agreement import check_alike
-    from pipeline.engine.startup import join, own_run_dir
+    with quick_imports():
+        from pipeline.engine.agreement import check_alike
+        from pipeline.engine.startup import join, own_run_dir
 
     ranks = join(config)
     with own_run_dir(config.run_dir, ranks):
@@ -109,11 +112,13 @@ def _estimate(options: argparse.Namespace) -> None:
 @ended_by_signals()
 def _report(options: argparse.Namespace) -> None:
     if options.compare:
-        from pipeline.stages.report_comparison import report_comparison
+        with quick_imports():
+            from pipeline.stages.report_comparison import report_comparison
 
         report_comparison(options.compare, options.output)
     else:
-        from pipeline.stages.report import report
+        with quick_imports():
+            from pipeline.stages.report import report
 
         report(
             options.run,
@@ -131,13 +136,13 @@ def _doctor(options: argparse.Namespace) -> None:
 
 def _compare(options: argparse.Namespace) -> None:
     announce_device()
-    from pipeline.comparison.config import describe, groups, load_comparison, parse_share
+    with quick_imports():
+        from pipeline.comparison.config import describe, groups, load_comparison, parse_share
+        from pipeline.stages.compare import check_cells, compare
 
     reference = [f"reference={json.dumps(options.against)}"] if options.against else []
     comparison = load_comparison(options.config, [*options.overrides, *reference]).trusted(options.trust_remote_code)
     share = parse_share(options.cells) if options.cells else None
-    from pipeline.stages.compare import check_cells, compare
-
     if options.dry_run:
         check_cells(comparison, groups(comparison), {})
         say(describe(comparison))
@@ -200,7 +205,8 @@ ONE_ANSWERS = ("estimate", "predict", "export", "push", "serve", "report", "fetc
 
 def _stage_function(name: str) -> Any:
     """The stage's function, imported only now: `--help` must not wait for torch."""
-    module = __import__(f"pipeline.stages.{name.replace('-', '_')}", fromlist=["pipeline"])
+    with quick_imports():
+        module = __import__(f"pipeline.stages.{name.replace('-', '_')}", fromlist=["pipeline"])
     return getattr(module, name.replace("-", "_"))
 
 

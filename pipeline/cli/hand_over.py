@@ -4,6 +4,7 @@ import argparse
 from typing import Any
 
 from pipeline.cli.common import add_common_options
+from pipeline.core.imports import quick_imports
 from pipeline.core.output import ended_by_signals
 from pipeline.distributed.device import announce_device
 
@@ -36,7 +37,8 @@ def add_hand_over_commands(commands: Any) -> None:
 def export(options: argparse.Namespace) -> None:
     """Writes the folder."""
     announce_device()
-    from pipeline.stages import export as stage
+    with quick_imports():
+        from pipeline.stages import export as stage
 
     stage.export(
         options.run or options.adapter,

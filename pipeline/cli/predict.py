@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.cli.common import add_common_options, positive
 from pipeline.core.errors import UserError
+from pipeline.core.imports import quick_imports
 from pipeline.core.output import STANDARD, ended_by_signals
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.launcher import world_size
@@ -90,8 +91,9 @@ def _add_parts_options(command: argparse.ArgumentParser) -> None:
 @ended_by_signals()
 def predict(options: argparse.Namespace) -> None:
     """Labels new texts: in a stream, or in parts."""
-    from pipeline.data.unlabelled import Input
-    from pipeline.stages import predict as stage
+    with quick_imports():
+        from pipeline.data.unlabelled import Input
+        from pipeline.stages import predict as stage
 
     keep = stage.fields("--keep", options.keep) if options.keep else []
     source = Input(options.input, options.format, keep, options.on_error)
@@ -120,8 +122,9 @@ def _predict_parts(options: argparse.Namespace, source: "Input") -> None:
     if options.output != STANDARD:
         raise UserError("--parts or --output: give one of them")
     announce_device()
-    from pipeline.comparison.config import parse_share
-    from pipeline.stages.predict_parts import PartsOutput, Scoring, predict_parts
+    with quick_imports():
+        from pipeline.comparison.config import parse_share
+        from pipeline.stages.predict_parts import PartsOutput, Scoring, predict_parts
 
     taken = {name: getattr(options, name) for name in ("calibrated", "backbone", "device", "deepspeed", "batch_rows")}
     adapter, trusted = Path(options.run or options.adapter), options.trust_remote_code

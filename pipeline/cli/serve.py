@@ -3,6 +3,7 @@
 import argparse
 
 from pipeline.cli.common import add_common_options, positive
+from pipeline.core.imports import quick_imports
 from pipeline.distributed.device import announce_device
 from pipeline.serving.limits import Limits
 
@@ -63,7 +64,8 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
 
 def serve(options: argparse.Namespace) -> None:
     announce_device()
-    from pipeline.stages.serve import serve as listen
+    with quick_imports():
+        from pipeline.stages.serve import serve as listen
 
     listen(
         options.adapter,

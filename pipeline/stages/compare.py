@@ -1,6 +1,5 @@
 """Methods x backbones x data sets x training sizes x seeds: each tuned alike, run, and compared with statistics."""
 
-import gc
 import json
 import logging
 from collections.abc import Iterator, Sequence
@@ -41,8 +40,6 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     share each, and the same command without a share ends the comparison. `overwrite`: train cells afresh that are
     finished with another config. Raises UserError where a cell cannot run, and for such cells without `overwrite`.
     """
-    # DeepSpeed collects garbage at every start: seconds, with all that is imported here.
-    gc.freeze()
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
     backbones: Backbones = {}

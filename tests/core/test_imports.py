@@ -1,0 +1,43 @@
+"""What is imported with the collector at rest is none of its business afterwards."""
+
+import gc
+from pathlib import Path
+
+import pytest
+
+from pipeline.core.imports import quick_imports
+
+
+@pytest.fixture(autouse=True)
+def _collector_as_before() -> None:
+    gc.enable()
+
+
+def test_what_is_imported_is_kept_from_the_collector(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ltune_test_imported.py").write_text("values = [[n] for n in range(5000)]\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        import ltune_test_imported
+
+        assert not gc.isenabled()
+    assert gc.isenabled() and gc.get_freeze_count() >= frozen + 5000
+    assert len(ltune_test_imported.values) == 5000
+
+
+def test_without_an_import_nothing_is_kept() -> None:
+    frozen = gc.get_freeze_count()
+    with quick_imports():
+        import json  # noqa: F401 (there already)
+    assert gc.isenabled() and gc.get_freeze_count() == frozen
+
+
+def test_a_collector_at_rest_stays_so_and_a_failed_import_wakes_it() -> None:
+    with pytest.raises(ModuleNotFoundError), quick_imports():
+        import ltune_no_such_module  # noqa: F401
+    assert gc.isenabled()
+    gc.disable()
+    with quick_imports():
+        pass
+    assert not gc.isenabled()
+    gc.enable()
