@@ -1,7 +1,4 @@
-"""Runs command lines one after the other, each in a process forked after the imports, within bounds of memory and time.
-
-python -m tests.hostile.server FOLDER     reads FOLDER/cases.json, writes FOLDER/results.json
-"""
+"""Runs command lines one after the other, each in a process of its own, within bounds of memory and time."""
 
 import json
 import os
@@ -21,15 +18,6 @@ WAIT = 5
 
 
 def run_cases(folder: Path) -> list[dict[str, Any]]:
-    import pipeline.cli
-    import pipeline.stages.compare
-    import pipeline.stages.dry_run
-    import pipeline.stages.predict
-    import pipeline.stages.report
-    import pipeline.stages.run  # noqa: F401 (imported once, here, for all cases)
-    from pipeline.distributed.zero import keep_quiet
-
-    keep_quiet()
     results = []
     for number, case in enumerate(json.loads((folder / "cases.json").read_text())):
         out, err = folder / f"{number}.out", folder / f"{number}.err"
@@ -103,6 +91,7 @@ def _be_case(case: dict[str, Any], out: Path, err: Path) -> None:
         os._exit(status)
 
 
-if __name__ == "__main__":
-    place = Path(sys.argv[1])
-    (place / "results.json").write_text(json.dumps(run_cases(place)))
+def main(arguments: list[str]) -> None:
+    """Reads FOLDER/cases.json, writes FOLDER/results.json."""
+    [folder] = map(Path, arguments)
+    (folder / "results.json").write_text(json.dumps(run_cases(folder)))

@@ -14,8 +14,8 @@ from pipeline.distributed.launcher import free_port
 from pipeline.doctor import hardware, network, ranks, software
 from pipeline.doctor.check import Check, run_checks
 from pipeline.stages.doctor import merged, table
+from tests.support.fork_server import REPOSITORY
 from tests.support.processes import launch, run_script
-from tests.support.worlds import REPOSITORY
 
 
 def rows_of(output: str) -> dict[str, str]:

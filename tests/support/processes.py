@@ -1,6 +1,6 @@
 """Trains in real processes, one per rank, that can be killed or signalled on the way.
 
-A parent imports torch and DeepSpeed once and forks every rank of every launch: a launch costs a second, not ten.
+A parent that has imported torch and DeepSpeed forks every rank of every launch: a launch costs a second, not ten.
 """
 
 import importlib
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.distributed.launcher import free_port
-from pipeline.distributed.zero import keep_quiet
-from tests.support.worlds import import_before_forking, run_module
+from tests.support.worlds import run_module
 
 HANG_SECONDS = 300
 """Far more than a launch takes, also on a machine busy with something else."""
@@ -98,16 +97,8 @@ def _statuses(ranks: list[int], deadline: float) -> list[int]:
     return [ended[pid] for pid in ranks]
 
 
-def _main(function: str, folder: Path) -> None:
-    module, _, name = function.partition(":")
-    import pipeline.cli
-    import pipeline.stages.run  # noqa: F401 (imported once, here, for all the forked ranks)
-
-    keep_quiet()
-    import_before_forking()
+def main(arguments: list[str]) -> None:
+    module, _, name = arguments[0].partition(":")
+    folder = Path(arguments[1])
     result = getattr(importlib.import_module(module), name)(folder)
     (folder / "result.json").write_text(json.dumps(result))
-
-
-if __name__ == "__main__":
-    _main(sys.argv[1], Path(sys.argv[2]))

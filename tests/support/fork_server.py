@@ -1,0 +1,110 @@
+"""Processes forked from one that has imported torch, DeepSpeed and the stages, and has done nothing else.
+
+Each is as good as a fresh Python with those imports, and starts in a tenth of a second, not in five. Every process of
+the test suite has at most one server, which starts when it is first asked and ends with the process.
+"""
+
+import functools
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from pathlib import Path
+from typing import Any
+
+from pipeline.core.imports import quick_imports
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "HF_HUB_OFFLINE": "1",
+    "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # as the command line has it, where no terminal is
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+def run_forked(function: str, arguments: list[str], log: Path, timeout_seconds: float, **variables: str) -> int:
+    """Calls `module:function`(arguments) in a process group of its own; its exit status, negative for a signal.
+
+    What it writes is added to `log`. It has this process's environment, with ENVIRONMENT and `variables`. After the
+    timeout the whole group is killed, and the test fails.
+    """
+    server = _server()
+    assert server.stdin and server.stdout
+    environment = os.environ | ENVIRONMENT | variables
+    order = {"function": function, "arguments": arguments, "log": str(log), "environment": environment}
+    server.stdin.write(json.dumps(order).encode() + b"\n")
+    server.stdin.flush()
+    pid = int(server.stdout.readline())
+    ended, _, _ = select.select([server.stdout], [], [], timeout_seconds)
+    if not ended:
+        os.killpg(pid, signal.SIGKILL)
+    status = int(server.stdout.readline())
+    assert ended, f"no end after {timeout_seconds} s:\n{log.read_text()[-6000:]}"
+    return status
+
+
+@functools.cache
+def _server() -> "subprocess.Popen[bytes]":
+    command = [sys.executable, "-m", "tests.support.fork_server"]
+    environment = os.environ | ENVIRONMENT
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "bufsize": 0}  # select sees what no buffer hides
+    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, start_new_session=True, **pipes)
+
+
+def _import_all() -> None:
+    """What a stage imports, and what libraries import on its way: seconds of each process's time."""
+    for stage in ("run", "compare", "dry_run", "predict", "report"):
+        importlib.import_module(f"pipeline.stages.{stage}")
+    for name in ("deepspeed.runtime.zero.muon.muon_optimizer", "sklearn.linear_model", "sklearn.metrics"):
+        importlib.import_module(name)
+    for family in ("bert", "gpt2", "llama"):
+        importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+    from pipeline.distributed.zero import keep_quiet
+
+    keep_quiet()
+
+
+def _serve() -> None:
+    with quick_imports():
+        _import_all()
+    for line in sys.stdin.buffer:  # up to the end of the process that asks
+        pid = os.fork()
+        if pid == 0:
+            _be_process(json.loads(line))
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+def _be_process(order: dict[str, Any]) -> None:
+    status = 1
+    try:
+        os.setsid()
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for descriptor in (1, 2):
+            os.dup2(os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), descriptor)
+        os.environ.clear()
+        os.environ.update(order["environment"])
+        from tqdm import tqdm
+
+        tqdm.set_lock(threading.RLock())  # by default all forked processes share one, which a killed one would keep
+        module, _, name = order["function"].partition(":")
+        status = getattr(importlib.import_module(module), name)(order["arguments"]) or 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve()
