@@ -1,15 +1,13 @@
 """Code that comes with a model, an adapter, a run directory or a data set runs where the user says so, else nowhere."""
 
 import json
-import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, dynamic_module_utils
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.model_config import load_model_config
@@ -22,6 +20,7 @@ from pipeline.data.sources import read_split
 from pipeline.data.tokenizer import load_tokenizer
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
+from tests.support.fork_server import run_forked
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import tiny_run
 
@@ -124,6 +123,12 @@ def test_other_backbones_are_refused_before_their_code_runs(config: RunConfig, m
     assert not marker.exists()
 
 
+def main_keeping_modules(arguments: list[str]) -> int:
+    """The command line; code that it is allowed to load is kept in the folder that is the first argument."""
+    dynamic_module_utils.HF_MODULES_CACHE, *command = arguments
+    return main(command)
+
+
 def test_the_code_runs_where_the_command_line_says_so(config: RunConfig, tmp_path: Path) -> None:
     """In a process of its own, which may not find the code among the modules that were imported already."""
     marker = tmp_path / "ran"
@@ -131,12 +136,13 @@ def test_the_code_runs_where_the_command_line_says_so(config: RunConfig, tmp_pat
     change(backbone / "tokenizer_config.json", auto_map={})
     (tmp_path / "config.yaml").write_text(config.to_yaml())
     options = [f"backbone.name_or_path={backbone}", f"run.dir={tmp_path / 'run'}"]
-    command = [sys.executable, "-m", "pipeline", "preprocess", "--config", str(tmp_path / "config.yaml"), *options]
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules")}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    command, log = ["preprocess", "--config", str(tmp_path / "config.yaml"), *options], tmp_path / "log"
+    keeping = [str(tmp_path / "modules"), *command]
+    assert run_forked("tests.test_foreign_code:main_keeping_modules", keeping, log, 300) == 0, log.read_text()
     assert not marker.exists()
     shutil.rmtree(tmp_path / "run")
-    subprocess.run([*command, "--trust-remote-code"], env=environment, check=True, capture_output=True)
+    keeping.append("--trust-remote-code")
+    assert run_forked("tests.test_foreign_code:main_keeping_modules", keeping, log, 300) == 0, log.read_text()
     assert marker.exists()
     assert "trust_remote_code" not in (tmp_path / "run" / "config.yaml").read_text()
 

@@ -4,6 +4,7 @@ covers adapter/card
 """
 
 import json
+import logging
 import subprocess
 import sys
 import unicodedata
@@ -13,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers.utils import logging as transformers
 
 from pipeline.adapter.card import model_card
 from pipeline.cli import main
@@ -20,6 +22,7 @@ from pipeline.config import RunConfig
 from pipeline.core.escapes import JOINERS, for_code_span, for_markdown, visible
 from pipeline.stages.predict import predict
 from tests.support.compared import invent
+from tests.support.fork_server import run_forked
 from tests.support.tiny_run import tiny_config, tiny_run
 
 BELL, CLEAR, TITLE, CSI8, TURNED, BACK = "\a", "\x1b[2J\x1b[H", "\x1b]0;owned\a", "\x9b31m", "\u202egnp.exe", "\b\b\r"
@@ -153,36 +156,44 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
     return config
 
 
+def test_nothing_moves_the_cursor_where_there_is_no_terminal(config: RunConfig, tmp_path: Path) -> None:
+    """Progress bars do, and what they are told is told before their library is imported: a Python of its own."""
+    file = tmp_path / "config.yaml"
+    file.write_text(config.model_copy(update={"run": config.run.model_copy(update={"dir": str(tmp_path)})}).to_yaml())
+    command = [sys.executable, "-m", "pipeline", "preprocess", "--config", str(file)]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT).stdout
+    assert b"science\\u001b[2J" in output and not [c for c in shown_raw(output.decode()) if c != "\n"]
+
+
 @pytest.mark.parametrize("debug", [False, True])
 def test_log_lines_and_errors_of_the_command_line(config: RunConfig, tmp_path: Path, debug: bool) -> None:
     """Of the whole program in a process of its own: log lines, one-line errors, and tracebacks with --debug."""
     file = tmp_path / "config.yaml"
     file.write_text(config.model_copy(update={"run": config.run.model_copy(update={"dir": str(tmp_path)})}).to_yaml())
-    command = [sys.executable, "-m", "pipeline", "preprocess", "--config", str(file), *(["--debug"] if debug else [])]
-    good = subprocess.run(command, capture_output=True, check=True)
-    assert b"science\\u001b[2J" in good.stderr
-    bad = subprocess.run([*command, f"data.text={HOSTILE[1:]}\n error: x"], capture_output=True, check=False)
-    assert bad.returncode == 2 and b"\\u202egnp.exe" in bad.stderr
-    for output in (good.stderr + good.stdout, bad.stderr + bad.stdout):
-        assert not [c for c in shown_raw(output.decode()) if c not in "\n\t"]
+    command = ["preprocess", "--config", str(file), *(["--debug"] if debug else [])]
+    good, bad = tmp_path / "good", tmp_path / "bad"
+    assert run_forked("pipeline.cli:main", command, good, 300) == 0
+    assert b"science\\u001b[2J" in good.read_bytes()
+    assert run_forked("pipeline.cli:main", [*command, f"data.text={HOSTILE[1:]}\n error: x"], bad, 300) == 2
+    assert b"\\u202egnp.exe" in bad.read_bytes()
+    for output in (good, bad):
+        assert not [c for c in shown_raw(output.read_bytes().decode()) if c not in "\n\t"]
     if not debug:
-        assert len(bad.stderr.splitlines()) == 1
+        assert len(bad.read_bytes().splitlines()) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "library"),
-    [("pipeline.x", "sys"), ("somebody", "sys"), ("transformers.models.x", "transformers.utils.logging")],
-)
-def test_a_log_line_is_one_line_whoever_writes_it(name: str, library: str) -> None:
+def warn(arguments: list[str]) -> None:
+    [name] = arguments
+    logger = transformers.get_logger(name) if name.startswith("transformers") else logging.getLogger(name)
+    main(["report", "--run", "nowhere"])
+    logger.warning("a %s", "label\nerror: \x1b[31mposing")
+
+
+@pytest.mark.parametrize("name", ["pipeline.x", "somebody", "transformers.models.x"])
+def test_a_log_line_is_one_line_whoever_writes_it(name: str, tmp_path: Path) -> None:
     """transformers prints by a handler of its own."""
-    code = (
-        f"import logging; from pipeline.cli import main; import {library} as library\n"
-        f"logger = getattr(library, 'get_logger', logging.getLogger)({name!r})\n"
-        "main(['report', '--run', 'nowhere'])\n"
-        "logger.warning('a %s', 'label\\nerror: \\x1b[31mposing')\n"
-    )
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert ended.stderr.splitlines()[-1].endswith(r"a label error: \u001b[31mposing")
+    assert run_forked("tests.core.test_escapes:warn", [name], tmp_path / "log", 60) == 0
+    assert (tmp_path / "log").read_text().splitlines()[-1].endswith(r"a label error: \u001b[31mposing")
 
 
 def test_predictions_on_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

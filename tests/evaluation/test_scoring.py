@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.data.splits import TokenizedTexts, load_split
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.scoring import score
+from tests.support.worlds import run_worlds
 
 CPU = torch.device("cpu")
 ALONE = Ranks.alone()
@@ -123,19 +124,16 @@ def test_texts_of_like_length_share_a_batch() -> None:
     assert model.padding < unsorted / 2
 
 
-def _one_rank(rank: int, world: int, folder: str) -> None:
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+def one_rank(folder: Path) -> None:
+    ranks = Ranks.joined()
     for count in (11, 2):
         model = Toy(5)
-        scores = score(
-            model, TokenizedTexts(some_texts(count)), 5, 10, ranks=Ranks.joined(), pad_token_id=1, device=CPU
-        )
-        np.savez(f"{folder}/{count}-{rank}.npz", scores=scores, forwards=len(model.shapes))
-    dist.destroy_process_group()
+        scores = score(model, TokenizedTexts(some_texts(count)), 5, 10, ranks=ranks, pad_token_id=1, device=CPU)
+        np.savez(folder / f"{count}-{dist.get_rank()}.npz", scores=scores, forwards=len(model.shapes))
 
 
 def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_one_rank, (2, str(tmp_path)), nprocs=2)
+    run_worlds("tests.evaluation.test_scoring:one_rank", [2], tmp_path, 120)
     # 11 texts in batches of 2 are 6 batches, 3 for each rank; 2 texts are one batch, so that one rank has none.
     for count, forwards in ((11, 3), (2, 1)):
         expected = score(Toy(5), TokenizedTexts(some_texts(count)), 5, 10, ranks=ALONE, pad_token_id=1, device=CPU)

@@ -2,7 +2,6 @@
 
 import json
 import logging
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from sklearn.metrics import accuracy_score
 from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.distributed.launcher import free_port
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
+from tests.support.processes import launch, run_script
 from tests.support.tiny_run import TEXTS, tiny_run
 
 
@@ -121,17 +120,17 @@ def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> N
         evaluate(unevaluable)
 
 
-def _one_rank(rank: int, world: int, port: int, config: RunConfig) -> None:
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world), "LOCAL_WORLD_SIZE": str(world)}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    evaluate(config)
-    torch.distributed.destroy_process_group()
+def two_ranks(folder: Path) -> list[int]:
+    return launch(["evaluate", "--config", str(folder / "config.yaml")], folder / "two-ranks.log", world=2)
 
 
 def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
     expected = pq.read_table(config.run_dir.predictions_file)
     (config.run_dir.evaluation / "fingerprint.json").unlink()
-    torch.multiprocessing.spawn(_one_rank, (2, free_port(), config), nprocs=2)
+    folder = Path(config.run.dir).parent
+    (folder / "config.yaml").write_text(config.to_yaml())
+    statuses = run_script("tests.stages.test_evaluate:two_ranks", folder, 300)
+    assert statuses == [0, 0], (folder / "two-ranks.log").read_text()
     assert (config.run_dir.evaluation / "fingerprint.json").is_file(), "it was made again"
     found = pq.read_table(config.run_dir.predictions_file)
     assert found.select(["split", "row", "label"]) == expected.select(["split", "row", "label"])

@@ -6,8 +6,6 @@ covers training/adapter_writer
 
 import hashlib
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,17 +15,16 @@ from safetensors.torch import load_file
 
 from pipeline.cli import main
 from pipeline.config import RunConfig, load_config
-from pipeline.distributed.launcher import free_port
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import backbone_of
 from pipeline.engine.startup import start
 from pipeline.stages.train import TrainingTask
 from pipeline.training.trainer import Trainer
-from tests.launch.runs import environment
+from tests.support.fork_server import run_forked
+from tests.support.processes import launch, run_script
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import label_states_of
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 WORDS = {"apple": "red fruit", "bicycle": "two wheels", "cloud": "high up"}
 ADAPTER = "adapter/adapter.safetensors"
 
@@ -85,11 +82,9 @@ def alone(folder: Path) -> Path:
     options = ["train.max_steps=45", "logging.trackers=[jsonl, tensorboard]", "data.validation=null"]
     options += ["evaluate.splits=[test]", "train.objective=candidates"]
     before = hashes(folder / "llama_gqa")
-    command = [sys.executable, "-m", "pipeline", *arguments(folder, "alone", *options)]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
+    log = folder / "alone.log"
+    assert run_forked("pipeline.cli:main", arguments(folder, "alone", *options), log, 300) == 0, log.read_text()
     assert hashes(folder / "llama_gqa") == before, "the backbone is frozen"
-    (folder / "alone" / "stderr.txt").write_text(ended.stderr)
     return folder / "alone"
 
 
@@ -103,8 +98,8 @@ def test_a_decoder_learns_the_task(alone: Path) -> None:
     assert list((alone / "logs").rglob("events.out.tfevents.*")), "TensorBoard has something to show"
     state = load_file(alone / ADAPTER)
     assert {tensor.dtype for tensor in state.values()} == {torch.float32}
-    stderr = (alone / "stderr.txt").read_text()
-    assert "Traceback" not in stderr and "trainable parameters" in stderr
+    said = alone.with_suffix(".log").read_text()
+    assert "Traceback" not in said and "trainable parameters" in said
 
 
 def test_a_second_run_changes_nothing(alone: Path, folder: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -196,18 +191,22 @@ def test_accumulation_equals_a_larger_batch_and_the_optimizer_holds_the_method_a
     assert set(trainer.trained_state()) == set(large)
 
 
+SMALL = ["train.batch_size=4", "method.shortlist=2", "method.first_layer=1"]
+
+
+def two_ranks(folder: Path) -> list[int]:
+    return launch(arguments(folder, "two-ranks", *SMALL), folder / "two-ranks.log", world=2)
+
+
 def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None:
-    options = ["train.batch_size=4", "method.shortlist=2", "method.first_layer=1"]
-    assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", *options)) == 0
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}", "-m", "pipeline"]
-    command = [sys.executable, *launcher, *arguments(folder, "two-ranks", *options)]
-    ended = subprocess.run(command, cwd=REPOSITORY, env=environment(), capture_output=True, text=True, timeout=300)
-    assert ended.returncode == 0, ended.stderr
+    assert main(arguments(folder, "one-rank", "train.gradient_accumulation=2", *SMALL)) == 0
+    log = folder / "two-ranks.log"
+    assert run_script("tests.stages.test_train:two_ranks", folder, 300) == [0, 0], log.read_text()
     np.testing.assert_allclose(log_of(folder / "two-ranks"), log_of(folder / "one-rank"), rtol=1e-4)
     one, two = (load_file(folder / run / ADAPTER) for run in ("one-rank", "two-ranks"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-4)
-    assert ended.stderr.count("trainable parameters, 2 rank(s)") == 1, "rank 0 alone speaks"
+    assert log.read_text().count("trainable parameters, 2 rank(s)") == 1, "rank 0 alone speaks"
     metrics = [
         json.loads((folder / run / "evaluation" / "metrics.json").read_text()) for run in ("one-rank", "two-ranks")
     ]
