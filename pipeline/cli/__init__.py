@@ -81,12 +81,13 @@ def _stage(options: argparse.Namespace) -> None:
     with quick_imports():
         from pipeline.engine.agreement import check_alike
         from pipeline.engine.startup import join, own_run_dir
+    stage = _stage_function(options.command)  # before there is a process group: its threads must not outlive it, frozen
 
     ranks = join(config)
     with own_run_dir(config.run_dir, ranks):
         said = {f"--{name.replace('_', '-')}": given.get(name, False) for name in OF_STAGES}
         check_alike({"the command": options.command, **said}, ranks)
-        _stage_function(options.command)(config, **given)
+        stage(config, **given)
         # Only now: what was refused must not stand beside what an earlier config made.
         if options.command in ("run", "train", "evaluate") or not config.run_dir.is_trained:
             ranks.on_main(lambda: config.run_dir.write_config(config.to_kept_yaml()))

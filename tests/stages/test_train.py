@@ -214,22 +214,22 @@ def test_two_ranks_train_as_one_with_the_same_global_batch(folder: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("options", "words"),
+    ("command", "options", "words"),
     [
-        (["data.max_length=125"], "set data.max_length to"),
-        (["method.dropout=0.1", "labels.template=Other {label}."], "hypotheses was"),
-        (["backbone.dtype=bfloat16"], "backbone.dtype was 'float32', now 'bfloat16'"),
+        ("encode-labels", ["data.max_length=125"], "set data.max_length to"),
+        ("train", ["method.dropout=0.1", "labels.template=Other {label}."], "hypotheses was"),
+        ("train", ["backbone.dtype=bfloat16"], "backbone.dtype was 'float32', now 'bfloat16'"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(
-    folder: Path, capsys: pytest.CaptureFixture, options: list[str], words: str
+    folder: Path, capsys: pytest.CaptureFixture, command: str, options: list[str], words: str
 ) -> None:
-    run = f"refused-{'max' in words}"
-    first = options if "max_length" in words else []
-    for command in ("preprocess", "encode-labels"):
-        assert main(arguments(folder, run, *first, command=command)) == 0
+    run = f"refused-by-{command}"
+    first = options if command == "encode-labels" else []
+    for before in ("preprocess", "encode-labels")[: 1 if first else 2]:
+        assert main(arguments(folder, run, *first, command=before)) == 0
     capsys.readouterr()
-    assert main(arguments(folder, run, *options, command="train")) == 2
+    assert main(arguments(folder, run, *options, command=command)) == 2
     message = capsys.readouterr().err.splitlines()[-1]
     assert message.startswith("error: ") and words in message
     assert not (folder / run / "adapter").exists()
