@@ -7,9 +7,10 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+
+from tests.support.fork_server import run_and_exit
 
 MEMORY_BYTES = 4 << 30
 """Of address space, beyond what the imports take."""
@@ -68,9 +69,8 @@ def _forked(case: dict[str, Any], out: Path, err: Path) -> int | None:
         time.sleep(0.02)
 
 
-def _be_case(case: dict[str, Any], out: Path, err: Path) -> None:
-    status = 70
-    try:
+def _be_case(case: dict[str, Any], out: Path, err: Path) -> NoReturn:
+    def work() -> int:
         for descriptor, file in ((1, out), (2, err)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
@@ -80,15 +80,9 @@ def _be_case(case: dict[str, Any], out: Path, err: Path) -> None:
         os.environ.update(case["environment"])
         from pipeline.cli import main
 
-        status = main(case["arguments"])
-    except SystemExit as ended:  # argparse
-        status = int(ended.code or 0)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        return main(case["arguments"])
+
+    run_and_exit(work, failed=70)
 
 
 def main(arguments: list[str]) -> None:

@@ -14,8 +14,9 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.core.imports import quick_imports
 
@@ -82,9 +83,23 @@ def _serve() -> None:
         print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 
 
-def _be_process(order: dict[str, Any]) -> None:
-    status = 1
+def run_and_exit(work: Callable[[], int | None], failed: int) -> NoReturn:
+    """All that a forked process does: `work`, whose status it ends with as a Python would; `failed` after an error."""
+    status = failed
     try:
+        status = work() or 0
+    except SystemExit as ended:
+        status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _be_process(order: dict[str, Any]) -> NoReturn:
+    def work() -> int | None:
         os.setsid()
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for descriptor in (1, 2):
@@ -95,15 +110,10 @@ def _be_process(order: dict[str, Any]) -> None:
 
         tqdm.set_lock(threading.RLock())  # by default all forked processes share one, which a killed one would keep
         module, _, name = order["function"].partition(":")
-        status = getattr(importlib.import_module(module), name)(order["arguments"]) or 0
-    except SystemExit as ended:
-        status = ended.code if isinstance(ended.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        status: int | None = getattr(importlib.import_module(module), name)(order["arguments"])
+        return status
+
+    run_and_exit(work, failed=1)
 
 
 if __name__ == "__main__":

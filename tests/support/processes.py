@@ -7,15 +7,14 @@ import importlib
 import json
 import os
 import signal
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from pipeline.distributed.launcher import free_port
+from tests.support.fork_server import run_and_exit
 from tests.support.worlds import run_module
 
 HANG_SECONDS = 300
@@ -53,9 +52,8 @@ def launch(
     return _statuses(ranks, time.monotonic() + timeout_seconds)
 
 
-def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, fault: str | None) -> None:
-    status = 70
-    try:
+def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, fault: str | None) -> NoReturn:
+    def work() -> int:
         with log.open("ab") as file:
             os.dup2(file.fileno(), 1)
             os.dup2(file.fileno(), 2)
@@ -70,13 +68,9 @@ def _be_rank(rank: int, world: int, port: int, arguments: list[str], log: Path, 
 
         # By default all forked ranks share one lock, which a killed one would keep.
         tqdm.set_lock(threading.RLock())
-        status = main(arguments)
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(status)
+        return main(arguments)
+
+    run_and_exit(work, failed=70)
 
 
 def _statuses(ranks: list[int], deadline: float) -> list[int]:
