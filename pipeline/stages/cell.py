@@ -23,6 +23,7 @@ from pipeline.data.config import DataConfig
 from pipeline.data.fingerprint import made_from, parts_of_data_absent
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.kept_states import kept_form
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
@@ -100,7 +101,7 @@ class Cell:
             self._make_room(training, overwrite)
             _link(source.data, cell.data)
             _link(source.labels, cell.labels)
-            if config.method.wants_states:
+            if config.method.wants_states or kept_form(config.method, config.train.keep_token_states):
                 _link(source.texts, cell.texts)
 
         ranks.on_main(link)

@@ -24,6 +24,7 @@ from pipeline.data.splits import ReadTexts, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.kept_states import with_states
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.startup import start
@@ -33,7 +34,6 @@ from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
 from pipeline.methods.model import StateModel
-from pipeline.stages.encode_texts import with_states
 from pipeline.training.provenance import training_changes, training_fingerprint
 
 log = logging.getLogger(__name__)

@@ -28,6 +28,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.config import LoggingConfig
+from pipeline.engine.kept_states import kept_form, with_states
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
@@ -38,7 +39,6 @@ from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Reading, Readings
 from pipeline.methods.limits import check_positions, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
-from pipeline.stages.encode_texts import with_states
 from pipeline.training.adapter_writer import AdapterWriter, Fit
 from pipeline.training.config import TrainConfig
 from pipeline.training.loop import TrainingRun
@@ -106,13 +106,14 @@ class TrainingTask:
         return ranks.on_main(fit)
 
     def splits(self, ranks: Ranks) -> dict[str, Split]:
-        """Training and validation texts by name, with their stored states where the method wants those. Collective.
+        """Training and validation texts by name, with the stored states that training wants of them. Collective.
 
         Raises UserError where encode-texts has not run, or was given something else.
         """
         names = {"train", "validation"} & set(self.data.splits)
         found: dict[str, Split] = {name: load_split(self.run.data / name) for name in sorted(names)}
-        return with_states(self.run, self.backbone, ranks, found) if self.method.wants_states else found
+        form, pooled = kept_form(self.method, self.settings.keep_token_states), self.method.wants_states
+        return with_states(self.run, self.backbone, ranks, found, form, pooled=pooled)
 
     def build_trainer(
         self,

@@ -28,6 +28,10 @@ class TrainConfig(Settings):
     """Most tokens per rank in one forward pass, padding counted, a text once for each label that it is read with; null:
     passes of batch_size texts. A step stays one over batch_size * gradient_accumulation texts of each rank, cut into
     other passes, so it differs by rounding alone (and by the draws of dropout)."""
+    keep_token_states: bool = False
+    """With method.first_layer or method.position=after: what the backbone makes of each token of the training and
+    validation texts before the labels come is read once, and kept in files (texts/, at most engine.states_gib) for all
+    epochs, and in a comparison for all cells. The same adapter up to rounding."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"

@@ -23,7 +23,8 @@ def test_every_case_is_measured(tmp_path: Path) -> None:
     assert ended.returncode == 0, ended.stderr[-3000:]
     rows = [json.loads(line) for line in ended.stdout.splitlines() if line.startswith("{")]
     cases = [("prefix", "floor"), ("prefix", "peft_prefix"), ("prefix", "published"), ("late", "prefix")]
-    cases += [("prompt", "peft_prompt"), ("behind", "prompt"), ("behind", "prefix")]
+    cases += [("late_kept", "prefix"), ("prompt", "peft_prompt"), ("behind", "prompt"), ("behind", "prefix")]
+    cases += [("behind_kept", "prefix")]
     assert [(row["case"], row["against"]) for row in rows] == cases
     assert all(row["ratio"] > 0 and row["seconds"] > 0 for row in rows)
     assert rows[2]["ratio"] > 1, "padding to 128 tokens costs more than 6"

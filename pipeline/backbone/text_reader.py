@@ -1,0 +1,57 @@
+"""The frozen backbone's reading of texts alone, as numbers to keep: a state of each text, or of each of its tokens."""
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.backbone.config import Pooling
+from pipeline.backbone.facts import BackboneFacts, Form
+from pipeline.backbone.frozen import FrozenBackbone
+from pipeline.backbone.injection import KeptTexts, join_prefix, split_prefix
+from pipeline.backbone.pooling import pool
+from pipeline.backbone.trunk import Trunk
+
+
+class TextReader(nn.Module):
+    """A frozen backbone that gives text states or token states.
+
+    Token states are all that is needed to read on from a text once an injection of this form comes: what the layer
+    `first_layer` gets, or, for what is read behind texts, their last hidden states, keys and values.
+    """
+
+    def __init__(self, backbone: FrozenBackbone, pooling: Pooling, form: Form | None = None) -> None:
+        """`form`: of the injections before which tokens are kept; None: a state per text."""
+        super().__init__()
+        self.backbone = backbone
+        self.pooling = pooling
+        self.form = form
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
+        """Texts [B, T], padded on the right -> text states [B, H], or token states [B, T, W]."""
+        if self.form is None:
+            hidden = self.backbone(input_ids, attention_mask, token_type_ids=token_type_ids)
+            return pool(hidden, attention_mask, self.pooling)
+        if self.form.is_behind:
+            kept = self.backbone.keep(input_ids, attention_mask)
+            return torch.cat([kept.hidden, join_prefix(kept.layers)], dim=-1)
+        return self.backbone.trunk(input_ids, attention_mask, self.form.first_layer, token_type_ids).states
+
+
+def keeps_tokens(form: Form | None) -> bool:
+    """Whether layers read a text's tokens before any injection of this form comes."""
+    return form is not None and (form.is_behind or form.first_layer > 0)
+
+
+def token_width(form: Form, facts: BackboneFacts) -> int:
+    """W of the token states before injections of this form."""
+    return facts.hidden_size + (facts.prefix_width() if form.is_behind else 0)
+
+
+def as_trunk(states: Tensor, form: Form) -> Trunk:
+    """The trunk that token states [B, T, W] are."""
+    return Trunk(form.first_layer, states)
+
+
+def as_kept_texts(states: Tensor, attention_mask: Tensor, facts: BackboneFacts) -> KeptTexts:
+    """The texts to read behind that token states [B, T, W] are; attention_mask [B, T], padding on the right."""
+    hidden, layers = states.split([facts.hidden_size, states.shape[-1] - facts.hidden_size], dim=-1)
+    return KeptTexts(hidden, attention_mask.bool(), split_prefix(layers, facts.prefix_layers))

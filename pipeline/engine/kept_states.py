@@ -1,0 +1,139 @@
+"""The states of texts that a run keeps: which they are, what they were made from, and splits that have them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from pipeline.backbone.config import BackboneConfig, Pooling
+from pipeline.backbone.facts import Form
+from pipeline.backbone.pooling import resolve_pooling
+from pipeline.backbone.text_reader import keeps_tokens, token_width
+from pipeline.core.artefact import FORMAT, Artefact, defaults_of, differences
+from pipeline.core.checksums import check_sums
+from pipeline.core.run_dir import RunDir
+from pipeline.data.splits import Split
+from pipeline.data.text_states import StatesOfSplit, load_text_states, load_token_states, read_states_file
+from pipeline.distributed.ranks import Ranks
+from pipeline.engine.backbone import Backbone
+from pipeline.engine.models import DTYPES
+from pipeline.methods.base import MethodConfig
+
+TEXTS_FORMAT = "1"
+"""Of texts/: raised when the same parts of its fingerprint come to mean other states."""
+ABSENT = defaults_of(backbone=BackboneConfig)
+"""What the lack of a part of its fingerprint stands for."""
+
+
+def texts_artefact(folder: Path) -> Artefact:
+    """texts/"""
+    return Artefact(folder, "encode-texts", ABSENT)
+
+
+def kept_form(method: MethodConfig, keep_token_states: bool) -> Form | None:
+    """The form of the injections before which a run keeps token states; None where it keeps none."""
+    return method.form if keep_token_states and keeps_tokens(method.form) else None
+
+
+@dataclass(frozen=True)
+class WantedStates:
+    """A set of states to keep."""
+
+    split: Split
+    form: Form | None
+    """Token states, before injections of this form; None: text states."""
+    fingerprint: dict[str, str]
+    width: int
+    """H, or W of token states."""
+    dtype: torch.dtype
+
+    def are(self, found: StatesOfSplit | None) -> bool:
+        """Whether these were found, whole or in part."""
+        return found is not None and not differences(found.fingerprint, self.fingerprint, ABSENT)
+
+    @property
+    def count(self) -> int:
+        """Texts, or tokens."""
+        return len(self.split) if self.form is None else int(self.split.lengths.sum())
+
+    @property
+    def largest(self) -> int:
+        """Bytes of the states of the longest text."""
+        return self.width * self.dtype.itemsize * (1 if self.form is None else int(self.split.lengths.max()))
+
+
+def wanted_states(
+    backbone: Backbone, ranks: Ranks, splits: Mapping[str, Split], form: Form | None, *, pooled: bool
+) -> dict[str, WantedStates]:
+    """By name. Token states, before injections of this form, are kept of the texts that are read more than once."""
+    dtype, facts = DTYPES[backbone.config.dtype], backbone.facts
+    wanted = {}
+    for name, split in splits.items() if pooled else ():
+        fingerprint = states_fingerprint(backbone, ranks, split)
+        wanted[name] = WantedStates(split, None, fingerprint, facts.hidden_size, dtype)
+    for name in ("train", "validation"):
+        if form is not None and name in splits:
+            form.width(facts)  # or raises UserError: there is no such layer
+            fingerprint = states_fingerprint(backbone, ranks, splits[name], form)
+            wanted[_name(name, form)] = WantedStates(splits[name], form, fingerprint, token_width(form, facts), dtype)
+    return wanted
+
+
+def _name(split: str, form: Form | None) -> str:
+    if form is None:
+        return split
+    return f"{split}-tokens-{'behind' if form.is_behind else f'from-{form.first_layer}'}"
+
+
+def reading_pooling(backbone: Backbone) -> Pooling:
+    return resolve_pooling(backbone.config.pooling, backbone.facts)
+
+
+def states_fingerprint(backbone: Backbone, ranks: Ranks, split: Split, form: Form | None = None) -> dict[str, str]:
+    """Everything a split's states depend on, part by part: its tokens, and how they are read. Collective.
+
+    `form`: of the injections before which token states are kept; None: of text states.
+    """
+    config = backbone.config
+    return {
+        FORMAT: TEXTS_FORMAT,
+        **backbone.fingerprint(ranks),
+        "backbone.int8_threshold": str(config.int8_threshold),
+        **({"backbone.pooling": reading_pooling(backbone)} if form is None else {}),
+        "tokens": split.digest(),
+    }
+
+
+def with_states(
+    run: RunDir,
+    backbone: Backbone,
+    ranks: Ranks,
+    splits: Mapping[str, Split],
+    form: Form | None = None,
+    *,
+    pooled: bool = True,
+) -> dict[str, Split]:
+    """Splits by name, with the states of their texts (`pooled`), and of their tokens before injections of `form`.
+
+    Collective. Raises UserError where states are missing, or were made from something else.
+    """
+    wanted = wanted_states(backbone, ranks, splits, form, pooled=pooled)
+
+    def check() -> None:
+        check_sums(run.texts)
+        found = read_states_file(run.texts)
+        for name in wanted.keys() & found.keys():
+            texts_artefact(run.texts).check(found[name].fingerprint, wanted[name].fingerprint)
+
+    def with_own(name: str, split: Split) -> Split:
+        if name in wanted:
+            split = replace(split, states=load_text_states(run.texts, name))
+        if form is not None and (tokens := _name(name, form)) in wanted:
+            split = replace(split, token_states=load_token_states(run.texts, tokens, split.lengths))
+        return split
+
+    if not wanted:
+        return dict(splits)
+    ranks.on_main(check)
+    return ranks.on_every(lambda: {name: with_own(name, split) for name, split in splits.items()})
