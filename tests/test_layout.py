@@ -71,7 +71,7 @@ def test_documents_name_files_that_exist(document: Path) -> None:
     links = [link.partition("#")[0] for link in re.findall(r"\]\((?!\w+:)([^)\s]*)\)", text)]
     assert all((document.parent / link).exists() for link in links), links
     named = re.findall(r"`((?:[a-z_]+/)+[a-z_0-9]+\.(?:py|sh|yaml|json|md))`", text)
-    generated = {"evaluation/metrics.json", "data/manifest.json", "logs/trace.json"}
+    generated = {"evaluation/metrics.json", "data/manifest.json", "logs/trace.json", "logs/memory.json"}
     strays = [
         name
         for name in named

@@ -24,6 +24,16 @@ class DivergedError(UserError):
     """Loss or scores became NaN or infinite; try another learning rate."""
 
 
+class PassTooLargeError(UserError):
+    """There was no memory for a forward pass of so many tokens, padding counted."""
+
+    def __init__(self, key: str, tokens: int, texts: int) -> None:
+        """`key`: the config key that bounds such passes; `texts`: how many there were in it."""
+        self.key, self.limit, self.can_shrink = key, max(1, tokens // 2), texts > 1
+        advice = f"set {key}={self.limit}" if self.can_shrink else "see docs/troubleshooting.md, Out of memory"
+        super().__init__(f"out of memory in a pass of {texts} text(s), {tokens:,} tokens with their labels: {advice}")
+
+
 class Preempted(Exception):  # noqa: N818 (no error: the run goes on where it was when it is started again)
     """A signal ended training after a checkpoint. The command line exits with status 85, "requeue me"."""
 

@@ -46,7 +46,7 @@ _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 
 WRITTEN_INTO = {
     "adapter": {"README.md", "calibration.json"},
-    "logs": {"cost.json", "reading.json", "reading.svg", "trace.json", "trackers.json"},
+    "logs": {"cost.json", "memory.json", "reading.json", "reading.svg", "trace.json", "trackers.json"},
 }
 """Folder -> files that are written, each whole or not at all, where the folder is there already."""
 LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")

@@ -39,6 +39,7 @@ class RunDir:
         self.metrics_log = self.logs / "metrics.jsonl"
         self.trackers_file = self.logs / "trackers.json"
         self.cost_file = self.logs / "cost.json"
+        self.memory_file = self.logs / "memory.json"
         self.trace_file = self.logs / "trace.json"
         self.reading_file = self.logs / "reading.json"
         self.reading_picture = self.logs / "reading.svg"

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,11 +11,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pipeline.core.bounds import MOST_TEXTS
+from pipeline.core.errors import PassTooLargeError
 from pipeline.core.progress import counted
 from pipeline.data.batches import Ints, longest_first, width, within_tokens
 from pipeline.data.splits import ReadTexts, Texts
 from pipeline.data.text_states import TextStates
+from pipeline.distributed.device import free_memory, is_out_of_memory
 from pipeline.distributed.ranks import Ranks
+from pipeline.distributed.zero import is_partitioned
 from pipeline.methods.base import TuningMethod
 from pipeline.methods.model import StateModel
 
@@ -45,6 +50,7 @@ def score(
     time and rank, or, where that is given, on as many rows as have `tokens_per_forward` tokens, padding counted. Where
     all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are batched by length;
     the batches do not depend on the number of ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
+    Where memory is short, a model that is whole goes on with smaller passes; a sharded one raises PassTooLargeError.
     `description` labels the progress that rank 0 shows. `before_batch` is called before each forward of all ranks, and
     may raise to end the scoring.
     """
@@ -52,6 +58,7 @@ def score(
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
     chunks, batches = _cut_work(lengths, label_count, rows_per_forward, readings, tokens_per_forward)
     scores = torch.zeros(len(lengths), label_count)
+    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     steps = range(0, len(batches), ranks.size)
     shown = description is not None and ranks.is_main
     with _evaluation(model), torch.no_grad(), counted(log, description or "", len(steps), shown=shown) as work:
@@ -60,7 +67,7 @@ def score(
                 before_batch()
             # A rank without a batch of its own repeats the last one, and drops the result.
             rows = batches[min(first + ranks.rank, len(batches) - 1)]
-            result = _score_batch(model, texts.batch(rows, pad_token_id), chunks, device)
+            result = scorer.scores(rows)
             if first + ranks.rank < len(batches):
                 scores[torch.from_numpy(rows)] = result
             work.update()
@@ -84,14 +91,14 @@ def score_own(
     same number of forwards. Collective.
     """
     chunks, batches = _cut_work(texts.lengths, label_count, rows_per_forward, readings)
+    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     scores = torch.zeros(len(texts.lengths), label_count)
     with _evaluation(model), torch.no_grad():
         for step in range(max(ranks.gather(len(batches)))):
             if step >= len(batches):
                 _score_batch(model, ONE_TOKEN, chunks, device)
                 continue
-            batch = texts.batch(batches[step], pad_token_id)
-            scores[torch.from_numpy(batches[step])] = _score_batch(model, batch, chunks, device)
+            scores[torch.from_numpy(batches[step])] = scorer.scores(batches[step])
     return scores.numpy()
 
 
@@ -121,6 +128,52 @@ def _cut_work(
     if tokens is not None:
         return chunks, within_tokens(lengths, tokens // rows_per_text)
     return chunks, longest_first(lengths, max(1, rows_per_forward // rows_per_text))
+
+
+@dataclass
+class _Scorer:
+    """Scores batches of texts, in smaller passes from the first on that memory was too short for."""
+
+    model: nn.Module
+    texts: Texts
+    chunks: list[Tensor]
+    """Labels of each forward."""
+    pad_token_id: int
+    device: torch.device
+    readings: int | None
+    most: int = MOST_TEXTS
+    """Texts of a forward."""
+
+    def scores(self, rows: Ints) -> Tensor:
+        """[B, K] of these rows [B]. Raises PassTooLargeError."""
+        parts = []
+        while len(rows):
+            part = rows[: self.most]
+            try:
+                inputs = self.texts.batch(part, self.pad_token_id)
+                parts.append(_score_batch(self.model, inputs, self.chunks, self.device))
+                rows = rows[len(part) :]
+                continue
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._shrink(part)  # only here, where the error no longer holds what took the memory
+        return torch.cat(parts)
+
+    def _shrink(self, rows: Ints) -> None:
+        """Halves the passes. Raises PassTooLargeError where that is not possible."""
+        free_memory()
+        labels = len(self.chunks[0])
+        can_cut_labels = self.readings is None and labels > 1
+        is_sharded = any(map(is_partitioned, self.model.parameters()))
+        if is_sharded or (len(rows) == 1 and not can_cut_labels):
+            tokens = len(rows) * (self.readings or labels) * width(int(self.texts.lengths[rows].max()))
+            raise PassTooLargeError("evaluate.tokens_per_batch", tokens, len(rows))
+        if len(rows) > 1:
+            self.most = len(rows) // 2
+        else:
+            self.chunks = [half for chunk in self.chunks for half in chunk.tensor_split(2) if len(half)]
+        log.warning("out of memory with %d texts and %d labels in a pass: halved", len(rows), labels)
 
 
 def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:

@@ -1,6 +1,5 @@
 """The one thread that runs the backbone: it takes what waits, of any adapter, and makes batches of it."""
 
-import gc
 import logging
 import threading
 import time
@@ -12,11 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError
 from pipeline.data.batches import longest_first
+from pipeline.distributed.device import free_memory
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.serving.monitor import Monitor
 from pipeline.serving.together import Job, OutOfMemoryError, score_together
@@ -222,9 +221,7 @@ class Batcher:
         """Halves the passes as well as the batch."""
         self.monitor.out_of_memory.inc()
         log.warning("out of memory with %d texts: halved", len(batch))
-        gc.collect()
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        free_memory()
         is_least, self._budget = self._budget == 1, max(1, self._budget // 2)
         if len(batch) > 1:
             self._answer(batch[: len(batch) // 2])

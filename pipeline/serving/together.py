@@ -14,6 +14,7 @@ from greenlet import getcurrent, greenlet
 from torch import Tensor
 
 from pipeline.data.splits import TokenizedTexts
+from pipeline.distributed.device import is_out_of_memory
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.evaluation.scoring import label_chunks
 from pipeline.serving.reading import Asked, AskingReader, Texts, read_together
@@ -48,7 +49,7 @@ def score_together(jobs: Sequence[Job], positions: int) -> tuple[list[Tensor | E
         try:
             asked = run.switch(*given)
         except Exception as error:
-            if _is_short_of_memory(error):
+            if is_out_of_memory(error):
                 raise
             found[place] = error
             return
@@ -69,7 +70,7 @@ def score_together(jobs: Sequence[Job], positions: int) -> tuple[list[Tensor | E
                 for (place, (run, _)), answer in zip(list(waiting.items()), answers, strict=True):
                     go_on(place, run, answer)
     except Exception as error:
-        if not _is_short_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         shortage = str(error)
     if shortage is not None:  # only here, without what the error's frames hold
@@ -92,8 +93,3 @@ def _scores(job: Job, ask: Callable[[Asked], Tensor]) -> Tensor:
         candidates = labels.to(adapter.device).expand(len(job.rows), -1)
         parts.append(model.method.scores(reader, candidates, model.label_states, model.label_mask).float())
     return torch.cat(parts, dim=1).cpu()
-
-
-def _is_short_of_memory(error: Exception) -> bool:
-    """Of a GPU, or of the machine, for which torch has no exception of its own."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error)

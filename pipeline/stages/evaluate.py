@@ -17,7 +17,7 @@ from pipeline.adapter.directory import Adapter, load_adapter, write_card
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import PassTooLargeError, UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import ReadTexts, load_split
@@ -25,6 +25,7 @@ from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import with_states
+from pipeline.engine.memory_limit import shrink, within_memory
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.startup import start
@@ -44,8 +45,18 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
 
     `backbone`: the command's; None: one of its own.
     Every rank must call it. Raises UserError where an earlier stage has not run or was given something else, where the
-    adapter was made from another backbone or with other settings, and where scores are not finite.
+    adapter was made from another backbone or with other settings, and where scores are not finite. Where memory is too
+    short, passes become smaller.
     """
+    while True:
+        try:
+            return _evaluate(config, backbone)
+        except PassTooLargeError as error:
+            shrink(config.run_dir, error, "evaluate")
+
+
+def _evaluate(config: RunConfig, backbone: Backbone | None) -> dict[str, Any]:
+    """One try, in passes as large as are known to fit. Raises PassTooLargeError where one was not."""
     accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
     run_dir, seed = config.run_dir, config.run.seed
@@ -66,9 +77,8 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))
     else:
-        metrics, tables = _score_splits(
-            accelerator, ranks, config.evaluate, run_dir, backbone, adapter, splits, manifest
-        )
+        settings = ranks.on_every(lambda: within_memory(run_dir, config.evaluate, "evaluate"))
+        metrics, tables = _score_splits(accelerator, ranks, settings, run_dir, backbone, adapter, splits, manifest)
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
     for name, found in metrics.items():
@@ -96,23 +106,25 @@ def _score_splits(
     loaded = {name: load_split(run_dir.data / name) for name in splits}
     if adapter.config.method.wants_states and adapter.config.method.reads_alone:
         loaded = with_states(run_dir, backbone, ranks, loaded)
-    for name, split in loaded.items():
-        scores = score(
-            model,
-            ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
-            len(names),
-            settings.batch_size,
-            ranks=ranks,
-            pad_token_id=pad_token,
-            device=accelerator.device,
-            readings=adapter.config.method.joint_readings(len(names)),
-            tokens_per_forward=settings.tokens_per_batch,
-            description=f"evaluate {name}",
-        )
-        metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
-        scored[name] = (scores, split.labels)
-        tables.append(_prediction_table(name, run_dir.data / name, names, split.labels, scores))
-    release(accelerator, model)
+    try:
+        for name, split in loaded.items():
+            scores = score(
+                model,
+                ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
+                len(names),
+                settings.batch_size,
+                ranks=ranks,
+                pad_token_id=pad_token,
+                device=accelerator.device,
+                readings=adapter.config.method.joint_readings(len(names)),
+                tokens_per_forward=settings.tokens_per_batch,
+                description=f"evaluate {name}",
+            )
+            metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
+            scored[name] = (scores, split.labels)
+            tables.append(_prediction_table(name, run_dir.data / name, names, split.labels, scores))
+    finally:
+        release(accelerator, model)
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
         for name, (scores, truth) in scored.items():

@@ -17,7 +17,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import UserError, about
+from pipeline.core.errors import PassTooLargeError, UserError
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import flat
@@ -29,6 +29,7 @@ from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.config import LoggingConfig
 from pipeline.engine.kept_states import kept_form, with_states
+from pipeline.engine.memory_limit import shrink, within_memory
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
@@ -45,7 +46,7 @@ from pipeline.training.loop import TrainingRun
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
-from pipeline.training.resume import checkpoint_to_resume, load_state, resumed_settings
+from pipeline.training.resume import resumed_settings, state_to_resume
 from pipeline.training.run_state import LogPosition, RunState
 from pipeline.training.step_trace import traced
 from pipeline.training.trackers import Trackers
@@ -189,8 +190,18 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
     does, over what is there. config.yaml is written when training begins. Every rank must call it. Raises UserError
     where an earlier stage has not run or was given something else, where label tokens and text exceed the backbone's
     positions, where a checkpoint or a finished run does not fit the config, and where the loss is not finite; Preempted
-    after a signal and a checkpoint.
+    after a signal and a checkpoint. Where memory is too short, the same steps are taken in smaller passes.
     """
+    while True:
+        try:
+            return _train(config, backbone, overwrite=overwrite)
+        except PassTooLargeError as error:
+            shrink(config.run_dir, error, "train")
+        overwrite = False  # what it was to take away is gone: a checkpoint is this training's
+
+
+def _train(config: RunConfig, backbone: Backbone | None, *, overwrite: bool) -> dict[str, Any]:
+    """One try, in passes as large as are known to fit. Raises PassTooLargeError where one was not."""
     accelerator, ranks = start(config)
     if overwrite and config.train.resume not in ("auto", "never"):
         raise UserError(
@@ -217,13 +228,16 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             config = config.model_copy(update={"train": settings})
             accelerator, ranks = start(config)
             task = replace(task, settings=settings)
+        settings = ranks.on_every(lambda: within_memory(run, config.train, "train"))
+        evaluation = ranks.on_every(lambda: within_memory(run, config.evaluate, "evaluate"))
+        task = replace(task, settings=settings)
         splits = task.splits(ranks)
         trainer = task.build_trainer(accelerator, ranks, labels, splits, state)
         try:
             ranks.on_main(begin)
             values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
-            validation, evaluation = splits.get("validation"), config.evaluate
+            validation = splits.get("validation")
             with traced(trainer, run.trace_file, config.logging.trace_steps if ranks.is_main else None):
                 return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, evaluation, state)
         finally:
@@ -277,14 +291,3 @@ def _metrics_log(
     step, position = (state.step, state.metrics_log) if state else (0, LogPosition())
     trackers = Trackers(settings, run, flat(config), step) if is_main else None
     return MetricsLog(run.metrics_log, trackers, step, position)
-
-
-def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
-    """What an interrupted run left, read by every rank; None to start afresh. Collective."""
-    path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
-    if path is None:
-        return None
-    with about(f"checkpoint '{path}'"):
-        state = ranks.on_every(lambda: load_state(path))
-    log.info("train: goes on after step %d, from %s", state.step, path)
-    return state

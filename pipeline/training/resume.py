@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 from pipeline.core.artefact import Absent, Fingerprint, differences
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, about
 from pipeline.core.run_dir import RunDir
+from pipeline.distributed.ranks import Ranks
 from pipeline.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
 from pipeline.training.config import TrainConfig
 from pipeline.training.run_state import RunState
@@ -31,6 +32,17 @@ def checkpoint_to_resume(resume: str, run_dir: RunDir) -> Path | None:
         return newest_checkpoint(folder)
     inside = run_dir.path / resume
     return inside if inside.is_dir() else Path(resume)
+
+
+def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | None:
+    """What an interrupted run left, read by every rank; None to start afresh. Collective."""
+    path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
+    if path is None:
+        return None
+    with about(f"checkpoint '{path}'"):
+        state = ranks.on_every(lambda: load_state(path))
+    log.info("train: goes on after step %d, from %s", state.step, path)
+    return state
 
 
 def resumed_settings(

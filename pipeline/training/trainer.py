@@ -9,6 +9,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.core.errors import PassTooLargeError
 from pipeline.data.batches import (
     Ints,
     epoch_batches,
@@ -16,8 +17,10 @@ from pipeline.data.batches import (
     rank_slice,
     rank_slice_within,
     sampled_candidates,
+    width,
 )
 from pipeline.data.splits import Split
+from pipeline.distributed.device import is_out_of_memory
 from pipeline.engine.determinism import deterministic_backward
 from pipeline.engine.models import exact_buffers, load_trained
 from pipeline.methods.base import MethodConfig
@@ -85,18 +88,32 @@ class Trainer:
         losses = []
         for part in parts:
             self._seed_dropout(step, int(part[0]))
-            with self.accelerator.accumulate(self.engine):
-                # DeepSpeed divides by gradient_accumulation, in how many parts ever a step is cut.
-                loss = self._loss(rows[part], candidates[part], targets[part]) * (len(part) / self.settings.batch_size)
-                with deterministic_backward():
-                    self.accelerator.backward(loss)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
-            losses.append(loss.detach())
+            losses.append(self._pass(rows[part], candidates[part], targets[part]))
         own = torch.stack(losses).sum() / self.settings.gradient_accumulation
         mean = float(self.accelerator.reduce(own, "mean"))
         self.after_step()
         return mean
+
+    def _pass(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
+        """Forward and backward of one pass, and with the last one the update; its share of the step's loss.
+
+        Raises PassTooLargeError, after which neither trainer nor engine can go on.
+        """
+        try:
+            with self.accelerator.accumulate(self.engine):
+                # DeepSpeed divides by gradient_accumulation, in how many parts ever a step is cut.
+                loss = self._loss(rows, candidates, targets) * (len(rows) / self.settings.batch_size)
+                with deterministic_backward():
+                    self.accelerator.backward(loss)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            return loss.detach()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Only here, where the error no longer holds what took the memory.
+        tokens = len(rows) * self.readings_per_text * width(int(self.texts.lengths[rows].max()))
+        raise PassTooLargeError("train.tokens_per_batch", tokens, len(rows))
 
     def _parts(self, rows: Ints) -> list[Ints]:
         """Places in a global batch that this rank reads, pass by pass."""

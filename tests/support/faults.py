@@ -4,10 +4,14 @@ import importlib
 import os
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import pipeline.training.checkpoint as checkpoint
+from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.core.errors import UserError
 from pipeline.training.trainer import Trainer
 
@@ -124,6 +128,21 @@ def full_disk(step: str) -> None:
         original(path, state)
 
     checkpoint._write_files = failing
+
+
+def no_memory_above(argument: str, put: Callable[..., None] = setattr) -> None:
+    """`6,3`: after three of them, allocations fail, for real, in readings of more than six rows with an injection."""
+    most, after = map(int, argument.split(","))
+    original, large = FrozenBackbone.forward, iter(range(1, 1_000_000))
+
+    def short(
+        self: FrozenBackbone, ids: torch.Tensor, mask: torch.Tensor, injection: Any = None, *rest: Any, **named: Any
+    ) -> Any:
+        if injection is not None and len(ids) > most and next(large) > after:
+            torch.empty(2**55)
+        return original(self, ids, mask, injection, *rest, **named)
+
+    put(FrozenBackbone, "forward", short)
 
 
 def started_with(argument: str) -> None:
