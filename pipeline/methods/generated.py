@@ -2,9 +2,11 @@
 
 After IAPT (Zhu et al., arXiv 2405.18203), which writes the slots before every layer. Or what a sentence is when it is
 read alone adds to the prompt: IDPG (Wu et al., arXiv 2204.04497). Or the prompt enters at a layer further up, and is
-made of what the layers below have made of the text: Late Prompt Tuning (Liu et al., arXiv 2210.11292).
+made of what the layers below have made of the text: Late Prompt Tuning (Liu et al., arXiv 2210.11292); or of tokens
+that attend to one another: ID-SPAM (Muppidi et al., arXiv 2506.05629).
 """
 
+from functools import partial
 from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -12,13 +14,22 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
+from pipeline.backbone.pooling import pool
 from pipeline.backbone.sites import Edits, chosen_layers
 from pipeline.core.bounds import MOST_TOKENS, WIDEST
 from pipeline.core.settings import Distinct
 from pipeline.methods.base import Reader
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.prompt import PromptConfig, PromptTuning
-from pipeline.methods.prompt_generators import ActivationName, Bottleneck, Generator, Shift, TokenPooling
+from pipeline.methods.prompt_generators import (
+    ActivationName,
+    Bottleneck,
+    Generator,
+    SelfAttention,
+    Shift,
+    TokenPooling,
+    activation_parameters,
+)
 
 
 class GeneratedConfig(PromptConfig):
@@ -37,20 +48,21 @@ class GeneratedConfig(PromptConfig):
     """How the text's tokens become one vector per prompt token: weighted by learned scores, or all alike; or the text
     is cut into as many parts, one for each (adaptive pooling)."""
     activation: ActivationName = "gelu"
-    """Of the bottleneck."""
-    source: Literal["tokens", "sentence"] = "tokens"
+    """Of the bottleneck. rational: learned, a quotient of polynomials that starts as GELU."""
+    source: Literal["tokens", "sentence", "attended"] = "tokens"
     """tokens: those of the text, as they are before each layer. sentence: before layer 0 the text's pooled state, for
-    which it is read alone first; before others that of its first token, or with decoders its last; one map for all."""
+    which it is read alone first; before others that of its first token, or with decoders its last; one map for all.
+    attended: the mean of its tokens before the layer, when they have attended to one another; one map for all."""
     hypercomplex: int | None = Field(default=None, ge=1, le=WIDEST)
-    """The maps of source sentence are sums of so many Kronecker products, with about so many times fewer parameters;
-    null: plain."""
+    """The maps of source sentence or attended are sums of so many Kronecker products, with about so many times fewer
+    parameters; null: plain."""
 
     @model_validator(mode="after")
     def _keys_belong_to_the_source(self) -> "GeneratedConfig":
-        if self.source == "sentence" and self.pooling != "attention":
+        if self.source != "tokens" and self.pooling != "attention":
             raise ValueError("method.pooling has a meaning only with method.source=tokens: drop it")
         if self.source == "tokens" and self.hypercomplex is not None:
-            raise ValueError("method.hypercomplex has a meaning only with method.source=sentence: drop it")
+            raise ValueError("method.hypercomplex has a meaning only with method.source=sentence or attended: drop it")
         if self.layers is not None and min(self.layers) < self.first_layer:
             raise ValueError(
                 f"method.layers: before layer {min(self.layers)} there is no prompt to add to, which enters at "
@@ -76,16 +88,17 @@ class GeneratedConfig(PromptConfig):
         return {layer: Generator(*sizes, self.pooling, self.activation) for layer in self.text_layers(facts)}
 
     def build_bottleneck(self, facts: BackboneFacts) -> Bottleneck:
-        """What is called before all layers, with source sentence."""
+        """What is called before all layers, with the other sources."""
         return Bottleneck(self.tokens, facts.hidden_size, self.rank, self.hypercomplex, self.activation)
 
     def injector_parameters(self, facts: BackboneFacts) -> int:
         prompt, layers = super().injector_parameters(facts), self.text_layers(facts)
-        sizes = (self.tokens, facts.hidden_size, self.rank)
-        if self.source == "sentence":
-            biases = len({self.first_layer, *layers})
-            return Bottleneck.parameter_count(*sizes, self.hypercomplex) + biases * prompt
-        return prompt + len(layers) * Generator.parameter_count(*sizes, self.pooling)
+        sizes, activation = (self.tokens, facts.hidden_size, self.rank), activation_parameters(self.activation)
+        if self.source == "tokens":
+            return prompt + len(layers) * (Generator.parameter_count(*sizes, self.pooling) + activation)
+        attention = 2 * facts.hidden_size * self.rank if self.source == "attended" else 0
+        biases = len({self.first_layer, *layers}) * prompt
+        return attention + Bottleneck.parameter_count(*sizes, self.hypercomplex) + activation + biases
 
 
 class GeneratedTuning(PromptTuning):
@@ -99,16 +112,18 @@ class GeneratedTuning(PromptTuning):
 
 
 class SentenceTuning(PromptTuning):
-    """Prompt tuning, to whose prompt the text's sentence state adds. At first it adds nothing."""
+    """Prompt tuning, to whose prompt one vector for each text adds. At first it adds nothing."""
 
     def __init__(self, config: GeneratedConfig, facts: BackboneFacts, head: ClassHead | FittedHead) -> None:
         super().__init__(config, facts, head)
         self.reads_alone = config.reads_alone
         self.bottleneck = config.build_bottleneck(facts)
+        self.attention = SelfAttention(facts.hidden_size, config.rank) if config.source == "attended" else None
+        summary = self.attention or partial(pool, how="last" if facts.is_decoder else "first")
         shifts = {
-            layer: Shift(self.bottleneck, at_end=facts.is_decoder, biased=layer != config.first_layer)
+            layer: Shift(self.bottleneck, summary, biased=layer != config.first_layer)
             for layer in config.text_layers(facts)
-            if layer  # before layer 0: in `scores`
+            if layer or not self.reads_alone  # else before layer 0 in `scores`
         }
         self.shifts = nn.ModuleList(shifts.values())
         self.edits = Edits(before=shifts, of_prompt=True) if shifts else None

@@ -147,13 +147,16 @@ def script(folder: Path) -> dict[str, Any]:
         ("lora", [int8, "method.rank=2"]),
         ("full", []),
         ("edit", edits),
-        ("generated", [int8, "method.source=sentence", "method.hypercomplex=2", "method.rank=4"]),
-        ("late", edits[:1] + edits[2:]),
+        (
+            "generated",
+            [int8, "method={name: generated, source: sentence, hypercomplex: 2, rank: 4, activation: rational}"],
+        ),
+        ("late", [edits[0], edits[2], "method={name: generated, source: attended, first_layer: 1, rank: 2}"]),
         ("zero_shot", [int8]),
     ):
         config = tiny_config(
             folder,
-            method=METHODS[name] if name == "late" else {"name": name},
+            method={"name": "generated" if name == "late" else name},
             train=SHORT | {"objective": "candidates", "batch_size": 2, "gradient_accumulation": 2},
             logging={"trackers": ["jsonl"]},
             engine={"threads": 1},
@@ -175,7 +178,7 @@ def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
         losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
         one, two = (load_file(tmp_path / f"{name}-{world}" / "adapter" / "adapter.safetensors") for world in (1, 2))
-        assert any(key.startswith(("backbone.", "of_layers.", "bottleneck.", "generators.")) for key in one)
+        assert any(key.startswith(("backbone.", "of_layers.", "bottleneck.")) for key in one)
         for key, tensor in one.items():
             torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
     one, two = (tmp_path / f"zero_shot-{world}" / "evaluation" / "predictions.parquet" for world in (1, 2))
