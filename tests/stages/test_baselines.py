@@ -138,14 +138,15 @@ def test_what_is_trained_in_the_backbone_resumes_bit_for_bit(folder: Path, name:
 
 
 def script(folder: Path) -> dict[str, Any]:
-    """LoRA, edits and zero-shot on sharded 8-bit weights, and full tuning, on one rank and two, same global batch."""
+    """Half of all weights, and on sharded 8-bit ones all else, on one rank and two, same global batch."""
     statuses: dict[str, Any] = {}
     save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM, tie_word_embeddings=True)
     int8 = "backbone.quantization=int8"
     edits = [int8, "method.kind=loreft", "backbone.gradient_checkpointing=true"]
     for name, options in (
         ("lora", [int8, "method.rank=2"]),
-        ("full", []),
+        ("full", ["method.share=0.5"]),
+        ("prefix", [int8, "method={name: prefix, start: hypotheses, tokens: 40}"]),
         ("edit", edits),
         (
             "generated",
@@ -173,12 +174,12 @@ def script(folder: Path) -> dict[str, Any]:
 def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
     assert all(status == 0 for ended in statuses.values() for status in ended), statuses
-    for name in ("lora", "full", "edit", "generated", "late"):
+    for name in ("lora", "full", "prefix", "edit", "generated", "late"):
         logs = [(tmp_path / f"{name}-{world}" / "logs" / "metrics.jsonl").read_text() for world in (1, 2)]
         losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
         one, two = (load_file(tmp_path / f"{name}-{world}" / "adapter" / "adapter.safetensors") for world in (1, 2))
-        assert any(key.startswith(("backbone.", "of_layers.", "bottleneck.")) for key in one)
+        assert any(key.startswith(("backbone.", "injector.", "of_layers.", "bottleneck.")) for key in one)
         for key, tensor in one.items():
             torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
     one, two = (tmp_path / f"zero_shot-{world}" / "evaluation" / "predictions.parquet" for world in (1, 2))
