@@ -70,11 +70,11 @@ class FrozenBackbone(nn.Module):
         States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
         list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
         With `trunk`, made of the same texts, the layers from `trunk.first_layer` on read on from there, and the
-        injection is one into them: its prefix has the numbers of these layers alone. `edits` act on this reading, of
-        the whole text.
+        injection is one into them: its prefix has the numbers of these layers alone. `edits` act on this reading alone,
+        behind a trunk only before these layers.
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
-        assert trunk is None or edits is None, "what reads on from a trunk is not edited"
+        assert trunk is None or edits is None or edits.first_layer >= trunk.first_layer, "a trunk is not edited"
         mask = attention_mask.bool()
         tokens = {"input_ids": input_ids}
         if self._takes_token_types and token_type_ids is not None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.trunk import layers_of
+from pipeline.backbone.trunk import exchange_states, layers_of
 from pipeline.core.errors import UserError
 
 
@@ -28,6 +28,11 @@ class Edits:
     Real tokens come first in each row, an injected prompt's before the text's: S = P + T."""
     of_prompt: bool = False
     """They are of an injected prompt: a text that is read without one is not edited."""
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest that they act before; -1: on the embeddings."""
+        return min(self.before, default=0) if self.embeddings is None else -1
 
 
 def chosen_layers(layers: Sequence[int] | None, facts: BackboneFacts) -> list[int]:
@@ -62,7 +67,9 @@ class Sites:
             for site, edit in edits.before.items():
                 run = partial(self._edit, edit, mask)
                 if site < len(self._layers):
-                    handle = self._layers[site].register_forward_pre_hook(partial(_before, run), with_kwargs=True)
+                    handle = self._layers[site].register_forward_pre_hook(
+                        partial(exchange_states, run), with_kwargs=True
+                    )
                 else:
                     handle = self._layers[-1].register_forward_hook(partial(_behind, run))
                 hooks.callback(handle.remove)
@@ -73,13 +80,6 @@ class Sites:
             raise _refusal(self._facts, "the states between its layers have other sizes than those that it gives")
         edited: Tensor = edit(hidden, mask)
         return edited.to(hidden.dtype)
-
-
-def _before(run: Any, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """A pre-hook of a layer, whose states come first or by name."""
-    if args:
-        return (run(args[0]), *args[1:]), kwargs
-    return args, kwargs | {"hidden_states": run(kwargs["hidden_states"])}
 
 
 def _behind(run: Any, _: nn.Module, __: Any, output: Any) -> Any:

@@ -4,7 +4,7 @@ Both are the model's own forward, so that embeddings, masks, positions and rotar
 them; only the layers that are not wanted hand on what they get.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -29,7 +29,7 @@ class Trunk(NamedTuple):
 
 
 def layers_of(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of transformer layers, and the module that holds it."""
+    """The list of transformer layers, and the module that holds it. ValueError where there is not one such list."""
     [found] = [
         (owner, child)
         for owner in model.modules()
@@ -47,20 +47,41 @@ def check_split(config: Any) -> None:
     elif getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:  # OPT-350m
         reason = "the states between its layers are wider than those that it takes and gives"
     if reason:
-        raise UserError(f"method.first_layer: {config.model_type} cannot be split ({reason}): set method.first_layer=0")
+        raise _refusal(config, reason)
+
+
+def _refusal(config: Any, reason: str) -> UserError:
+    return UserError(f"method.first_layer: {config.model_type} cannot be split ({reason}): set method.first_layer=0")
+
+
+def exchange_states(exchanged: Callable[[Tensor], Tensor], _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """A pre-hook of a layer, whose states come first or by name: it gets what `exchanged` makes of them."""
+    if args:
+        return (exchanged(args[0]), *args[1:]), kwargs
+    return args, kwargs | {"hidden_states": exchanged(kwargs["hidden_states"])}
 
 
 class Split:
-    """Wraps every layer of a model in place; `lower` and `upper` then say which of them one forward call runs."""
+    """Wraps every layer of a model in place; `lower` and `upper` then say which of them one forward call runs.
+
+    What edits a layer's states (`pipeline.backbone.sites`) hooks it later, and so gets those that are put in here.
+    """
 
     def __init__(self, model: nn.Module) -> None:
+        """Raises UserError for families that cannot be split."""
         check_split(model.config)
+        try:
+            layers = layers_of(model)[1]
+        except ValueError as error:  # ALBERT
+            raise _refusal(model.config, "its layers do not stand in one list, each of them once") from error
         self._first_layer = 0
         self._runs_lower = self._runs_upper = True
         self._states: Tensor | None = None
         """What layer `first_layer` got from those below, or gets in the place of that."""
         self._gives_tuples = False
-        for index, layer in enumerate(layers_of(model)[1]):
+        for index, layer in enumerate(layers):
+            enter = partial(exchange_states, partial(self._enter, index))
+            layer.register_forward_pre_hook(enter, with_kwargs=True)
             layer.forward = partial(self._forward, index, layer.forward)
 
     @contextmanager
@@ -84,16 +105,18 @@ class Split:
         finally:
             self._runs_lower, self._states = True, None
 
-    def _forward(self, index: int, run: Any, *args: Any, **kwargs: Any) -> Any:
-        hidden = args[0] if args else kwargs.pop("hidden_states")
-        is_lower = index < self._first_layer
+    def _enter(self, index: int, hidden: Tensor) -> Tensor:
         if index == self._first_layer and not self._runs_upper:
             self._states = hidden
         if index == self._first_layer and not self._runs_lower:
             assert self._states is not None
-            hidden = self._states
-        if self._runs_lower if is_lower else self._runs_upper:
-            output = run(hidden, *args[1:], **kwargs)
+            return self._states
+        return hidden
+
+    def _forward(self, index: int, run: Any, *args: Any, **kwargs: Any) -> Any:
+        if self._runs_lower if index < self._first_layer else self._runs_upper:
+            output = run(*args, **kwargs)
             self._gives_tuples = isinstance(output, tuple)
             return output
+        hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, None) if self._gives_tuples else hidden

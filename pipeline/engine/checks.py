@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 from pipeline.backbone.loading import check_output_layer
+from pipeline.backbone.trunk import check_split
 from pipeline.backbone.weights import open_checkpoint
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
@@ -68,6 +69,8 @@ def _checks(
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
     yield f"injection {name}, {method.form}", lambda: check_injection(method, known.facts)
+    if method.form is not None and method.form.first_layer:
+        yield f"split {name}", lambda: check_split(known.model_config)
     if method.reads_hypotheses:
         yield f"likelihood {name}, {backbone.layers}", lambda: check_output_layer(backbone, known.model_config)
     words = f"{data.template!r}, {data.chat}, {data.max_length}"

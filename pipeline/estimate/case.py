@@ -82,7 +82,7 @@ def build_case(
     sizes = (facts, hypothesis_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):
         method = config.method.build(*sizes)
-    inventory = take_inventory(hf_config, config.backbone, workload, method.attach, method.edits)
+    inventory = take_inventory(hf_config, config.backbone, workload, method)
     return Case(
         facts=facts,
         inventory=inventory,

@@ -4,7 +4,6 @@ The model is built, and run once, on fake tensors: they have shapes and types bu
 seconds and no memory, and every family is counted by its own code instead of by a formula of ours.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -22,8 +21,8 @@ from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.backbone.quantization import quantize_layers
-from pipeline.backbone.sites import Edits
 from pipeline.core.errors import UserError
+from pipeline.methods.base import TuningMethod
 
 
 @dataclass(frozen=True)
@@ -96,10 +95,9 @@ def take_inventory(
     hf_config: PreTrainedConfig,
     config: BackboneConfig,
     workload: Workload,
-    attach: Callable[[nn.Module], None] | None = None,
-    edits: Edits | None = None,
+    method: TuningMethod | None = None,
 ) -> Inventory:
-    """Builds and runs the backbone on fake tensors, with what `attach` puts into it and under `edits` made on meta.
+    """Builds and runs the backbone on fake tensors, with what a method made on meta puts into it and edits there.
 
     Raises UserError for unsupported models.
     """
@@ -108,16 +106,17 @@ def take_inventory(
     model = empty_model(hf_config, dtype, experts=WITHOUT_CONTENTS)
     with torch.device("meta"):
         backbone = FrozenBackbone(model, facts)
-        if attach is not None:
-            attach(model)
+        if method is not None:
+            method.attach(model)
+    editor = None if method is None or method.edits is None else method.to(dtype)
     # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
     with FakeTensorMode(allow_non_fake_inputs=True):
         make_fake(model)
-        for edit in _modules(edits):
-            make_fake(edit.to(dtype))
-        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, edits)
+        if editor is not None:
+            make_fake(editor)
+        saved = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, editor)
         checkpoint_layers(model)
-        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, edits)
+        boundaries = _saved_bytes(backbone, _inputs(facts, workload, dtype), workload, editor)
         # Only now: autograd keeps as little of the quantized layers as of frozen linear ones.
         numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
         quantized = quantize_layers(model, config)
@@ -130,16 +129,6 @@ def take_inventory(
         checkpointed_activation_bytes=boundaries + saved // (facts.layers - workload.first_layer),
         trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
     )
-
-
-def _modules(edits: Edits | None) -> list[nn.Module]:
-    if edits is None:
-        return []
-    return [edit for edit in (edits.embeddings, *edits.before.values()) if edit is not None]
-
-
-def _tensors(*modules: nn.Module) -> list[Tensor]:
-    return [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
 
 
 def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str]) -> tuple[Weight, ...]:
@@ -189,13 +178,15 @@ def _saved_bytes(
     backbone: FrozenBackbone,
     inputs: tuple[Tensor, Tensor, Injection | None],
     workload: Workload,
-    edits: Edits | None = None,
+    editor: TuningMethod | None = None,
 ) -> int:
-    """Bytes of the storages that autograd keeps for backward, each once, without the model's own tensors."""
+    """Bytes of the storages that autograd keeps for backward, each once, without the model's and the method's own."""
     ids, mask, injection = inputs
     kept = backbone.keep(ids, mask) if workload.texts_behind else None
     trunk = backbone.trunk(ids, mask, workload.first_layer) if workload.first_layer else None
-    own = {tensor.untyped_storage()._cdata for tensor in _tensors(backbone, *_modules(edits))}
+    modules = (backbone,) if editor is None else (backbone, editor)
+    tensors = [tensor for module in modules for tensor in (*module.parameters(), *module.buffers())]
+    own = {tensor.untyped_storage()._cdata for tensor in tensors}
     # Holding each storage keeps its identity from being given to a later one.
     saved: dict[int, torch.UntypedStorage] = {}
 
@@ -210,7 +201,7 @@ def _saved_bytes(
             if kept is not None and injection is not None:
                 backbone.behind(kept, injection)
             else:
-                backbone(ids, mask, injection, trunk=trunk, edits=edits)
+                backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
         except DataDependentOutputException as error:
             raise UserError(
                 f"transformers {version} computes part of this backbone from values: its activations "

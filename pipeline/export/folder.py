@@ -89,6 +89,8 @@ def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
         return peft.LoraConfig(
             task_type="TOKEN_CLS", target_modules=targets, use_rslora=method.rank_stabilized, **ranks
         )
+    if method.form is not None and method.form.first_layer:
+        raise UserError(f"PEFT puts a prompt before the first layer: not with method.first_layer={method.first_layer}")
     if method.name in ("prompt", "p_tuning"):
         return peft.PromptTuningConfig(task_type="TOKEN_CLS", num_virtual_tokens=method.tokens)
     shapes = loaded.model.backbone.facts.prefix_layers

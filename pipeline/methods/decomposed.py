@@ -19,17 +19,17 @@ from pipeline.backbone.sites import Edits
 from pipeline.core.bounds import MOST_TOKENS, WIDEST
 from pipeline.methods.base import Vocabulary
 from pipeline.methods.heads import ClassHead, FittedHead
-from pipeline.methods.prompt import Prompt, PromptConfig, PromptTuning
+from pipeline.methods.prompt import Prompt, PromptTuning, SoftPromptConfig
 
 DEFAULT_LENGTH = 256
 ALPHA = 8.0
 """DePT's offsets are scaled by ALPHA / sqrt(rank), as in its code."""
 
 
-class DecomposedConfig(PromptConfig):
+class DecomposedConfig(SoftPromptConfig):
     """A soft prompt and offsets of the text's embeddings."""
 
-    name: Literal["decomposed"] = "decomposed"  # type: ignore[assignment]
+    name: Literal["decomposed"] = "decomposed"
     kind: Literal["adept", "dept"] = "adept"
     """adept: an offset for each token, ReLU(e A + a) B + b; dept: for each place in the text, rows of A B."""
     rank: int = Field(default=16, ge=1, le=WIDEST)

@@ -52,6 +52,8 @@ class LTuningModel(nn.Module):
         method.attach(backbone.model)
         if method.edits is not None and method.edits.before:
             _ = backbone.sites  # or refuses
+        if method.form is not None and method.form.first_layer:
+            _ = backbone.split  # or refuses
         self.backbone = backbone
         self.method = method
         self.pooling = pooling

@@ -1,13 +1,16 @@
-"""Prompt tuning: the same trained embeddings before every text (Lester et al., arXiv 2104.08691)."""
+"""Prompt tuning: the same trained embeddings before every text (Lester et al., arXiv 2104.08691).
+
+They may enter at a layer further up: the static prompt of Late Prompt Tuning (Liu et al., arXiv 2210.11292).
+"""
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import nn
 
-from pipeline.backbone.facts import BackboneFacts
+from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import Vocabulary
@@ -15,13 +18,12 @@ from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
 
 
-class PromptConfig(TextClassifierConfig):
-    """A soft prompt."""
+class SoftPromptConfig(TextClassifierConfig):
+    """Keys of what puts a soft prompt before the text."""
 
     is_baseline: ClassVar[bool] = True
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
-    name: Literal["prompt"] = "prompt"
     tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prompt tokens."""
     init: Literal["vocabulary", "text", "labels"] = "vocabulary"
@@ -30,7 +32,7 @@ class PromptConfig(TextClassifierConfig):
     """The text to start from, cut or repeated to fill the prompt."""
 
     @model_validator(mode="after")
-    def _text_comes_with_its_init(self) -> "PromptConfig":
+    def _text_comes_with_its_init(self) -> Self:
         if (self.init == "text") != bool(self.init_text and self.init_text.strip()):
             raise ValueError("method.init=text needs method.init_text, and no other init takes one")
         return self
@@ -46,6 +48,21 @@ class PromptConfig(TextClassifierConfig):
 
     def injected_tokens(self, hypothesis_tokens: int) -> int:
         return self.tokens
+
+
+class PromptConfig(SoftPromptConfig):
+    """A soft prompt."""
+
+    name: Literal["prompt"] = "prompt"
+    first_layer: int = Field(default=0, ge=0)
+    """The lowest layer of the backbone that reads the prompt. Those below read the text alone, without a gradient."""
+
+    @property
+    def form(self) -> Form:
+        return Form("prompt", self.first_layer)
+
+    def injector_parameters(self, facts: BackboneFacts) -> int:
+        return self.tokens * self.form.width(facts)
 
 
 class Prompt(nn.Module):
@@ -65,9 +82,10 @@ class Prompt(nn.Module):
 class PromptTuning(TextClassifier):
     """A prompt that starts from embeddings of words."""
 
-    def __init__(self, config: PromptConfig, facts: BackboneFacts, head: ClassHead | FittedHead) -> None:
+    def __init__(self, config: SoftPromptConfig, facts: BackboneFacts, head: ClassHead | FittedHead) -> None:
         super().__init__(config.build_injector(facts), head)
         self.config = config
+        self.form = config.form
 
     def initialize(self, vocabulary: Vocabulary, names: Sequence[str]) -> None:
         """Each prompt token starts as the mean embedding of a word's tokens."""

@@ -95,6 +95,18 @@ def test_layers_below_the_injection_keep_nothing_and_run_once_per_text(injects: 
         assert less.compute_seconds == pytest.approx(more.compute_seconds * (1 + trunk) / 2)
 
 
+def test_a_late_prompt_of_the_text_costs_the_layers_above_it() -> None:
+    made, small = {"name": "generated", "source": "sentence", "layers": [2]}, tiny_model("llama", num_hidden_layers=4)
+    early, late = (
+        build_case(sections_of(method=made | {"first_layer": first}), small.config, 1, "h200") for first in (0, 2)
+    )
+    # The table of shifts before layer 2 becomes the prompt itself; nothing else is trained otherwise.
+    assert early.trainable - late.trainable == 4 * small.config.hidden_size
+    for less, more in zip(plans(late), plans(early), strict=True):
+        assert less.checkpointing or less.memory.activations < 0.8 * more.memory.activations
+        assert less.compute_seconds < 0.8 * more.compute_seconds
+
+
 def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
     facts = facts_of(tiny_model("llama").config)
     backbone = FrozenBackbone(tiny_model("llama"), facts)

@@ -139,6 +139,7 @@ def test_all_keys_of_training_that_scores_depend_on_are_kept() -> None:
             {"method.name": "prompt", "backbone.quantization": "int8"},
             "of a backbone with quantization=none",
         ),
+        ({"method.name": "prompt", "method.first_layer": 1}, "before the first layer: not with method.first_layer=1"),
         ({"method.name": "majority"}, "majority has nothing to export"),
     ],
 )

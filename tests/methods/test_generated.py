@@ -9,7 +9,8 @@ from torch.nn import functional
 
 from pipeline.backbone.facts import facts_of
 from pipeline.core.errors import UserError
-from pipeline.methods.generated import GeneratedTuning, Generator
+from pipeline.methods.generated import GeneratedTuning
+from pipeline.methods.prompt_generators import Generator, TokenPooling
 from tests.methods.test_baselines import K, P, config_of, label, model_of
 from tests.methods.test_edit import texts  # noqa: F401  # a fixture
 from tests.support.tiny import tiny_model
@@ -45,10 +46,10 @@ def test_it_starts_as_prompt_tuning(keys: dict[str, Any], texts: dict[str, Tenso
     assert torch.equal(model(**texts, candidates=ALL), plain(**texts, candidates=ALL))
 
 
-@pytest.mark.parametrize("learned", [True, False])
-def test_a_generator_is_that_of_a_loop_and_padding_counts_for_nothing(learned: bool) -> None:
+@pytest.mark.parametrize("pooling", ["attention", "mean"])
+def test_a_generator_is_that_of_a_loop_and_padding_counts_for_nothing(pooling: TokenPooling) -> None:
     torch.manual_seed(0)
-    generator = Generator(TOKENS, H, RANK, learned=learned).double()
+    generator = Generator(TOKENS, H, RANK, pooling, "gelu").double()
     for parameter in generator.parameters():
         parameter.data.normal_()
     hidden, mask = torch.randn(2, TOKENS + 5, H, dtype=torch.double), torch.ones(2, TOKENS + 5, dtype=torch.bool)

@@ -1,6 +1,6 @@
 """A prompt that a text's sentence state adds to: sizes by formula, where it starts, and IDPG's maps by definition.
 
-covers methods/generated
+covers methods/generated, methods/prompt_generators
 """
 
 from typing import Any
@@ -14,9 +14,10 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.pooling import pool
 from pipeline.core.errors import UserError
-from pipeline.methods.generated import Bottleneck, GeneratedConfig, HypercomplexLinear, SentenceTuning
+from pipeline.methods.generated import SentenceTuning
 from pipeline.methods.limits import readings_per_text
 from pipeline.methods.model import LTuningModel
+from pipeline.methods.prompt_generators import Bottleneck, HypercomplexLinear
 from tests.methods.test_baselines import K, P, config_of, label, model_of
 from tests.methods.test_edit import texts  # noqa: F401  # a fixture
 from tests.support.tiny import tiny_model
@@ -107,8 +108,7 @@ def test_before_each_layer_the_slots_are_those_of_the_formula(n: int | None, tex
 
 def test_one_product_is_a_plain_map() -> None:
     torch.manual_seed(0)
-    one = Bottleneck(GeneratedConfig(source="sentence", rank=RANK, hypercomplex=1), H)
-    plain = Bottleneck(GeneratedConfig(source="sentence", rank=RANK), H)
+    one, plain = (Bottleneck(TOKENS, H, RANK, count, "gelu") for count in (1, None))
     for found, other in ((one.down, plain.down), (one.up, plain.up)):
         assert isinstance(found, HypercomplexLinear) and isinstance(other, nn.Linear)
         nn.init.normal_(other.weight)

@@ -31,6 +31,7 @@ METHODS = {
     "p_tuning": {"tokens": 4, "encoder": "lstm", "encoder_width": 6},
     "decomposed": {"kind": "dept", "tokens": 4, "rank": 2},
     "generated": {"tokens": 4, "rank": 2},
+    "late": {"name": "generated", "first_layer": 1, "rank": 2, "pooling": "adaptive_max", "activation": "relu"},
     "edit": {"kind": "loreft", "rank": 2},
     "lora": {"rank": 2},
     "full": {"share": 0.5},
@@ -73,7 +74,7 @@ def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     if name in OPEN:
         assert len(classifier.with_labels(["sea", "air"]).predict(["a goal"])[0].scores) == 2
     else:
-        with pytest.raises(UserError, match=f"{name} knows only the labels of its training"):
+        with pytest.raises(UserError, match="knows only the labels of its training"):
             classifier.with_labels(["sea", "air"])
 
 
@@ -110,7 +111,7 @@ def test_hypotheses_that_do_not_fit_behind_a_text_are_refused(folder: Path) -> N
         run(config)
 
 
-@pytest.mark.parametrize("name", ["lora", "full", "edit"])
+@pytest.mark.parametrize("name", ["lora", "full", "edit", "late"])
 def test_what_is_trained_in_the_backbone_resumes_bit_for_bit(folder: Path, name: str) -> None:
     """From the second of four steps, ZeRO-3's partitions of the backbone's own weights included."""
     adapters = []
@@ -131,27 +132,32 @@ def test_what_is_trained_in_the_backbone_resumes_bit_for_bit(folder: Path, name:
         adapters.append(load_file(config.run_dir.adapter_final / "adapter.safetensors"))
     whole, resumed = adapters
     assert whole.keys() == resumed.keys()
-    assert any(key.startswith(("backbone.", "of_layers.")) for key in whole)
+    assert any(key.startswith(("backbone.", "of_layers.", "generators.")) for key in whole)
     for key, tensor in whole.items():
         assert torch.equal(tensor, resumed[key]), key
 
 
 def script(folder: Path) -> dict[str, Any]:
-    """LoRA, edits and zero-shot on sharded 8-bit weights, and full tuning, on one rank and two, same global batch."""
+    """Half of all weights, and on sharded 8-bit ones all else, on one rank and two, same global batch."""
     statuses: dict[str, Any] = {}
     save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM, tie_word_embeddings=True)
     int8 = "backbone.quantization=int8"
     edits = [int8, "method.kind=loreft", "backbone.gradient_checkpointing=true"]
     for name, options in (
         ("lora", [int8, "method.rank=2"]),
-        ("full", []),
+        ("full", ["method.share=0.5"]),
+        ("prefix", [int8, "method={name: prefix, start: hypotheses, tokens: 40}"]),
         ("edit", edits),
-        ("generated", [int8, "method.source=sentence", "method.hypercomplex=2", "method.rank=4"]),
+        (
+            "generated",
+            [int8, "method={name: generated, source: sentence, hypercomplex: 2, rank: 4, activation: rational}"],
+        ),
+        ("late", [edits[0], edits[2], "method={name: generated, source: attended, first_layer: 1, rank: 2}"]),
         ("zero_shot", [int8]),
     ):
         config = tiny_config(
             folder,
-            method={"name": name},
+            method={"name": "generated" if name == "late" else name},
             train=SHORT | {"objective": "candidates", "batch_size": 2, "gradient_accumulation": 2},
             logging={"trackers": ["jsonl"]},
             engine={"threads": 1},
@@ -168,12 +174,12 @@ def script(folder: Path) -> dict[str, Any]:
 def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
     assert all(status == 0 for ended in statuses.values() for status in ended), statuses
-    for name in ("lora", "full", "edit", "generated"):
+    for name in ("lora", "full", "prefix", "edit", "generated", "late"):
         logs = [(tmp_path / f"{name}-{world}" / "logs" / "metrics.jsonl").read_text() for world in (1, 2)]
         losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
         one, two = (load_file(tmp_path / f"{name}-{world}" / "adapter" / "adapter.safetensors") for world in (1, 2))
-        assert any(key.startswith(("backbone.", "of_layers.", "bottleneck.")) for key in one)
+        assert any(key.startswith(("backbone.", "injector.", "of_layers.", "bottleneck.")) for key in one)
         for key, tensor in one.items():
             torch.testing.assert_close(two[key], tensor, rtol=1e-2, atol=1e-3)
     one, two = (tmp_path / f"zero_shot-{world}" / "evaluation" / "predictions.parquet" for world in (1, 2))

@@ -14,12 +14,13 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.sites import Edits
 from pipeline.methods.edit import Directions
+from pipeline.methods.prompt_generators import Generator
 from tests.support.tiny import tiny_model
 
 B, T, P = 2, 5, 3
 CASES = [  # (family, injection, activation checkpointing, first layer): few, since an engine start takes a second
     ("bert", "prefix", True, 0),
-    ("bert", "prompt", False, 1),
+    ("bert", "late", False, 1),
     ("deberta", "prefix", True, 0),
     ("deberta_v2", "prompt", True, 0),
     ("falcon_40b", "prefix", True, 0),
@@ -27,6 +28,7 @@ CASES = [  # (family, injection, activation checkpointing, first layer): few, si
     ("gpt2", "prefix", True, 0),
     ("llama_gqa", "prefix", False, 0),
     ("llama_gqa", "prefix", True, 1),
+    ("llama_gqa", "late", True, 1),
     ("llama_gqa", "behind", True, 0),
     ("opt_projected", "prompt", False, 0),
     ("qwen3", "prefix", True, 0),
@@ -50,6 +52,10 @@ class Injected(nn.Module):
         self.backbone = FrozenBackbone(model, facts, gradient_checkpointing=checkpointing)
         self.kind, self.first_layer = kind, first_layer
         shape = (P, facts.prefix_width(first_layer) if kind == "prefix" else facts.hidden_size)
+        if kind == "late":  # what the text adds to the prompt where that enters
+            torch.manual_seed(1)
+            self.made = Generator(P, facts.hidden_size, 2, "adaptive_mean", "relu")
+            torch.nn.init.normal_(self.made.up.weight)
         if kind == "edits":
             torch.manual_seed(1)
             made = [Directions(facts.hidden_size, 2, None, orthonormal=True) for _ in range(facts.layers + 2)]
@@ -61,7 +67,9 @@ class Injected(nn.Module):
 
     @property
     def trained(self) -> nn.Parameter:
-        """The injection, or what is trained in the edit of layer 0's output."""
+        """The injection, or what is trained in the edit of layer 0's output, or in what makes a late prompt."""
+        if self.kind == "late":
+            return self.made.down.weight
         return self.edits[2].get_parameter("directions") if self.kind == "edits" else self.injected
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -72,9 +80,11 @@ class Injected(nn.Module):
         if self.kind == "behind":  # two prompts behind each text
             prompts = Injection(mask.repeat(2, 1), prompt=self.injected.expand(2 * B, -1, -1))
             return self.backbone.behind(self.backbone.keep(ids, seen), prompts).pow(2).mean()
-        injection = Injection(mask, **{self.kind: self.injected.expand(B, -1, -1)})
+        kind = "prompt" if self.kind == "late" else self.kind
+        injection = Injection(mask, **{kind: self.injected.expand(B, -1, -1)})
         trunk = self.backbone.trunk(ids, seen, self.first_layer) if self.first_layer else None
-        return self.backbone(ids, seen, injection, trunk=trunk).pow(2).mean()
+        edits = Edits(before={self.first_layer: self.made}, of_prompt=True) if self.kind == "late" else None
+        return self.backbone(ids, seen, injection, trunk=trunk, edits=edits).pow(2).mean()
 
 
 def compare_all(folder: Path) -> dict[str, dict[str, float]]:
@@ -95,7 +105,7 @@ def compare(family: str, kind: str, checkpointing: bool, first_layer: int) -> di
     model = Injected(family, kind, checkpointing, first_layer)
     engine, *_ = deepspeed.initialize(
         model=model,
-        model_parameters=[*model.edits.parameters()] if kind == "edits" else [model.injected],
+        model_parameters=[parameter for parameter in model.parameters() if parameter.requires_grad],
         config=ENGINE,
     )
     with torch.no_grad():
