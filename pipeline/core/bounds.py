@@ -21,6 +21,8 @@ LARGEST_JSON = 2**28
 """Bytes of a JSON file beside weights or in a run: the largest published tokenizer.json has 33 MB."""
 LONGEST_TEMPLATE = 1000
 """Characters of labels.template, which is written out once per label."""
+MOST_HYPOTHESES = 100
+"""Of one label, each of which is read; tables of them are as wide as the label with the most."""
 LONGEST_LABEL = 1000
 """Characters of a label's name: a longer one is a text, so data.label names the wrong column."""
 LONGEST_LINE_BYTES = 16 * 2**20

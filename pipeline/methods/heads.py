@@ -141,9 +141,14 @@ class ClassHead(nn.Module):
         if self.similarity is not None:
             nn.init.zeros_(self.logits.weight)
 
-    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K]."""
+    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
+        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K].
+
+        trained [K]: each row's label in training; None: they are those of training.
+        """
         scores: Tensor = self.logits(pooled)
+        if trained is not None:
+            scores = scores[:, trained]
         return scores if self.similarity is None else scores + self.similarity(pooled.unsqueeze(1), states, mask)
 
 

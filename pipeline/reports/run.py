@@ -156,6 +156,8 @@ def label_points(run: Run) -> tuple[Rows, str]:
     before = pool(labels.states.float(), labels.mask, "mean")
     with torch.no_grad():
         after, what = _tuned(method, labels, before)
+    if labels.mean is not None:  # of a label's hypotheses
+        before, after = (labels.mean.of_all(vectors.T).T for vectors in (before, after))
     return run_metrics.label_map(run.split.labels, _array(before), _array(after)), what
 
 

@@ -106,6 +106,7 @@ def _score_splits(
             pad_token_id=pad_token,
             device=accelerator.device,
             readings=adapter.config.method.joint_readings(len(names)),
+            hypotheses=adapter.labels.most_hypotheses,
             tokens_per_forward=settings.tokens_per_batch,
             description=f"evaluate {name}",
         )
@@ -164,8 +165,9 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
 def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     method = adapter.config.method
     if method.from_states:
-        model = StateModel(adapter.build_method(known.facts), adapter.labels.states, adapter.labels.mask)
-        return model.to(accelerator.device)
+        labels = adapter.labels
+        judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
+        return StateModel(judge, labels.states, labels.mask, labels.mean).to(accelerator.device)
     backbone = load_frozen(
         accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
     )

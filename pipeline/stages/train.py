@@ -53,6 +53,8 @@ from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class TrainingTask:
@@ -99,7 +101,8 @@ class TrainingTask:
                 return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
             method.load_state_dict(state)
-            scores = scores_of_states(method, readings.validation.states, readings.label_states, labels.mask)
+            judge, states = labels.judged_by(method, CPU), readings.validation.states
+            scores = scores_of_states(judge, states, readings.label_states, labels.mask, readings.mean)
             truth, majority = readings.validation.labels, int(counts.argmax())
             return replace(found, figures=split_metrics(scores, truth, labels.names, majority, "validation split"))
 
@@ -238,7 +241,7 @@ def _readings(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
 
     validation = splits.get("validation")
     others = None if validation is None else reading(validation)
-    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask)
+    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask, labels.mean)
 
 
 def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:
