@@ -33,6 +33,8 @@ MOST_TOKENS = 2**20
 """Of a text or an injection: no backbone has as many positions, and each costs memory in every layer."""
 MOST_STEPS = 10**9
 """Optimizer steps, epochs, and steps between two events: years of training."""
+MOST_REWORDINGS = 100
+"""Of an evaluation, which scores all its texts anew for each."""
 MOST_TEXTS = 10**6
 """Of a batch, on one rank."""
 MOST_ROWS = 10**12

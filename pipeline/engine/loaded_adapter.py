@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import ValidationError
-from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
@@ -20,7 +19,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig, OneOrSeveral
-from pipeline.data.hypotheses import HypothesisTokens, hypotheses
+from pipeline.data.hypotheses import hypotheses
 from pipeline.data.in_memory import Text, strings, text_columns
 from pipeline.data.labels import label_name
 from pipeline.data.splits import TokenizedTexts
@@ -175,7 +174,7 @@ class LoadedAdapter:
         known |= {label_name(name): _given(own) for name, own in (texts or {}).items()}
         words = hypotheses(names, _labels_config(self.adapter.config.labels.template, known))
         old, form = self.model, self.adapter.config.method.starts_from
-        tokens = self._fitted(self.adapter.texts(self.tokenizer).hypotheses(words.texts, form))
+        tokens = self.adapter.hypothesis_tokens(self.tokenizer, old.backbone.facts, words.texts)
         states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
         continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words.texts)
         places = {label_name(name): index for index, name in enumerate(trained.names)}
@@ -184,21 +183,6 @@ class LoadedAdapter:
         mean = None if words.weights is None else HypothesisMean(words.weights)
         model = LTuningModel(old.backbone, among, states, tokens.kept, old.pooling, continuations, start, mean)
         return replace(self, model=model.to(self.device).eval(), labels=names)
-
-    def _fitted(self, tokens: HypothesisTokens) -> HypothesisTokens:
-        """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
-        facts, method = self.model.backbone.facts, self.adapter.config.method
-        trained, found = self.adapter.labels.hypothesis_tokens, tokens.kept.shape[1]
-        count = len(self.adapter.labels.names)
-        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
-        if found > trained and bound:
-            raise UserError(
-                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
-                "its training: choose shorter names or hypotheses"
-            )
-        width = (0, max(0, trained - found))
-        input_ids, mask = (nn.functional.pad(tensor, width) for tensor in (tokens.input_ids, tokens.mask))
-        return HypothesisTokens(input_ids, mask, tokens.opening)
 
 
 def _given(hypotheses: Any) -> OneOrSeveral:

@@ -189,6 +189,11 @@ class TuningMethod(nn.Module, ABC):
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
 
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        """Do scores depend on the label states, with the parameters as they are?"""
+        return self.judges_hypotheses
+
     def edits_of(self, injection: Injection | None) -> Edits | None:
         """What acts in a reading with this injection."""
         return None if injection is None and self.edits is not None and self.edits.of_prompt else self.edits

@@ -34,6 +34,11 @@ class HypothesisMean(nn.Module):
         self.register_buffer("bits", padded.view(torch.int64), persistent=False)
 
     @property
+    def most(self) -> int:
+        """M"""
+        return self.places.shape[1]
+
+    @property
     def weights(self) -> Tensor:
         """[K, M] float64, zero where a label has fewer"""
         return self.bits.view(torch.float64)

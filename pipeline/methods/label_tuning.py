@@ -14,7 +14,7 @@ from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
-from pipeline.methods.heads import HeadName, build_head, head_parameters
+from pipeline.methods.heads import FittedHead, HeadName, build_head, head_parameters
 from pipeline.methods.logistic import fitted_head
 
 
@@ -164,6 +164,10 @@ class FittedLabelTuning(LabelTuning):
 
     def begin_tuning(self) -> None:
         self.is_tuned.fill_(1)
+
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return bool(self.is_tuned) or (isinstance(self.head, FittedHead) and self.head.reads_labels)
 
     def among(self, trained: Tensor) -> Self:
         other = copy(self)  # with the same modules

@@ -91,7 +91,7 @@ class LTuningModel(nn.Module):
     @property
     def most_hypotheses(self) -> int:
         """Of one label."""
-        return 1 if self.mean is None else self.mean.places.shape[1]
+        return 1 if self.mean is None else self.mean.most
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name. Optimizer, saving, loading and counting all use this."""
@@ -182,6 +182,11 @@ class StateModel(nn.Module):
         self.mean = mean
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask, persistent=False)
+
+    @property
+    def most_hypotheses(self) -> int:
+        """Of one label."""
+        return 1 if self.mean is None else self.mean.most
 
     def forward(self, alone: Tensor, candidates: Tensor) -> Tensor:
         """alone [B, H]: states of the texts; candidates [B, C], label indices -> scores [B, C] float32."""

@@ -66,6 +66,10 @@ class Probe(TuningMethod):
         other.trained = trained
         return other
 
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return bool(self.prior_weight != 0)
+
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         pooled = read(None, 1)
         logits: Tensor = self.logits(pooled)

@@ -67,6 +67,10 @@ class TextClassifier(TuningMethod):
         other.trained = trained
         return other
 
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return self.head.reads_labels
+
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         scores: Tensor = self.head(read(self.inject(len(candidates)), 1), states, mask, self.trained)
         return scores.gather(1, candidates).float()

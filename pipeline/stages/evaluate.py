@@ -1,6 +1,8 @@
 """Stage 4: scores every label for every text of the evaluated splits."""
 
+import json
 import logging
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +22,18 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
-from pipeline.data.splits import ReadTexts, load_split
+from pipeline.data.splits import ReadTexts, Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
+from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import predictions, split_metrics
+from pipeline.evaluation.rewordings import over_rewordings, wording_line
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
 from pipeline.methods.model import StateModel
@@ -62,20 +66,29 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     trained = training_fingerprint(config.method, config.train, config.backbone, seed, manifest, adapter.labels)
     if changed := training_changes(run_dir, config.method, trained):
         raise _trained_otherwise(run_dir.adapter, changed)
-    wanted = evaluation_fingerprint(run_dir, manifest, splits)
+    rewordings = config.evaluate.rewordings
+    others = reworded_hypotheses(adapter, rewordings)
+    wanted = evaluation_fingerprint(run_dir, manifest, splits, json.dumps(rewordings) if rewordings else None)
     if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))
     else:
+        reworded = read_rewordings(accelerator, ranks, backbone, adapter, others)
         metrics, tables = _score_splits(
-            accelerator, ranks, config.evaluate, run_dir, backbone, adapter, splits, manifest
+            accelerator, ranks, config.evaluate, run_dir, backbone, adapter, splits, manifest, reworded
         )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
+    _tell(metrics)
+    return metrics
+
+
+def _tell(metrics: dict[str, Any]) -> None:
     for name, found in metrics.items():
         log.info("evaluate: %s", summary_line(name, found))
+        if "rewordings" in found:
+            log.info("evaluate: %s: %s", name, wording_line(found["rewordings"]))
         for note in found["notes"]:
             log.warning("evaluate: %s: %s", name, note)
-    return metrics
 
 
 def _score_splits(
@@ -87,38 +100,54 @@ def _score_splits(
     adapter: Adapter,
     splits: list[str],
     manifest: dict[str, Any],
+    reworded: list[Reworded],
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The metrics by split, and each split's predictions."""
     model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
-    names = adapter.labels.names
-    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
-    metrics, tables, scored = {}, [], {}
+    names, device = adapter.labels.names, accelerator.device
     loaded = {name: load_split(run_dir.data / name) for name in splits}
     if adapter.config.method.wants_states and adapter.config.method.reads_alone:
         loaded = with_states(run_dir, backbone, ranks, loaded)
-    for name, split in loaded.items():
-        scores = score(
-            model,
-            ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
-            len(names),
-            settings.batch_size,
-            ranks=ranks,
-            pad_token_id=pad_token,
-            device=accelerator.device,
-            readings=adapter.config.method.joint_readings(len(names)),
-            hypotheses=adapter.labels.most_hypotheses,
-            tokens_per_forward=settings.tokens_per_batch,
-            description=f"evaluate {name}",
-        )
-        metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
-        scored[name] = (scores, split.labels)
-        tables.append(_prediction_table(name, run_dir.data / name, names, split.labels, scores))
+    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
+    scores_of = partial(_scores, adapter, settings, ranks=ranks, pad_token_id=pad_token, device=device)
+
+    def judge(name: str, what: str) -> tuple[NDArray[np.float32], dict[str, Any]]:
+        scores = scores_of(model, loaded[name], description=f"evaluate {what}")
+        return scores, split_metrics(scores, loaded[name].labels, names, majority, what)
+
+    found = {name: judge(name, f"{name} split") for name in loaded}
+    metrics = {name: measured for name, (_, measured) in found.items()}
+    scored = {name: (scores, loaded[name].labels) for name, (scores, _) in found.items()}
+    under: dict[str, list[dict[str, Any]]] = {name: [] for name in loaded}
+    for number, one in enumerate(reworded, start=1):
+        one.put_into(judged(model))
+        for name in loaded:
+            under[name].append(judge(name, f"{name} split, rewording {number}")[1])
     release(accelerator, model)
+    for name in metrics if settings.rewordings else ():
+        metrics[name]["rewordings"] = over_rewordings(settings.rewordings, under[name])
     if "validation" in scored:
         calibration = fit_temperature(*scored["validation"])
         for name, (scores, truth) in scored.items():
             metrics[name]["calibrated"] = calibrated_metrics(scores, truth, calibration)
-    return metrics, tables
+    return metrics, [_prediction_table(name, run_dir.data / name, names, *scored[name]) for name in scored]
+
+
+def _scores(
+    adapter: Adapter, settings: EvaluateConfig, model: nn.Module, split: Split, **how: Any
+) -> NDArray[np.float32]:
+    """[N, K] of a split, under the hypotheses that the model judges by now."""
+    method, count = adapter.config.method, len(adapter.labels.names)
+    return score(
+        model,
+        ReadTexts(split.states) if method.from_states and split.states else split,
+        count,
+        settings.batch_size,
+        readings=method.joint_readings(count),
+        hypotheses=judged(model).most_hypotheses,
+        tokens_per_forward=settings.tokens_per_batch,
+        **how,
+    )
 
 
 def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], path: Path) -> None:
@@ -182,7 +211,7 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     return prepare_inference(accelerator, whole, known.config.dtype)
 
 
-def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray, scores: NDArray) -> pa.Table:
+def _prediction_table(split: str, folder: Path, names: list[str], scores: NDArray, truth: NDArray) -> pa.Table:
     """One row per text: split, row (of the source, from 1), label, prediction, and a column score/<label> per label."""
     words = pa.array(names)
     columns = {

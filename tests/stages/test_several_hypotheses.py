@@ -1,4 +1,7 @@
-"""Labels with several hypotheses: every stage, an adapter directory, other labels and a server score them alike."""
+"""Labels with several hypotheses: every stage, an adapter directory, other labels and a server score them alike.
+
+covers data/hypotheses, adapter/label_states
+"""
 
 import json
 from pathlib import Path
@@ -11,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from pipeline.adapter.directory import load_adapter
 from pipeline.adapter.label_states import NAMES_FILE, WEIGHTS_OF_HYPOTHESES, LabelStates
-from pipeline.config import parse_config
+from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.export.label_injections import save_label_injections
@@ -31,7 +34,7 @@ TUNED = {"head": "label_aware", "shortlist": None}
 
 @pytest.mark.parametrize(
     "method",
-    [{"name": "zero_shot"}, {"name": "probe", "prior": "always"}, {"name": "lt_prefix"}, {"name": "lt_prompt"} | TUNED],
+    [{"name": "zero_shot"}, {"name": "probe", "prior": "always"}, {"name": "lt_prefix"}],
     ids=lambda keys: keys["name"],
 )
 def test_all_that_scores_a_text_gives_the_same(method: dict[str, Any], tmp_path: Path) -> None:
@@ -50,8 +53,13 @@ def test_all_that_scores_a_text_gives_the_same(method: dict[str, Any], tmp_path:
     report(config.run_dir.path)
 
 
-def test_a_label_scores_the_mean_of_its_hypotheses_alone(tmp_path: Path) -> None:
-    loaded = LoadedAdapter.load(tiny_run(tmp_path, labels=SEVERAL, method={"name": "lt_prefix"} | TUNED).run_dir.path)
+@pytest.fixture(scope="module")
+def several(tmp_path_factory: pytest.TempPathFactory) -> RunConfig:
+    return tiny_run(tmp_path_factory.mktemp("several"), labels=SEVERAL, method={"name": "lt_prefix"} | TUNED)
+
+
+def test_a_label_scores_the_mean_of_its_hypotheses_alone(several: RunConfig) -> None:
+    loaded = LoadedAdapter.load(several.run_dir.path)
     found = loaded.predict(["a goal", "shares fell on monday"])
     expected = [dict.fromkeys(LABELS, 0.0) for _ in found]
     for label, own in loaded.adapter.labels.by_label.items():
@@ -103,8 +111,8 @@ def test_one_hypothesis_each_is_what_it_was_however_it_is_written(tmp_path: Path
     ],
     ids=str,
 )
-def test_weights_that_do_not_fit_are_refused(change: dict[str, Any], tmp_path: Path) -> None:
-    labels = encode_labels(tiny_run(tmp_path, labels=SEVERAL))
+def test_weights_that_do_not_fit_are_refused(change: dict[str, Any], several: RunConfig, tmp_path: Path) -> None:
+    labels = load_adapter(several.run_dir.adapter).labels
     folder = tmp_path / "copy"
     folder.mkdir()
     labels.save(folder)
@@ -130,7 +138,7 @@ def test_templates_that_are_none_are_refused_in_one_line(template: Any) -> None:
     assert str(fault.value).count("labels.template") == 1
 
 
-def test_one_injection_per_label_cannot_hold_them(tmp_path: Path) -> None:
-    adapter = load_adapter(tiny_run(tmp_path, labels=SEVERAL).run_dir.adapter)
+def test_one_injection_per_label_cannot_hold_them(several: RunConfig, tmp_path: Path) -> None:
+    adapter = load_adapter(several.run_dir.adapter)
     with pytest.raises(UserError, match="have several hypotheses"):
         save_label_injections(adapter, tiny_facts(), tmp_path / "exported")
