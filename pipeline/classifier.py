@@ -20,6 +20,7 @@ from pipeline.config import RunConfig, parse_config, set_key, unusual
 from pipeline.core.bounds import MOST_STEPS
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
+from pipeline.data.config import OneOrSeveral
 from pipeline.data.in_memory import Text, are_pairs, holds, label_array, labelled
 from pipeline.data.tokens import without_bars
 from pipeline.distributed.device import announce_device
@@ -61,7 +62,8 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
             with a GPU, else float32; `overrides` may say otherwise.
         method: lt_prefix, lt_prompt, or a baseline (method.name).
         template: hypothesis of a label, with {label} in it (labels.template).
-        hypotheses: label -> its hypothesis, where the template does not read well (labels.texts).
+        hypotheses: label -> its hypothesis, where the template does not read well (labels.texts). As of the template,
+            several are a list, or a mapping to their weights.
         epochs, max_steps, batch_size, learning_rate: of `train`. `max_steps` has precedence over `epochs`.
         max_length: tokens kept of each text (data.max_length).
         validation_split: share of the texts that chooses the best adapter, where `fit` is given no validation texts;
@@ -82,8 +84,8 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         backbone: str = MINILM,
         method: str = "lt_prefix",
         *,
-        template: str = "This text is about {label}.",
-        hypotheses: Mapping[Any, str] | None = None,
+        template: OneOrSeveral = "This text is about {label}.",
+        hypotheses: Mapping[Any, OneOrSeveral] | None = None,
         epochs: int = 3,
         max_steps: int | None = None,
         batch_size: int = 16,
@@ -191,7 +193,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
             )
         return float(super().score(texts, labels, sample_weight))
 
-    def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LTuningClassifier":
+    def with_labels(self, names: Iterable[str], texts: Mapping[str, OneOrSeveral] | None = None) -> "LTuningClassifier":
         """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
 
         A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared.

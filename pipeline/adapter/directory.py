@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.card import model_card
@@ -31,7 +31,7 @@ from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError, about
 from pipeline.core.files import atomic_dir, write_json, write_text
 from pipeline.core.run_dir import RunDir
-from pipeline.data.hypotheses import continuations
+from pipeline.data.hypotheses import HypothesisTokens, continuations
 from pipeline.data.texts import TextEncoder
 from pipeline.evaluation.calibration import FILE as CALIBRATION
 from pipeline.evaluation.calibration import load_calibration
@@ -132,6 +132,26 @@ class Adapter:
         room = None if facts.max_positions is None else facts.max_positions - self.config.data.max_length
         return continuations(tokenizer, hypotheses, room, space=self.texts(tokenizer).end_needs_space)
 
+    def hypothesis_tokens(
+        self, tokenizer: PreTrainedTokenizerBase, facts: BackboneFacts, hypotheses: Sequence[str]
+    ) -> HypothesisTokens:
+        """Tokens [J, P] of these hypotheses, with at least the P of training, to which some methods are bound.
+
+        UserError where such a method cannot take as many as there are.
+        """
+        tokens = self.texts(tokenizer).hypotheses(hypotheses, self.config.method.starts_from)
+        method, trained, found = self.config.method, self.labels.hypothesis_tokens, tokens.kept.shape[1]
+        count = len(self.labels.names)
+        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
+        if found > trained and bound:
+            raise UserError(
+                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
+                "its training: choose shorter names or hypotheses"
+            )
+        width = (0, max(0, trained - found))
+        input_ids, mask = (nn.functional.pad(tensor, width) for tensor in (tokens.input_ids, tokens.mask))
+        return HypothesisTokens(input_ids, mask, tokens.opening)
+
     def texts(self, tokenizer: PreTrainedTokenizerBase) -> TextEncoder:
         """How texts become tokens, as in training."""
         data = self.config.data
@@ -183,7 +203,7 @@ def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, 
         revision=config.backbone.revision,
         method=config.method.name,
         parameters=sum(tensor.numel() for tensor in adapter.method_state.values()),
-        labels=list(zip(adapter.labels.names, adapter.labels.hypotheses, strict=True)),
+        labels=[(name, "; ".join(words)) for name, words in adapter.labels.by_label.items()],
         pair=config.data.text_pair is not None,
         max_length=config.data.max_length,
         open_labels=config.method.open_labels,

@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import safetensors.torch
 import torch
@@ -14,18 +14,24 @@ from torch import Tensor, nn
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.weights import FLOATS, WEIGHTS_PART
 from pipeline.core.artefact import Absent, Artefact, defaults_of
+from pipeline.core.bounds import MOST_HYPOTHESES
 from pipeline.core.checksums import check_sums, read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
-from pipeline.data.hypotheses import HypothesisTokens
-from pipeline.methods.base import MethodConfig
+from pipeline.data.config import Weight
+from pipeline.data.hypotheses import Hypotheses, HypothesisTokens
+from pipeline.methods.base import MethodConfig, TuningMethod
+from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
-FORMAT = 1
+FORMAT, SEVERAL = 1, 2
+"""Of labels.json. 2: a label has several hypotheses, and they have weights."""
 START_PART = "start"
 """The part of their fingerprint that says in which form the hypotheses are kept as injections; absent: they are not."""
+WEIGHTS_OF_HYPOTHESES = "weights of hypotheses"
+"""The part that says how many hypotheses each label has, and how they weigh; absent: one each."""
 ALL_IN_ONE_PART = "all_in_one"
 """The part that says how many tokens are kept of all hypotheses in one; absent: none."""
 
@@ -56,6 +62,27 @@ class LabelStates:
     """[K, P, W], the hypotheses as injections (`pipeline.backbone.as_injection`), where injections start from them."""
     all_in_one: Tensor | None = None
     """[N, W], keys and values of N tokens of all hypotheses, one behind the other, where training starts from them."""
+    weights: list[list[float]] | None = None
+    """Where labels have several hypotheses, which K counts then: of each label's, in the order of `hypotheses`."""
+
+    @property
+    def by_label(self) -> dict[str, dict[str, float]]:
+        """Label -> its hypotheses and their weights."""
+        return dict(zip(self.names, Hypotheses(self.hypotheses, self.weights).by_label, strict=True))
+
+    @property
+    def mean(self) -> HypothesisMean | None:
+        """What makes scores of labels of those of their hypotheses."""
+        return None if self.weights is None else HypothesisMean(self.weights)
+
+    @property
+    def most_hypotheses(self) -> int:
+        """Of one label."""
+        return 1 if self.weights is None else max(map(len, self.weights))
+
+    def judged_by(self, method: TuningMethod, device: torch.device) -> TuningMethod:
+        """A method, on this device, that was built for so many labels, as one that judges them by their hypotheses."""
+        return method if self.weights is None else method.among(labels_of(self.weights).to(device))
 
     @property
     def hypothesis_tokens(self) -> int:
@@ -82,7 +109,8 @@ class LabelStates:
         data = safetensors.torch.save(tensors, metadata={"fingerprint": json.dumps(self.fingerprint)})
         (folder / STATES_FILE).write_bytes(data)
         words = {"version": FORMAT, "names": self.names, "hypotheses": self.hypotheses, "fingerprint": self.fingerprint}
-        write_json(folder / NAMES_FILE, words)
+        several = {} if self.weights is None else {"version": SEVERAL, "weights": self.weights}
+        write_json(folder / NAMES_FILE, words | several)
 
     @classmethod
     def load(cls, folder: Path) -> "LabelStates":
@@ -101,7 +129,7 @@ class LabelStates:
                 all_in_one = file.get_tensor("all_in_one") if ALL_IN_ONE_PART in words.fingerprint else None
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
             raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
-        fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.names)
+        fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.hypotheses)
         fits &= start is None or (start.ndim == 3 and start.shape[:2] == mask.shape)
         fits &= all_in_one is None or all_in_one.ndim == 2
         if made_from != words.fingerprint or not fits:
@@ -109,21 +137,27 @@ class LabelStates:
         if fault := _fault(states, mask, start, all_in_one):
             raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
         check_sums(folder)
-        return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start, all_in_one)
+        return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start, all_in_one, words.weights)
 
 
 class _Words(Settings):
     """labels.json"""
 
-    version: Literal[1]
+    version: Literal[1, 2]
     names: list[str] = Field(min_length=2)
     hypotheses: list[str]
     fingerprint: dict[str, str]
+    weights: list[Annotated[list[Weight], Field(min_length=1, max_length=MOST_HYPOTHESES)]] | None = None
 
     @model_validator(mode="after")
-    def _has_one_hypothesis_per_name(self) -> "_Words":
-        if len(self.names) != len(self.hypotheses):
-            raise ValueError(f"{len(self.names)} names, but {len(self.hypotheses)} hypotheses")
+    def _has_hypotheses_of_each_name(self) -> "_Words":
+        if (self.weights is None) != (self.version == FORMAT):
+            raise ValueError(f"version {self.version} {'lacks' if self.weights is None else 'has'} weights")
+        counts = [1] * len(self.names) if self.weights is None else list(map(len, self.weights))
+        if len(self.names) != len(counts) or sum(counts) != len(self.hypotheses):
+            raise ValueError(f"{len(self.names)} names and {len(self.hypotheses)} hypotheses do not fit")
+        if any(abs(sum(own) - 1) > 1e-6 for own in self.weights or ()):
+            raise ValueError("the weights of a label's hypotheses do not sum to 1")
         if len(set(self.names)) < len(self.names):
             raise ValueError("a label is named twice")
         if not all(word.strip() for word in [*self.names, *self.hypotheses]):

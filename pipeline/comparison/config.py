@@ -24,6 +24,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, PathSetting, Settings
 from pipeline.data.config import DataConfig
+from pipeline.methods import MethodConfig
 from pipeline.training.config import TrainConfig
 
 Part = dict[str, dict[str, Any]]
@@ -67,7 +68,8 @@ class ComparisonConfig(Settings):
     published: dict[str, dict[str, dict[str, float]]] = {}
     """Backbone -> data set -> method -> a value from elsewhere, in the same metric, to stand beside ours."""
     grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
-    """section.key -> values: every trained method is tuned over all combinations, on validation."""
+    """section.key -> values: every method that takes steps is tuned over all combinations, on validation; others over
+    those of labels (labels.template: the hypotheses) alone."""
     trust_remote_code: TrustRemoteCode = False
     """Run the code that ships with the backbones."""
 
@@ -152,9 +154,15 @@ def share_of(groups: list[Group], share: tuple[int, int]) -> list[Group]:
     return [group for group in groups if group in shares[number]]
 
 
-def settings(comparison: ComparisonConfig) -> list[dict[str, Any]]:
-    """All points of the grid; one empty point where there is no grid."""
-    return [dict(zip(comparison.grid, values, strict=True)) for values in itertools.product(*comparison.grid.values())]
+def settings(comparison: ComparisonConfig, method: MethodConfig | None = None) -> list[dict[str, Any]]:
+    """All points of the grid; one empty point where there is no grid.
+
+    For a `method` without steps, which has no learning rate and the like: those of the labels' words alone.
+    """
+    grid = comparison.grid
+    if method is not None and not method.takes_steps:
+        grid = {key: values for key, values in grid.items() if key.partition(".")[0] == "labels"}
+    return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
 def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, Any], seed: int) -> RunConfig:
@@ -219,12 +227,12 @@ def parse_share(text: str, option: str = "--cells") -> tuple[int, int]:
 
 def describe(comparison: ComparisonConfig) -> str:
     """What will be run: the groups, and how many runs they are made of."""
-    points = len(settings(comparison))
     lines = []
     runs = 0
     for group in groups(comparison):
         method = next(configs_of(comparison, group)).method
-        count = len(comparison.seeds) + (points - 1 if method.takes_steps else 0) if method.is_trained else 1
+        # The setting that is chosen was tried with the first seed.
+        count = (len(comparison.seeds) if method.is_trained else 1) + len(settings(comparison, method)) - 1
         runs += count
         lines.append(f"{group.path}: {count} runs, {method.name}")
     return "\n".join([*lines, f"{len(lines)} groups, {runs} runs"])

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.comparison.curve import seconds_to_step, steps_to_share, value_within
 from pipeline.comparison.statistics import Difference, compare_predictions
+from pipeline.comparison.wording import WORDING_COLUMNS, over_rewordings, wording_cells
 from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
 from pipeline.core.output import say
@@ -103,6 +104,7 @@ def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_secon
         "validation": _mean(rows, "validation"),
         "equal_seconds": equal_seconds,
         "validation_at_equal_seconds": float(np.mean(within)) if len(within) == len(rows) else None,
+        **over_rewordings(rows),
         **_cost(rows),
         "converged": all(row["converged"] for row in rows),
         "parameters": first["parameters"],
@@ -151,7 +153,11 @@ def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
 def _tidy(row: Row) -> Row:
     """Nested metrics as columns; what varies in form as JSON."""
     plain = {key: value for key, value in row.items() if key not in ("figures", "fingerprint")}
-    metrics = {f"{row['split']}_{key}": value for key, value in row["figures"].items()}
+    figures = row["figures"]
+    metrics = {
+        f"{row['split']}_{key}": json.dumps(value) if isinstance(value, dict) else value
+        for key, value in figures.items()
+    }
     nested = {key: json.dumps(plain[key]) for key in ("setting", "grid", "curve") if key in plain}
     return plain | metrics | {"grid": "[]"} | nested
 
@@ -216,6 +222,8 @@ def _table(lines: list[Row]) -> str:
     reference = first["best_baseline"]
     compared = [f"difference to {for_markdown(reference)}", "verdict", "McNemar p (accuracy)"] if reference else []
     columns = ["method", first["metric"], *compared]
+    asked = any(line["words_read"] is not None for line in lines)
+    columns += WORDING_COLUMNS if asked else []
     columns += ["validation", f"validation in {first['equal_seconds']:.0f} s", "steps to 95 %", "steps to best"]
     columns += ["seconds to best", "steps", "seconds", "readings", "parameters"]
     body = [
@@ -223,6 +231,7 @@ def _table(lines: list[Row]) -> str:
             f"**{for_markdown(line['method'])}**" if line["method"] == reference else for_markdown(line["method"]),
             _mean_and_spread(line),
             *([_interval(line), line["verdict"] or "", _number(line["mcnemar_p"], ".3f")] if reference else []),
+            *(wording_cells(line) if asked else []),
             _number(line["validation"], ".4f"),
             _number(line["validation_at_equal_seconds"], ".4f"),
             _number(line["steps_to_95_percent"], ".0f"),

@@ -21,6 +21,8 @@ LARGEST_JSON = 2**28
 """Bytes of a JSON file beside weights or in a run: the largest published tokenizer.json has 33 MB."""
 LONGEST_TEMPLATE = 1000
 """Characters of labels.template, which is written out once per label."""
+MOST_HYPOTHESES = 100
+"""Of one label, each of which is read; tables of them are as wide as the label with the most."""
 LONGEST_LABEL = 1000
 """Characters of a label's name: a longer one is a text, so data.label names the wrong column."""
 LONGEST_LINE_BYTES = 16 * 2**20
@@ -31,6 +33,8 @@ MOST_TOKENS = 2**20
 """Of a text or an injection: no backbone has as many positions, and each costs memory in every layer."""
 MOST_STEPS = 10**9
 """Optimizer steps, epochs, and steps between two events: years of training."""
+MOST_REWORDINGS = 100
+"""Of an evaluation, which scores all its texts anew for each."""
 MOST_TEXTS = 10**6
 """Of a batch, on one rank."""
 MOST_ROWS = 10**12

@@ -4,12 +4,19 @@ import os
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
+from pydantic import (
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+    model_validator,
+)
 
-from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
-from pipeline.core.settings import PathSetting, Settings
+from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_HYPOTHESES, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
+from pipeline.core.settings import Distinct, PathSetting, Settings
 from pipeline.data.labels import label_name
 from pipeline.data.public_sets import PUBLIC_SETS
 from pipeline.data.templates import TextTemplate, check_words, checked, filled
@@ -140,29 +147,62 @@ class DataConfig(Settings):
         return self
 
 
+def weighted(wordings: str | list[str] | dict[str, float]) -> dict[str, float]:
+    """Each of one or several wordings, and its weight."""
+    if isinstance(wordings, str):
+        return {wordings: 1.0}
+    return wordings if isinstance(wordings, dict) else dict.fromkeys(wordings, 1.0)
+
+
+def _one_or_several(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    with suppress(ValidationError):  # which would name all three types
+        found = read(given)
+        if 0 < len(weighted(found)) <= MOST_HYPOTHESES:
+            return found
+    raise ValueError(
+        f"must be a string; or, where a label has several hypotheses, a list of 1 to {MOST_HYPOTHESES} different ones, "
+        "or a mapping from each to its weight, a number above 0"
+    )
+
+
+Weight = Annotated[float, Field(gt=0, le=1e6)]
+OneOrSeveral = Annotated[str | Distinct[str] | dict[str, Weight], WrapValidator(_one_or_several)]
+"""Hypotheses: one, a list of several, or several with their weights."""
+
+
 class LabelsConfig(Settings):
     """Which labels there are, and the hypothesis of each."""
 
-    template: str = Field(default="This text is about {label}.", max_length=LONGEST_TEMPLATE)
-    """Hypothesis of a label; {label} is replaced by the label's name."""
-    texts: dict[str, str] = Field(default={})
-    """Hypotheses of single labels, by name, where the template does not read well."""
+    template: OneOrSeveral = "This text is about {label}."
+    """Hypothesis of a label; {label} is replaced by the label's name. Several: a list, or a mapping to their weights. A
+    label's score is then the weighted mean of theirs."""
+    texts: dict[str, OneOrSeveral] = Field(default={})
+    """Hypotheses of single labels, by name, where the template does not read well; several as for the template."""
     names: list[str] | None = None
     """Label names in index order; null: as the training file numbers them (ClassLabel), else all it has, sorted."""
 
-    def hypothesis(self, name: str) -> str:
-        """The template with this label's name in the place of each {label}; {{ and }} are braces."""
-        return filled(self.template, {"label": name})
+    @property
+    def most_hypotheses(self) -> int:
+        """Of one label."""
+        return max(len(weighted(wordings)) for wordings in (self.template, *self.texts.values()))
+
+    def hypotheses(self, name: str) -> dict[str, float]:
+        """Each template with this label's name in the place of each {label}, and its weight; {{ and }} are braces."""
+        return {filled(template, {"label": name}): weight for template, weight in weighted(self.template).items()}
 
     @field_validator("template")
     @classmethod
-    def _has_one_field(cls, template: str) -> str:
-        return checked(template, ("label",))
+    def _have_one_field(cls, template: OneOrSeveral) -> OneOrSeveral:
+        for one in weighted(template):
+            if len(one) > LONGEST_TEMPLATE:
+                raise ValueError(f"a template has at most {LONGEST_TEMPLATE} characters, this one {len(one)}")
+            checked(one, ("label",))
+        return template
 
     @field_validator("texts")
     @classmethod
-    def _are_not_blank(cls, texts: dict[str, str]) -> dict[str, str]:
-        blank = [name for name, text in texts.items() if not text.strip()]
+    def _are_not_blank(cls, texts: dict[str, OneOrSeveral]) -> dict[str, OneOrSeveral]:
+        blank = [name for name, wordings in texts.items() if not all(text.strip() for text in weighted(wordings))]
         if blank:
             raise ValueError(f"the text of {blank[0]!r} is empty")
         _refuse_repeated(texts)

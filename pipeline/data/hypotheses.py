@@ -1,6 +1,6 @@
 """The hypothesis of each label, as text and as tokens."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.injection import NO_TOKEN
 from pipeline.core.errors import UserError, nearest
-from pipeline.data.config import LabelsConfig
+from pipeline.data.config import LabelsConfig, weighted
 from pipeline.data.labels import label_name
 from pipeline.data.tokenizer import encode
 from pipeline.data.words import ANCHOR
@@ -32,8 +32,31 @@ class HypothesisTokens(NamedTuple):
         return self.mask[:, self.opening :]
 
 
-def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
-    """The hypothesis of each label: its own in `labels.texts` if there is one, else the template's.
+class Hypotheses(NamedTuple):
+    """The hypotheses of K labels, J in all: a label's follow each other, in the order of the labels."""
+
+    texts: list[str]
+    weights: list[list[float]] | None = None
+    """[K] of each label's, with sum 1; None: each label has one."""
+
+    @classmethod
+    def of(cls, labels: Iterable[Mapping[str, float]]) -> "Hypotheses":
+        """By label: each hypothesis and its weight."""
+        found = list(labels)
+        texts = [text for own in found for text in own]
+        if len(texts) == len(found):
+            return cls(texts)
+        return cls(texts, [[weight / sum(own.values()) for weight in own.values()] for own in found])
+
+    @property
+    def by_label(self) -> list[dict[str, float]]:
+        """Of each label: its hypotheses and their weights."""
+        texts, weights = iter(self.texts), self.weights or [[1.0]] * len(self.texts)
+        return [{next(texts): weight for weight in own} for own in weights]
+
+
+def hypotheses(names: Sequence[str], config: LabelsConfig) -> Hypotheses:
+    """The hypotheses of each label: its own in `labels.texts` if there are some, else the template's.
 
     Raises:
         UserError: a hypothesis for an unknown label, or two labels with the same.
@@ -43,9 +66,10 @@ def hypotheses(names: Sequence[str], config: LabelsConfig) -> list[str]:
     for name in own:
         if name not in known:
             raise UserError(f"labels.texts has a text for {name!r}, which is not a label{nearest(name, names)}")
-    texts = {name: own.get(label_name(name)) or config.hypothesis(name) for name in names}
-    _refuse_twins(texts, "have the same hypothesis")
-    return list(texts.values())
+    found = {name: config.hypotheses(name) for name in names}
+    found |= {name: weighted(own[label_name(name)]) for name in names if label_name(name) in own}
+    _refuse_twins(((name, text) for name, texts in found.items() for text in texts), "have the same hypothesis")
+    return Hypotheses.of(found.values())
 
 
 def encode_hypotheses(
@@ -83,7 +107,7 @@ def all_in_one(tokens: HypothesisTokens, length: int) -> HypothesisTokens:
 
 
 def _check_rows(hypotheses: Sequence[str], rows: Sequence[list[int]], max_length: int) -> None:
-    _refuse_twins(dict(zip(hypotheses, map(tuple, rows), strict=True)), "become the same tokens")
+    _refuse_twins(zip(hypotheses, map(tuple, rows), strict=True), "become the same tokens")
     for text, row in zip(hypotheses, rows, strict=True):
         if not 0 < len(row) <= max_length:
             raise UserError(
@@ -123,10 +147,10 @@ def continuations(
     return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=NO_TOKEN)
 
 
-def _refuse_twins(forms: Mapping[str, str | tuple[int, ...]], complaint: str) -> None:
-    """`forms` maps each label (or hypothesis) to what must be its own."""
+def _refuse_twins(forms: Iterable[tuple[str, str | tuple[int, ...]]], complaint: str) -> None:
+    """`forms`: each label (or hypothesis) and what must be its own."""
     first: dict[str | tuple[int, ...], str] = {}
-    for name, form in forms.items():
+    for name, form in forms:
         if first.setdefault(form, name) != name:
             raise UserError(
                 f"the labels {first[form]!r} and {name!r} {complaint}: reword one (labels.template, labels.texts), "

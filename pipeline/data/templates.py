@@ -66,3 +66,7 @@ TextTemplate = Annotated[
     str, Field(max_length=LONGEST_TEMPLATE), AfterValidator(lambda template: checked(template, TEXTS))
 ]
 """Words around a text, or around a pair of texts."""
+LabelTemplate = Annotated[
+    str, Field(max_length=LONGEST_TEMPLATE), AfterValidator(lambda template: checked(template, ("label",)))
+]
+"""Words around the name of a label."""

@@ -10,6 +10,7 @@ from pipeline.adapter.directory import CONFIG, adapter_folder
 from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir
+from pipeline.data.config import OneOrSeveral
 from pipeline.engine.loaded_adapter import LoadedAdapter
 
 
@@ -21,7 +22,7 @@ class KeptAdapter:
     """All of the adapter directory, by name."""
     choices: Mapping[str, Any]
     """Of `LoadedAdapter.load`."""
-    labels: tuple[Sequence[str], Mapping[str, str]] | None = None
+    labels: tuple[Sequence[str], Mapping[str, OneOrSeveral]] | None = None
     """Names and hypotheses to score in place of those of training."""
     _loaded: LoadedAdapter | None = field(default=None, repr=False, compare=False)
 
@@ -41,7 +42,7 @@ class KeptAdapter:
             self._loaded = loaded.with_labels(*self.labels) if self.labels else loaded
         return self._loaded
 
-    def among(self, names: Sequence[str], texts: Mapping[str, str]) -> "KeptAdapter":
+    def among(self, names: Sequence[str], texts: Mapping[str, OneOrSeveral]) -> "KeptAdapter":
         """The same, among other labels. UserError as `LoadedAdapter.with_labels`."""
         return replace(self, labels=(names, texts), _loaded=self.loaded.with_labels(names, texts))
 

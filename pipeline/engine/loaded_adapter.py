@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from pydantic import ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
@@ -18,8 +18,8 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
-from pipeline.data.config import LabelsConfig
-from pipeline.data.hypotheses import HypothesisTokens, hypotheses
+from pipeline.data.config import LabelsConfig, OneOrSeveral
+from pipeline.data.hypotheses import hypotheses
 from pipeline.data.in_memory import Text, strings, text_columns
 from pipeline.data.labels import label_name
 from pipeline.data.splits import TokenizedTexts
@@ -28,6 +28,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.evaluation.scoring import score
+from pipeline.methods.hypothesis_mean import HypothesisMean
 from pipeline.methods.model import LTuningModel
 
 
@@ -102,7 +103,9 @@ class LoadedAdapter:
         continuations = adapter.continuations(tokenizer, backbone.facts, adapter.labels.hypotheses)
         labels = adapter.labels
         pooling = resolve_pooling(adapter.config.backbone.pooling, backbone.facts)
-        model = LTuningModel(backbone, method, labels.states, labels.mask, pooling, continuations, labels.start)
+        judge = labels.judged_by(method, device)
+        states, mask, start = labels.states, labels.mask, labels.start
+        model = LTuningModel(backbone, judge, states, mask, pooling, continuations, start, labels.mean)
         model.load_inside(adapter.method_state)
         names = list(labels.names)
         return cls(adapter, model.to(device).eval(), tokenizer, device, names, temperature=adapter.temperature)
@@ -127,6 +130,7 @@ class LoadedAdapter:
             pad_token_id=self.pad_token_id,
             device=self.device,
             readings=self.readings,
+            hypotheses=self.model.most_hypotheses,
         )
         return self.predictions(rows, scores)
 
@@ -149,11 +153,11 @@ class LoadedAdapter:
         """Rows that a text takes where all its labels are scored in one go; None: a row per label."""
         return self.adapter.config.method.joint_readings(len(self.adapter.labels.names))
 
-    def with_labels(self, names: Iterable[str], texts: Mapping[str, str] | None = None) -> "LoadedAdapter":
+    def with_labels(self, names: Iterable[str], texts: Mapping[str, OneOrSeveral] | None = None) -> "LoadedAdapter":
         """The same classifier among other labels, which need not have been in training: their hypotheses are enough.
 
-        A label's hypothesis is that of `texts`, else that of training, else the template's. The backbone is shared;
-        the temperature stays that of the training labels.
+        A label's hypothesis is that of `texts`, else that of training, else the template's; several are a list, or a
+        mapping to their weights. The backbone is shared; the temperature stays that of training.
         Raises UserError for methods that do not read hypotheses, fewer than two labels, what is not a string, labels
         that read alike, and hypotheses too long for the adapter.
         """
@@ -164,34 +168,37 @@ class LoadedAdapter:
         if len(names) < 2 or len(set(names)) < len(names) or not all(names):
             raise UserError(f"the labels must be at least two different names, got: {', '.join(names) or 'none'}")
         trained = self.adapter.labels
-        as_trained = dict(zip(map(label_name, trained.names), trained.hypotheses, strict=True))
-        known = {name: text for name, text in as_trained.items() if name in names}
-        given = dict(zip(texts or {}, strings((texts or {}).values(), "hypothesis"), strict=True))
-        known |= {label_name(name): text for name, text in given.items()}
-        words = hypotheses(names, LabelsConfig(template=self.adapter.config.labels.template, texts=known))
+        known: dict[str, OneOrSeveral] = {
+            label_name(name): own for name, own in trained.by_label.items() if label_name(name) in names
+        }
+        known |= {label_name(name): _given(own) for name, own in (texts or {}).items()}
+        words = hypotheses(names, _labels_config(self.adapter.config.labels.template, known))
         old, form = self.model, self.adapter.config.method.starts_from
-        tokens = self._fitted(self.adapter.texts(self.tokenizer).hypotheses(words, form))
+        tokens = self.adapter.hypothesis_tokens(self.tokenizer, old.backbone.facts, words.texts)
         states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
-        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words)
+        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words.texts)
         places = {label_name(name): index for index, name in enumerate(trained.names)}
-        among = old.method.among(torch.tensor([places.get(name, -1) for name in names], device=self.device))
-        model = LTuningModel(old.backbone, among, states, tokens.kept, old.pooling, continuations, start)
+        own = [places.get(name, -1) for name, texts in zip(names, words.by_label, strict=True) for _ in texts]
+        among = old.method.among(torch.tensor(own, device=self.device))
+        mean = None if words.weights is None else HypothesisMean(words.weights)
+        model = LTuningModel(old.backbone, among, states, tokens.kept, old.pooling, continuations, start, mean)
         return replace(self, model=model.to(self.device).eval(), labels=names)
 
-    def _fitted(self, tokens: HypothesisTokens) -> HypothesisTokens:
-        """Pads [K, P'] to the P of training, which the parameters of some methods are bound to."""
-        facts, method = self.model.backbone.facts, self.adapter.config.method
-        trained, found = self.adapter.labels.hypothesis_tokens, tokens.kept.shape[1]
-        count = len(self.adapter.labels.names)
-        bound = method.trainable_count(facts, trained, count) != method.trainable_count(facts, trained + 1, count)
-        if found > trained and bound:
-            raise UserError(
-                f"a hypothesis has {found} tokens, this adapter ({method.name}) takes at most the {trained} of "
-                "its training: choose shorter names or hypotheses"
-            )
-        width = (0, max(0, trained - found))
-        input_ids, mask = (nn.functional.pad(tensor, width) for tensor in (tokens.input_ids, tokens.mask))
-        return HypothesisTokens(input_ids, mask, tokens.opening)
+
+def _given(hypotheses: Any) -> OneOrSeveral:
+    """A label's. UserError for what is not a string, a list of them or a mapping to weights."""
+    if isinstance(hypotheses, list | dict):
+        strings(list(hypotheses), "hypothesis")
+        return hypotheses
+    return strings([hypotheses], "hypothesis")[0]
+
+
+def _labels_config(template: OneOrSeveral, texts: Mapping[str, OneOrSeveral]) -> LabelsConfig:
+    """UserError for hypotheses that are empty, repeated, or have weights that are none."""
+    try:
+        return LabelsConfig(template=template, texts=dict(texts))
+    except ValidationError as error:
+        raise UserError(f"hypotheses: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
 
 
 def predictions_of(

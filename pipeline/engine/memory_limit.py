@@ -1,7 +1,9 @@
 """Forward passes that memory was too short for: noted in the run directory, so that from then on they are smaller."""
 
 import logging
-from typing import TypeVar
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, TypeVar
 
 from pipeline.core.errors import PassTooLargeError, UserError
 from pipeline.core.files import read_json, write_json
@@ -13,6 +15,7 @@ from pipeline.distributed.launcher import world_size
 log = logging.getLogger(__name__)
 
 Section = TypeVar("Section", bound=Settings)
+Stage = TypeVar("Stage", bound=Callable[..., Any])
 
 
 def within_memory(run: RunDir, settings: Section, section: str) -> Section:
@@ -25,8 +28,23 @@ def within_memory(run: RunDir, settings: Section, section: str) -> Section:
     return settings.model_copy(update={"tokens_per_batch": limit})
 
 
-def shrink(run: RunDir, error: PassTooLargeError, stage: str) -> None:
-    """Notes smaller passes, for the stage to be called again.
+def in_smaller_passes(stage: Stage) -> Stage:
+    """A stage that is called with a config; where it raises PassTooLargeError it begins again, in smaller passes."""
+
+    @wraps(stage)
+    def tried(config: Any, *given: Any, **named: Any) -> Any:
+        while True:
+            try:
+                return stage(config, *given, **named)
+            except PassTooLargeError as error:
+                _shrink(config.run_dir, error, stage.__name__)
+            named.pop("overwrite", None)  # what it was to take away is gone: a checkpoint is of this training
+
+    return tried  # type: ignore[return-value]
+
+
+def _shrink(run: RunDir, error: PassTooLargeError, stage: str) -> None:
+    """Notes smaller passes.
 
     Raises the error where the pass cannot be smaller; and UserError where other ranks wait in it, which all must begin
     anew: launch scripts and Slurm jobs do so, as after a preemption.

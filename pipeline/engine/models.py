@@ -110,7 +110,8 @@ def build_model(
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
     continuations = None if continuations is None else continuations.to(device)
     start = None if labels.start is None else labels.start.to(device, dtype)
-    model = LTuningModel(backbone, method.to(device, dtype), states, mask, pooling, continuations, start)
+    judge = labels.judged_by(method.to(device, dtype), device)
+    model = LTuningModel(backbone, judge, states, mask, pooling, continuations, start, labels.mean)
     for parameter in model.inside().values():
         if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)

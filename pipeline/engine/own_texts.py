@@ -36,6 +36,8 @@ class OwnTexts:
     pad_token_id: int
     readings: int | None
     """See `MethodConfig.joint_readings`."""
+    hypotheses: int
+    """Of the label with the most."""
     temperature: float
     rows_per_forward: int
 
@@ -50,6 +52,7 @@ class OwnTexts:
             Ranks.alone(),
             loaded.pad_token_id,
             loaded.readings,
+            loaded.model.most_hypotheses,
             loaded.temperature,
             rows_per_forward,
         )
@@ -73,6 +76,7 @@ class OwnTexts:
             ranks,
             pad_token_id(known.tokenizer, known.facts.vocab_size),
             adapter.config.method.joint_readings(len(adapter.labels.names)),
+            adapter.labels.most_hypotheses,
             adapter.temperature,
             rows_per_forward,
         )
@@ -95,6 +99,7 @@ class OwnTexts:
             pad_token_id=self.pad_token_id,
             device=self.device,
             readings=self.readings,
+            hypotheses=self.hypotheses,
         )
 
     def predictions(self, rows: list[dict[str, Any]], scores: NDArray, where: str) -> list[Prediction]:
@@ -111,9 +116,10 @@ def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, kno
     if method.from_states:  # outside the engine, which would round what is fitted
         engine = prepare_inference(accelerator, backbone, config.dtype)
         pooling = resolve_pooling(config.pooling, known.facts)
-        return LTuningModel(cast(FrozenBackbone, engine), built, labels.states, labels.mask, pooling).to(
-            accelerator.device
-        )
+        judge = labels.judged_by(built, accelerator.device)
+        frozen = cast(FrozenBackbone, engine)
+        whole = LTuningModel(frozen, judge, labels.states, labels.mask, pooling, mean=labels.mean)
+        return whole.to(accelerator.device)
     continuations = adapter.continuations(known.tokenizer, backbone.facts, labels.hypotheses)
     model = build_model(accelerator, config, backbone, built, labels, continuations)
     load_inside(model, adapter.method_state)

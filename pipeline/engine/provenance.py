@@ -32,6 +32,10 @@ EVALUATION_FORMAT = "2"
 """Of evaluation/. 1 had no temperature scaling, and no part that says so."""
 
 
+REWORDINGS_PART = "evaluate.rewordings"
+"""Absent where there are none."""
+
+
 def current_data(
     run_dir: RunDir, data: DataConfig, labels: LabelsConfig, seed: int, backbone: Backbone
 ) -> dict[str, Any]:
@@ -79,13 +83,16 @@ def evaluation_artefact(run_dir: RunDir) -> Artefact:
     return Artefact(run_dir.evaluation, "evaluate", parts_of_data_absent())
 
 
-def evaluation_fingerprint(run_dir: RunDir, manifest: Mapping[str, Any], splits: Sequence[str]) -> dict[str, str]:
+def evaluation_fingerprint(
+    run_dir: RunDir, manifest: Mapping[str, Any], splits: Sequence[str], rewordings: str | None = None
+) -> dict[str, str]:
     """Everything the metrics depend on, part by part. `manifest`: of data/, which is current."""
     return {
         FORMAT: EVALUATION_FORMAT,
         "adapter": adapter_fingerprint(run_dir.adapter),
         **parts_of_data(manifest["fingerprint"]),
         "evaluate.splits": ", ".join(splits),
+        **({REWORDINGS_PART: rewordings} if rewordings else {}),
     }
 
 

@@ -72,7 +72,7 @@ def build_case(
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     form = config.method.form
     workload = Workload(
-        rows=config.train.batch_size * rows_per_text(config.method, config.train, config.label_count),
+        rows=config.train.batch_size * _rows_per_text(config),
         text_tokens=config.data.max_length,
         injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
@@ -95,7 +95,7 @@ def build_case(
         zero_of_nodes=_preset(config, "multinode", world_size),
         accumulation=config.train.gradient_accumulation,
         texts=config.train.batch_size,
-        label_elements=_label_elements(config.method, *sizes),
+        label_elements=_label_elements(config.method, *sizes) * config.labels.most_hypotheses,
         shortlist_rows=_shortlist_rows(config),
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
@@ -119,18 +119,21 @@ def _check_options(world_size: int, gpu: str, bandwidth: float | None, hypothesi
         )
 
 
-def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int) -> int:
+def _rows_per_text(config: Sections) -> int:
+    return rows_per_text(config.method, config.train, config.label_count, config.labels.most_hypotheses)
+
+
+def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int, hypotheses: int = 1) -> int:
     """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named.
 
-    `label_count`: K; 0: nobody knows.
+    `label_count`: K; 0: nobody knows; `hypotheses`: of a label.
     """
-    if train.objective == "pairs":
-        return 1
     labels = label_count or sys.maxsize
-    rows = min(
-        candidate_count(method, labels, train.candidates),
-        method.joint_readings(labels) or sys.maxsize,
-    )
+    joint = method.joint_readings(labels) or sys.maxsize
+    if train.objective == "pairs":
+        return min(hypotheses, joint)
+    candidates = candidate_count(method, labels, train.candidates)
+    rows = min(candidates if candidates == sys.maxsize else candidates * hypotheses, joint)
     if rows == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")
     return rows

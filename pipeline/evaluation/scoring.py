@@ -21,6 +21,7 @@ from pipeline.distributed.device import free_memory, is_out_of_memory
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import is_partitioned
 from pipeline.methods.base import TuningMethod
+from pipeline.methods.hypothesis_mean import HypothesisMean
 from pipeline.methods.model import StateModel
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ def score(
     pad_token_id: int,
     device: torch.device,
     readings: int | None = None,
+    hypotheses: int = 1,
     tokens_per_forward: int | None = None,
     description: str | None = None,
     before_batch: Callable[[], None] | None = None,
@@ -48,7 +50,8 @@ def score(
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
     time and rank, or, where that is given, on as many rows as have `tokens_per_forward` tokens, padding counted. Where
-    all labels of a text are scored in one go, `readings` says how many rows that takes. Texts are batched by length;
+    all labels of a text are scored in one go, `readings` says how many rows that takes; elsewhere a label takes one for
+    each of its `hypotheses`. Texts are batched by length;
     the batches do not depend on the number of ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
     Where memory is short, a model that is whole goes on with smaller passes; a sharded one raises PassTooLargeError.
     `description` labels the progress that rank 0 shows. `before_batch` is called before each forward of all ranks, and
@@ -56,7 +59,7 @@ def score(
     """
     lengths = texts.lengths
     assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
-    chunks, batches = _cut_work(lengths, label_count, rows_per_forward, readings, tokens_per_forward)
+    chunks, batches = _cut_work(lengths, label_count, rows_per_forward, readings, hypotheses, tokens_per_forward)
     scores = torch.zeros(len(lengths), label_count)
     scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     steps = range(0, len(batches), ranks.size)
@@ -84,13 +87,14 @@ def score_own(
     pad_token_id: int,
     device: torch.device,
     readings: int | None = None,
+    hypotheses: int = 1,
 ) -> NDArray[np.float32]:
     """Scores [N, K] of this rank's own N texts, which may be none, while each other of `ranks` scores its own.
 
     As `score`, with the same batches, and so the same bits, as one process that scores these texts. All ranks run the
     same number of forwards. Collective.
     """
-    chunks, batches = _cut_work(texts.lengths, label_count, rows_per_forward, readings)
+    chunks, batches = _cut_work(texts.lengths, label_count, rows_per_forward, readings, hypotheses)
     scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     scores = torch.zeros(len(texts.lengths), label_count)
     with _evaluation(model), torch.no_grad():
@@ -102,12 +106,18 @@ def score_own(
     return scores.numpy()
 
 
-def scores_of_states(method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor) -> NDArray:
-    """Scores [N, K] of texts by their states [N, H] alone, on the CPU; label_states [K, P, H], label_mask [K, P]."""
-    model = StateModel(method, label_states, label_mask)
+def scores_of_states(
+    method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor, mean: HypothesisMean | None = None
+) -> NDArray:
+    """Scores [N, K] of texts by their states [N, H] alone, on the CPU; label_states [K, P, H], label_mask [K, P].
+
+    With `mean` those are of J hypotheses.
+    """
+    model = StateModel(method, label_states, label_mask, mean)
     texts = ReadTexts(TextStates([states], len(states)))
     alone = Ranks.alone()
-    return score(model, texts, len(label_mask), 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
+    count = len(label_mask if mean is None else mean.places)
+    return score(model, texts, count, 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
 
 
 def _cut_work(
@@ -115,6 +125,7 @@ def _cut_work(
     label_count: int,
     rows_per_forward: int,
     readings: int | None,
+    hypotheses: int,
     tokens: int | None = None,
 ) -> tuple[list[Tensor], list[Ints]]:
     """The labels that are scored in one forward, chunk by chunk, the same for all texts; the batches of texts.
@@ -123,8 +134,8 @@ def _cut_work(
     """
     if tokens is not None:
         rows_per_forward = max(1, tokens // width(int(lengths.max())))
-    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward)
-    rows_per_text = readings or len(chunks[0])
+    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward, hypotheses)
+    rows_per_text = readings or len(chunks[0]) * hypotheses
     if tokens is not None:
         return chunks, within_tokens(lengths, tokens // rows_per_text)
     return chunks, longest_first(lengths, max(1, rows_per_forward // rows_per_text))
@@ -184,9 +195,12 @@ def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor
     return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
 
 
-def label_chunks(label_count: int, rows_per_forward: int) -> list[Tensor]:
-    """All labels in order, in chunks of nearly equal size, the first the largest, none above `rows_per_forward`."""
-    count = -(-label_count // rows_per_forward)
+def label_chunks(label_count: int, rows_per_forward: int, hypotheses: int = 1) -> list[Tensor]:
+    """All labels in order, in chunks of nearly equal size, the first the largest.
+
+    None takes above `rows_per_forward`, with so many `hypotheses` of each label, unless it is one label.
+    """
+    count = -(-label_count // max(1, rows_per_forward // hypotheses))
     return list(torch.arange(label_count).tensor_split(count))
 
 

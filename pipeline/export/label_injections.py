@@ -8,6 +8,7 @@ import torch
 from pipeline.adapter.directory import Adapter, save_adapter
 from pipeline.adapter.label_states import START_PART
 from pipeline.backbone.facts import BackboneFacts
+from pipeline.core.errors import UserError
 from pipeline.methods.label_injections import (
     LabelInjectionsConfig,
     LabelPrefixesConfig,
@@ -26,6 +27,11 @@ def save_label_injections(adapter: Adapter, facts: BackboneFacts, folder: Path) 
     """
     config, labels = adapter.config.method, adapter.labels
     assert isinstance(config, LabelTuningConfig)
+    if labels.weights is not None:
+        raise UserError(
+            "this adapter's labels have several hypotheses, and an exported one has one injection for each: train with "
+            "one hypothesis per label (labels.template, labels.texts)"
+        )
     method = adapter.build_method(facts)
     assert isinstance(method, LabelTuning)
     with torch.no_grad():

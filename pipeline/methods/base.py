@@ -18,6 +18,9 @@ from pipeline.backbone.injection import Injection
 from pipeline.backbone.sites import Edits
 from pipeline.core.settings import Settings
 
+if TYPE_CHECKING:
+    from pipeline.methods.hypothesis_mean import HypothesisMean
+
 
 class Reader(Protocol):
     """The backbone before a batch of B texts."""
@@ -72,6 +75,8 @@ class Readings:
     """[K, P, H]"""
     label_mask: Tensor
     """[K, P]"""
+    mean: "HypothesisMean | None" = None
+    """Where labels have several hypotheses, whose states those then are."""
 
 
 class MethodConfig(Settings, ABC):
@@ -171,6 +176,9 @@ class TuningMethod(nn.Module, ABC):
 
     form: Form | None = None
     """How its injection enters the backbone, where that is not as usual: before the text, in all layers."""
+    judges_hypotheses: ClassVar[bool] = False
+    """Its scores depend on the label states. Where labels have several hypotheses, its candidates and states are those,
+    whose labels `among` tells, and a label's score is the mean of theirs. Other methods get no states there."""
     edits: Edits | None = None
     """Modules of its own that act inside the backbone in each of its readings. One object for the method's life."""
 
@@ -181,6 +189,11 @@ class TuningMethod(nn.Module, ABC):
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
 
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        """Do scores depend on the label states, with the parameters as they are?"""
+        return self.judges_hypotheses
+
     def edits_of(self, injection: Injection | None) -> Edits | None:
         """What acts in a reading with this injection."""
         return None if injection is None and self.edits is not None and self.edits.of_prompt else self.edits
@@ -189,7 +202,7 @@ class TuningMethod(nn.Module, ABC):
         """Called before the first step."""
 
     def among(self, trained: Tensor) -> Self:
-        """The same method, with the same parameters, among other labels: [K] their index in training, or -1."""
+        """The same method, with the same parameters, among other hypotheses: [K] their label in training, or -1."""
         return self
 
     def attach(self, model: nn.Module) -> None:

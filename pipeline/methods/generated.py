@@ -133,5 +133,5 @@ class SentenceTuning(PromptTuning):
         if self.reads_alone:
             assert prompt is not None and prompt.prompt is not None
             prompt = Injection(mask=prompt.mask, prompt=prompt.prompt + self.bottleneck(read(None, 1)))
-        scores: Tensor = self.head(read(prompt, 1), states, mask)
+        scores: Tensor = self.head(read(prompt, 1), states, mask, self.trained)
         return scores.gather(1, candidates).float()

@@ -108,6 +108,11 @@ class FittedHead(nn.Module):
         self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
         self.register_buffer("prior_bits", _bits(torch.ones(1)))
 
+    @property
+    def reads_labels(self) -> bool:
+        """Does the probe use the prior?"""
+        return bool(self.prior_bits != 0)
+
     @staticmethod
     def state_of(fit: "Fit") -> dict[str, Tensor]:
         """The head's state that is this probe, of states as they are."""
@@ -141,9 +146,18 @@ class ClassHead(nn.Module):
         if self.similarity is not None:
             nn.init.zeros_(self.logits.weight)
 
-    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K]."""
+    @property
+    def reads_labels(self) -> bool:
+        return self.similarity is not None
+
+    def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
+        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K].
+
+        trained [K]: each row's label in training; None: they are those of training.
+        """
         scores: Tensor = self.logits(pooled)
+        if trained is not None:
+            scores = scores[:, trained]
         return scores if self.similarity is None else scores + self.similarity(pooled.unsqueeze(1), states, mask)
 
 

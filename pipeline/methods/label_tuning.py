@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
-from pipeline.methods.heads import HeadName, build_head, head_parameters
+from pipeline.methods.heads import FittedHead, HeadName, build_head, head_parameters
 from pipeline.methods.logistic import fitted_head
 
 
@@ -40,7 +41,8 @@ class LabelTuningConfig(MethodConfig):
     label, and without a gradient."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
     """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
-    the head (fitted or label_aware) finds nearest to it. null: read it with every label."""
+    the head (fitted or label_aware) finds nearest to it. null: read it with every label. Where labels have several
+    hypotheses, so many of those."""
 
     @model_validator(mode="after")
     def _init_std_needs_a_random_start(self) -> Self:
@@ -104,6 +106,8 @@ class LabelTuningConfig(MethodConfig):
 class LabelTuning(TuningMethod):
     """The whole trainable part: `producer` turns label states into an injection, `head` turns outputs into scores."""
 
+    judges_hypotheses: ClassVar[bool] = True
+
     def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form) -> None:
         super().__init__()
         self.producer = producer
@@ -120,7 +124,7 @@ class LabelTuning(TuningMethod):
         if self.shortlist is None:
             return self._injected_scores(read, candidates, states, mask)
         alone = self.head(read(None, 1).unsqueeze(1), states, mask).float().gather(1, candidates)
-        nearest = alone.topk(min(self.shortlist, candidates.shape[1])).indices
+        nearest = _nearest(alone, candidates, self.shortlist)
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
         return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
 
@@ -161,6 +165,10 @@ class FittedLabelTuning(LabelTuning):
     def begin_tuning(self) -> None:
         self.is_tuned.fill_(1)
 
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return bool(self.is_tuned) or (isinstance(self.head, FittedHead) and self.head.reads_labels)
+
     def among(self, trained: Tensor) -> Self:
         other = copy(self)  # with the same modules
         other.trained = trained
@@ -171,7 +179,7 @@ class FittedLabelTuning(LabelTuning):
         alone = self.head(read(None, 1), states, mask, self.trained).float().gather(1, candidates)
         if not self.is_tuned:
             return alone
-        nearest = alone.topk(min(self.shortlist or candidates.shape[1], candidates.shape[1])).indices
+        nearest = _nearest(alone, candidates, self.shortlist or candidates.shape[1])
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
         return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
 
@@ -181,3 +189,12 @@ class FittedLabelTuning(LabelTuning):
         trained = used if self.trained is None else self.trained[used]
         pooled = read(self.inject(states, mask, read.start(used)).select(rows), candidates.shape[1])
         return self.head(pooled, states, mask, trained).float().gather(1, rows.unsqueeze(1)).view_as(candidates)
+
+
+def _nearest(alone: Tensor, candidates: Tensor, count: int) -> Tensor:
+    """Places [B, count] of the candidates [B, C] with the best scores [B, C], or of all if they are fewer.
+
+    What stands twice, as the last hypothesis of a label that has fewer than others, is taken once.
+    """
+    again = functional.pad(candidates[:, 1:] == candidates[:, :-1], (1, 0))
+    return alone.masked_fill(again, float("-inf")).topk(min(count, candidates.shape[1])).indices

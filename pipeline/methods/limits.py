@@ -100,14 +100,15 @@ def candidate_count(method: MethodConfig, label_count: int, wanted: int | Litera
     return label_count if wanted == "all" else min(wanted, label_count)
 
 
-def readings_per_text(method: MethodConfig, label_count: int, candidates: int) -> int:
+def readings_per_text(method: MethodConfig, label_count: int, candidates: int, hypotheses: int = 1) -> int:
     """How often the backbone reads a text that is judged against C = `candidates` of K = `label_count` labels at once.
 
+    `hypotheses`: that the label with the most of them has.
     Beyond a shortlist label tuning reads it alone as well, as does a prompt that is made of a whole text, unless those
     readings are stored.
     """
     joint = method.joint_readings(label_count)
     if joint is None:
-        return candidates
+        return candidates * hypotheses
     is_read_alone = method.reads_alone and not method.wants_states
-    return min(joint, candidates) + is_read_alone
+    return min(joint, candidates * hypotheses) + is_read_alone

@@ -103,6 +103,8 @@ def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bo
 
     def prepared(reading: Reading) -> Texts:
         prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)
+        if readings.mean is not None:
+            prior = readings.mean.of_all(prior)
         return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), prior)
 
     validation = None if readings.validation is None else prepared(readings.validation)

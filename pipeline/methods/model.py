@@ -14,7 +14,8 @@ from pipeline.backbone.pooling import pool
 from pipeline.backbone.text_reader import as_kept_texts, as_trunk
 from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
-from pipeline.methods.base import TuningMethod
+from pipeline.methods.base import Reader, TuningMethod
+from pipeline.methods.hypothesis_mean import HypothesisMean, label_scores
 
 INSIDE = "backbone"
 """Trained parameters of the backbone have names that start with this and a dot."""
@@ -42,11 +43,13 @@ class LTuningModel(nn.Module):
         pooling: Pooling,
         continuations: Tensor | None = None,
         label_start: Tensor | None = None,
+        mean: HypothesisMean | None = None,
     ) -> None:
         """label_states [K, P, H], label_mask [K, P]: what `candidates` index; pooling: last, first or mean.
 
         continuations [K, Q]: tokens of the hypotheses behind a text, for methods that read them; label_start
-        [K, P, W]: what injections start from, for methods that say so.
+        [K, P, W]: what injections start from, for methods that say so. With `mean` all these are of J hypotheses, and
+        `candidates` index the labels that have them.
         """
         super().__init__()
         method.attach(backbone.model)
@@ -57,6 +60,7 @@ class LTuningModel(nn.Module):
         self.backbone = backbone
         self.method = method
         self.pooling = pooling
+        self.mean = mean
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask.bool(), persistent=False)
         self.register_buffer("continuations", continuations, persistent=False)
@@ -78,7 +82,21 @@ class LTuningModel(nn.Module):
         are those before injections of the method's form.
         """
         read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states)
-        return self.method.scores(read, candidates, self.label_states, self.label_mask)
+        return self.scores(read, candidates)
+
+    def scores(self, read: Reader, candidates: Tensor) -> Tensor:
+        """The same, of texts that `read` reads: candidates [B, C] -> scores [B, C] float32."""
+        return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
+
+    @property
+    def label_count(self) -> int:
+        """K"""
+        return len(self.label_states if self.mean is None else self.mean.places)
+
+    @property
+    def most_hypotheses(self) -> int:
+        """Of one label."""
+        return 1 if self.mean is None else self.mean.most
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that training may change, by name. Optimizer, saving, loading and counting all use this."""
@@ -165,16 +183,25 @@ class StateModel(nn.Module):
     label_states: Tensor
     label_mask: Tensor
 
-    def __init__(self, method: TuningMethod, label_states: Tensor, label_mask: Tensor) -> None:
-        """label_states [K, P, H], label_mask [K, P]"""
+    def __init__(
+        self, method: TuningMethod, label_states: Tensor, label_mask: Tensor, mean: HypothesisMean | None = None
+    ) -> None:
+        """label_states [K, P, H], label_mask [K, P]; with `mean` those of J hypotheses"""
         super().__init__()
         self.method = method
+        self.mean = mean
         self.register_buffer("label_states", label_states, persistent=False)
         self.register_buffer("label_mask", label_mask, persistent=False)
 
+    @property
+    def most_hypotheses(self) -> int:
+        """Of one label."""
+        return 1 if self.mean is None else self.mean.most
+
     def forward(self, alone: Tensor, candidates: Tensor) -> Tensor:
         """alone [B, H]: states of the texts; candidates [B, C], label indices -> scores [B, C] float32."""
-        return self.method.scores(_StoredReader(alone), candidates, self.label_states, self.label_mask)
+        read = _StoredReader(alone)
+        return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
 
 
 @dataclass(frozen=True)

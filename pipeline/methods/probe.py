@@ -3,7 +3,8 @@
 What the states know already, and the cheapest thing to use: it takes no steps, and seconds.
 """
 
-from typing import Annotated, ClassVar, Literal
+from copy import copy
+from typing import Annotated, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -51,12 +52,27 @@ class ProbeConfig(MethodConfig):
 class Probe(TuningMethod):
     """K logits from H, and the weighted prior. It stays in float32, whatever the backbone computes in."""
 
+    judges_hypotheses: ClassVar[bool] = True
+
     def __init__(self, hidden_size: int, label_count: int) -> None:
         super().__init__()
         self.logits = ScoreLayer(hidden_size, label_count)
         self.prior_weight = nn.Parameter(torch.zeros(1))
+        self.trained: Tensor | None = None
+        """[J] the label of each hypothesis; None: each label has one."""
+
+    def among(self, trained: Tensor) -> Self:
+        other = copy(self)  # with the same modules
+        other.trained = trained
+        return other
+
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return bool(self.prior_weight != 0)
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         pooled = read(None, 1)
-        scores = self.logits(pooled) + self.prior_weight * state_similarity(pooled, states, mask)
+        logits: Tensor = self.logits(pooled)
+        own = logits if self.trained is None else logits[:, self.trained]
+        scores = own + self.prior_weight * state_similarity(pooled, states, mask)
         return scores.gather(1, candidates).float()

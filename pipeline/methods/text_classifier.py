@@ -1,6 +1,8 @@
 """The usual classifier on a frozen backbone: one injection for all texts, and a linear layer over the labels."""
 
 from abc import abstractmethod
+from copy import copy
+from typing import ClassVar, Self
 
 from torch import Tensor, nn
 
@@ -51,13 +53,26 @@ class TextClassifierConfig(MethodConfig):
 class TextClassifier(TuningMethod):
     """`injector` makes what every text is read with, `head` turns the backbone's output into K scores."""
 
+    judges_hypotheses: ClassVar[bool] = True
+
     def __init__(self, injector: nn.Module | None, head: ClassHead | FittedHead) -> None:
         super().__init__()
         self.injector = injector
         self.head = head
+        self.trained: Tensor | None = None
+        """[J] the label of each hypothesis; None: each label has one."""
+
+    def among(self, trained: Tensor) -> Self:
+        other = copy(self)  # with the same modules
+        other.trained = trained
+        return other
+
+    @property
+    def depends_on_hypotheses(self) -> bool:
+        return self.head.reads_labels
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        scores: Tensor = self.head(read(self.inject(len(candidates)), 1), states, mask)
+        scores: Tensor = self.head(read(self.inject(len(candidates)), 1), states, mask, self.trained)
         return scores.gather(1, candidates).float()
 
     def inject(self, rows: int) -> Injection | None:

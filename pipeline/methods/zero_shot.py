@@ -33,6 +33,8 @@ class WordingLikelihood(TuningMethod):
     Per token, so that long hypotheses are not punished (GPT-3, arXiv 2005.14165, Sec. 2.4).
     """
 
+    judges_hypotheses: ClassVar[bool] = True
+
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         # A label at a time: B rows behind the texts, however many labels there are.
         return torch.stack([read.likelihood(labels) for labels in candidates.unbind(1)], dim=1)
@@ -40,6 +42,8 @@ class WordingLikelihood(TuningMethod):
 
 class StateSimilarity(TuningMethod):
     """Scaled cosine between the text's pooled state and the mean of each label's states."""
+
+    judges_hypotheses: ClassVar[bool] = True
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         return state_similarity(read(None, 1), states, mask).gather(1, candidates).float()

@@ -24,7 +24,13 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, read_json_lines
 from pipeline.core.run_dir import RunDir
 from pipeline.data.sources import texts_of_rows
-from pipeline.engine.provenance import evaluated_from, evaluation_artefact, evaluation_fingerprint, texts_have_changed
+from pipeline.engine.provenance import (
+    REWORDINGS_PART,
+    evaluated_from,
+    evaluation_artefact,
+    evaluation_fingerprint,
+    texts_have_changed,
+)
 from pipeline.evaluation.config import Split
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
@@ -90,7 +96,8 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
 def _check_evaluation(run_dir: RunDir, manifest: dict[str, Any]) -> None:
     """Raises UserError where evaluation/ is not of the adapter/ and data/ that are there."""
     made_from = evaluated_from(run_dir, manifest)
-    wanted = evaluation_fingerprint(run_dir, manifest, made_from["evaluate.splits"].split(", "))
+    given = made_from["evaluate.splits"].split(", "), made_from.get(REWORDINGS_PART)
+    wanted = evaluation_fingerprint(run_dir, manifest, *given)
     evaluation_artefact(run_dir).check(made_from, wanted)
 
 
@@ -156,6 +163,8 @@ def label_points(run: Run) -> tuple[Rows, str]:
     before = pool(labels.states.float(), labels.mask, "mean")
     with torch.no_grad():
         after, what = _tuned(method, labels, before)
+    if labels.mean is not None:  # of a label's hypotheses
+        before, after = (labels.mean.of_all(vectors.T).T for vectors in (before, after))
     return run_metrics.label_map(run.split.labels, _array(before), _array(after)), what
 
 

@@ -12,11 +12,12 @@ from pipeline.adapter.directory import Adapter, adapter_folder, load_adapter
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
+from pipeline.data.config import OneOrSeveral, weighted
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.loaded_adapter import LoadedAdapter, device_named, frozen_backbone
 
-Key: TypeAlias = tuple[int, tuple[str, ...], tuple[tuple[str, str], ...]]
+Key: TypeAlias = tuple[int, tuple[str, ...], tuple[tuple[str, tuple[tuple[str, float], ...]], ...]]
 """An adapter, the names of labels, and hypotheses."""
 SAME = ("dtype", "quantization", "int8_threshold", "attention", "layers")
 """Keys of `backbone` in which all adapters of a server agree."""
@@ -170,7 +171,9 @@ class Adapters:
         """KeyError where there is none."""
         return self._loaded[name]
 
-    def known(self, loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, str]) -> LoadedAdapter | None:
+    def known(
+        self, loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, OneOrSeveral]
+    ) -> LoadedAdapter | None:
         """The adapter among these labels, where that was asked for lately."""
         key = _key(loaded, names, texts)
         with self._lock:
@@ -179,7 +182,7 @@ class Adapters:
                 self._sets.move_to_end(key)
         return found
 
-    def among(self, loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, str]) -> LoadedAdapter:
+    def among(self, loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, OneOrSeveral]) -> LoadedAdapter:
         """The same; the backbone reads the hypotheses, if need be. UserError as `LoadedAdapter.with_labels`."""
         found = self.known(loaded, names, texts)
         if found is not None:
@@ -203,8 +206,8 @@ def _named(name: str) -> Iterator[None]:
         raise UserError(f"adapter {name!r}: {error}") from error
 
 
-def _key(loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, str]) -> Key:
-    return id(loaded), tuple(names), tuple(texts.items())
+def _key(loaded: LoadedAdapter, names: Sequence[str], texts: Mapping[str, OneOrSeveral]) -> Key:
+    return id(loaded), tuple(names), tuple((name, tuple(weighted(own).items())) for name, own in texts.items())
 
 
 def _size(loaded: LoadedAdapter) -> int:

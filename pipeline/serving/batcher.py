@@ -50,7 +50,7 @@ class Request:
         self.scores = np.zeros((len(self.rows), len(self.adapter.labels)), dtype=np.float32)
         self.todo = deque(longest_first(np.array([len(row["input_ids"]) for row in self.rows]), 1))
         self.unanswered = len(self.rows)
-        self.rows_per_text = self.adapter.readings or len(self.adapter.labels)
+        self.rows_per_text = self.adapter.readings or len(self.adapter.labels) * self.adapter.model.most_hypotheses
 
     def positions(self, place: int) -> int:
         """Tokens that the backbone reads for one of its texts, about."""

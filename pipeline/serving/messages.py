@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from pipeline.data.config import OneOrSeveral
 from pipeline.data.in_memory import Text
 from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
 
@@ -33,8 +34,9 @@ class ClassifyRequest(Message):
     """Name of the adapter; needed where several are served."""
     texts: str | list[str | Pair]
     """One text, or a list of texts, or of pairs of texts for an adapter that was trained on pairs."""
-    labels: list[str] | dict[str, str | None] | None = None
-    """Other labels than those of training: names, or names with hypotheses (null: the template's)."""
+    labels: list[str] | dict[str, OneOrSeveral | None] | None = None
+    """Other labels than those of training: names, or names with hypotheses (null: the template's); several of one label
+    as a list, or as an object with their weights."""
 
     @property
     def listed(self) -> list[Text]:
@@ -47,7 +49,7 @@ class ClassifyRequest(Message):
         return None if self.labels is None else list(self.labels)
 
     @property
-    def hypotheses(self) -> dict[str, str]:
+    def hypotheses(self) -> dict[str, OneOrSeveral]:
         given = self.labels if isinstance(self.labels, dict) else {}
         return {name: text for name, text in given.items() if text is not None}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from pipeline.core.errors import UserError, nearest
+from pipeline.data.config import OneOrSeveral, weighted
 from pipeline.data.in_memory import Text
 from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction
 from pipeline.serving.adapters import Adapters, check_name
@@ -50,12 +51,12 @@ class Service:
         gone: Gone,
         *,
         labels: Sequence[str] | None = None,
-        hypotheses: dict[str, str] | None = None,
+        hypotheses: dict[str, OneOrSeveral] | None = None,
         whole: bool = False,
     ) -> Answer:
         """Predictions for the texts. `whole`: refuse texts that are too long. Raises Refused, and ClientGone."""
         name = self._name(model)
-        self._check(texts, labels)
+        self._check(texts, labels, hypotheses or {})
         started = time.monotonic()
         loaded = self.adapters[name]
         if labels is not None:
@@ -112,7 +113,7 @@ class Service:
     def _unknown(self, name: str) -> Refused:
         return Refused("unknown", f"no adapter is called {name!r:.120}{nearest(name[:120], self.adapters.names)}")
 
-    def _check(self, texts: Sequence[Text], labels: Sequence[str] | None) -> None:
+    def _check(self, texts: Sequence[Text], labels: Sequence[str] | None, words: dict[str, OneOrSeveral]) -> None:
         """What can be seen before a tokenizer or the backbone reads anything."""
         limits = self.limits
         if not texts:
@@ -125,8 +126,11 @@ class Service:
                 raise Refused(
                     "too_large", f"text {number} has {length} characters, at most {limits.characters} are read"
                 )
-        if labels is not None and len(labels) > limits.labels:
-            raise Refused("too_large", f"{len(labels)} labels; a request has at most {limits.labels}")
+        # Each hypothesis is read, as if it were a label's only one.
+        count = sum(len(weighted(words.get(name, name))) for name in labels or ())
+        if count > limits.labels:
+            what = "labels" if labels is not None and count == len(labels) else "hypotheses"
+            raise Refused("too_large", f"{count} {what}; a request has at most {limits.labels}")
         if labels is not None and max(map(len, labels), default=0) > limits.characters:
             raise Refused("too_large", f"a label has more than {limits.characters} characters")
 
@@ -141,7 +145,7 @@ class Service:
                 raise Refused("too_large", f"text {number} is longer than the adapter reads: set truncate, or cut it")
 
     async def _among(
-        self, loaded: LoadedAdapter, labels: Sequence[str], hypotheses: dict[str, str], gone: Gone
+        self, loaded: LoadedAdapter, labels: Sequence[str], hypotheses: dict[str, OneOrSeveral], gone: Gone
     ) -> LoadedAdapter:
         found = self.adapters.known(loaded, labels, hypotheses)
         self.monitor.label_sets.labels("miss" if found is None else "hit").inc()

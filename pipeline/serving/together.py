@@ -87,9 +87,13 @@ def _scores(job: Job, ask: Callable[[Asked], Tensor]) -> Tensor:
     texts = Texts(inputs["input_ids"], inputs["attention_mask"], inputs.get("token_type_ids"))
     reader = AskingReader(model, texts, ask)
     count = len(adapter.labels)
-    chunks = [torch.arange(count)] if adapter.readings else label_chunks(count, adapter.rows_per_forward)
+    chunks = (
+        [torch.arange(count)]
+        if adapter.readings
+        else label_chunks(count, adapter.rows_per_forward, model.most_hypotheses)
+    )
     parts = []
     for labels in chunks:
         candidates = labels.to(adapter.device).expand(len(job.rows), -1)
-        parts.append(model.method.scores(reader, candidates, model.label_states, model.label_mask).float())
+        parts.append(model.scores(reader, candidates).float())
     return torch.cat(parts, dim=1).cpu()

@@ -35,6 +35,8 @@ CELL_FILE = "cell.json"
 CELL_FORMAT = "2"
 """Of cell.json. 1 had one hash for all parts of its fingerprint."""
 FIGURES = ("accuracy", "macro_f1", "mcc", "log_loss", "ece", "n")
+REWORDED = "rewordings"
+"""Only where evaluate.rewordings asks for it."""
 
 Backbones = dict[tuple[BackboneConfig, bool, bool], Backbone]
 """Those of a comparison, each made once: by its config, and data.special_tokens and data.chat."""
@@ -133,15 +135,17 @@ class Cell:
         summary = _completed(train(config, self.backbone))
         metric = config.train.best_metric
         judged, validation = None, summary["validation"]
-        if judge:
-            splits = {self.split} if config.method.is_trained else {"validation", self.split}
-            evaluated = config.evaluate.model_copy(update={"splits": sorted(splits)})
+        splits = ({self.split} if judge else set()) | (set() if config.method.is_trained else {"validation"})
+        if splits:
+            # Rewordings are for what was chosen.
+            keys = {"splits": sorted(splits)} | ({} if judge else {"rewordings": []})
+            evaluated = config.evaluate.model_copy(update=keys)
             figures = evaluate(config.model_copy(update={"evaluate": evaluated}), self.backbone)
-            judged, validation = figures[self.split], validation or figures["validation"]
+            judged, validation = figures[self.split] if judge else None, validation or figures["validation"]
         curve = read_curve(config.run_dir.metrics_log, metric)
         return {
             "validation": validation.get(metric),
-            "figures": judged and {key: judged[key] for key in FIGURES},
+            "figures": judged and {key: judged[key] for key in (*FIGURES, REWORDED) if key in judged},
             "steps": summary["steps"],
             "best_step": summary["best_step"],
             "converged": summary["converged"],

@@ -70,7 +70,7 @@ def run_group(
 ) -> list[dict[str, Any]]:
     """Tunes on validation with the first seed, then runs the best setting with every seed; one row per seed."""
     method = next(configs_of(comparison, group)).method
-    points = settings(comparison) if method.takes_steps else [{}]
+    points = settings(comparison, method)
 
     def run(point: dict[str, Any], seed: int, *, judge: bool = True) -> dict[str, Any]:
         cell = cell_of(comparison, group, point, seed, backbones)
@@ -79,8 +79,6 @@ def run_group(
                 backbone.kept = None  # one model in memory, not one of each backbone
         return run_cell(cell, overwrite=overwrite, judge=judge)
 
-    if not method.is_trained:
-        return [run({}, comparison.seeds[0])]
     tried: list[dict[str, Any]] = []
     for point in points if len(points) > 1 else []:
         try:
@@ -91,7 +89,8 @@ def run_group(
         raise UserError(f"compare: no setting of the grid could be trained for {group.path}")
     best = max(tried, key=lambda row: row["validation"])["setting"] if tried else points[0]
     grid = [{"setting": row["setting"], "validation": row["validation"]} for row in tried]
-    return [run(best, seed) | {"grid": grid} for seed in comparison.seeds]
+    seeds = comparison.seeds if method.is_trained else comparison.seeds[:1]
+    return [run(best, seed) | {"grid": grid} for seed in seeds]
 
 
 def run_cell(cell: Cell, *, overwrite: bool, judge: bool = True) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import torch
 
 from pipeline.config import RunConfig
 from pipeline.core.output import say
-from pipeline.data.hypotheses import hypotheses
+from pipeline.data.hypotheses import Hypotheses, hypotheses
 from pipeline.distributed.launcher import world_size
 from pipeline.engine.backbone import backbone_of, text_encoder
 from pipeline.engine.checks import check_all
@@ -26,7 +26,7 @@ def plan(config: RunConfig) -> None:
         elsewhere = config.run.model_copy(update={"dir": folder})
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)
     words = hypotheses(manifest["labels"], config.labels)
-    tokens = text_encoder(backbone, config.data).hypotheses(words, config.method.starts_from)
+    tokens = text_encoder(backbone, config.data).hypotheses(words.texts, config.method.starts_from)
     hypothesis_tokens = tokens.kept.shape[1]
     ranks, gpu = world_size(), gpu_here()
     # Words that are now known: how many labels a text is judged against depends on them.
@@ -34,11 +34,12 @@ def plan(config: RunConfig) -> None:
     sections = Sections(config.backbone, config.data, labels, config.method, config.train, config.engine)
     case = build_case(sections, backbone.model_config, ranks, gpu, hypothesis_tokens=hypothesis_tokens)
     check_positions(config.method, case.facts, hypothesis_tokens, config.data.max_length)
-    check_size(config.method, case.facts, hypothesis_tokens, len(words))
+    count = len(manifest["labels"])
+    check_size(config.method, case.facts, hypothesis_tokens, count)
     with torch.device("meta"):
-        method = config.method.build(case.facts, hypothesis_tokens, len(words))
+        method = config.method.build(case.facts, hypothesis_tokens, count)
     counted = sum(parameter.numel() for parameter in method.parameters())
-    formula = config.method.trainable_count(case.facts, hypothesis_tokens, len(words))
+    formula = config.method.trainable_count(case.facts, hypothesis_tokens, count)
     elements = case.inventory.trained_elements
     inside = f", {elements:,} in the backbone" if elements else ""
     lines = [
@@ -46,7 +47,7 @@ def plan(config: RunConfig) -> None:
             f"{split}: {found['rows']:,} rows, {found['tokens']:,} tokens"
             for split, found in manifest["splits"].items()
         ),
-        f"labels: {len(words)}, at most {hypothesis_tokens} tokens each",
+        f"labels: {count}{_several(words)}, at most {hypothesis_tokens} tokens each",
         *_steps(sections, manifest["splits"]["train"], hypothesis_tokens, ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
@@ -55,12 +56,16 @@ def plan(config: RunConfig) -> None:
     say("\n".join(lines))
 
 
+def _several(words: Hypotheses) -> str:
+    return "" if words.weights is None else f" of {len(words.texts)} hypotheses"
+
+
 def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:
     settings, injected_tokens = config.train, config.method.injected_tokens(hypothesis_tokens)
     global_batch = _global_batch(settings, ranks)
     if not config.method.takes_steps:
         return ["steps: none, the method takes none"]
-    readings = rows_per_text(config.method, settings, config.label_count)
+    readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)
     return [

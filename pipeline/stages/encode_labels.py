@@ -11,6 +11,7 @@ from pipeline.adapter.label_states import (
     ALL_IN_ONE_PART,
     NAMES_FILE,
     START_PART,
+    WEIGHTS_OF_HYPOTHESES,
     LabelStates,
     label_artefact,
     read_hypotheses,
@@ -23,7 +24,7 @@ from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir
 from pipeline.core.run_dir import RunDir
 from pipeline.data.config import DataConfig, LabelsConfig
-from pipeline.data.hypotheses import HypothesisTokens, all_in_one, hypotheses
+from pipeline.data.hypotheses import Hypotheses, HypothesisTokens, all_in_one, hypotheses
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import special_texts
 from pipeline.distributed.ranks import Ranks
@@ -61,7 +62,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
-    tokens = texts.hypotheses(words, form)
+    tokens = texts.hypotheses(words.texts, form)
     check_positions(config.method, backbone.facts, tokens.kept.shape[1], data.max_length)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
     model = prepare_inference(accelerator, reader, config.backbone.dtype)
@@ -70,7 +71,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         check_verdict(config.method, wanted)
     read, as_injections = read_hypotheses(model, tokens, accelerator.device)
     in_one = _read_in_one(model, reader, tokens, config.method.starts_with, accelerator.device)
-    states = LabelStates(names, words, read, tokens.kept, wanted, as_injections, in_one)
+    states = LabelStates(names, words.texts, read, tokens.kept, wanted, as_injections, in_one, words.weights)
     release(accelerator, model)
     ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
@@ -98,17 +99,18 @@ def current_label_states(
 
 
 def label_fingerprint(
-    backbone: Backbone, ranks: Ranks, texts: TextEncoder, names: list[str], words: list[str], method: MethodConfig
+    backbone: Backbone, ranks: Ranks, texts: TextEncoder, names: list[str], words: Hypotheses, method: MethodConfig
 ) -> dict[str, str]:
     """Everything the label states depend on, part by part. Collective."""
     form, length = method.starts_from, method.starts_with
-    special = any(token in word for token in special_texts(backbone.tokenizer) for word in words)
+    special = any(token in word for token in special_texts(backbone.tokenizer) for word in words.texts)
     return {
         FORMAT: LABEL_FORMAT,
         **backbone.fingerprint(ranks),
         "tokenizer": backbone.tokenizer_fingerprint,
         "labels": sha256_of(*names),
-        "hypotheses": sha256_of(*words),
+        "hypotheses": sha256_of(*words.texts),
+        **({} if words.weights is None else {WEIGHTS_OF_HYPOTHESES: str(words.weights)}),
         "data.max_length": str(texts.max_length),
         # Only where it matters, so that older label states stay current.
         **({"data.special_tokens": str(backbone.special_tokens)} if special else {}),

@@ -1,6 +1,9 @@
 """Stage 4: scores every label for every text of the evaluated splits."""
 
+import json
 import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +20,23 @@ from pipeline.adapter.directory import Adapter, load_adapter, write_card
 from pipeline.config import RunConfig
 from pipeline.core.artefact import differences
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import PassTooLargeError, UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
-from pipeline.data.splits import ReadTexts, load_split
+from pipeline.data.splits import ReadTexts, Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import with_states
-from pipeline.engine.memory_limit import shrink, within_memory
+from pipeline.engine.memory_limit import in_smaller_passes, within_memory
 from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
+from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import predictions, split_metrics
+from pipeline.evaluation.rewordings import over_rewordings, wording_line
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
 from pipeline.methods.model import StateModel
@@ -40,6 +45,7 @@ from pipeline.training.provenance import training_changes, training_fingerprint
 log = logging.getLogger(__name__)
 
 
+@in_smaller_passes
 def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, Any]:
     """Writes evaluation/ in the run directory, or finds it current; gives metrics.json: split -> metrics.
 
@@ -48,15 +54,6 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     adapter was made from another backbone or with other settings, and where scores are not finite. Where memory is too
     short, passes become smaller.
     """
-    while True:
-        try:
-            return _evaluate(config, backbone)
-        except PassTooLargeError as error:
-            shrink(config.run_dir, error, "evaluate")
-
-
-def _evaluate(config: RunConfig, backbone: Backbone | None) -> dict[str, Any]:
-    """One try, in passes as large as are known to fit. Raises PassTooLargeError where one was not."""
     accelerator, ranks = start(config)
     backbone = backbone or backbone_of(config.backbone, config.data)
     run_dir, seed = config.run_dir, config.run.seed
@@ -73,19 +70,30 @@ def _evaluate(config: RunConfig, backbone: Backbone | None) -> dict[str, Any]:
     trained = training_fingerprint(config.method, config.train, config.backbone, seed, manifest, adapter.labels)
     if changed := training_changes(run_dir, config.method, trained):
         raise _trained_otherwise(run_dir.adapter, changed)
-    wanted = evaluation_fingerprint(run_dir, manifest, splits)
+    rewordings = config.evaluate.rewordings
+    others = reworded_hypotheses(adapter, rewordings)
+    wanted = evaluation_fingerprint(run_dir, manifest, splits, json.dumps(rewordings) if rewordings else None)
     if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))
     else:
         settings = ranks.on_every(lambda: within_memory(run_dir, config.evaluate, "evaluate"))
-        metrics, tables = _score_splits(accelerator, ranks, settings, run_dir, backbone, adapter, splits, manifest)
+        reworded = read_rewordings(accelerator, ranks, backbone, adapter, others)
+        metrics, tables = _score_splits(
+            accelerator, ranks, settings, run_dir, backbone, adapter, splits, manifest, reworded
+        )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
+    _tell(metrics)
+    return metrics
+
+
+def _tell(metrics: dict[str, Any]) -> None:
     for name, found in metrics.items():
         log.info("evaluate: %s", summary_line(name, found))
+        if "rewordings" in found:
+            log.info("evaluate: %s: %s", name, wording_line(found["rewordings"]))
         for note in found["notes"]:
             log.warning("evaluate: %s: %s", name, note)
-    return metrics
 
 
 def _score_splits(
@@ -97,39 +105,72 @@ def _score_splits(
     adapter: Adapter,
     splits: list[str],
     manifest: dict[str, Any],
+    reworded: list[Reworded],
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The metrics by split, and each split's predictions."""
-    model, majority = _load_model(accelerator, ranks, backbone, adapter), majority_label(manifest)
-    names = adapter.labels.names
-    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
-    metrics, tables, scored = {}, [], {}
     loaded = {name: load_split(run_dir.data / name) for name in splits}
     if adapter.config.method.wants_states and adapter.config.method.reads_alone:
         loaded = with_states(run_dir, backbone, ranks, loaded)
+    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
+    how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
+    model = _load_model(accelerator, ranks, backbone, adapter)
     try:
-        for name, split in loaded.items():
-            scores = score(
-                model,
-                ReadTexts(split.states) if adapter.config.method.from_states and split.states else split,
-                len(names),
-                settings.batch_size,
-                ranks=ranks,
-                pad_token_id=pad_token,
-                device=accelerator.device,
-                readings=adapter.config.method.joint_readings(len(names)),
-                tokens_per_forward=settings.tokens_per_batch,
-                description=f"evaluate {name}",
-            )
-            metrics[name] = split_metrics(scores, split.labels, names, majority, f"{name} split")
-            scored[name] = (scores, split.labels)
-            tables.append(_prediction_table(name, run_dir.data / name, names, split.labels, scores))
+        judging = _Judging(model, adapter, settings, loaded, majority_label(manifest), how)
+        metrics, scored = judging.by_split(reworded)
     finally:
         release(accelerator, model)
     if "validation" in scored:
-        calibration = fit_temperature(*scored["validation"])
-        for name, (scores, truth) in scored.items():
-            metrics[name]["calibrated"] = calibrated_metrics(scores, truth, calibration)
+        calibration = fit_temperature(scored["validation"], loaded["validation"].labels)
+        for name, scores in scored.items():
+            metrics[name]["calibrated"] = calibrated_metrics(scores, loaded[name].labels, calibration)
+    names = adapter.labels.names
+    tables = [_prediction_table(name, run_dir.data / name, names, scored[name], loaded[name].labels) for name in loaded]
     return metrics, tables
+
+
+@dataclass(frozen=True)
+class _Judging:
+    """How splits are scored."""
+
+    model: nn.Module
+    adapter: Adapter
+    settings: EvaluateConfig
+    splits: Mapping[str, Split]
+    majority: int
+    how: Mapping[str, Any]
+    """Arguments of `score` that are the same for all."""
+
+    def by_split(self, reworded: list[Reworded]) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
+        """Metrics, among them those under other words for the labels, and scores [N, K]."""
+        scored = {name: self._scores(name, f"{name} split") for name in self.splits}
+        metrics = {name: self._metrics(name, scores, f"{name} split") for name, scores in scored.items()}
+        under: dict[str, list[dict[str, Any]]] = {name: [] for name in self.splits}
+        for number, one in enumerate(reworded, start=1):
+            one.put_into(judged(self.model))
+            for name in self.splits:
+                what = f"{name} split, rewording {number}"
+                under[name].append(self._metrics(name, self._scores(name, what), what))
+        for name in metrics if self.settings.rewordings else ():
+            metrics[name]["rewordings"] = over_rewordings(self.settings.rewordings, under[name])
+        return metrics, scored
+
+    def _scores(self, name: str, what: str) -> NDArray[np.float32]:
+        """[N, K] of a split, under the hypotheses that the model judges by now."""
+        method, split, count = self.adapter.config.method, self.splits[name], len(self.adapter.labels.names)
+        return score(
+            self.model,
+            ReadTexts(split.states) if method.from_states and split.states else split,
+            count,
+            self.settings.batch_size,
+            readings=method.joint_readings(count),
+            hypotheses=judged(self.model).most_hypotheses,
+            tokens_per_forward=self.settings.tokens_per_batch,
+            description=f"evaluate {what}",
+            **self.how,
+        )
+
+    def _metrics(self, name: str, scores: NDArray[np.float32], what: str) -> dict[str, Any]:
+        return split_metrics(scores, self.splits[name].labels, self.adapter.labels.names, self.majority, what)
 
 
 def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], path: Path) -> None:
@@ -176,8 +217,9 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
 def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     method = adapter.config.method
     if method.from_states:
-        model = StateModel(adapter.build_method(known.facts), adapter.labels.states, adapter.labels.mask)
-        return model.to(accelerator.device)
+        labels = adapter.labels
+        judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
+        return StateModel(judge, labels.states, labels.mask, labels.mean).to(accelerator.device)
     backbone = load_frozen(
         accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
     )
@@ -192,7 +234,7 @@ def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     return prepare_inference(accelerator, whole, known.config.dtype)
 
 
-def _prediction_table(split: str, folder: Path, names: list[str], truth: NDArray, scores: NDArray) -> pa.Table:
+def _prediction_table(split: str, folder: Path, names: list[str], scores: NDArray, truth: NDArray) -> pa.Table:
     """One row per text: split, row (of the source, from 1), label, prediction, and a column score/<label> per label."""
     words = pa.array(names)
     columns = {

@@ -22,7 +22,7 @@ from pipeline.core.errors import SHOWN, UserError, some
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.checks import SKIPPED
-from pipeline.data.config import DataConfig, LabelsConfig
+from pipeline.data.config import DataConfig, LabelsConfig, OneOrSeveral
 from pipeline.data.fingerprint import (
     DATA_FORMAT,
     data_artefact,
@@ -196,7 +196,10 @@ def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[
 
 
 def _label_warnings(
-    labels: Labels, worded: Mapping[str, str], splits: dict[str, CheckedSplit], tokenized: dict[str, dict[str, Any]]
+    labels: Labels,
+    worded: Mapping[str, OneOrSeveral],
+    splits: dict[str, CheckedSplit],
+    tokenized: dict[str, dict[str, Any]],
 ) -> list[str]:
     """`worded`: labels.texts."""
     untrained = [repr(name) for name in labels.names if not tokenized["train"]["per_label"][name]]

@@ -106,7 +106,7 @@ def page_values(run: Run, run_dir: RunDir, *, texts: bool) -> dict[str, Any]:
         "takes_steps": config.method.takes_steps,
         "mistakes": wrong,
         "no_texts": no_texts,
-        "hypotheses": dict(zip(run.adapter.labels.names, run.adapter.labels.hypotheses, strict=True)),
+        "hypotheses": {name: "; ".join(words) for name, words in run.adapter.labels.by_label.items()},
         "tuned": tuned,
         "cost": cost(run, run_dir),
     }

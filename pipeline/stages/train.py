@@ -17,7 +17,7 @@ from pipeline.adapter.label_states import LabelStates
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
-from pipeline.core.errors import PassTooLargeError, UserError
+from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import flat
@@ -29,7 +29,7 @@ from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.config import LoggingConfig
 from pipeline.engine.kept_states import kept_form, with_states
-from pipeline.engine.memory_limit import shrink, within_memory
+from pipeline.engine.memory_limit import in_smaller_passes, within_memory
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
@@ -53,6 +53,8 @@ from pipeline.training.trackers import Trackers
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
+
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,8 @@ class TrainingTask:
                 return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
             method.load_state_dict(state)
-            scores = scores_of_states(method, readings.validation.states, readings.label_states, labels.mask)
+            judge, states = labels.judged_by(method, CPU), readings.validation.states
+            scores = scores_of_states(judge, states, readings.label_states, labels.mask, readings.mean)
             truth, majority = readings.validation.labels, int(counts.argmax())
             return replace(found, figures=split_metrics(scores, truth, labels.names, majority, "validation split"))
 
@@ -182,6 +185,7 @@ class TrainingTask:
             return loop.finish()
 
 
+@in_smaller_passes
 def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: bool = False) -> dict[str, Any]:
     """Writes adapter/ (best on validation) and adapter-final/ (last step), or finds them current; gives a summary.
 
@@ -192,16 +196,6 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
     positions, where a checkpoint or a finished run does not fit the config, and where the loss is not finite; Preempted
     after a signal and a checkpoint. Where memory is too short, the same steps are taken in smaller passes.
     """
-    while True:
-        try:
-            return _train(config, backbone, overwrite=overwrite)
-        except PassTooLargeError as error:
-            shrink(config.run_dir, error, "train")
-        overwrite = False  # what it was to take away is gone: a checkpoint is this training's
-
-
-def _train(config: RunConfig, backbone: Backbone | None, *, overwrite: bool) -> dict[str, Any]:
-    """One try, in passes as large as are known to fit. Raises PassTooLargeError where one was not."""
     accelerator, ranks = start(config)
     if overwrite and config.train.resume not in ("auto", "never"):
         raise UserError(
@@ -253,7 +247,7 @@ def _readings(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
 
     validation = splits.get("validation")
     others = None if validation is None else reading(validation)
-    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask)
+    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask, labels.mean)
 
 
 def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:

@@ -189,6 +189,7 @@ class TrainingRun:
             pad_token_id=self.trainer.pad_token_id,
             device=self.trainer.accelerator.device,
             readings=self.adapters.config.method.joint_readings(len(self.names)),
+            hypotheses=self.adapters.labels.most_hypotheses,
             tokens_per_forward=self.evaluation.tokens_per_batch,
             before_batch=lambda: self._stop_if_signalled(preemption),
         )

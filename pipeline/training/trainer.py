@@ -49,11 +49,11 @@ class Trainer:
         """`method`: the model's; `state`: what an earlier run left, on any number of ranks."""
         self.accelerator, self.settings, self.texts = accelerator, settings, texts
         self.seed, self.pad_token_id = seed, pad_token_id
-        self.label_count = len(model.label_states)
+        self.label_count = model.label_count
         self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
         candidates = 1 if settings.objective == "pairs" else self.candidate_count
-        self.readings_per_text = readings_per_text(method, self.label_count, candidates)
+        self.readings_per_text = readings_per_text(method, self.label_count, candidates, model.most_hypotheses)
         self.readings_per_step = self.global_batch * self.readings_per_text
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch

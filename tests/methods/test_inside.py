@@ -65,7 +65,7 @@ def test_lora_trains_two_matrices_beside_each_target(family: str, texts: dict[st
         tiny_model(family).config,
         BackboneConfig(name_or_path="none", dtype="float32"),
         Workload(rows=2, text_tokens=8, injected_tokens=0, injects=None),
-        model.method.attach,
+        model.method,
     )
     assert taken.trained_elements == expected and taken.activation_bytes > 0
 
@@ -150,7 +150,7 @@ def test_a_share_of_each_kind_is_trained(family: str, share: float, layers: int,
     assert all((parameter.grad is not None) == parameter.requires_grad for parameter in stack.parameters())
     workload = Workload(rows=2, text_tokens=8, injected_tokens=0, injects=None)
     config = BackboneConfig(name_or_path="none", dtype="float32")
-    taken = take_inventory(network.config, config, workload, model.method.attach)
+    taken = take_inventory(network.config, config, workload, model.method)
     inside_model = {name: value.numel() for name, value in model.inside().items() if ".pooler." not in name}
     assert taken.trained_elements == sum(inside_model.values())  # it is built without one
 

@@ -17,6 +17,7 @@ from pipeline.backbone.injection import Injection
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
+from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
 from pipeline.methods.limits import check_injection, check_verdict, readings_per_text, window_warning
 from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
@@ -198,12 +199,15 @@ def test_a_backbone_that_takes_no_prefix_is_refused_for_prefix_methods_alone() -
     ],
     ids=lambda keys: "-".join(map(str, keys.values())),
 )
-def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates: int) -> None:
+@pytest.mark.parametrize("hypotheses", [1, 3])
+def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates: int, hypotheses: int) -> None:
     config = TypeAdapter(AnyMethodConfig).validate_python(keys)
     network = tiny_model("bert")
     facts = facts_of(network.config)
-    states, mask = torch.randn(K, P, facts.hidden_size), torch.ones(K, P, dtype=torch.bool)
-    model = LTuningModel(FrozenBackbone(network, facts), config.build(facts, P, K), states, mask, "mean")
+    count, weights = K * hypotheses, [[1 / hypotheses] * hypotheses] * K
+    states, mask = torch.randn(count, P, facts.hidden_size), torch.ones(count, P, dtype=torch.bool)
+    method, mean = config.build(facts, P, K).among(labels_of(weights)), HypothesisMean(weights)
+    model = LTuningModel(FrozenBackbone(network, facts), method, states, mask, "mean", mean=mean)
     model.method.begin_tuning()
     rows: list[int] = []
     model.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
@@ -211,4 +215,4 @@ def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates:
     is_stored = config.open_labels and config.wants_states
     stored = {"alone": torch.randn(B, facts.hidden_size)} if is_stored else {}
     model(ids, torch.ones_like(ids), torch.arange(candidates).expand(B, -1), **stored)
-    assert sum(rows) == B * readings_per_text(config, K, candidates)
+    assert sum(rows) == B * readings_per_text(config, K, candidates, hypotheses)
