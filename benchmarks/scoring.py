@@ -33,6 +33,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.scoring import score
@@ -111,7 +112,7 @@ def scoring(backbone: FrozenBackbone, options: argparse.Namespace, labels: int, 
 
     def run() -> np.ndarray:
         work = {"ranks": Ranks.alone(), "pad_token_id": 0, "device": device, "readings": readings}
-        return score(model, texts, labels, options.rows, **work)
+        return score(model, texts, labels, PassSize(options.rows), **work)
 
     return run
 

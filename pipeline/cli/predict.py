@@ -65,6 +65,12 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--batch-rows", type=positive, default=64, metavar="N", help="(text, label) pairs per forward pass (default 64)"
     )
+    command.add_argument(
+        "--batch-tokens",
+        type=positive,
+        metavar="N",
+        help="in their place: tokens per forward pass, padding counted; short texts are then read many at a time",
+    )
     _add_parts_options(command)
     add_common_options(command)
 
@@ -92,6 +98,7 @@ def _add_parts_options(command: argparse.ArgumentParser) -> None:
 def predict(options: argparse.Namespace) -> None:
     """Labels new texts: in a stream, or in parts."""
     with quick_imports():
+        from pipeline.data.batches import PassSize
         from pipeline.data.unlabelled import Input
         from pipeline.stages import predict as stage
 
@@ -114,7 +121,7 @@ def predict(options: argparse.Namespace) -> None:
         backbone=options.backbone,
         calibrated=options.calibrated,
         trust_remote_code=options.trust_remote_code,
-        batch_rows=options.batch_rows,
+        pass_size=PassSize(options.batch_rows, options.batch_tokens),
     )
 
 
@@ -124,10 +131,12 @@ def _predict_parts(options: argparse.Namespace, source: "Input") -> None:
     announce_device()
     with quick_imports():
         from pipeline.comparison.config import parse_share
+        from pipeline.data.batches import PassSize
         from pipeline.stages.predict_parts import PartsOutput, Scoring, predict_parts
 
-    taken = {name: getattr(options, name) for name in ("calibrated", "backbone", "device", "deepspeed", "batch_rows")}
+    taken = {name: getattr(options, name) for name in ("calibrated", "backbone", "device", "deepspeed")}
     adapter, trusted = Path(options.run or options.adapter), options.trust_remote_code
-    scoring = Scoring(adapter, options.labels or (), trust_remote_code=trusted, **taken)
+    size = PassSize(options.batch_rows, options.batch_tokens)
+    scoring = Scoring(adapter, options.labels or (), pass_size=size, trust_remote_code=trusted, **taken)
     share = parse_share(options.share, "--share") if options.share else (0, 1)
     predict_parts(scoring, source, PartsOutput(Path(options.parts), options.part_format, options.part_rows, share))

@@ -5,7 +5,7 @@ batches with the same wrong labels (the published L-Tuning collator drew them fr
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,18 @@ WINDOW_BATCHES = 50
 
 WIDTH_STEP = 8
 """Texts are padded to multiples of so many tokens."""
+
+
+class PassSize(NamedTuple):
+    """How much one forward pass holds, at most."""
+
+    rows: int = 64
+    """(text, label) pairs"""
+    tokens: int | None = None
+    """In their place: tokens, padding counted, a text once for each label that it is read with."""
+
+
+USUAL_PASS = PassSize()
 
 
 def epoch_batches(lengths: NDArray[np.integer], global_batch: int, seed: int, epoch: int) -> list[Ints]:

@@ -18,6 +18,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import UserError
+from pipeline.data.batches import USUAL_PASS, PassSize
 from pipeline.data.config import LabelsConfig, OneOrSeveral
 from pipeline.data.hypotheses import hypotheses
 from pipeline.data.in_memory import Text, strings, text_columns
@@ -59,8 +60,7 @@ class LoadedAdapter:
     device: torch.device
     labels: list[str]
     """In the order of the scores."""
-    rows_per_forward: int = 64
-    """(text, label) pairs per forward pass."""
+    pass_size: PassSize = USUAL_PASS
     temperature: float = 1.0
     """What scores are divided by to become probabilities: fitted on validation texts, or 1."""
 
@@ -125,7 +125,7 @@ class LoadedAdapter:
             self.model,
             TokenizedTexts(rows),
             len(self.labels),
-            self.rows_per_forward,
+            self.pass_size,
             ranks=Ranks.alone(),
             pad_token_id=self.pad_token_id,
             device=self.device,

@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.pooling import resolve_pooling
+from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import pad_token_id
@@ -39,10 +40,10 @@ class OwnTexts:
     hypotheses: int
     """Of the label with the most."""
     temperature: float
-    rows_per_forward: int
+    pass_size: PassSize
 
     @classmethod
-    def of(cls, loaded: LoadedAdapter, rows_per_forward: int) -> "OwnTexts":
+    def of(cls, loaded: LoadedAdapter, pass_size: PassSize) -> "OwnTexts":
         """With a whole model, which waits for nobody."""
         return cls(
             loaded.model,
@@ -54,12 +55,12 @@ class OwnTexts:
             loaded.readings,
             loaded.model.most_hypotheses,
             loaded.temperature,
-            rows_per_forward,
+            pass_size,
         )
 
     @classmethod
     def sharded(
-        cls, accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone, rows_per_forward: int
+        cls, accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone, pass_size: PassSize
     ) -> "OwnTexts":
         """With a model that is spread over the ranks as the DeepSpeed config says. Collective.
 
@@ -78,7 +79,7 @@ class OwnTexts:
             adapter.config.method.joint_readings(len(adapter.labels.names)),
             adapter.labels.most_hypotheses,
             adapter.temperature,
-            rows_per_forward,
+            pass_size,
         )
 
     def encode(self, texts: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -94,7 +95,7 @@ class OwnTexts:
             self.model,
             TokenizedTexts(rows),
             len(self.labels),
-            self.rows_per_forward,
+            self.pass_size,
             ranks=self.ranks,
             pad_token_id=self.pad_token_id,
             device=self.device,

@@ -21,6 +21,7 @@ class EvaluateConfig(Settings):
     """(text, label) pairs per forward pass and rank."""
     tokens_per_batch: int | None = Field(default=None, ge=1, le=MOST_TOKENS_OF_PASS)
     """Instead: most tokens per forward pass and rank, padding counted, a text once for each label it is read with."""
+
     rewordings: Distinct[Rewording] = Field(default=[], max_length=MOST_REWORDINGS)
     """Other hypotheses to judge the trained labels by: templates for all, or label -> text for some. Mean, worst and
     spread over them stand beside the metrics. None should be one of those of training, or of those it was chosen by."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from pipeline.core.bounds import MOST_TEXTS
 from pipeline.core.errors import PassTooLargeError
 from pipeline.core.progress import counted
-from pipeline.data.batches import Ints, longest_first, width, within_tokens
+from pipeline.data.batches import Ints, PassSize, longest_first, width, within_tokens
 from pipeline.data.splits import ReadTexts, Texts
 from pipeline.data.text_states import TextStates
 from pipeline.distributed.device import free_memory, is_out_of_memory
@@ -34,32 +34,31 @@ def score(
     model: nn.Module,
     texts: Texts,
     label_count: int,
-    rows_per_forward: int,
+    size: PassSize,
     *,
     ranks: Ranks,
     pad_token_id: int,
     device: torch.device,
     readings: int | None = None,
     hypotheses: int = 1,
-    tokens_per_forward: int | None = None,
     description: str | None = None,
     before_batch: Callable[[], None] | None = None,
 ) -> NDArray[np.float32]:
     """Scores [N, K] of K = `label_count` labels for N texts, in the order of `texts`, the same on all of `ranks`.
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
-    DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `rows_per_forward` = B * C rows at a
-    time and rank, or, where that is given, on as many rows as have `tokens_per_forward` tokens, padding counted. Where
-    all labels of a text are scored in one go, `readings` says how many rows that takes; elsewhere a label takes one for
-    each of its `hypotheses`. Texts are batched by length;
-    the batches do not depend on the number of ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it.
-    Where memory is short, a model that is whole goes on with smaller passes; a sharded one raises PassTooLargeError.
+    DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `size` = B * C rows at a time and
+    rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes; elsewhere a label
+    takes one for each of its `hypotheses`. Texts are batched by length; the batches do not depend on the number of
+    ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it. Where memory is short, a model that is
+    whole goes on with smaller passes; a sharded one raises PassTooLargeError.
     `description` labels the progress that rank 0 shows. `before_batch` is called before each forward of all ranks, and
     may raise to end the scoring.
     """
     lengths = texts.lengths
-    assert len(lengths) > 0 and label_count > 0 and rows_per_forward > 0
-    chunks, batches = _cut_work(lengths, label_count, rows_per_forward, readings, hypotheses, tokens_per_forward)
+    assert len(lengths) > 0 and label_count > 0 and size.rows > 0
+    chunks = _chunks(label_count, size, readings, hypotheses, int(lengths.max()))
+    batches = _batches(lengths, size, readings or len(chunks[0]) * hypotheses)
     scores = torch.zeros(len(lengths), label_count)
     scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     steps = range(0, len(batches), ranks.size)
@@ -81,7 +80,7 @@ def score_own(
     model: nn.Module,
     texts: Texts,
     label_count: int,
-    rows_per_forward: int,
+    size: PassSize,
     *,
     ranks: Ranks,
     pad_token_id: int,
@@ -91,10 +90,12 @@ def score_own(
 ) -> NDArray[np.float32]:
     """Scores [N, K] of this rank's own N texts, which may be none, while each other of `ranks` scores its own.
 
-    As `score`, with the same batches, and so the same bits, as one process that scores these texts. All ranks run the
-    same number of forwards. Collective.
+    As `score`, with the same batches, and so the same bits, as one process that scores these texts (but for labels that
+    are cut by the tokens of another rank's longest text). All ranks run the same number of forwards. Collective.
     """
-    chunks, batches = _cut_work(texts.lengths, label_count, rows_per_forward, readings, hypotheses)
+    longest = max(ranks.gather(int(texts.lengths.max(initial=1))))
+    chunks = _chunks(label_count, size, readings, hypotheses, longest)
+    batches = _batches(texts.lengths, size, readings or len(chunks[0]) * hypotheses)
     scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
     scores = torch.zeros(len(texts.lengths), label_count)
     with _evaluation(model), torch.no_grad():
@@ -117,28 +118,24 @@ def scores_of_states(
     texts = ReadTexts(TextStates([states], len(states)))
     alone = Ranks.alone()
     count = len(label_mask if mean is None else mean.places)
-    return score(model, texts, count, 4096, ranks=alone, pad_token_id=0, device=states.device, readings=1)
+    return score(model, texts, count, PassSize(4096), ranks=alone, pad_token_id=0, device=states.device, readings=1)
 
 
-def _cut_work(
-    lengths: NDArray[np.integer],
-    label_count: int,
-    rows_per_forward: int,
-    readings: int | None,
-    hypotheses: int,
-    tokens: int | None = None,
-) -> tuple[list[Tensor], list[Ints]]:
-    """The labels that are scored in one forward, chunk by chunk, the same for all texts; the batches of texts.
+def _chunks(label_count: int, size: PassSize, readings: int | None, hypotheses: int, longest: int) -> list[Tensor]:
+    """The labels that are scored in one forward, chunk by chunk, the same for all texts, of at most `longest` tokens.
 
-    Chunks are as the longest text needs them: all ranks run as many forwards, whatever batches they have.
+    All ranks run as many forwards, whatever batches they have.
     """
-    if tokens is not None:
-        rows_per_forward = max(1, tokens // width(int(lengths.max())))
-    chunks = [torch.arange(label_count)] if readings else label_chunks(label_count, rows_per_forward, hypotheses)
-    rows_per_text = readings or len(chunks[0]) * hypotheses
-    if tokens is not None:
-        return chunks, within_tokens(lengths, tokens // rows_per_text)
-    return chunks, longest_first(lengths, max(1, rows_per_forward // rows_per_text))
+    if readings:
+        return [torch.arange(label_count)]
+    rows = size.rows if size.tokens is None else max(1, size.tokens // width(longest))
+    return label_chunks(label_count, rows, hypotheses)
+
+
+def _batches(lengths: NDArray[np.integer], size: PassSize, rows_per_text: int) -> list[Ints]:
+    if size.tokens is not None:
+        return within_tokens(lengths, size.tokens // rows_per_text)
+    return longest_first(lengths, max(1, size.rows // rows_per_text))
 
 
 @dataclass

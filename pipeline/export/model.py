@@ -85,7 +85,7 @@ def check_equal(loaded: LoadedAdapter, model: nn.Module) -> float:
 def _scores(loaded: LoadedAdapter, model: Any) -> tuple[Tensor, Tensor]:
     """Ours and theirs [N, K]."""
     adapter, hypotheses = loaded.adapter, loaded.adapter.labels.hypotheses
-    texts = OwnTexts.of(loaded, loaded.rows_per_forward)
+    texts = OwnTexts.of(loaded, loaded.pass_size)
     columns = 1 if adapter.config.data.text_pair is None else 2
     rows = texts.encode([[text] * columns for text in hypotheses])
     batch = collate(rows, texts.pad_token_id)

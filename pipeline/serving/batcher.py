@@ -259,7 +259,7 @@ def _jobs(batch: Sequence[Text]) -> list[list[Text]]:
     jobs = []
     for texts in by_adapter.values():
         lengths = np.array([len(text.request.rows[text.place]["input_ids"]) for text in texts])
-        size = max(1, texts[0].request.adapter.rows_per_forward // texts[0].request.rows_per_text)
+        size = max(1, texts[0].request.adapter.pass_size.rows // texts[0].request.rows_per_text)
         jobs += [[texts[place] for place in places] for places in longest_first(lengths, size)]
     return jobs
 

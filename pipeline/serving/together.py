@@ -90,7 +90,7 @@ def _scores(job: Job, ask: Callable[[Asked], Tensor]) -> Tensor:
     chunks = (
         [torch.arange(count)]
         if adapter.readings
-        else label_chunks(count, adapter.rows_per_forward, model.most_hypotheses)
+        else label_chunks(count, adapter.pass_size.rows, model.most_hypotheses)
     )
     parts = []
     for labels in chunks:

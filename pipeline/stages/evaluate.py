@@ -23,6 +23,7 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
+from pipeline.data.batches import PassSize
 from pipeline.data.splits import ReadTexts, Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
@@ -161,10 +162,9 @@ class _Judging:
             self.model,
             ReadTexts(split.states) if method.from_states and split.states else split,
             count,
-            self.settings.batch_size,
+            PassSize(self.settings.batch_size, self.settings.tokens_per_batch),
             readings=method.joint_readings(count),
             hypotheses=judged(self.model).most_hypotheses,
-            tokens_per_forward=self.settings.tokens_per_batch,
             description=f"evaluate {what}",
             **self.how,
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from pipeline.adapter.directory import adapter_folder
 from pipeline.core.errors import UserError
 from pipeline.core.output import check_output, opened_output
+from pipeline.data.batches import USUAL_PASS, PassSize
 from pipeline.data.checks import text_of
 from pipeline.data.in_memory import Text
 from pipeline.data.rows import Row
@@ -33,7 +34,7 @@ def predict(
     backbone: str | None = None,
     calibrated: bool = False,
     trust_remote_code: bool = False,
-    batch_rows: int | None = None,
+    pass_size: PassSize = USUAL_PASS,
 ) -> int:
     """Writes a JSON object per text: [kept columns], text, [text_pair], [truncated], label, scores, probabilities;
     for a faulty row that is skipped line (or row) and error. Returns how many texts were classified.
@@ -42,8 +43,7 @@ def predict(
     file, which appears only when all is done, or "-" for standard output, which gets each part as it is ready, as do
     devices and pipes. `labels`: score these (see `split_labels`) by hypothesis, in place of those of training.
     `backbone`: where it is, if moved. `calibrated`: probabilities with the temperature fitted on the validation split.
-    `trust_remote_code`: run the Python code that ships with the backbone. `batch_rows`: (text, label) pairs per
-    forward pass.
+    `trust_remote_code`: run the Python code that ships with the backbone.
     Raises UserError naming a row that cannot be read, for labels that can be read in two ways, and where `output` is
     something that is read.
     """
@@ -54,8 +54,7 @@ def predict(
         adapter, device, backbone=backbone, calibrated=calibrated, trust_remote_code=trust_remote_code
     )
     check_output(output, [backbone or classifier.adapter.config.backbone.location])
-    if batch_rows is not None:
-        classifier = replace(classifier, rows_per_forward=batch_rows)
+    classifier = replace(classifier, pass_size=pass_size)
     if labels:
         classifier = classifier.with_labels(split_labels(labels, classifier.labels))
         log.info("predict: among %s", ", ".join(map(repr, classifier.labels)))

@@ -16,6 +16,7 @@ from pipeline.adapter.directory import Adapter, adapter_fingerprint, adapter_fol
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.core.parts import Parts
+from pipeline.data.batches import USUAL_PASS, PassSize
 from pipeline.data.checks import text_of
 from pipeline.data.rows import Row
 from pipeline.data.streams import Source
@@ -33,7 +34,6 @@ log = logging.getLogger(__name__)
 
 FORMAT = "1"
 """Of the parts: raised when the same job comes to mean other files."""
-BATCH_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -61,8 +61,7 @@ class Scoring:
     device: str | None = None
     deepspeed: str | None = None
     """DeepSpeed file: the ranks share one backbone as it says. None: each has a whole one."""
-    batch_rows: int = BATCH_ROWS
-    """(text, label) pairs per forward pass."""
+    pass_size: PassSize = USUAL_PASS
     trust_remote_code: bool = False
 
 
@@ -123,7 +122,7 @@ def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts
     data = adapter.config.data
     accelerator, ranks = start(_run_config(adapter, folder, scoring.deepspeed))
     known = Backbone(backbone, special_tokens=data.special_tokens, chat=data.chat)
-    return ranks, lambda: OwnTexts.sharded(accelerator, ranks, adapter, known, scoring.batch_rows)
+    return ranks, lambda: OwnTexts.sharded(accelerator, ranks, adapter, known, scoring.pass_size)
 
 
 def _run_config(adapter: Adapter, folder: Path, deepspeed: str) -> RunConfig:
@@ -143,7 +142,7 @@ def _whole(scoring: Scoring) -> OwnTexts:
     )
     if scoring.labels:
         loaded = loaded.with_labels(split_labels(scoring.labels, loaded.labels))
-    return OwnTexts.of(loaded, scoring.batch_rows)
+    return OwnTexts.of(loaded, scoring.pass_size)
 
 
 def _job(scoring: Scoring, input: Input, output: PartsOutput, adapter: Adapter, names: Sequence[str]) -> dict[str, str]:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from pipeline.core import progress
 from pipeline.core.errors import DivergedError, Preempted, UserError
 from pipeline.core.files import write_json
+from pipeline.data.batches import PassSize
 from pipeline.data.splits import Split
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.config import EvaluateConfig
@@ -184,13 +185,12 @@ class TrainingRun:
             self.trainer.engine,
             validation,
             len(self.names),
-            self.evaluation.batch_size,
+            PassSize(self.evaluation.batch_size, self.evaluation.tokens_per_batch),
             ranks=self.ranks,
             pad_token_id=self.trainer.pad_token_id,
             device=self.trainer.accelerator.device,
             readings=self.adapters.config.method.joint_readings(len(self.names)),
             hypotheses=self.adapters.labels.most_hypotheses,
-            tokens_per_forward=self.evaluation.tokens_per_batch,
             before_batch=lambda: self._stop_if_signalled(preemption),
         )
         self.evaluation_due = False

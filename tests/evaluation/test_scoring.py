@@ -12,9 +12,10 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch import Tensor, nn
 
+from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts, load_split
 from pipeline.distributed.ranks import Ranks
-from pipeline.evaluation.scoring import score
+from pipeline.evaluation.scoring import score, score_own
 from tests.support.worlds import run_worlds
 
 CPU = torch.device("cpu")
@@ -74,8 +75,8 @@ def test_batches_by_tokens_equal_the_double_loop(tokens: int, readings: int | No
     model.shapes, widths = [], []
     model.register_forward_pre_hook(lambda _, __, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True)
     found = score(
-        model, TokenizedTexts(texts), 7, 10**6, ranks=ALONE, pad_token_id=0, device=CPU, readings=readings,
-        tokens_per_forward=tokens,
+        model, TokenizedTexts(texts), 7, PassSize(tokens=tokens), ranks=ALONE, pad_token_id=0, device=CPU,
+        readings=readings,
     )  # fmt: skip
     np.testing.assert_allclose(found, expected, rtol=1e-6)
     for (count, labels), width in zip(model.shapes, widths, strict=True):
@@ -83,16 +84,16 @@ def test_batches_by_tokens_equal_the_double_loop(tokens: int, readings: int | No
         assert rows * width <= tokens or (count == 1 and (readings or labels == 1))
 
 
-@pytest.mark.parametrize("rows_per_forward", [1, 3, 7, 20, 1000])
-def test_equals_the_double_loop(rows_per_forward: int) -> None:
+@pytest.mark.parametrize("rows", [1, 3, 7, 20, 1000])
+def test_equals_the_double_loop(rows: int) -> None:
     texts, model = some_texts(23), Toy(7)
     expected = double_loop(model, texts, 7)
     model.train()
     model.shapes.clear()
-    scores = score(model, TokenizedTexts(texts), 7, rows_per_forward, ranks=ALONE, pad_token_id=1, device=CPU)
+    scores = score(model, TokenizedTexts(texts), 7, PassSize(rows), ranks=ALONE, pad_token_id=1, device=CPU)
     assert scores.dtype == np.float32
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
-    assert max(b * c for b, c in model.shapes) <= rows_per_forward
+    assert max(b * c for b, c in model.shapes) <= rows
     assert sum(b * c for b, c in model.shapes) == 23 * 7
     assert model.training, "the mode the model came in is restored"
 
@@ -102,7 +103,9 @@ def test_labels_scored_in_one_go_take_as_many_rows_as_is_said(readings: int) -> 
     texts, model = some_texts(23), Toy(7)
     expected = double_loop(model, texts, 7)
     model.shapes.clear()
-    scores = score(model, TokenizedTexts(texts), 7, 6, ranks=ALONE, pad_token_id=1, device=CPU, readings=readings)
+    scores = score(
+        model, TokenizedTexts(texts), 7, PassSize(6), ranks=ALONE, pad_token_id=1, device=CPU, readings=readings
+    )
     np.testing.assert_allclose(scores, expected, rtol=1e-6, atol=1e-6)
     assert max(model.shapes) == (6 // readings, 7) and {labels for _, labels in model.shapes} == {7}
 
@@ -112,13 +115,15 @@ def test_a_stored_data_set_gives_the_same(tmp_path: Path) -> None:
     stored = Dataset.from_list([text | {"length": len(text["input_ids"])} for text in texts])
     stored.save_to_disk(tmp_path / "split")
     from_disk = load_split(tmp_path / "split")
-    expected = score(Toy(3), TokenizedTexts(texts), 3, 8, ranks=ALONE, pad_token_id=1, device=CPU)
-    np.testing.assert_array_equal(score(Toy(3), from_disk, 3, 8, ranks=ALONE, pad_token_id=1, device=CPU), expected)
+    expected = score(Toy(3), TokenizedTexts(texts), 3, PassSize(8), ranks=ALONE, pad_token_id=1, device=CPU)
+    np.testing.assert_array_equal(
+        score(Toy(3), from_disk, 3, PassSize(8), ranks=ALONE, pad_token_id=1, device=CPU), expected
+    )
 
 
 def test_texts_of_like_length_share_a_batch() -> None:
     texts, model = some_texts(64), Toy(2)
-    score(model, TokenizedTexts(texts), 2, 16, ranks=ALONE, pad_token_id=1, device=CPU)
+    score(model, TokenizedTexts(texts), 2, PassSize(16), ranks=ALONE, pad_token_id=1, device=CPU)
     lengths = [len(text["input_ids"]) for text in texts]
     unsorted = sum(max(lengths[i : i + 8]) * 8 - sum(lengths[i : i + 8]) for i in range(0, 64, 8))
     assert model.padding < unsorted / 2
@@ -128,16 +133,29 @@ def one_rank(folder: Path) -> None:
     ranks = Ranks.joined()
     for count in (11, 2):
         model = Toy(5)
-        scores = score(model, TokenizedTexts(some_texts(count)), 5, 10, ranks=ranks, pad_token_id=1, device=CPU)
+        scores = score(
+            model, TokenizedTexts(some_texts(count)), 5, PassSize(10), ranks=ranks, pad_token_id=1, device=CPU
+        )
         np.savez(folder / f"{count}-{dist.get_rank()}.npz", scores=scores, forwards=len(model.shapes))
+    own, model = TokenizedTexts(some_texts(9)[dist.get_rank() * 6 :]), Toy(5)
+    scores = score_own(model, own, 5, PassSize(tokens=48), ranks=ranks, pad_token_id=1, device=CPU)
+    np.savez(folder / f"own-{dist.get_rank()}.npz", scores=scores, forwards=len(model.shapes))
 
 
 def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path) -> None:
     run_worlds("tests.evaluation.test_scoring:one_rank", [2], tmp_path, 120)
     # 11 texts in batches of 2 are 6 batches, 3 for each rank; 2 texts are one batch, so that one rank has none.
     for count, forwards in ((11, 3), (2, 1)):
-        expected = score(Toy(5), TokenizedTexts(some_texts(count)), 5, 10, ranks=ALONE, pad_token_id=1, device=CPU)
+        expected = score(
+            Toy(5), TokenizedTexts(some_texts(count)), 5, PassSize(10), ranks=ALONE, pad_token_id=1, device=CPU
+        )
         for rank in range(2):
             result = np.load(tmp_path / f"{count}-{rank}.npz")
             np.testing.assert_array_equal(result["scores"], expected)
             assert int(result["forwards"]) == forwards
+    own = [np.load(tmp_path / f"own-{rank}.npz") for rank in range(2)]
+    assert own[0]["forwards"] == own[1]["forwards"], "ZeRO-3 would hang"
+    for rank, found in enumerate(own):
+        texts = TokenizedTexts(some_texts(9)[rank * 6 :])
+        expected = score(Toy(5), texts, 5, PassSize(), ranks=ALONE, pad_token_id=1, device=CPU)
+        np.testing.assert_allclose(found["scores"], expected, rtol=1e-6, atol=1e-6)
