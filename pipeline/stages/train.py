@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
@@ -48,6 +49,7 @@ from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import resumed_settings, state_to_resume
 from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.start import start_values
 from pipeline.training.step_trace import traced
 from pipeline.training.trackers import Trackers
 from pipeline.training.trainer import Trainer
@@ -134,16 +136,15 @@ class TrainingTask:
             start = ranks.on_main(lambda: self.method.fitted_state(_readings(splits, labels)))
         backbone = load_frozen(accelerator, ranks, self.backbone, written=self.method.trains_backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
-        injected = self.method.injected_tokens(labels.hypothesis_tokens)
-        hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
-        if hidden and ranks.is_main:
-            log.warning("train: %s", hidden)
+        self._warn_of_window(ranks, backbone.facts, labels)
         # The initial weights depend on the seed alone, not on what loading the backbone drew.
         torch.manual_seed(self.seed)
         sizes = (backbone.facts, labels.hypothesis_tokens, len(labels.names))
         check_size(self.method, *sizes)
         method = self.method.build(*sizes)
         method.initialize(vocabulary_of(backbone, self.backbone.tokenizer, labels), labels.names)
+        if state is None and self.settings.start_from:
+            start |= start_values(self.settings.start_from, self.method, method, self.backbone, ranks)
         method.load_state_dict(method.state_dict() | start)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
         model = build_model(accelerator, self.backbone.config, backbone, method, labels)
@@ -159,6 +160,12 @@ class TrainingTask:
             pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
+
+    def _warn_of_window(self, ranks: Ranks, facts: BackboneFacts, labels: LabelStates) -> None:
+        injected = self.method.injected_tokens(labels.hypothesis_tokens)
+        hidden = window_warning(self.method, facts, injected, self.data.max_length)
+        if hidden and ranks.is_main:
+            log.warning("train: %s", hidden)
 
     def _as_read(self, split: Split) -> Split:
         """Without the states, where the method reads no text alone."""

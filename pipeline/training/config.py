@@ -60,6 +60,9 @@ class TrainConfig(Settings):
     """Validation metric that decides which adapter is the best."""
     resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
+    start_from: PathSetting | None = None
+    """An adapter directory or a run of the same method and backbone: training starts from its trained prompt, prefix
+    or producer, with a new head. Labels and texts may be others. null: from the method's own start."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
