@@ -52,6 +52,8 @@ def test_the_injection_is_copied_and_the_head_is_new(source: RunConfig, tmp_path
     assert copied
     for name in copied:
         torch.testing.assert_close(new.method_state[name], old.method_state[name], rtol=0, atol=1e-15)
+    if source.method.name != "prefix":
+        return
     plain = tiny_config(tmp_path, run={"dir": str(tmp_path / "plain")}, method=METHODS[source.method.name], train=STILL)
     started(tmp_path, source, METHODS[source.method.name])  # its two labels
     run(plain)
