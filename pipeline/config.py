@@ -65,6 +65,12 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _starts_where_steps_are_taken(self) -> "RunConfig":
+        if self.train.start_from is not None and not self.method.takes_steps:
+            raise ValueError(f"train.start_from has no meaning for method {self.method.name}, which takes no steps")
+        return self
+
+    @model_validator(mode="after")
     def _stops_early_by_something(self) -> "RunConfig":
         if self.train.early_stopping_patience is not None and "validation" not in self.data.splits:
             raise ValueError(

@@ -87,7 +87,7 @@ def differences(old: Fingerprint, new: Fingerprint, absent: Absent | None = None
     """What differs between two fingerprints, one readable phrase per part."""
     stands_for = {FORMAT: "1", **RETIRED, **(absent or {})}
     phrases = []
-    for part in sorted(old.keys() | new.keys() - _unknown(old, new, stands_for)):
+    for part in sorted((old.keys() | new.keys()) - _unknown(old, new, stands_for) - _unknown(new, old, stands_for)):
         before, after = (side.get(part, stands_for.get(part)) for side in (old, new))
         if before != after:
             phrases.append(f"{part} was {_short(before)}, now {_short(after)}")

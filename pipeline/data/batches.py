@@ -166,6 +166,18 @@ def sampled_candidates(
     return candidates, np.argmax(candidates == labels[:, None], axis=1)
 
 
+def batch_candidates(labels: Ints) -> tuple[Ints, Ints, NDArray[np.float32]]:
+    """The labels of the batch for every row, so that those of the other rows are its wrong ones.
+
+    Returns:
+        candidates [B, C] in index order, the index [B] of the true label among them, and for each label the logarithm
+        of how often it stands in the batch [C].
+    """
+    present, true, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    candidates = np.broadcast_to(present, (len(labels), len(present))).copy()
+    return candidates, true.reshape(-1), np.log(counts).astype(np.float32)
+
+
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:
     """Pads tokenized rows on the right to the longest, rounded up to a multiple of `WIDTH_STEP` tokens.
 

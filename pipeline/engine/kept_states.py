@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.config import BackboneConfig, Pooling
 from pipeline.backbone.facts import Form
 from pipeline.backbone.pooling import resolve_pooling
@@ -18,7 +19,7 @@ from pipeline.data.text_states import StatesOfSplit, load_text_states, load_toke
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.models import DTYPES
-from pipeline.methods.base import MethodConfig
+from pipeline.methods.base import MethodConfig, Reading, Readings
 
 TEXTS_FORMAT = "1"
 """Of texts/: raised when the same parts of its fingerprint come to mean other states."""
@@ -137,3 +138,15 @@ def with_states(
         return dict(splits)
     ranks.on_main(check)
     return ranks.on_every(lambda: {name: with_own(name, split) for name, split in splits.items()})
+
+
+def readings_of(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
+    """The texts as the backbone has read them alone, of splits with states."""
+
+    def reading(split: Split) -> Reading:
+        assert split.states is not None
+        return Reading(split.states.whole(), split.labels)
+
+    validation = splits.get("validation")
+    others = None if validation is None else reading(validation)
+    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask, labels.mean)

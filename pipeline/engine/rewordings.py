@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from pipeline.adapter.directory import Adapter
-from pipeline.adapter.label_states import read_hypotheses
+from pipeline.adapter.label_states import LabelStates, read_hypotheses
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.core.errors import UserError
 from pipeline.data.config import LabelsConfig, OneOrSeveral
@@ -47,9 +47,9 @@ class Reworded:
             model.continuations = None if self.continuations is None else self.continuations.to(device)
 
 
-def reworded_hypotheses(adapter: Adapter, rewordings: Sequence[Rewording]) -> list[Hypotheses]:
+def reworded_hypotheses(trained: LabelStates, rewordings: Sequence[Rewording]) -> list[Hypotheses]:
     """The labels' hypotheses under each. UserError where one does not fit the labels, or words them as in training."""
-    found, trained = [], adapter.labels
+    found = []
     for rewording in rewordings:
         try:
             words = hypotheses(trained.names, _labels_config(trained.by_label, rewording))

@@ -72,7 +72,7 @@ def build_case(
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     form = config.method.form
     workload = Workload(
-        rows=config.train.batch_size * _rows_per_text(config),
+        rows=config.train.batch_size * _rows_per_text(config, world_size),
         text_tokens=config.data.max_length,
         injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
@@ -119,12 +119,14 @@ def _check_options(world_size: int, gpu: str, bandwidth: float | None, hypothesi
         )
 
 
-def _rows_per_text(config: Sections) -> int:
-    return rows_per_text(config.method, config.train, config.label_count, config.labels.most_hypotheses)
+def _rows_per_text(config: Sections, world_size: int) -> int:
+    return rows_per_text(config.method, config.train, config.label_count, config.labels.most_hypotheses, world_size)
 
 
-def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int, hypotheses: int = 1) -> int:
-    """Rows that a text takes in a training step. Raises UserError where that depends on labels nobody has named.
+def rows_per_text(
+    method: MethodConfig, train: TrainConfig, label_count: int, hypotheses: int = 1, world_size: int = 1
+) -> int:
+    """Rows that a text takes in a training step, at most. UserError where that depends on labels nobody has named.
 
     `label_count`: K; 0: nobody knows; `hypotheses`: of a label.
     """
@@ -133,6 +135,8 @@ def rows_per_text(method: MethodConfig, train: TrainConfig, label_count: int, hy
     if train.objective == "pairs":
         return min(hypotheses, joint)
     candidates = candidate_count(method, labels, train.candidates)
+    if train.objective == "batch":
+        candidates = min(labels, train.batch_size * train.gradient_accumulation * world_size)
     rows = min(candidates if candidates == sys.maxsize else candidates * hypotheses, joint)
     if rows == sys.maxsize:
         raise UserError("train.candidates=all: set labels.names, or the rows per text are unknown")

@@ -24,6 +24,7 @@ from pipeline.data.fingerprint import made_from, parts_of_data_absent
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import kept_form
+from pipeline.engine.rewordings import reworded_hypotheses
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
@@ -93,6 +94,7 @@ class Cell:
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
             manifest = preprocess(common, self.backbone)
             labels = encode_labels(common, self.backbone)
+            reworded_hypotheses(labels, config.evaluate.rewordings)  # what does not fit is refused before the long work
             encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
         given = (config.method, config.train, config.backbone, config.run.seed)
         training = training_fingerprint(*given, manifest, labels)

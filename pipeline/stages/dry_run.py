@@ -65,7 +65,7 @@ def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, rank
     global_batch = _global_batch(settings, ranks)
     if not config.method.takes_steps:
         return ["steps: none, the method takes none"]
-    readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses)
+    readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses, ranks)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)
     return [

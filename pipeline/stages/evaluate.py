@@ -72,7 +72,7 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     if changed := training_changes(run_dir, config.method, trained):
         raise _trained_otherwise(run_dir.adapter, changed)
     rewordings = config.evaluate.rewordings
-    others = reworded_hypotheses(adapter, rewordings)
+    others = reworded_hypotheses(adapter.labels, rewordings)
     wanted = evaluation_fingerprint(run_dir, manifest, splits, json.dumps(rewordings) if rewordings else None)
     if ranks.on_main(lambda: _is_current(run_dir, manifest, wanted)):
         metrics = dict(read_json(run_dir.metrics_file))

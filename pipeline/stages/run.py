@@ -6,6 +6,7 @@ from typing import Any
 from pipeline.config import RunConfig
 from pipeline.engine.backbone import backbone_of
 from pipeline.engine.checks import check_all
+from pipeline.engine.rewordings import reworded_hypotheses
 from pipeline.engine.startup import join
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
@@ -24,7 +25,8 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     backbone = backbone_of(config.backbone, config.data)
     join(config).on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
     preprocess(config, backbone)
-    encode_labels(config, backbone)
+    labels = encode_labels(config, backbone)
+    reworded_hypotheses(labels, config.evaluate.rewordings)  # what does not fit is refused before the long work
     encode_texts(config, backbone)
     train(config, backbone, overwrite=overwrite)
     metrics = evaluate(config, backbone)

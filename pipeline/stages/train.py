@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.facts import BackboneFacts
 from pipeline.config import RunConfig
 from pipeline.core.artefact import Artefact
 from pipeline.core.checksums import check_sums
@@ -28,7 +29,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.config import LoggingConfig
-from pipeline.engine.kept_states import kept_form, with_states
+from pipeline.engine.kept_states import kept_form, readings_of, with_states
 from pipeline.engine.memory_limit import in_smaller_passes, within_memory
 from pipeline.engine.models import build_model, load_frozen, release, vocabulary_of
 from pipeline.engine.provenance import current_data
@@ -37,7 +38,6 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
-from pipeline.methods.base import Reading, Readings
 from pipeline.methods.limits import check_positions, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import AdapterWriter, Fit
@@ -48,13 +48,12 @@ from pipeline.training.preemption import Preemption
 from pipeline.training.provenance import check_training, training_absent, training_fingerprint
 from pipeline.training.resume import resumed_settings, state_to_resume
 from pipeline.training.run_state import LogPosition, RunState
+from pipeline.training.start import start_values
 from pipeline.training.step_trace import traced
 from pipeline.training.trackers import Trackers
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
-
-CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class TrainingTask:
         counts = np.bincount(splits["train"].labels, minlength=len(labels.names))
         if not self.method.from_states:
             return Fit(self.method.untrained_state(counts.tolist()))
-        readings = _readings(splits, labels)
+        readings = readings_of(splits, labels)
 
         def fit() -> Fit:
             started = time.perf_counter()
@@ -102,7 +101,7 @@ class TrainingTask:
                 return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
             method.load_state_dict(state)
-            judge, states = labels.judged_by(method, CPU), readings.validation.states
+            judge, states = labels.judged_by(method, torch.device("cpu")), readings.validation.states
             scores = scores_of_states(judge, states, readings.label_states, labels.mask, readings.mean)
             truth, majority = readings.validation.labels, int(counts.argmax())
             return replace(found, figures=split_metrics(scores, truth, labels.names, majority, "validation split"))
@@ -131,19 +130,18 @@ class TrainingTask:
         start: dict[str, Tensor] = {}
         if state is None and self.method.wants_states:
             log.info("train: fitting the probe that training starts from")
-            start = ranks.on_main(lambda: self.method.fitted_state(_readings(splits, labels)))
+            start = ranks.on_main(lambda: self.method.fitted_state(readings_of(splits, labels)))
         backbone = load_frozen(accelerator, ranks, self.backbone, written=self.method.trains_backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
-        injected = self.method.injected_tokens(labels.hypothesis_tokens)
-        hidden = window_warning(self.method, backbone.facts, injected, self.data.max_length)
-        if hidden and ranks.is_main:
-            log.warning("train: %s", hidden)
+        self._warn_of_window(ranks, backbone.facts, labels)
         # The initial weights depend on the seed alone, not on what loading the backbone drew.
         torch.manual_seed(self.seed)
         sizes = (backbone.facts, labels.hypothesis_tokens, len(labels.names))
         check_size(self.method, *sizes)
         method = self.method.build(*sizes)
         method.initialize(vocabulary_of(backbone, self.backbone.tokenizer, labels), labels.names)
+        if state is None and self.settings.start_from:
+            start |= start_values(self.settings.start_from, self.method, method, self.backbone, ranks)
         method.load_state_dict(method.state_dict() | start)
         assert sum(parameter.numel() for parameter in method.parameters()) == self.method.trainable_count(*sizes)
         model = build_model(accelerator, self.backbone.config, backbone, method, labels)
@@ -159,6 +157,12 @@ class TrainingTask:
             pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
             state=state.optimizer if state else None,
         )
+
+    def _warn_of_window(self, ranks: Ranks, facts: BackboneFacts, labels: LabelStates) -> None:
+        injected = self.method.injected_tokens(labels.hypothesis_tokens)
+        hidden = window_warning(self.method, facts, injected, self.data.max_length)
+        if hidden and ranks.is_main:
+            log.warning("train: %s", hidden)
 
     def _as_read(self, split: Split) -> Split:
         """Without the states, where the method reads no text alone."""
@@ -236,18 +240,6 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
                 return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, evaluation, state)
         finally:
             release(accelerator, trainer.model)
-
-
-def _readings(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
-    """The texts as the backbone has read them alone, of splits with states."""
-
-    def reading(split: Split) -> Reading:
-        assert split.states is not None
-        return Reading(split.states.whole(), split.labels)
-
-    validation = splits.get("validation")
-    others = None if validation is None else reading(validation)
-    return Readings(reading(splits["train"]), others, labels.states.float(), labels.mask, labels.mean)
 
 
 def finished_summary(run: RunDir, method: AnyMethodConfig, fingerprint: dict[str, str]) -> dict[str, Any] | None:

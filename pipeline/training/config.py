@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS, MOST_TOKENS_OF_PASS
 from pipeline.core.settings import Distinct, PathSetting, Settings
@@ -11,8 +11,9 @@ from pipeline.core.settings import Distinct, PathSetting, Settings
 class TrainConfig(Settings):
     """The optimization."""
 
-    objective: Literal["candidates", "pairs"] = "candidates"
-    """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong."""
+    objective: Literal["candidates", "pairs", "batch"] = "candidates"
+    """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong;
+    batch (FastFit): cross-entropy over the labels of the step's texts, on all ranks, each as often as it is there."""
     candidates: int | Literal["all"] | None = None
     """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all, but 8 where a
     text is read once per label (label tuning without a shortlist)."""
@@ -60,10 +61,23 @@ class TrainConfig(Settings):
     """Validation metric that decides which adapter is the best."""
     resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
+    start_from: PathSetting | None = None
+    """An adapter directory or a run of the same method and backbone: training starts from its trained prompt, prefix
+    or producer, with a new head. Labels and texts may be others. null: from the method's own start."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two lines in logs/metrics.jsonl."""
+
+    @model_validator(mode="after")
+    def _a_batch_has_its_own_candidates(self) -> "TrainConfig":
+        if self.objective != "batch":
+            return self
+        if self.candidates is not None:
+            raise ValueError("train.candidates has no meaning with train.objective=batch, whose labels the batch has")
+        if self.batch_size * self.gradient_accumulation < 2:
+            raise ValueError("train.objective=batch needs two texts or more per step: raise train.batch_size")
+        return self
 
     @field_validator("candidates", mode="before")
     @classmethod

@@ -96,7 +96,7 @@ class TrainingRun:
             self.best.step if self.best.parameters else self.step,
             self.best.figures,
             converged=self._is_out_of_patience(),
-            readings=stored + self.step * self.trainer.readings_per_step,
+            readings=stored + self.trainer.readings(self.step),
         )
 
         def write() -> None:

@@ -12,6 +12,7 @@ from pipeline.core.run_dir import RunDir
 from pipeline.data.fingerprint import parts_of_data, parts_of_data_absent
 from pipeline.methods import AnyMethodConfig
 from pipeline.training.config import TrainConfig
+from pipeline.training.start import START_PART, start_fingerprint
 
 WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error", "resume", "preemption_signals"}
 """Keys of `train` on which the adapter does not depend."""
@@ -36,6 +37,7 @@ def training_fingerprint(
         FORMAT: TRAINING_FORMAT,
         **{f"method.{key}": str(value) for key, value in method.model_dump().items()},
         **{f"train.{key}": str(value) for key, value in train.model_dump(exclude=WITHOUT_EFFECT).items()},
+        **start_fingerprint(train.start_from),
         "run.seed": str(seed),
         "backbone.pooling": backbone.pooling,
         "backbone.int8_threshold": str(backbone.int8_threshold),
@@ -50,6 +52,7 @@ def training_absent(method: AnyMethodConfig) -> Absent:
     return {
         **defaults_of(method=type(method), train=TrainConfig, backbone=BackboneConfig),
         **{f"method.{key}": value for key, value in method.came_later.items()},
+        START_PART: None,
         **parts_of_data_absent(),
         **within("label states", {**label_absent(), FORMAT: "1"}),
     }

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from pipeline.core.errors import PassTooLargeError
 from pipeline.data.batches import (
     Ints,
+    batch_candidates,
     epoch_batches,
     pair_candidates,
     rank_slice,
@@ -52,9 +54,7 @@ class Trainer:
         self.label_count = model.label_count
         self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
-        candidates = 1 if settings.objective == "pairs" else self.candidate_count
-        self.readings_per_text = readings_per_text(method, self.label_count, candidates, model.most_hypotheses)
-        self.readings_per_step = self.global_batch * self.readings_per_text
+        self._readings_per_text = partial(readings_per_text, method, self.label_count, hypotheses=model.most_hypotheses)
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
         self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
         self._epoch, self._batches = -1, list[Ints]()
@@ -73,28 +73,24 @@ class Trainer:
 
     def step(self, step: int) -> float:
         """Optimizer step number `step`, from 0; its loss, averaged over the global batch."""
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self._epoch:
-            batches = epoch_batches(self.texts.lengths, self.global_batch, self.seed, epoch)
-            self._epoch, self._batches = epoch, batches
+        rows = self._rows(step)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(step, self.total_steps, self.settings)
         self.engine.train()
         self.model.method.begin_tuning()
-        rows = self._batches[position]
-        candidates, targets = self._candidates(rows, epoch)
-        parts = self._parts(rows)
+        candidates, targets, offsets = self._candidates(rows, step // self.steps_per_epoch)
+        parts = self._parts(rows, self._readings_per_text(candidates.shape[1]))
         self.accelerator.step, self.accelerator.gradient_accumulation_steps = 0, len(parts)
         losses = []
         for part in parts:
             self._seed_dropout(step, int(part[0]))
-            losses.append(self._pass(rows[part], candidates[part], targets[part]))
+            losses.append(self._pass(rows[part], candidates[part], targets[part], offsets))
         own = torch.stack(losses).sum() / self.settings.gradient_accumulation
         mean = float(self.accelerator.reduce(own, "mean"))
         self.after_step()
         return mean
 
-    def _pass(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
+    def _pass(self, rows: Ints, candidates: Ints, targets: np.ndarray, offsets: np.ndarray | None) -> Tensor:
         """Forward and backward of one pass, and with the last one the update; its share of the step's loss.
 
         Raises PassTooLargeError, after which neither trainer nor engine can go on.
@@ -102,7 +98,7 @@ class Trainer:
         try:
             with self.accelerator.accumulate(self.engine):
                 # DeepSpeed divides by gradient_accumulation, in how many parts ever a step is cut.
-                loss = self._loss(rows, candidates, targets) * (len(rows) / self.settings.batch_size)
+                loss = self._loss(rows, candidates, targets, offsets) * (len(rows) / self.settings.batch_size)
                 with deterministic_backward():
                     self.accelerator.backward(loss)
                 self.optimizer.step()
@@ -112,37 +108,66 @@ class Trainer:
             if not is_out_of_memory(error):
                 raise
         # Only here, where the error no longer holds what took the memory.
-        tokens = len(rows) * self.readings_per_text * width(int(self.texts.lengths[rows].max()))
+        tokens = len(rows) * self._readings_per_text(candidates.shape[1]) * width(int(self.texts.lengths[rows].max()))
         raise PassTooLargeError("train.tokens_per_batch", tokens, len(rows))
 
-    def _parts(self, rows: Ints) -> list[Ints]:
-        """Places in a global batch that this rank reads, pass by pass."""
+    def readings(self, steps: int) -> int:
+        """How many texts the backbone reads in so many steps, on all ranks, each as often as it is read."""
+        if self.settings.objective == "batch":
+            counts = (
+                self._candidates(self._rows(step), step // self.steps_per_epoch)[0].shape for step in range(steps)
+            )
+            return sum(texts * self._readings_per_text(candidates) for texts, candidates in counts)
+        candidates = 1 if self.settings.objective == "pairs" else self.candidate_count
+        return steps * self.global_batch * self._readings_per_text(candidates)
+
+    def _rows(self, step: int) -> Ints:
+        """The texts of a step's global batch."""
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self._epoch:
+            self._batches = epoch_batches(self.texts.lengths, self.global_batch, self.seed, epoch)
+            self._epoch = epoch
+        return self._batches[position]
+
+    def _parts(self, rows: Ints, readings: int) -> list[Ints]:
+        """Places in a global batch that this rank reads, pass by pass; `readings`: of a text."""
         settings, rank, world = self.settings, self.accelerator.process_index, self.accelerator.num_processes
         if settings.tokens_per_batch is not None:
-            tokens = settings.tokens_per_batch // self.readings_per_text
+            tokens = settings.tokens_per_batch // readings
             return rank_slice_within(self.texts.lengths[rows], rank, world, tokens)
         return rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation)
 
-    def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray]:
-        """Labels and targets of a whole global batch, so that they do not depend on how ranks share it."""
+    def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
+        """Labels and targets of a whole global batch, so that they do not depend on how ranks share it.
+
+        And what is added to every text's scores of the candidates, if anything is.
+        """
         labels = self.texts.labels[rows]
+        if self.settings.objective == "batch":
+            return batch_candidates(labels)
         if self.settings.objective == "pairs":
-            return pair_candidates(rows, labels, self.seed, epoch, self.label_count)
-        return sampled_candidates(rows, labels, self.seed, epoch, self.label_count, self.candidate_count)
+            return *pair_candidates(rows, labels, self.seed, epoch, self.label_count), None
+        return *sampled_candidates(rows, labels, self.seed, epoch, self.label_count, self.candidate_count), None
 
     def _seed_dropout(self, step: int, position: int) -> None:
         """Dropout is drawn anew from (seed, step, position in the global batch): a resumed run draws the same."""
         key = np.random.SeedSequence([self.seed, step, position])
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
-    def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray) -> Tensor:
-        """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels."""
+    def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray, offsets: np.ndarray | None) -> Tensor:
+        """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels.
+
+        With `offsets` [C], the logarithms of how often each label stands in the batch, it is FastFit's contrast
+        (arXiv 2404.12365) of each text with the label of every text of the batch.
+        """
         device = self.accelerator.device
         inputs = {name: value.to(device) for name, value in self.texts.batch(rows, self.pad_token_id).items()}
         scores = self.engine(**inputs, candidates=torch.as_tensor(candidates, device=device))
         target = torch.as_tensor(targets, device=device)
         if self.settings.objective == "pairs":
             return functional.binary_cross_entropy_with_logits(scores[:, 0], target)
+        if offsets is not None:
+            scores = scores + torch.as_tensor(offsets, device=device)
         return functional.cross_entropy(scores, target)
 
     @property

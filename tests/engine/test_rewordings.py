@@ -82,6 +82,13 @@ def test_rewordings_that_do_not_fit_are_refused(rewording: Any, fault: str, tmp_
     assert not config.run_dir.metrics_file.exists()
 
 
+def test_a_run_refuses_them_before_it_trains(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, method={"name": "probe"}, evaluate={"rewordings": [{"sports": "On sport."}]})
+    with pytest.raises(UserError, match=r"^evaluate\.rewordings, \{'sports': 'On sport\.'\}: .* is not a label"):
+        run(config)
+    assert config.run_dir.labels.exists() and not config.run_dir.adapter.exists()
+
+
 def test_over_rewordings_by_hand() -> None:
     under = [{"accuracy": 0.5, "macro_f1": 0.25, "mcc": 0.0}, {"accuracy": 1.0, "macro_f1": 1.0, "mcc": 1.0}]
     found = over_rewordings(["a", "b"], under)

@@ -125,6 +125,10 @@ def two_ranks(folder: Path) -> list[int]:
 
 
 def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
+    """Under other words for the labels too."""
+    asked = config.evaluate.model_copy(update={"rewordings": ["It is {label}.", {"sport": "A team has won."}]})
+    config = config.model_copy(update={"evaluate": asked})
+    alone = evaluate(config)["test"]["rewordings"]
     expected = pq.read_table(config.run_dir.predictions_file)
     (config.run_dir.evaluation / "fingerprint.json").unlink()
     folder = Path(config.run.dir).parent
@@ -137,3 +141,4 @@ def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
     for name in TEXTS:
         column = f"score/{name}"
         np.testing.assert_allclose(found[column].to_numpy(), expected[column].to_numpy(), rtol=1e-5, atol=1e-6)
+    assert json.loads(config.run_dir.metrics_file.read_text())["test"]["rewordings"] == alone and alone["read"]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic import TypeAdapter
 from transformers import AutoModelForCausalLM
 
 from pipeline.adapter.directory import load_adapter
@@ -17,11 +18,14 @@ from pipeline.adapter.label_states import NAMES_FILE, WEIGHTS_OF_HYPOTHESES, Lab
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.estimate.case import rows_per_text
 from pipeline.export.label_injections import save_label_injections
+from pipeline.methods import AnyMethodConfig
 from pipeline.serving.together import Job, score_together
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.report import report
 from pipeline.stages.run import run
+from pipeline.training.config import TrainConfig
 from tests.support.tiny import save_tiny
 from tests.support.tiny_run import TEXTS, tiny_config, tiny_facts, tiny_run
 
@@ -142,3 +146,19 @@ def test_one_injection_per_label_cannot_hold_them(several: RunConfig, tmp_path: 
     adapter = load_adapter(several.run_dir.adapter)
     with pytest.raises(UserError, match="have several hypotheses"):
         save_label_injections(adapter, tiny_facts(), tmp_path / "exported")
+
+
+@pytest.mark.parametrize(
+    ("keys", "objective", "rows"),
+    [
+        ({"name": "lt_prefix", "shortlist": None}, "candidates", 4 * 3),
+        ({"name": "lt_prefix", "shortlist": 2}, "candidates", 2),
+        ({"name": "lt_prefix", "shortlist": None}, "pairs", 3),
+        ({"name": "lt_prefix", "shortlist": None}, "batch", 2 * 3),
+        ({"name": "prompt", "head": "label_aware"}, "candidates", 1),
+    ],
+)
+def test_each_hypothesis_is_a_row_of_the_estimate(keys: dict[str, Any], objective: Any, rows: int) -> None:
+    method = TypeAdapter(AnyMethodConfig).validate_python({"head": "label_aware"} | keys)
+    train = TrainConfig(objective=objective, batch_size=1 + (objective == "batch"))
+    assert rows_per_text(method, train, 4, hypotheses=3) == rows

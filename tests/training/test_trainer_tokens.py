@@ -73,9 +73,14 @@ def both(folder: Path) -> list[list[float]]:
     return [trained(load_config(folder / f"{name}.yaml")) for name in ("rows", "tokens")]
 
 
-@pytest.mark.parametrize("zero", [2, 3])
-def test_ranks_with_shares_of_other_lengths_make_the_same_step(tmp_path: Path, zero: int) -> None:
-    config_in(tmp_path, "rows", zero, batch_size=3)
-    config_in(tmp_path, "tokens", zero, batch_size=3, tokens_per_batch=3 * 48)
-    for rows, tokens in run_worlds("tests.training.test_trainer_tokens:both", [2], tmp_path, 300)[2]:
+@pytest.mark.parametrize(("zero", "objective"), [(2, "batch"), (3, "candidates")])
+def test_ranks_with_shares_of_other_lengths_make_the_same_step(tmp_path: Path, zero: int, objective: str) -> None:
+    """With the objective batch too, where a text is judged against the labels that both ranks have."""
+    config_in(tmp_path, "rows", zero, batch_size=3, objective=objective)
+    config_in(tmp_path, "tokens", zero, batch_size=3, tokens_per_batch=3 * 48, objective=objective)
+    found = run_worlds("tests.training.test_trainer_tokens:both", [2], tmp_path, 300)[2]
+    for rows, tokens in found:
         assert tokens == pytest.approx(rows, rel=1e-4) and len(rows) == 2 * STEPS + 1
+    if objective == "batch":
+        alone = trained(config_in(tmp_path, "alone", zero, batch_size=6, objective=objective))
+        assert alone == pytest.approx(found[0][0], rel=1e-3)
