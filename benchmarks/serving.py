@@ -97,6 +97,15 @@ def _options() -> argparse.Namespace:
 
 def make_adapters(folder: Path, options: argparse.Namespace, count: int) -> dict[str, Path]:
     """`count` LT-prefix adapters, and a probe, with random parameters."""
+    names = [f"a{number}" for number in range(count)]
+    prefixes = random_adapters(folder, options, {"name": "lt_prefix", "head": "label_aware"}, names)
+    return prefixes | random_adapters(folder, options, {"name": "probe"}, ["probe"])
+
+
+def random_adapters(
+    folder: Path, options: argparse.Namespace, method: dict[str, Any], names: Sequence[str]
+) -> dict[str, Path]:
+    """Adapters of a method, by name, with random parameters."""
     import torch
 
     from pipeline.adapter.directory import save_adapter
@@ -107,24 +116,21 @@ def make_adapters(folder: Path, options: argparse.Namespace, count: int) -> dict
 
     rows = "".join(f"{text}\t{LABELS[number % 4]}\n" for number, text in enumerate(TEXTS * 2))
     (folder / "texts.tsv").write_text("text\tlabel\n" + rows)
-    paths = {}
-    for method, names in (("lt_prefix", [f"a{number}" for number in range(count)]), ("probe", ["probe"])):
-        config = parse_config(
-            {
-                "run": {"dir": str(folder / method)},
-                "backbone": {"name_or_path": options.model, "dtype": options.dtype},
-                "data": dict.fromkeys(("train", "validation"), str(folder / "texts.tsv")) | {"max_length": 64},
-                "method": {"name": method} | ({"head": "label_aware"} if method == "lt_prefix" else {}),
-            }
-        )
-        preprocess(config)
-        labels, facts = encode_labels(config), backbone_of(config.backbone, config.data).facts
-        for name in names:
-            built = config.method.build(facts, labels.hypothesis_tokens, len(labels.names))
-            state = {key: tensor + 0.01 * torch.randn_like(tensor) for key, tensor in built.state_dict().items()}
-            paths[name] = folder / name
-            save_adapter(paths[name], state, config.adapter_config(), labels)
-    return paths
+    config = parse_config(
+        {
+            "run": {"dir": str(folder / f"run-{names[0]}")},
+            "backbone": {"name_or_path": options.model, "dtype": options.dtype},
+            "data": dict.fromkeys(("train", "validation"), str(folder / "texts.tsv")) | {"max_length": 64},
+            "method": method,
+        }
+    )
+    preprocess(config)
+    labels, facts = encode_labels(config), backbone_of(config.backbone, config.data).facts
+    for name in names:
+        built = config.method.build(facts, labels.hypothesis_tokens, len(labels.names))
+        state = {key: tensor + 0.01 * torch.randn_like(tensor) for key, tensor in built.state_dict().items()}
+        save_adapter(folder / name, state, config.adapter_config(), labels)
+    return {name: folder / name for name in names}
 
 
 def _serve(paths: dict[str, Path], count: int, options: argparse.Namespace) -> list[str]:

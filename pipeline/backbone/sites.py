@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
@@ -33,6 +34,34 @@ class Edits:
     def first_layer(self) -> int:
         """The lowest that they act before; -1: on the embeddings."""
         return min(self.before, default=0) if self.embeddings is None else -1
+
+
+class EditByRows(nn.Module):
+    """Edits some rows by one module, the next by another."""
+
+    def __init__(self, counts: Sequence[int], edits: Sequence[nn.Module | None]) -> None:
+        """`counts`: of the rows of each; None leaves them as they are."""
+        super().__init__()
+        self._counts, self._edits = list(counts), tuple(edits)  # a tuple: they are others' modules
+
+    def forward(self, hidden: Tensor, mask: Tensor) -> Tensor:
+        """hidden [B, S, H], mask [B, S] -> [B, S, H]"""
+        parts = zip(hidden.split(self._counts), mask.split(self._counts), self._edits, strict=True)
+        return torch.cat([rows if edit is None else edit(rows, seen).to(rows.dtype) for rows, seen, edit in parts])
+
+
+def edits_by_rows(parts: Sequence[tuple[int, Edits | None]]) -> Edits | None:
+    """The edits of a batch made of parts: how many rows each has, and its own edits."""
+    counts, given = [count for count, _ in parts], [edits or Edits() for _, edits in parts]
+    embeddings = [edits.embeddings for edits in given]
+    before = {
+        site: EditByRows(counts, [edits.before.get(site) for edits in given])
+        for site in sorted({site for edits in given for site in edits.before})
+    }
+    is_embedded = any(edit is not None for edit in embeddings)
+    if not before and not is_embedded:
+        return None
+    return Edits(EditByRows(counts, embeddings) if is_embedded else None, before)
 
 
 def chosen_layers(layers: Sequence[int] | None, facts: BackboneFacts) -> list[int]:

@@ -14,7 +14,7 @@ from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, join_prefix, split_prefix
 from pipeline.backbone.pooling import pool
-from pipeline.backbone.sites import Edits
+from pipeline.backbone.sites import Edits, edits_by_rows
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
@@ -59,7 +59,7 @@ class Asked:
     words: Tensor | None = None
     """[R, Q] tokens of a hypothesis, filled up with NO_TOKEN"""
     edits: Edits | None = None
-    """A method's own, with which no other method's rows are read."""
+    """What acts on these rows, and on no other method's that are read with them."""
 
     def __len__(self) -> int:
         return len(self.texts.ids)
@@ -166,12 +166,12 @@ def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: i
 
 def _alike(asked: Sequence[Asked]) -> list[list[int]]:
     """Places of what can be read in one pass, the widest first. A text alone joins those with a prefix or prompt."""
-    kinds = {(one.kind, one.first_layer, id(one.edits)) for one in asked}
+    kinds = {(one.kind, one.first_layer) for one in asked}
 
-    def key(place: int) -> tuple[str, int, int]:
-        kind, first_layer, edits = asked[place].kind, asked[place].first_layer, id(asked[place].edits)
-        with_alone = [other for other in ("prefix", "prompt") if (other, first_layer, edits) in kinds]
-        return (with_alone[0] if kind == "alone" and with_alone else kind, first_layer, edits)
+    def key(place: int) -> tuple[str, int]:
+        kind, first_layer = asked[place].kind, asked[place].first_layer
+        with_alone = [other for other in ("prefix", "prompt") if (other, first_layer) in kinds]
+        return (with_alone[0] if kind == "alone" and with_alone else kind, first_layer)
 
     order = sorted(range(len(asked)), key=lambda place: (key(place), -asked[place].width))
     return [list(group) for _, group in groupby(order, key=key)]
@@ -219,7 +219,7 @@ def _joined(parts: list[Asked]) -> Asked:
         _joined_injections(parts),
         torch.cat(before) if before else None,
         torch.cat([_widen(one, longest, NO_TOKEN) for one in words]) if words else None,
-        parts[0].edits,
+        edits_by_rows([(len(part), part.edits) for part in parts]),
     )
 
 

@@ -66,6 +66,13 @@ def test_all_adapters_together_score_as_each_alone(loaded: Adapters, positions: 
     assert passes < alone / 2 if positions == 16384 else passes <= alone
 
 
+@pytest.mark.parametrize("names", [("edit", "probe"), ("generated", "places", "static", "edit"), ("late_generated",)])
+def test_what_edits_states_shares_a_pass_with_all_that_is_read_alike(loaded: Adapters, names: tuple[str, ...]) -> None:
+    jobs = [Job(loaded[name], loaded[name].rows([text])) for text in TEXTS[:2] for name in names]
+    _, passes = score_together(jobs, 16384)
+    assert passes == (2 if "late_generated" in names else 1)  # the layers below are read first
+
+
 def test_a_method_that_fails_fails_alone(loaded: Adapters, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("prompt", "prefix", "probe")
     jobs = [Job(loaded[name], loaded[name].rows(TEXTS[:1])) for name in names]

@@ -29,6 +29,7 @@ from pipeline.stages.train import train
 from tests.support.tiny_run import tiny_config
 
 LATE = {"name": "lt_prefix", "head": "label_aware", "shortlist": 2, "first_layer": 1}
+MADE = {"name": "generated", "first_layer": 1, "rank": 2, "source": "sentence"}
 BEHIND = {"name": "lt_prompt", "position": "after"}
 
 
@@ -53,7 +54,7 @@ def texts_through_layer_0(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return read
 
 
-@pytest.mark.parametrize("method", [LATE, BEHIND])
+@pytest.mark.parametrize("method", [LATE, MADE, BEHIND], ids=["prefix", "prompt", "behind"])
 def test_training_is_the_same_and_reads_no_text_below_the_labels(
     tmp_path: Path, method: dict[str, Any], texts_through_layer_0: list[int]
 ) -> None:
@@ -71,8 +72,8 @@ def test_training_is_the_same_and_reads_no_text_below_the_labels(
     texts_through_layer_0.clear()
     train(again, overwrite=True)
     labels = len(read_json(again.run_dir.manifest_file)["labels"])
-    if method is LATE:
-        assert not texts_through_layer_0, "the layer below the prefix ran"
+    if method is not BEHIND:
+        assert not texts_through_layer_0, "the layer below the injection ran"
     else:  # prompts alone, never as many rows as there are texts in a batch, but for each its labels
         assert texts_through_layer_0 and all(rows % labels == 0 for rows in texts_through_layer_0)
 
