@@ -61,13 +61,11 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         backbone: hub id, local folder, or package:NAME/FOLDER (backbone.name_or_path). The compute dtype is bfloat16
             with a GPU, else float32; `overrides` may say otherwise.
         method: lt_prefix, lt_prompt, or a baseline (method.name).
-        template: hypothesis of a label, with {label} in it (labels.template).
-        hypotheses: label -> its hypothesis, where the template does not read well (labels.texts). As of the template,
-            several are a list, or a mapping to their weights.
+        template: hypothesis of a label, with {label} in it (labels.template); several: a list, or a mapping to weights.
+        hypotheses: label -> its hypothesis, or several, where the template does not read well (labels.texts).
         epochs, max_steps, batch_size, learning_rate: of `train`. `max_steps` has precedence over `epochs`.
         max_length: tokens kept of each text (data.max_length).
-        validation_split: share of the texts that chooses the best adapter, where `fit` is given no validation texts;
-            0: none.
+        validation_split: share of the texts that chooses the best adapter, where `fit` is given no others; 0: none.
         seed: of every random choice.
         overrides: any other keys of a config, such as {"method.rank": 32, "train.best_metric": "log_loss"}; they have
             the last word.

@@ -10,8 +10,8 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import LARGEST_JSON, read_text
 from pipeline.core.errors import UserError
 from pipeline.core.settings import FOREIGN, Settings, flat
+from pipeline.core.templates import TextTemplate, check_words
 from pipeline.data.config import LabelsConfig
-from pipeline.data.templates import TextTemplate, check_words
 from pipeline.methods import AdapterMethodConfig, completed
 
 FORMAT_VERSION = 2

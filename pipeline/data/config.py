@@ -17,9 +17,9 @@ from pydantic import (
 
 from pipeline.core.bounds import LONGEST_TEMPLATE, MOST_HYPOTHESES, MOST_PROCESSES, MOST_ROWS, MOST_TOKENS
 from pipeline.core.settings import Distinct, PathSetting, Settings
+from pipeline.core.templates import TextTemplate, check_words, checked, filled
 from pipeline.data.labels import label_name
 from pipeline.data.public_sets import PUBLIC_SETS
-from pipeline.data.templates import TextTemplate, check_words, checked, filled
 
 SPLITS = ("train", "validation", "test")
 

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.core.errors import SHOWN, UserError, some
+from pipeline.core.templates import TEXTS
 from pipeline.data.config import DataConfig
-from pipeline.data.templates import TEXTS
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import special_texts
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from transformers import PreTrainedTokenizerBase
 
 from pipeline.core.errors import UserError
-from pipeline.data.templates import TEXTS, filled, has_field
+from pipeline.core.templates import TEXTS, filled, has_field
 from pipeline.data.tokenizer import chat_template, encode, special_ids, special_texts
 
 ANCHOR = "a"

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from pipeline.core.bounds import MOST_REWORDINGS, MOST_TEXTS, MOST_TOKENS_OF_PASS
 from pipeline.core.settings import Distinct, Settings
-from pipeline.data.templates import LabelTemplate
+from pipeline.core.templates import LabelTemplate
 
 Split = Literal["train", "validation", "test"]
 Rewording = LabelTemplate | Annotated[dict[str, str], Field(min_length=1)]

@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from pipeline.adapter.config import TextSettings
+from pipeline.core.templates import filled, has_field
 from pipeline.data.config import DataConfig
-from pipeline.data.templates import filled, has_field
 
 
 @pytest.mark.parametrize(
