@@ -15,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
+from pipeline.engine.kept_states import kept_form
 from pipeline.estimate.costs import Case
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
@@ -97,6 +98,7 @@ def build_case(
         texts=config.train.batch_size,
         label_elements=_label_elements(config.method, *sizes) * config.labels.most_hypotheses,
         shortlist_rows=_shortlist_rows(config),
+        keeps_token_states=kept_form(config.method, config.train.keep_token_states) is not None,
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
 

@@ -98,6 +98,8 @@ class Case:
     """Of label states and of what injections start from: K * P * (H + W)."""
     shortlist_rows: int = 0
     """Texts that are read without an injection before each pass, forward only (the shortlist of label tuning)."""
+    keeps_token_states: bool = False
+    """Are the layers that read a text before an injection comes run once for all epochs?"""
     sharded: bool = True
     """Does the config shard the backbone?"""
     zero_of_nodes: ZeroSettings | None = None
@@ -169,9 +171,16 @@ def _layer_tokens(case: Case, checkpointing: bool) -> float:
     The layers below the injection run once per text, forward only.
     """
     workload, below = case.workload, case.workload.first_layer / case.facts.layers
-    read_once = workload.texts_behind or case.shortlist_rows  # what is read behind texts needs no other reading of them
-    upper = workload.tokens * (3 if checkpointing else 2) + read_once * workload.text_tokens
-    return (1 - below) * upper + below * case.texts * workload.text_tokens
+    upper = workload.tokens * (3 if checkpointing else 2) + _texts_read_once(case) * workload.text_tokens
+    lower = 0 if case.keeps_token_states else case.texts * workload.text_tokens
+    return (1 - below) * upper + below * lower
+
+
+def _texts_read_once(case: Case) -> int:
+    """Texts that the upper layers read without an injection in a pass; behind texts nothing else reads them."""
+    if case.workload.texts_behind:
+        return 0 if case.keeps_token_states else case.workload.texts_behind
+    return case.shortlist_rows
 
 
 def _memory(case: Case, sharded: bool, checkpointing: bool) -> Memory:
@@ -222,6 +231,6 @@ def _communication_bytes(case: Case, sharded: bool, checkpointing: bool) -> int:
     if not sharded:
         return int(trainable * (case.accumulation + 1))
     backbone = backbone_traffic_bytes(case.inventory, case.zero, case.world_size, checkpointing)
-    if case.workload.texts_behind or case.shortlist_rows:
+    if _texts_read_once(case):
         backbone += forward_traffic_bytes(case.inventory, case.zero, case.world_size)
     return int(case.accumulation * (backbone + 3 * trainable))

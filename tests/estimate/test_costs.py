@@ -107,6 +107,9 @@ def test_a_late_prompt_of_the_text_costs_the_layers_above_it() -> None:
         assert less.compute_seconds < 0.8 * more.compute_seconds
 
 
+STORED: dict[str, Any] = {"train": {"objective": "candidates", "keep_token_states": True}}
+
+
 def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
     facts = facts_of(tiny_model("llama").config)
     backbone = FrozenBackbone(tiny_model("llama"), facts)
@@ -119,9 +122,9 @@ def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
     saved = inventories._saved_bytes(backbone, (ids, mask, injection), workload)
     assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
     others = {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
-    before, behind = (
-        build_case(sections_of(method={"name": "lt_prompt", "position": place}, **others), LLAMA_7B, 1, "h200")
-        for place in ("before", "after")
+    before, behind, stored = (
+        build_case(sections_of(method={"name": "lt_prompt", "position": place}, **settings), LLAMA_7B, 1, "h200")
+        for place, settings in (("before", others), ("after", others), ("after", others | STORED))
     )
     texts, text_tokens, tokens = behind.texts, behind.workload.text_tokens, behind.workload.injected_tokens
     for less, more in zip(plans(behind), plans(before), strict=True):
@@ -131,6 +134,10 @@ def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
         assert less.memory.activations < 0.5 * more.memory.activations or less.checkpointing
         kept = texts * text_tokens * behind.facts.prefix_width() * 2
         assert less.memory.injection == more.memory.injection + kept
+    for less, more in zip(plans(stored), plans(behind), strict=True):
+        passes = 3 if more.checkpointing else 2
+        expected = 4 * passes * tokens / (4 * passes * tokens + text_tokens)
+        assert less.compute_seconds == pytest.approx(more.compute_seconds * expected)
 
 
 def test_memory_and_traffic_agree_with_measurement(tmp_path: Path) -> None:
