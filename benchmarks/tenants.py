@@ -47,6 +47,8 @@ METHODS: dict[str, dict[str, Any]] = {
 POSITIONS = 16384
 """As --batch-tokens of `ltune serve`."""
 LORA_RANK = 8
+Key = tuple[str, int]
+"""A case, and how many tenants."""
 
 
 class Case(NamedTuple):
@@ -64,18 +66,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         adapters = load_tenants(Path(folder), options)
         loras = LoRATenants(adapters["probe-0"], max(options.tenants))
-        found = {}
+        cases: dict[Key, Case] = {}
         for tenants in options.tenants:
-            cases = served(adapters, options.methods, tenants, options.texts) | loras.cases(tenants, options.texts)
-            seconds = medians({name: case.read for name, case in cases.items()}, options.rounds)
-            for name, case in cases.items():
-                found[name, tenants] = speed = options.texts / seconds[name]
-                row = {"case": name, "tenants": tenants, "texts_per_second": round(speed, 2)}
-                row |= {"ratio": round(speed / found[name, options.tenants[0]], 2)}
-                row |= {"of_probe": round(speed / found["probe", tenants], 2)}
-                row |= {"kib_per_tenant": round(case.kib_per_tenant, 1)}
-                print(json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()))
-                sys.stdout.flush()
+            cases |= served(adapters, options.methods, tenants, options.texts)
+            cases |= loras.cases(tenants, options.texts)
+        seconds = medians({key: case.read for key, case in cases.items()}, options.rounds)
+        speeds = {key: options.texts / taken for key, taken in seconds.items()}
+        for (name, tenants), speed in speeds.items():
+            row = {"case": name, "tenants": tenants, "texts_per_second": round(speed, 2)}
+            row |= {"ratio": round(speed / speeds[name, options.tenants[0]], 2)}
+            row |= {"of_probe": round(speed / speeds["probe", tenants], 2)}
+            row |= {"kib_per_tenant": round(cases[name, tenants].kib_per_tenant, 1)}
+            print(json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()))
 
 
 def _options() -> argparse.Namespace:
@@ -111,13 +113,13 @@ def batch_of(count: int, tenants: int) -> list[list[str]]:
     return [texts[tenant::tenants] for tenant in range(tenants)]
 
 
-def served(adapters: Adapters, methods: Sequence[str], tenants: int, texts: int) -> dict[str, Case]:
+def served(adapters: Adapters, methods: Sequence[str], tenants: int, texts: int) -> dict[Key, Case]:
     """A batch as the server makes it: for each tenant one job."""
-    cases = {}
+    cases: dict[Key, Case] = {}
     for name in methods:
         loaded = [adapters[f"{name}-{number}"] for number in range(tenants)]
         jobs = [Job(one, one.rows(own)) for one, own in zip(loaded, batch_of(texts, tenants), strict=True)]
-        cases[name] = Case(lambda jobs=jobs: score_together(jobs, POSITIONS), kib(_own_tensors(loaded[-1])))
+        cases[name, tenants] = Case(lambda jobs=jobs: score_together(jobs, POSITIONS), kib(_own_tensors(loaded[-1])))
     return cases
 
 
@@ -153,13 +155,13 @@ class LoRATenants:
         self.tokenize, self.pad_token_id = plain.rows, plain.pad_token_id
         self.pooling: Pooling = plain.model.pooling
 
-    def cases(self, tenants: int, texts: int) -> dict[str, Case]:
+    def cases(self, tenants: int, texts: int) -> dict[Key, Case]:
         """The batch in one pass, and in one for each tenant."""
         rows = [self.tokenize(own) for own in batch_of(texts, tenants)]
         size = kib([*self.of_first, self.heads[0]])
         return {
-            "LoRA mixed": Case(lambda: self.mixed(rows), size),
-            "LoRA in turn": Case(lambda: self.in_turn(rows), size),
+            ("LoRA mixed", tenants): Case(lambda: self.mixed(rows), size),
+            ("LoRA in turn", tenants): Case(lambda: self.in_turn(rows), size),
         }
 
     @torch.no_grad()
@@ -184,9 +186,9 @@ class LoRATenants:
         return pool(hidden, batch["attention_mask"], self.pooling).float()
 
 
-def medians(passes: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def medians(passes: dict[Key, Callable[[], Any]], rounds: int) -> dict[Key, float]:
     """Seconds of processor time that each takes, after one round that does not count."""
-    taken: dict[str, list[float]] = {name: [] for name in passes}
+    taken: dict[Key, list[float]] = {name: [] for name in passes}
     for number in range(rounds + 1):
         for name, run in passes.items():
             started = time.process_time()

@@ -62,7 +62,8 @@ def file(tmp_path: Path) -> Path:
         ),
         ({"method": {"name": "lt_prompt", "init_std": 1}}, "init_std has a meaning only with method.start=random"),
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
-        ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates' or 'pairs' (got 'pair')"),
+        ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates', 'pairs' or 'batch' (got"),
+        ({"evaluate": {"rewordings": ["x"]}}, "'evaluate.rewordings.0': must be a template with {label}, or a mapping"),
         ({"train": {"candidates": 1}}, "'train.candidates': must be all, or a number from 2 to 1000000 (got 1)"),
         ({"train": 3}, "'train': input should be a valid dictionary or instance of TrainConfig (got 3)"),
         ({"backbone": {"name_or_path": None}}, "'backbone.name_or_path': input should be a valid string (got None)"),
@@ -202,7 +203,7 @@ def test_a_config_cannot_be_changed() -> None:
 PATHS = ["run.dir", "backbone.name_or_path", "data.train", "data.validation", "data.test", "engine.deepspeed"]
 
 
-@pytest.mark.parametrize("key", [*PATHS, "train.resume"])
+@pytest.mark.parametrize("key", [*PATHS, "train.resume", "train.start_from"])
 def test_home_and_variables_in_every_path(key: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     monkeypatch.setenv("STORE", "/store")
@@ -223,7 +224,7 @@ def test_no_path_is_forgotten() -> None:
         key for key, _, text in config_keys() if re.search(r"\b(file|folder|path|directory)\b", text, re.IGNORECASE)
     }
     others = {"data.label", "data.quoting", "data.on_error", "labels.names", "logging.name"}  # about what is in a file
-    assert said - others <= {*PATHS, "train.resume"}
+    assert said - others <= {*PATHS, "train.resume", "train.start_from"}
 
 
 def test_a_foreign_adapter_reads_no_variables(monkeypatch: pytest.MonkeyPatch) -> None:

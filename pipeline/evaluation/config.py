@@ -1,15 +1,29 @@
 """Config keys of the evaluate stage."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, WrapValidator
 
 from pipeline.core.bounds import MOST_REWORDINGS, MOST_TEXTS, MOST_TOKENS_OF_PASS
 from pipeline.core.settings import Distinct, Settings
 from pipeline.core.templates import LabelTemplate
 
 Split = Literal["train", "validation", "test"]
-Rewording = LabelTemplate | Annotated[dict[str, str], Field(min_length=1)]
+
+
+def _rewording(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(given)
+    except ValidationError:  # which would name both types, by keys that nobody wrote
+        raise ValueError(
+            "must be a template with {label}, or a mapping from labels to their hypotheses (see labels.template)"
+        ) from None
+
+
+Rewording = Annotated[
+    LabelTemplate | Annotated[dict[str, str], Field(min_length=1)],
+    WrapValidator(_rewording),
+]
 
 
 class EvaluateConfig(Settings):

@@ -21,7 +21,7 @@ def test_each_text_is_scored_by_its_tenant(tmp_path: Path) -> None:
     options = argparse.Namespace(model=str(folder), dtype="float32", tenants=[3], methods=list(METHODS))
     adapters, texts = load_tenants(tmp_path, options), batch_of(5, 3)
     assert [len(own) for own in texts] == [2, 2, 1]
-    for name, case in served(adapters, options.methods, 3, 5).items():
+    for (name, _), case in served(adapters, options.methods, 3, 5).items():
         found, passes = case.read()
         for number, (own, scores) in enumerate(zip(texts, found, strict=True)):
             expected = [list(one.scores.values()) for one in adapters[f"{name}-{number}"].predict(own)]
