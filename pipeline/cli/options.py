@@ -1,4 +1,4 @@
-"""The argument parser: commands, their options, and help that ends with the config keys."""
+"""The argument parser: commands, their options and their help."""
 
 import argparse
 from collections.abc import Mapping
@@ -24,6 +24,8 @@ STAGES = {
     "evaluate": "score every label for every text of the evaluated splits",
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",
 }
+
+KEYS = "`ltune keys` lists the sections of the config, `ltune keys SECTION` their keys, with defaults and examples."
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
 
@@ -76,11 +78,10 @@ def build_parser() -> "TopParser":
     parser.add_argument("--version", action="version", version=__version__)
     # The deepspeed launcher gives it to every process, beside the LOCAL_RANK that is read.
     parser.add_argument("--local_rank", "--local-rank", help=argparse.SUPPRESS)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_CommandParser)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     for name, description in STAGES.items():
-        command = commands.add_parser(name, help=description, description=description)
-        command.show_config_keys = True
-        command.add_argument("--config", required=True, metavar="FILE", help="YAML file with the config keys below")
+        command = commands.add_parser(name, help=description, description=description, epilog=KEYS)
+        command.add_argument("--config", required=True, metavar="FILE", help="YAML file with config keys")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="override of a config key")
         add_common_options(command)
         if name in ("run", "train"):
@@ -217,19 +218,3 @@ class TopParser(_Parser):
         for title, names in groups.items():
             lines += ["", title, *(f"  {name:15} {about[name]}" for name in names)]
         return "\n".join([*lines, "", self.epilog or ""]) + "\n"
-
-
-class _CommandParser(_Parser):
-    """A parser whose help can end with every config key, its default and what it does."""
-
-    show_config_keys = False
-
-    def format_help(self) -> str:
-        if not self.show_config_keys:
-            return super().format_help()
-        from pipeline.cli.keys import key_lines
-        from pipeline.config import RunConfig
-
-        lines = [super().format_help(), "config keys (section.key=value; `ltune keys SECTION` has examples):"]
-        lines += [line for section in RunConfig.model_fields for line in key_lines(section)]
-        return "\n".join(lines) + "\n"
