@@ -6,6 +6,7 @@ runs: so every parameter is read in the `forward` of the module that owns it, ne
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
@@ -179,6 +180,8 @@ class TuningMethod(nn.Module, ABC):
     judges_hypotheses: ClassVar[bool] = False
     """Its scores depend on the label states. Where labels have several hypotheses, its candidates and states are those,
     whose labels `among` tells, and a label's score is the mean of theirs. Other methods get no states there."""
+    trained: Tensor | None = None
+    """[K] the label in training of each hypothesis that it judges, or -1; None: they are those of training."""
     edits: Edits | None = None
     """Modules of its own that act inside the backbone in each of its readings. One object for the method's life."""
 
@@ -202,8 +205,10 @@ class TuningMethod(nn.Module, ABC):
         """Called before the first step."""
 
     def among(self, trained: Tensor) -> Self:
-        """The same method, with the same parameters, among other hypotheses: [K] their label in training, or -1."""
-        return self
+        """The same method, with the same modules, among other hypotheses: [K] their label in training, or -1."""
+        other = copy(self)
+        other.trained = trained
+        return other
 
     def attach(self, model: nn.Module) -> None:
         """Puts trainable parameters into the backbone, or makes its own trainable, if the method works inside it."""

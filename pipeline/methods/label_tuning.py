@@ -2,7 +2,6 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from copy import copy
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
@@ -159,8 +158,6 @@ class FittedLabelTuning(LabelTuning):
     def __init__(self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form) -> None:
         super().__init__(producer, head, shortlist, form)
         self.register_buffer("is_tuned", torch.zeros(1, dtype=torch.int64))
-        self.trained: Tensor | None = None
-        """[K] index in training of each label; None: they are those of training."""
 
     def begin_tuning(self) -> None:
         self.is_tuned.fill_(1)
@@ -168,11 +165,6 @@ class FittedLabelTuning(LabelTuning):
     @property
     def depends_on_hypotheses(self) -> bool:
         return bool(self.is_tuned) or (isinstance(self.head, FittedHead) and self.head.reads_labels)
-
-    def among(self, trained: Tensor) -> Self:
-        other = copy(self)  # with the same modules
-        other.trained = trained
-        return other
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Every candidate's score, beyond a shortlist that of the text read alone."""

@@ -3,8 +3,7 @@
 What the states know already, and the cheapest thing to use: it takes no steps, and seconds.
 """
 
-from copy import copy
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -58,13 +57,6 @@ class Probe(TuningMethod):
         super().__init__()
         self.logits = ScoreLayer(hidden_size, label_count)
         self.prior_weight = nn.Parameter(torch.zeros(1))
-        self.trained: Tensor | None = None
-        """[J] the label of each hypothesis; None: each label has one."""
-
-    def among(self, trained: Tensor) -> Self:
-        other = copy(self)  # with the same modules
-        other.trained = trained
-        return other
 
     @property
     def depends_on_hypotheses(self) -> bool:

@@ -1,8 +1,7 @@
 """The usual classifier on a frozen backbone: one injection for all texts, and a linear layer over the labels."""
 
 from abc import abstractmethod
-from copy import copy
-from typing import ClassVar, Self
+from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -59,13 +58,6 @@ class TextClassifier(TuningMethod):
         super().__init__()
         self.injector = injector
         self.head = head
-        self.trained: Tensor | None = None
-        """[J] the label of each hypothesis; None: each label has one."""
-
-    def among(self, trained: Tensor) -> Self:
-        other = copy(self)  # with the same modules
-        other.trained = trained
-        return other
 
     @property
     def depends_on_hypotheses(self) -> bool:

@@ -52,7 +52,7 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
     """
     form = kept_form(config.method, config.train.keep_token_states)
     if config.train.keep_token_states and form is None:
-        log.warning("train.keep_token_states: no layer reads the tokens before what %s injects", config.method.name)
+        log.info("train.keep_token_states: no layer reads the tokens before what %s injects", config.method.name)
     if not config.method.wants_states and form is None:
         log.info("encode-texts: method %s does not start from texts that are read alone", config.method.name)
         return

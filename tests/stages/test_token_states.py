@@ -112,7 +112,8 @@ def test_states_are_kept_text_behind_text_and_made_again_where_they_are_missing(
 
 def test_methods_without_such_layers_keep_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     config = config_of(tmp_path, {**LATE, "first_layer": 0})
-    encode_texts(config)
+    with caplog.at_level(logging.INFO):
+        encode_texts(config)
     assert "no layer reads the tokens before what lt_prefix injects" in caplog.text
     assert not config.run_dir.texts.exists()
 
