@@ -27,9 +27,9 @@ class DivergedError(UserError):
 class PassTooLargeError(UserError):
     """There was no memory for a forward pass of so many tokens, padding counted."""
 
-    def __init__(self, key: str, tokens: int, texts: int) -> None:
+    def __init__(self, key: str, tokens: int, texts: int, *, can_shrink: bool) -> None:
         """`key`: the config key that bounds such passes; `texts`: how many there were in it."""
-        self.key, self.limit, self.can_shrink = key, max(1, tokens // 2), texts > 1
+        self.key, self.limit, self.can_shrink = key, max(1, tokens // 2), can_shrink
         advice = f"set {key}={self.limit}" if self.can_shrink else "see docs/troubleshooting.md, Out of memory"
         super().__init__(f"out of memory in a pass of {texts} text(s), {tokens:,} tokens with their labels: {advice}")
 

@@ -60,7 +60,7 @@ def score(
     chunks = _chunks(label_count, size, readings, hypotheses, int(lengths.max()))
     batches = _batches(lengths, size, readings or len(chunks[0]) * hypotheses)
     scores = torch.zeros(len(lengths), label_count)
-    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
+    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings, hypotheses)
     steps = range(0, len(batches), ranks.size)
     shown = description is not None and ranks.is_main
     with _evaluation(model), torch.no_grad(), counted(log, description or "", len(steps), shown=shown) as work:
@@ -96,7 +96,7 @@ def score_own(
     longest = max(ranks.gather(int(texts.lengths.max(initial=1))))
     chunks = _chunks(label_count, size, readings, hypotheses, longest)
     batches = _batches(texts.lengths, size, readings or len(chunks[0]) * hypotheses)
-    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings)
+    scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings, hypotheses)
     scores = torch.zeros(len(texts.lengths), label_count)
     with _evaluation(model), torch.no_grad():
         for step in range(max(ranks.gather(len(batches)))):
@@ -149,6 +149,7 @@ class _Scorer:
     pad_token_id: int
     device: torch.device
     readings: int | None
+    hypotheses: int
     most: int = MOST_TEXTS
     """Texts of a forward."""
 
@@ -173,10 +174,11 @@ class _Scorer:
         free_memory()
         labels = len(self.chunks[0])
         can_cut_labels = self.readings is None and labels > 1
-        is_sharded = any(map(is_partitioned, self.model.parameters()))
-        if is_sharded or (len(rows) == 1 and not can_cut_labels):
-            tokens = len(rows) * (self.readings or labels) * width(int(self.texts.lengths[rows].max()))
-            raise PassTooLargeError("evaluate.tokens_per_batch", tokens, len(rows))
+        can_shrink = len(rows) > 1 or can_cut_labels
+        if not can_shrink or any(map(is_partitioned, self.model.parameters())):
+            per_text = self.readings or labels * self.hypotheses
+            tokens = len(rows) * per_text * width(int(self.texts.lengths[rows].max()))
+            raise PassTooLargeError("evaluate.tokens_per_batch", tokens, len(rows), can_shrink=can_shrink)
         if len(rows) > 1:
             self.most = len(rows) // 2
         else:

@@ -109,7 +109,7 @@ class Trainer:
                 raise
         # Only here, where the error no longer holds what took the memory.
         tokens = len(rows) * self._readings_per_text(candidates.shape[1]) * width(int(self.texts.lengths[rows].max()))
-        raise PassTooLargeError("train.tokens_per_batch", tokens, len(rows))
+        raise PassTooLargeError("train.tokens_per_batch", tokens, len(rows), can_shrink=len(rows) > 1)
 
     def readings(self, steps: int) -> int:
         """How many texts the backbone reads in so many steps, on all ranks, each as often as it is read."""

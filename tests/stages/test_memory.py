@@ -104,7 +104,7 @@ def test_scoring_goes_on_in_smaller_passes(
     classifier, texts = LoadedAdapter.load(config.run_dir.adapter), ["one text", "and another one"]
     answers = classifier.predict(texts)
     (config.run_dir.evaluation / "fingerprint.json").unlink()
-    no_memory_above("1,0" if zero == 0 else "5,0", monkeypatch.setattr)
+    no_memory_above("1,0" if zero == 0 else "2,0", monkeypatch.setattr)
     found = evaluate(config)
     for split in ("validation", "test"):
         assert found[split]["log_loss"] == pytest.approx(expected[split]["log_loss"], rel=1e-4)
