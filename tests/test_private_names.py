@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pipeline"
 
 # module of ours -> private attribute -> what it is, to be looked up; None where only a living object has it
 PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
+    "__main__": {"_run_exitfuncs": "atexit._run_exitfuncs"},
     "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.carriers": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.experts": {"_apply_gate": None},
