@@ -68,22 +68,22 @@ def wanted_states(
     backbone: Backbone, ranks: Ranks, splits: Mapping[str, Split], form: Form | None, *, pooled: bool
 ) -> dict[str, WantedStates]:
     """By name. Token states, before injections of this form, are kept of the texts that are read more than once."""
-    dtype, facts = DTYPES[backbone.config.dtype], backbone.facts
-    wanted = {}
-    for name, split in splits.items() if pooled else ():
+    if not pooled and form is None:
+        return {}
+    dtype, facts, wanted = DTYPES[backbone.config.dtype], backbone.facts, {}
+    if form is not None:
+        form.width(facts)  # or raises UserError: there is no such layer
+    for name, split in splits.items():
         fingerprint = states_fingerprint(backbone, ranks, split)
-        wanted[name] = WantedStates(split, None, fingerprint, facts.hidden_size, dtype)
-    for name in ("train", "validation"):
-        if form is not None and name in splits:
-            form.width(facts)  # or raises UserError: there is no such layer
-            fingerprint = states_fingerprint(backbone, ranks, splits[name], form)
-            wanted[_name(name, form)] = WantedStates(splits[name], form, fingerprint, token_width(form, facts), dtype)
+        if pooled:
+            own = fingerprint | {"backbone.pooling": reading_pooling(backbone)}
+            wanted[name] = WantedStates(split, None, own, facts.hidden_size, dtype)
+        if form is not None and name in ("train", "validation"):
+            wanted[_name(name, form)] = WantedStates(split, form, fingerprint, token_width(form, facts), dtype)
     return wanted
 
 
-def _name(split: str, form: Form | None) -> str:
-    if form is None:
-        return split
+def _name(split: str, form: Form) -> str:
     return f"{split}-tokens-{'behind' if form.is_behind else f'from-{form.first_layer}'}"
 
 
@@ -91,17 +91,15 @@ def reading_pooling(backbone: Backbone) -> Pooling:
     return resolve_pooling(backbone.config.pooling, backbone.facts)
 
 
-def states_fingerprint(backbone: Backbone, ranks: Ranks, split: Split, form: Form | None = None) -> dict[str, str]:
-    """Everything a split's states depend on, part by part: its tokens, and how they are read. Collective.
+def states_fingerprint(backbone: Backbone, ranks: Ranks, split: Split) -> dict[str, str]:
+    """Everything a split's states depend on, but for their pooling, part by part: its tokens, and what reads them.
 
-    `form`: of the injections before which token states are kept; None: of text states.
+    Collective.
     """
-    config = backbone.config
     return {
         FORMAT: TEXTS_FORMAT,
         **backbone.fingerprint(ranks),
-        "backbone.int8_threshold": str(config.int8_threshold),
-        **({"backbone.pooling": reading_pooling(backbone)} if form is None else {}),
+        "backbone.int8_threshold": str(backbone.config.int8_threshold),
         "tokens": split.digest(),
     }
 
