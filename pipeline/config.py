@@ -71,6 +71,15 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _is_fitted_where_no_step_is_taken(self) -> "RunConfig":
+        if self.train.max_steps == 0 and self.method.takes_steps and not self.method.wants_states:
+            raise ValueError(
+                f"train.max_steps=0 would leave method {self.method.name} as it is drawn: set method.head=fitted, "
+                "which begins with a fit, or a number of steps"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _stops_early_by_something(self) -> "RunConfig":
         if self.train.early_stopping_patience is not None and "validation" not in self.data.splits:
             raise ValueError(

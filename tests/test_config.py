@@ -53,13 +53,16 @@ def file(tmp_path: Path) -> Path:
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
         (
             {"method": {"name": "lt_prompt", "rank": 1}},
-            "(keys of method: head, start, first_layer, shortlist, position, name, dropout,",
+            "(keys of method: head, start, judge, first_layer, shortlist, position, name, dropout,",
         ),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),
         (
             {"method": {"name": "lt_prefix", "pooling": "scores", "rank": 4}},
             "method.rank has a meaning only with method.pooling=tokens",
         ),
+        ({"method": {"name": "lt_prompt", "shortlist": 1}}, "method.shortlist=1 leaves a judge nothing to compare"),
+        ({"method": {"name": "lt_prompt", "head": "linear", "judge": "probe"}}, "only with method.head=fitted"),
+        ({"train": {"max_steps": 0}, "method": {"name": "prompt"}}, "train.max_steps=0 would leave method prompt as"),
         ({"method": {"name": "lt_prompt", "init_std": 1}}, "init_std has a meaning only with method.start=random"),
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
         ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates', 'pairs' or 'batch' (got"),

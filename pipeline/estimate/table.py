@@ -81,7 +81,7 @@ def _of_experts(case: Case) -> str:
 
 def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:
     """Of the config as it stands, every text counted with its longest length."""
-    if not config.method.takes_steps:
+    if not config.method.takes_steps or config.train.max_steps == 0:
         return ["the method takes no steps"]
     plan = configured_plan(case, config.backbone.gradient_checkpointing)
     texts = config.train.batch_size * case.accumulation * case.world_size

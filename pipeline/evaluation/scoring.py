@@ -107,6 +107,49 @@ def score_own(
     return scores.numpy()
 
 
+def read_with_labels(
+    model: nn.Module,
+    texts: Texts,
+    rows: Ints,
+    candidates: Tensor,
+    size: PassSize,
+    *,
+    ranks: Ranks,
+    pad_token_id: int,
+    device: torch.device,
+    before_batch: Callable[[], None] | None = None,
+) -> Tensor:
+    """What the backbone makes of N texts, these `rows` [N], with each of their own candidates [N, C]: [N, C, H].
+
+    As `score` reads them, the same on all of `ranks`, in float32. Raises PassTooLargeError where memory is short.
+    """
+    lengths, count = texts.lengths[rows], candidates.shape[1]
+    batches = _batches(lengths, size, count)
+    found = torch.zeros(0)
+    steps = range(0, len(batches), ranks.size)
+    with _evaluation(model), torch.no_grad(), counted(log, "judge", len(steps), shown=ranks.is_main) as work:
+        for first in steps:
+            if before_batch is not None:
+                before_batch()
+            own = batches[min(first + ranks.rank, len(batches) - 1)]
+            batch = texts.batch(rows[own], pad_token_id) | {"candidates": candidates[torch.from_numpy(own)]}
+            try:
+                states = model(**{name: part.to(device) for name, part in batch.items()}, unscored=True).float().cpu()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                tokens = len(own) * count * width(int(lengths[own].max()))
+                raise PassTooLargeError(
+                    "evaluate.tokens_per_batch", tokens, len(own), can_shrink=len(own) > 1
+                ) from None
+            if not len(found):
+                found = torch.zeros(len(rows), *states.shape[1:])
+            if first + ranks.rank < len(batches):
+                found[torch.from_numpy(own)] = states
+            work.update()
+    return _sum_over_ranks(found, ranks, device)
+
+
 def scores_of_states(
     method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor, mean: HypothesisMean | None = None
 ) -> NDArray:

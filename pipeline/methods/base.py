@@ -139,6 +139,11 @@ class MethodConfig(Settings, ABC):
         return self.from_states
 
     @property
+    def wants_judge(self) -> bool:
+        """Is its judge fitted to the texts as they are read with labels, before any step?"""
+        return False
+
+    @property
     def trained_as(self) -> "MethodConfig":
         """The method that trains what is used as this one."""
         return self
@@ -191,6 +196,13 @@ class TuningMethod(nn.Module, ABC):
 
         candidates [B, C] label indices; label states [K, P, H] and their mask [K, P] -> [B, C] float32.
         """
+
+    def injected_states(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """What the backbone makes of each text with each of its candidates [B, C] injected: [B, C, H].
+
+        What a judge is fitted to. Only where the config `wants_judge`.
+        """
+        raise NotImplementedError
 
     @property
     def depends_on_hypotheses(self) -> bool:

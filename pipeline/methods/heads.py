@@ -13,6 +13,7 @@ from torch.nn import functional
 from pipeline.backbone.pooling import pool
 
 if TYPE_CHECKING:
+    from pipeline.methods.conditional_logit import JudgeFit
     from pipeline.methods.logistic import Fit
 
 SIMILARITY_SCALE = 10.0
@@ -134,6 +135,54 @@ class FittedHead(nn.Module):
             scores = scores[:, trained.clamp(min=0)].where(known, 0)
             prior_weight = torch.where(known | (prior_weight != 0), prior_weight, 1)
         return (scores + prior_weight * prior).to(_precise(pooled).dtype)
+
+
+class FittedJudge(nn.Module):
+    """How true a label is of a text, by what the backbone makes of both: one direction for all labels, not trained.
+
+    It is the paper's linear head, fitted until it converges, with a bias of each label. A label that was not in
+    training has the bias that makes up for its own wording, by its hypothesis' states, as the others' does on average.
+    """
+
+    weight_bits: Tensor
+    bias_bits: Tensor
+    unseen_bits: Tensor
+
+    def __init__(self, hidden_size: int, label_count: int) -> None:
+        super().__init__()
+        self.register_buffer("weight_bits", _bits(torch.zeros(hidden_size)))
+        self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
+        self.register_buffer("unseen_bits", _bits(torch.zeros(1)))
+
+    @staticmethod
+    def state_of(fit: "JudgeFit", states: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """The state of this fit; states [J, P, H] and mask [J, P] of the hypotheses, of the labels [J] of training."""
+        own = fit.bias[labels] + pool(states.double(), mask, "mean") @ fit.weight
+        return {
+            "weight_bits": _bits(fit.weight),
+            "bias_bits": _bits(fit.bias),
+            "unseen_bits": _bits(own.mean().view(1)),
+        }
+
+    def forward(self, pooled: Tensor, rows: Tensor, states: Tensor, mask: Tensor, trained: Tensor) -> Tensor:
+        """pooled [B, C, H]: texts, each read with C labels; states [K, P, H], mask [K, P] -> scores [B, C] float64.
+
+        rows [B, C]: each label's place in `states`; trained [K]: its index in training, -1 where it was not there.
+        """
+        weight, bias, unseen = (
+            bits.view(torch.float64) for bits in (self.weight_bits, self.bias_bits, self.unseen_bits)
+        )
+        others = unseen - pool(states.double(), mask, "mean") @ weight
+        return pooled.double() @ weight + bias[trained.clamp(min=0)].where(trained >= 0, others)[rows]
+
+
+def balance(alone: Tensor, judged: Tensor) -> Tensor:
+    """What is added to the means of the probe's scores and the judge's [B, C] of the labels that a text is read with.
+
+    Then all of them together keep the probability that the probe gives them beside labels that it is not read with:
+    [B, 1].
+    """
+    return alone.logsumexp(1, keepdim=True) - ((alone + judged) / 2).logsumexp(1, keepdim=True)
 
 
 class ClassHead(nn.Module):

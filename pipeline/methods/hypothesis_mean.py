@@ -44,9 +44,10 @@ class HypothesisMean(nn.Module):
         return self.bits.view(torch.float64)
 
     def forward(self, scores: Tensor, candidates: Tensor) -> Tensor:
-        """Scores [B, C * M] of the hypotheses of candidates [B, C], label by label -> [B, C]"""
-        own = self.weights[candidates]
-        return (scores.view(own.shape) * own).sum(-1).to(scores.dtype)
+        """Scores [B, C * M, ...] of the hypotheses of candidates [B, C], label by label -> [B, C, ...]"""
+        own, rest = self.weights[candidates], scores.shape[2:]
+        weights = own.view(*own.shape, *[1] * len(rest))
+        return (scores.view(*own.shape, *rest) * weights).sum(2).to(scores.dtype)
 
     def of_all(self, scores: Tensor) -> Tensor:
         """Scores of all hypotheses [B, J] -> of all labels [B, K]"""

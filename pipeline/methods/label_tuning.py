@@ -13,7 +13,7 @@ from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
 from pipeline.methods.base import MethodConfig, Reader, Readings, TuningMethod
-from pipeline.methods.heads import FittedHead, HeadName, build_head, head_parameters
+from pipeline.methods.heads import FittedHead, FittedJudge, HeadName, balance, build_head, head_parameters
 from pipeline.methods.logistic import fitted_head
 
 
@@ -26,7 +26,7 @@ class LabelTuningConfig(MethodConfig):
         def init_std(self) -> float | None:
             """Standard deviation of the initial map: each class has a default of its own."""
 
-    came_later: ClassVar[Mapping[str, str]] = {"start": "random"}
+    came_later: ClassVar[Mapping[str, str]] = {"start": "random", "judge": "probe"}
     open_labels: ClassVar[bool] = True
 
     head: HeadName = "fitted"
@@ -35,6 +35,10 @@ class LabelTuningConfig(MethodConfig):
     start: Literal["hypothesis", "random"] = "hypothesis"
     """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, to which
     training adds, so that a text is read as one behind the hypothesis; random: the map's own start values."""
+    judge: Literal["fitted", "probe"] = "fitted"
+    """With the fitted head, what scores a text that is read with a label. fitted: a judge of its own, one direction for
+    all labels, fitted before the first step to such readings of the training texts; probe: the probe, which has never
+    seen one."""
     first_layer: int = Field(default=0, ge=0)
     """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
     label, and without a gradient."""
@@ -48,6 +52,14 @@ class LabelTuningConfig(MethodConfig):
         field = type(self).model_fields.get("init_std")
         if field is not None and self.start == "hypothesis" and self.init_std != field.default:
             raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
+        return self
+
+    @model_validator(mode="after")
+    def _a_judge_stands_beside_the_probe(self) -> Self:
+        if self.head != "fitted" and self.judge != "fitted":
+            raise ValueError("method.judge has a meaning only with method.head=fitted: drop it or change the head")
+        if self.wants_judge and self.shortlist == 1:
+            raise ValueError("method.shortlist=1 leaves a judge nothing to compare: set 2 or more, or judge=probe")
         return self
 
     @property
@@ -67,11 +79,18 @@ class LabelTuningConfig(MethodConfig):
     def wants_states(self) -> bool:
         return self.head == "fitted"
 
+    @property
+    def wants_judge(self) -> bool:
+        return self.head == "fitted" and self.judge == "fitted"
+
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
         head = build_head(self.head, facts.hidden_size, label_count)
+        shortlist, producer = self.joint_readings(label_count), self.build_producer(facts, hypothesis_tokens)
+        if self.wants_judge:
+            judge = FittedJudge(facts.hidden_size, label_count)
+            return JudgedLabelTuning(producer, head, shortlist, self.form, judge)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
-        producer = self.build_producer(facts, hypothesis_tokens)
-        return kind(producer, head, self.joint_readings(label_count), self.form)
+        return kind(producer, head, shortlist, self.form)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
@@ -173,14 +192,48 @@ class FittedLabelTuning(LabelTuning):
             return alone
         nearest = _nearest(alone, candidates, self.shortlist or candidates.shape[1])
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
-        return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
+        near = alone.gather(1, nearest)
+        return alone.scatter(1, nearest, (near + injected) / 2 + self._balance(near, injected, candidates.shape[1]))
+
+    def injected_states(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        used, rows = candidates.flatten().unique(return_inverse=True)
+        pooled = read(self.inject(states[used], mask[used], read.start(used)).select(rows), candidates.shape[1])
+        return pooled.view(*candidates.shape, -1)
 
     def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
-        states, mask = states[used], mask[used]
+        pooled = self.injected_states(read, candidates, states, mask).flatten(0, 1)
         trained = used if self.trained is None else self.trained[used]
-        pooled = read(self.inject(states, mask, read.start(used)).select(rows), candidates.shape[1])
-        return self.head(pooled, states, mask, trained).float().gather(1, rows.unsqueeze(1)).view_as(candidates)
+        scores = self.head(pooled, states[used], mask[used], trained).float()
+        return scores.gather(1, rows.unsqueeze(1)).view_as(candidates)
+
+    def _balance(self, alone: Tensor, injected: Tensor, count: int) -> Tensor | float:
+        """What makes the scores [B, C] of the labels that are read comparable with others of the text's `count`."""
+        return 0.0
+
+
+class JudgedLabelTuning(FittedLabelTuning):
+    """The same with a judge: the probe scores the text alone, the judge what is read of it with the label.
+
+    Beyond a shortlist, what the labels that a text is read with have together stays what the probe gives them, and is
+    shared out anew: probe and judge have no common zero, and a label that is read must have no advantage by that.
+    """
+
+    def __init__(
+        self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form, judge: FittedJudge
+    ) -> None:
+        super().__init__(producer, head, shortlist, form)
+        self.judge = judge
+
+    def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        used, rows = candidates.unique(return_inverse=True)
+        trained = used if self.trained is None else self.trained[used]
+        pooled = self.injected_states(read, candidates, states, mask)
+        scores: Tensor = self.judge(pooled, rows, states[used], mask[used], trained)
+        return scores.float()
+
+    def _balance(self, alone: Tensor, injected: Tensor, count: int) -> Tensor | float:
+        return 0.0 if alone.shape[1] == count else balance(alone, injected)
 
 
 def _nearest(alone: Tensor, candidates: Tensor, count: int) -> Tensor:

@@ -74,19 +74,30 @@ class LTuningModel(nn.Module):
         token_type_ids: Tensor | None = None,
         alone: Tensor | None = None,
         token_states: Tensor | None = None,
+        *,
+        unscored: bool = False,
     ) -> Tensor:
         """How true each candidate label is of its text.
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
         `alone` [B, H], `token_states` [B, T, W]: the texts' stored states, which are then not read again; the latter
-        are those before injections of the method's form.
+        are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
+        injection instead, [B, C, H].
         """
         read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states)
-        return self.scores(read, candidates)
+        return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
 
     def scores(self, read: Reader, candidates: Tensor) -> Tensor:
         """The same, of texts that `read` reads: candidates [B, C] -> scores [B, C] float32."""
         return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
+
+    def _injected_states(self, read: Reader, candidates: Tensor) -> Tensor:
+        """[B, C, H]"""
+        if self.mean is None:
+            return self.method.injected_states(read, candidates, self.label_states, self.label_mask)
+        hypotheses = self.mean.places[candidates].flatten(1)
+        found = self.method.injected_states(read, hypotheses, self.label_states, self.label_mask)
+        return self.mean(found, candidates)
 
     @property
     def label_count(self) -> int:

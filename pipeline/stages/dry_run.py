@@ -83,4 +83,4 @@ def _per_epoch(settings: TrainConfig, train: dict[str, Any], ranks: int) -> int:
 
 
 def _step_count(settings: TrainConfig, train: dict[str, Any], ranks: int) -> int:
-    return settings.max_steps or settings.epochs * _per_epoch(settings, train, ranks)
+    return settings.steps(_per_epoch(settings, train, ranks))

@@ -22,6 +22,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
 from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import flat
+from pipeline.data.batches import PassSize
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import pad_token_id
@@ -42,6 +43,7 @@ from pipeline.methods.limits import check_positions, check_size, check_verdict, 
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import AdapterWriter, Fit
 from pipeline.training.config import TrainConfig
+from pipeline.training.judging import Judging
 from pipeline.training.loop import TrainingRun
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.preemption import Preemption
@@ -151,7 +153,7 @@ class TrainingTask:
             accelerator,
             self.settings,
             model,
-            self._as_read(splits["train"]),
+            self.as_read(splits["train"]),
             method=self.method,
             seed=self.seed,
             pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
@@ -164,29 +166,19 @@ class TrainingTask:
         if hidden and ranks.is_main:
             log.warning("train: %s", hidden)
 
-    def _as_read(self, split: Split) -> Split:
+    def as_read(self, split: Split) -> Split:
         """Without the states, where the method reads no text alone."""
         return split if self.method.reads_alone else replace(split, states=None)
 
-    def run_to_end(
-        self,
-        trainer: Trainer,
-        ranks: Ranks,
-        validation: Split | None,
-        adapters: AdapterWriter,
-        metrics_log: MetricsLog,
-        preemption: Preemption,
-        evaluation: EvaluateConfig,
-        state: RunState | None,
-    ) -> dict[str, Any]:
-        """Trains, and writes the adapters; gives the summary. `evaluation`: of the validation texts. Collective."""
-        validation = None if validation is None else self._as_read(validation)
-        loop = TrainingRun(
-            trainer, ranks, adapters, metrics_log, validation=validation, evaluation=evaluation, state=state
-        )
-        with loop.writer, closing(metrics_log):
-            loop.to_end(preemption)
-            return loop.finish()
+    def judging(
+        self, trainer: Trainer, ranks: Ranks, labels: LabelStates, validation: Split | None, evaluation: EvaluateConfig
+    ) -> Judging | None:
+        """What the method's judge is fitted to; None where it has none."""
+        if not self.method.wants_judge:
+            return None
+        count = len(labels.names)
+        size = PassSize(evaluation.batch_size, evaluation.tokens_per_batch)
+        return Judging(trainer, labels, validation, ranks, size, self.method.joint_readings(count) or count)
 
 
 @in_smaller_passes
@@ -236,8 +228,21 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
             values = config.model_dump(mode="json")
             metrics_log = ranks.on_every(lambda: _metrics_log(run, config.logging, values, state, ranks.is_main))
             validation = splits.get("validation")
-            with traced(trainer, run.trace_file, config.logging.trace_steps if ranks.is_main else None):
-                return task.run_to_end(trainer, ranks, validation, adapters, metrics_log, preemption, evaluation, state)
+            judging = task.judging(trainer, ranks, labels, validation, evaluation)
+            loop = TrainingRun(
+                trainer,
+                ranks,
+                adapters,
+                metrics_log,
+                validation=None if validation is None else task.as_read(validation),
+                evaluation=evaluation,
+                judging=judging,
+                state=state,
+            )
+            traces = traced(trainer, run.trace_file, config.logging.trace_steps if ranks.is_main else None)
+            with traces, loop.writer, closing(metrics_log):
+                loop.to_end(preemption)
+                return loop.finish()
         finally:
             release(accelerator, trainer.model)
 

@@ -17,8 +17,8 @@ class TrainConfig(Settings):
     candidates: int | Literal["all"] | None = None
     """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all, but 8 where a
     text is read once per label (label tuning without a shortlist)."""
-    max_steps: int | None = Field(default=None, ge=1, le=MOST_STEPS)
-    """Optimizer steps; null: as many as `epochs` need."""
+    max_steps: int | None = Field(default=None, ge=0, le=MOST_STEPS)
+    """Optimizer steps; null: as many as `epochs` need. 0: none, for methods that begin fitted (method.head=fitted)."""
     epochs: int = Field(default=3, ge=1, le=MOST_STEPS)
     """Passes over the training texts; ignored when max_steps is set."""
     batch_size: int = Field(default=16, ge=1, le=MOST_TEXTS)
@@ -68,6 +68,10 @@ class TrainConfig(Settings):
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two lines in logs/metrics.jsonl."""
+
+    def steps(self, per_epoch: int) -> int:
+        """All of a training whose epochs have so many."""
+        return self.epochs * per_epoch if self.max_steps is None else self.max_steps
 
     @model_validator(mode="after")
     def _a_batch_has_its_own_candidates(self) -> "TrainConfig":

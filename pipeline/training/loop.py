@@ -20,6 +20,7 @@ from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import score
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.checkpoint_writer import CheckpointWriter
+from pipeline.training.judging import Judging
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.peak_memory import peak_memory
 from pipeline.training.preemption import Preemption
@@ -42,12 +43,14 @@ class TrainingRun:
         *,
         validation: Split | None,
         evaluation: EvaluateConfig,
+        judging: Judging | None = None,
         state: RunState | None = None,
     ) -> None:
-        """`evaluation`: how validation texts are scored; `state`: what to go on from, None at the beginning."""
+        """`evaluation`: how validation texts are scored; `judging`: what a judge is fitted to, if the method has one;
+        `state`: what to go on from, None at the beginning."""
         self.trainer, self.settings, self.ranks = trainer, trainer.settings, ranks
         self.adapters, self.run_dir, self.names = adapters, adapters.run_dir, adapters.labels.names
-        self.validation, self.evaluation = validation, evaluation
+        self.validation, self.evaluation, self.judging = validation, evaluation, judging
         self.step = state.step if state else 0
         self.step_saved = self.step_logged = self.step
         self.best = state.best if state else Best()
@@ -68,6 +71,10 @@ class TrainingRun:
         """Trains until the last step, or until patience is over. Raises Preempted after a signal to stop."""
         settings = self.settings
         starts_fitted = self.adapters.config.method.wants_states and self.step == 0
+        if self.judging is not None and self.step == 0:
+            seconds = self.judging.fit(lambda: self._stop_if_signalled(preemption))
+            self.metrics_log.write(0, {"seconds": seconds})
+            self.clock = time.perf_counter()
         if self.evaluation_due or (starts_fitted and self.validation is not None):
             self._evaluate(preemption)  # the start too, where it is fitted: tuning has to do better
         while not self._is_over():
@@ -91,12 +98,13 @@ class TrainingRun:
         """Writes adapter-final/, and adapter/ from the parameters that did best on validation, or from the last."""
         state = self.trainer.trained_state()
         stored = len(self.trainer.texts) if self.adapters.config.method.wants_states else 0
+        judged = self.judging.readings if self.judging is not None else 0
         summary = self.adapters.summary(
             self.step,
             self.best.step if self.best.parameters else self.step,
             self.best.figures,
-            converged=self._is_out_of_patience(),
-            readings=stored + self.trainer.readings(self.step),
+            converged=self._is_out_of_patience() or self.trainer.total_steps == 0,
+            readings=stored + judged + self.trainer.readings(self.step),
         )
 
         def write() -> None:

@@ -56,7 +56,7 @@ class Trainer:
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
         self._readings_per_text = partial(readings_per_text, method, self.label_count, hypotheses=model.most_hypotheses)
         self.steps_per_epoch = -(-len(texts) // self.global_batch)
-        self.total_steps = settings.max_steps or settings.epochs * self.steps_per_epoch
+        self.total_steps = settings.steps(self.steps_per_epoch)
         self._epoch, self._batches = -1, list[Ints]()
         self.after_step: Callable[[], None] = lambda: None
         """Called at the end of every step."""
