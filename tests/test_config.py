@@ -61,7 +61,10 @@ def file(tmp_path: Path) -> Path:
             "method.rank has a meaning only with method.pooling=tokens",
         ),
         ({"method": {"name": "lt_prompt", "shortlist": 1}}, "method.shortlist=1 leaves a judge nothing to compare"),
-        ({"method": {"name": "lt_prompt", "head": "linear", "judge": "probe"}}, "only with method.head=fitted"),
+        (
+            {"method": {"name": "lt_prompt", "head": "linear", "judge": "fitted"}},
+            "judge=fitted needs method.head=fitted",
+        ),
         ({"train": {"max_steps": 0}, "method": {"name": "prompt"}}, "train.max_steps=0 would leave method prompt as"),
         ({"method": {"name": "lt_prompt", "init_std": 1}}, "init_std has a meaning only with method.start=random"),
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),

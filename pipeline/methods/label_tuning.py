@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -38,7 +38,7 @@ class LabelTuningConfig(MethodConfig):
     judge: Literal["fitted", "probe"] = "fitted"
     """With the fitted head, what scores a text that is read with a label. fitted: a judge of its own, one direction for
     all labels, fitted before the first step to such readings of the training texts; probe: the probe, which has never
-    seen one."""
+    seen one. Other heads score it themselves, and have no judge."""
     first_layer: int = Field(default=0, ge=0)
     """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
     label, and without a gradient."""
@@ -54,10 +54,17 @@ class LabelTuningConfig(MethodConfig):
             raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
         return self
 
+    @model_validator(mode="before")
+    @classmethod
+    def _a_judge_stands_beside_the_probe(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("head", "fitted") != "fitted":
+            return {"judge": "probe", **values}
+        return values
+
     @model_validator(mode="after")
-    def _a_judge_stands_beside_the_probe(self) -> Self:
-        if self.head != "fitted" and self.judge != "fitted":
-            raise ValueError("method.judge has a meaning only with method.head=fitted: drop it or change the head")
+    def _a_judge_has_labels_to_compare(self) -> Self:
+        if self.judge == "fitted" and self.head != "fitted":
+            raise ValueError("method.judge=fitted needs method.head=fitted: drop one of the two")
         if self.wants_judge and self.shortlist == 1:
             raise ValueError("method.shortlist=1 leaves a judge nothing to compare: set 2 or more, or judge=probe")
         return self
@@ -81,7 +88,7 @@ class LabelTuningConfig(MethodConfig):
 
     @property
     def wants_judge(self) -> bool:
-        return self.head == "fitted" and self.judge == "fitted"
+        return self.judge == "fitted"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
         head = build_head(self.head, facts.hidden_size, label_count)

@@ -133,6 +133,18 @@ def test_a_shortlist_is_of_hypotheses() -> None:
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_read_with_a_label_is_the_mean_of_its_hypotheses() -> None:
+    mean, candidates = HypothesisMean(WEIGHTS), torch.tensor([[2, 0], [1, 2]])
+    own = torch.randn(2, J, H, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    padded = own[torch.arange(2).unsqueeze(1), mean.places[candidates].flatten(1)]
+    found = mean(padded, candidates)
+    for text, row in enumerate(candidates.tolist()):
+        for place, label in enumerate(row):
+            parts = zip(own[text, PARTS[label]], WEIGHTS[label], strict=True)
+            expected = torch.stack([weight * part for part, weight in parts]).sum(0)
+            torch.testing.assert_close(found[text, place], expected)
+
+
 def test_weights_are_not_rounded_by_a_cast() -> None:
     mean = HypothesisMean(WEIGHTS).to(torch.bfloat16)
     assert mean.weights[0].tolist() == WEIGHTS[0]
