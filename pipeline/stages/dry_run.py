@@ -16,6 +16,7 @@ from pipeline.estimate.table import report
 from pipeline.methods.limits import check_positions, check_size
 from pipeline.stages.preprocess import preprocess
 from pipeline.training.config import TrainConfig
+from pipeline.training.judging import judge_readings
 
 
 def plan(config: RunConfig) -> None:
@@ -48,6 +49,7 @@ def plan(config: RunConfig) -> None:
             for split, found in manifest["splits"].items()
         ),
         f"labels: {count}{_several(words)}, at most {hypothesis_tokens} tokens each",
+        *_judge(sections, manifest["splits"]),
         *_steps(sections, manifest["splits"]["train"], hypothesis_tokens, ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
@@ -58,6 +60,18 @@ def plan(config: RunConfig) -> None:
 
 def _several(words: Hypotheses) -> str:
     return "" if words.weights is None else f" of {len(words.texts)} hypotheses"
+
+
+def _judge(config: Sections, splits: dict[str, Any]) -> list[str]:
+    if not config.method.wants_judge:
+        return []
+    rows = {name: found["rows"] for name, found in splits.items()}
+    count = config.label_count
+    shortlist = config.method.joint_readings(count) or count
+    readings = judge_readings(rows["train"], rows.get("validation", 0), count, shortlist)
+    return [
+        f"judge: {readings * config.labels.most_hypotheses:,} readings of a text with a label, before the first step"
+    ]
 
 
 def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:

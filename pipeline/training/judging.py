@@ -45,8 +45,8 @@ class Judging:
     @property
     def readings(self) -> int:
         """Texts that the backbone reads for the judge, each as often as it is read."""
-        count = self.trainer.label_count
-        rows = len(self._train_rows) * min(count, MOST_LABELS) + len(self._validation_rows) * min(count, self.shortlist)
+        validation = 0 if self.validation is None else len(self.validation)
+        rows = judge_readings(len(self.trainer.texts), validation, self.trainer.label_count, self.shortlist)
         return rows * self.trainer.model.most_hypotheses
 
     def fit(self, before_batch: Callable[[], None]) -> float:
@@ -113,6 +113,13 @@ class Judging:
     @cached_property
     def _validation_rows(self) -> Ints:
         return _drawn(0 if self.validation is None else len(self.validation), self.trainer.seed)
+
+
+def judge_readings(train: int, validation: int, label_count: int, shortlist: int) -> int:
+    """How many readings of a text with a label a judge needs, of so many texts; `shortlist`: as `Judging.shortlist`."""
+    return min(train, MOST_TEXTS) * min(label_count, MOST_LABELS) + min(validation, MOST_TEXTS) * min(
+        label_count, shortlist
+    )
 
 
 def _drawn(count: int, seed: int) -> Ints:

@@ -231,6 +231,12 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path, capsys: pyte
     for words in ("train: 13 rows, ", "validation: 6 rows", "labels: 3, at most ", "steps: 4 (4 per epoch of batches"):
         assert words in shown
     assert "tokens per step: " in shown and "total per rank" in shown
+    assert "judge: " not in shown, "its head is label_aware"
+    fitted = ("method.head=fitted", "method.judge=fitted", "train.max_steps=0", f"run.dir={folder / 'planned'}")
+    assert run(folder, *fitted, "--dry-run") == 0
+    shown = capsys.readouterr().out
+    assert f"judge: {13 * 3 + 6 * 3} readings of a text with a label, before the first step" in shown
+    assert "steps: 0 " in shown and files_under(folder) == before
     [counts] = [line for line in shown.splitlines() if line.startswith("trainable parameters: ")]
     formula, counted = counts.removeprefix("trainable parameters: ").split(" by formula, ")
     assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
