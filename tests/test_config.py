@@ -53,7 +53,7 @@ def file(tmp_path: Path) -> Path:
         ({"method": {"name": "lt_prefix", "rnk": 1}}, "unknown key 'method.rnk': did you mean 'method.rank'?"),
         (
             {"method": {"name": "lt_prompt", "rank": 1}},
-            "(keys of method: head, start, judge, first_layer, shortlist, position, name, dropout,",
+            "(keys of method: head, start, judge, first_layer, shortlist, position, name, label_scale,",
         ),
         ({"method": {"name": "lt_prefx"}}, "'method.name' must be one of lt_prefix, lt_prompt, prefix,"),
         (

@@ -1,9 +1,11 @@
 """LT-prompt: label states become a soft prompt before the text (paper, Eq. 2, Alg. 2)."""
 
-from typing import ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
@@ -33,12 +35,25 @@ class PlacedPromptsConfig(LabelTuningConfig):
 class LTPromptConfig(PlacedPromptsConfig):
     """Label-tuned prompts."""
 
+    came_later: ClassVar[Mapping[str, str]] = {**LabelTuningConfig.came_later, "label_scale": "raw"}
+
     name: Literal["lt_prompt"] = "lt_prompt"
+    label_scale: Literal["unit", "raw"] = "unit"
+    """Of the label states before the map. unit: each has length 1, so that a step moves the prompt by a few learning
+    rates, whatever the backbone; raw: as they are, hundreds of times as long in some decoders, where the first step
+    would throw the prompt far from its start. A random start is made from raw ones, unless it says otherwise."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float | None = Field(default=None, ge=0)
     """Standard deviation of the initial map, where the start is random; null: 1/sqrt(H), which keeps the states' scale.
     """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_random_start_has_the_states_own_scale(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("start") == "random":
+            return {"label_scale": "raw", **values}
+        return values
 
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)
@@ -62,5 +77,7 @@ class LTPrompt(nn.Module):
     def forward(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection:
         """states [K, P, H], mask [K, P], start [K, P, H] -> Injection with prompt [K, P, H]."""
         assert (start is None) == (self.config.start == "random"), "the labels' start is the one that the method takes"
+        if self.config.label_scale == "unit":
+            states = functional.normalize(states, dim=-1)
         prompt = self.map(self.dropout(states))
         return Injection(mask=mask, prompt=prompt if start is None else prompt + start)

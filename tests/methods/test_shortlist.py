@@ -3,6 +3,7 @@
 covers methods/label_tuning
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -126,6 +127,25 @@ def test_each_label_starts_from_its_own_hypothesis() -> None:
         rows = [label, label]
         pooled = read(Injection(mask=MASK[rows], prompt=start[rows]), 1)
         torch.testing.assert_close(found[:, place], method.score(pooled, states()[rows], MASK[rows]))
+
+
+@pytest.mark.parametrize(("scale", "most"), [("unit", FACTS.hidden_size**0.5), ("raw", math.inf)])
+def test_a_step_moves_a_prompt_by_a_few_learning_rates(scale: str, most: float) -> None:
+    """Whatever the scale of the backbone's states; with raw ones by as much more as they are larger."""
+    rate, moved = 1e-3, []
+    for times in (1.0, 1000.0):
+        method = method_of(name="lt_prompt", start="hypothesis", label_scale=scale)
+        start = torch.zeros(K, P, FACTS.hidden_size, dtype=torch.float64)
+        optimizer = torch.optim.Adam(method.parameters(), lr=rate)
+        prompt = method.inject(times * states(), MASK, start).prompt
+        assert prompt is not None and not prompt.any(), "it begins as the hypothesis"
+        (prompt * torch.linspace(-1, 1, prompt.numel(), dtype=torch.float64).view_as(prompt)).sum().backward()
+        optimizer.step()
+        after = method.inject(times * states(), MASK, start).prompt
+        assert after is not None
+        moved.append(after.abs().max().item() / rate)
+    assert max(moved) <= most
+    assert moved[1] == pytest.approx(moved[0] * (1 if scale == "unit" else 1000), rel=1e-3)
 
 
 def test_rows_that_a_text_takes() -> None:
