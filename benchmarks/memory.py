@@ -142,7 +142,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     loader = arguments.loaders[0]
     load = _load_ours if loader == "ours" else _load_with_transformers
     _import_everything()
-    with _AnonPeak() as anon:
+    with AnonPeak() as anon:
         backbone = load(arguments.model, arguments.quantization)
     engine = _start(backbone)
     at_rest = _held_bytes(backbone)
@@ -237,12 +237,12 @@ def _start(backbone: torch.nn.Module) -> Any:
     return deepspeed.initialize(model=module, optimizer=optimizer, config=_zero_config())[0]
 
 
-class _AnonPeak:
+class AnonPeak:
     """Growth of this process's RssAnon between entry and its peak, sampled every two milliseconds."""
 
     peak_bytes = 0
 
-    def __enter__(self) -> "_AnonPeak":
+    def __enter__(self) -> "AnonPeak":
         self._start, self._stopped = _anon_bytes(), threading.Event()
         self._thread = threading.Thread(target=self._sample, daemon=True)
         self._thread.start()
