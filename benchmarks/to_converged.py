@@ -8,7 +8,7 @@ until it has converged or reached its cap. Other work on the machine lengthens p
 method:
 
 converged        validation accuracy of the best evaluation; `capped`: steps ended before patience did
-start_seconds    all before the first step: imports, tokens, label and text states, the probe that tuning starts from
+start_seconds    all before the first step: imports, tokens, label and text states, what is fitted first
 step_seconds     of one step, on average
 own_seconds      from the start of the process until an evaluation had `--share` of `converged`
 best_seconds     the same, of the highest `converged` on the data set; null: it was never there
