@@ -68,8 +68,9 @@ class TextStates:
 
     def take(self, rows: NDArray) -> Tensor:
         """States [B, H] of these rows [B]."""
-        chunks = np.searchsorted(self._ends, rows, side="right").tolist()
-        return torch.stack([self.chunks[n][row - self._ends[n]] for n, row in zip(chunks, rows.tolist(), strict=True)])
+        chunks = np.searchsorted(self._ends, rows, side="right")
+        from_end = rows - self._ends[chunks]  # places below zero, which count from the end of the chunk
+        return torch.stack([self.chunks[n][place] for n, place in zip(chunks, from_end.tolist(), strict=True)])
 
     def whole(self) -> Tensor:
         """All of them, [rows, H] float32, in memory."""
@@ -97,9 +98,8 @@ class TokenStates:
     def __add__(self, others: "TokenStates") -> "TokenStates":
         """These, and the others behind them."""
         chunk_of = np.concatenate([self.chunk_of, others.chunk_of + len(self.chunks)])
-        lengths, starts = (
-            np.concatenate(two) for two in ((self.lengths, others.lengths), (self.starts, others.starts))
-        )
+        lengths = np.concatenate([self.lengths, others.lengths])
+        starts = np.concatenate([self.starts, others.starts])
         return TokenStates([*self.chunks, *others.chunks], lengths, chunk_of, starts)
 
     def take(self, rows: NDArray, padded: int) -> Tensor:

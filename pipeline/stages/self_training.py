@@ -1,7 +1,7 @@
 """Self-training: what was trained on few labelled texts labels many others, and training starts anew on all of them.
 
-After LiST (arXiv 2110.06274): the teacher is what the session before has trained, the student starts where the teacher
-started. Session 0 is supervised training alone; the best session on validation is kept.
+After LiST (arXiv 2110.06274): the teacher is what the session before has trained, and the student starts afresh.
+Session 0 is supervised training alone; the best session on validation is kept.
 """
 
 import logging

@@ -30,6 +30,7 @@ from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
+from pipeline.methods.base import Readings
 from pipeline.methods.limits import check_positions, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import Fit
@@ -82,7 +83,7 @@ class TrainingTask:
         counts = np.bincount(splits["train"].labels, minlength=len(labels.names))
         if not self.method.from_states:
             return Fit(self.method.untrained_state(counts.tolist()))
-        readings = readings_of({**splits, "train": self._texts(splits)}, labels)
+        readings = self._readings(splits, labels)
 
         def fit() -> Fit:
             started = time.perf_counter()
@@ -124,7 +125,7 @@ class TrainingTask:
         start: dict[str, Tensor] = {}
         if state is None and self.method.wants_states:
             log.info("train: fitting the probe that training starts from")
-            start = ranks.on_main(lambda: self.method.fitted_state(readings_of(splits, labels)))
+            start = ranks.on_main(lambda: self.method.fitted_state(self._readings(splits, labels)))
         backbone = load_frozen(accelerator, ranks, self.backbone, written=self.method.trains_backbone)
         check_positions(self.method, backbone.facts, labels.hypothesis_tokens, self.data.max_length)
         self._warn_of_window(ranks, backbone.facts, labels)
@@ -155,6 +156,10 @@ class TrainingTask:
     def _texts(self, splits: Mapping[str, Split]) -> Split:
         """What is trained on."""
         return splits["train"] if self.pseudo is None else joined(splits["train"], splits[UNLABELLED], self.pseudo)
+
+    def _readings(self, splits: Mapping[str, Split], labels: LabelStates) -> Readings:
+        """What a method is fitted to before any step; the head of label tuning too, which no step changes."""
+        return readings_of({**splits, "train": self._texts(splits)}, labels)
 
     def _warn_of_window(self, ranks: Ranks, facts: BackboneFacts, labels: LabelStates) -> None:
         injected = self.method.injected_tokens(labels.hypothesis_tokens)
