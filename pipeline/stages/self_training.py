@@ -111,8 +111,9 @@ class SelfTraining:
 
 
 def best_session(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
-    """The first of those whose validation metrics are best."""
-    return int(np.argmax([worth(metric, summary["validation"]) for summary in summaries]))
+    """The one whose validation metric is best; of equals, which few texts make common, that of the least log-loss."""
+    worths = [[worth(each, summary["validation"]) for each in (metric, "log_loss")] for summary in summaries]
+    return worths.index(max(worths))
 
 
 def _shown(summaries: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

@@ -67,7 +67,7 @@ class TrainConfig(Settings):
     self_training: int = Field(default=0, ge=0, le=MOST_SESSIONS)
     """Sessions of self-training with the texts of data.unlabelled. In each, what the session before it trained gives
     them pseudo labels, and training starts anew on these and the labelled texts. 0: none. The session that does best on
-    validation is kept; the first of them is supervised training alone, so that this can win too."""
+    validation, of equals the one with the least log-loss, is kept; the first is supervised training alone."""
     pseudo_labels: Literal["hard", "soft"] = "hard"
     """What self-training learns of an unlabelled text: its likeliest label, or all labels with their probabilities."""
     pseudo_weights: Literal["confidence", "equal"] = "confidence"

@@ -166,9 +166,10 @@ def test_sessions_of_somebody_else_are_left_alone(tmp_path: Path) -> None:
     assert config.run_dir.is_finished
 
 
-def test_the_first_of_the_best_sessions_is_kept() -> None:
-    sessions = [{"validation": {"accuracy": value, "log_loss": 1 - value}} for value in (0.5, 0.7, 0.7, 0.6)]
-    assert best_session(sessions, "accuracy") == best_session(sessions, "log_loss") == 1
+def test_the_best_session_is_kept_and_of_equals_the_surest() -> None:
+    found = [(0.5, 0.4), (0.7, 0.9), (0.7, 0.6), (0.7, 0.6), (0.6, 0.1)]
+    sessions = [{"validation": {"accuracy": accuracy, "log_loss": loss}} for accuracy, loss in found]
+    assert best_session(sessions, "accuracy") == 2 and best_session(sessions, "log_loss") == 4
 
 
 def script(folder: Path) -> dict[str, Any]:
