@@ -88,6 +88,20 @@ class RunConfig(Settings):
             )
         return self
 
+    @model_validator(mode="after")
+    def _teaches_itself_with_texts(self) -> "RunConfig":
+        if not self.train.self_training:
+            return self
+        if self.data.unlabelled is None:
+            raise ValueError("train.self_training needs texts without labels: set data.unlabelled")
+        if "validation" not in self.data.splits:
+            raise ValueError(
+                "train.self_training needs validation texts to choose a session by: set data.validation or data.split"
+            )
+        if not self.method.is_trained:
+            raise ValueError(f"train.self_training has no meaning for method {self.method.name}, which is not trained")
+        return self
+
     @property
     def run_dir(self) -> RunDir:
         return RunDir(self.run.dir)

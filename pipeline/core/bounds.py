@@ -33,6 +33,8 @@ MOST_TOKENS = 2**20
 """Of a text or an injection: no backbone has as many positions, and each costs memory in every layer."""
 MOST_STEPS = 10**9
 """Optimizer steps, epochs, and steps between two events: years of training."""
+MOST_SESSIONS = 100
+"""Of self-training, each of which is a training of its own."""
 MOST_REWORDINGS = 100
 """Of an evaluation, which scores all its texts anew for each."""
 MOST_TEXTS = 10**6

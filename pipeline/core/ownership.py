@@ -5,7 +5,9 @@ older version, which left no mark, has plainly written it.
 """
 
 import json
+import os
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,6 +42,9 @@ ARTEFACTS = {
 LINKED = {"data", "labels", "texts"}
 """What several runs may share by symbolic links, as `compare` lets them: it is replaced whole, never written into."""
 CHECKPOINTS = "checkpoints"
+SESSIONS = "sessions"
+"""Of self-training: a run directory each, by their numbers."""
+PSEUDO_LABELS = "pseudo_labels.safetensors"
 _STEP = re.compile(r"LATEST|step-\d{6,}|\.(LATEST|step-\d{6,})\..+")
 """Names in checkpoints/; with a dot, what a killed writer of version 0.1 left."""
 
@@ -50,7 +55,7 @@ WRITTEN_INTO = {
 }
 """Folder -> files that are written, each whole or not at all, where the folder is there already."""
 LOGS = ("logs", "logs/metrics.jsonl", "logs/tensorboard")
-OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, CONFIG, MARK, "PREEMPTED"}
+OWN_NAMES = {*ARTEFACTS, CHECKPOINTS, SESSIONS, PSEUDO_LABELS, CONFIG, MARK, "PREEMPTED"}
 """All that this program writes at the top of a run directory."""
 
 
@@ -142,15 +147,16 @@ def _is_of_older_version(folder: Path, kind: Kind) -> bool:
 
 def _check_artefacts(folder: Path) -> None:
     """UserError where one of our names in a run directory is taken by something else."""
-    for name in (*ARTEFACTS, CHECKPOINTS, CONFIG, LOCK, *LOGS):
+    for name in (*ARTEFACTS, CHECKPOINTS, SESSIONS, CONFIG, LOCK, *LOGS):
         path = folder / name
         if path.is_symlink() and not (name in LINKED and (_is_artefact(path) or not path.exists())):
             raise UserError(
                 f"'{path}' is a symbolic link: put what it names in its place, or let run.dir itself be the link"
             )
-    for name in (*ARTEFACTS, CHECKPOINTS):
+    looks_like: dict[str, Callable[[Path], bool]] = {CHECKPOINTS: _is_checkpoints, SESSIONS: _is_sessions}
+    for name in (*ARTEFACTS, CHECKPOINTS, SESSIONS):
         path = folder / name
-        if path.exists() and not (_is_checkpoints(path) if name == CHECKPOINTS else _is_artefact(path)):
+        if path.exists() and not looks_like.get(name, _is_artefact)(path):
             raise UserError(f"'{path}' was not written by this program: move it away, or choose another run.dir")
     if _is_somebodys_config(folder / CONFIG):
         raise UserError(
@@ -178,6 +184,16 @@ def _is_checkpoints(path: Path) -> bool:
     names = {entry.name for entry in path.iterdir() if temporary_of(entry.name) is None}
     ours = not names or "LATEST" in names or any((path / name / "state.json").is_file() for name in names)
     return ours and all(map(_STEP.fullmatch, names))
+
+
+def _is_sessions(path: Path) -> bool:
+    """Run directories alone, or those that were about to be."""
+    sessions = list(path.iterdir()) if path.is_dir() else []
+    return path.is_dir() and all(
+        one.name.isdecimal() and (_is_marked(one, "run", strict=False) or _is_unused(one, set(os.listdir(one))))
+        for one in sessions
+        if temporary_of(one.name) is None
+    )
 
 
 def _is_kept_config(file: Path) -> bool:

@@ -10,6 +10,8 @@ from pipeline.core.ownership import (
     CHECKPOINTS,
     CONFIG,
     OWN_NAMES,
+    PSEUDO_LABELS,
+    SESSIONS,
     WRITTEN_INTO,
     cannot_be_written,
     claim,
@@ -28,6 +30,8 @@ class RunDir:
         self.labels = self.path / "labels"
         self.texts = self.path / "texts"
         self.checkpoints = self.path / CHECKPOINTS
+        self.sessions = self.path / SESSIONS
+        self.pseudo_labels = self.path / PSEUDO_LABELS
         self.adapter = self.path / "adapter"
         self.adapter_final = self.path / "adapter-final"
         self.summary_file = self.adapter_final / "summary.json"
@@ -52,7 +56,16 @@ class RunDir:
     @property
     def is_trained(self) -> bool:
         """Does it hold anything that training has made, finished or not?"""
-        return any(path.exists() for path in (self.adapter, self.adapter_final, self.checkpoints))
+        return any(path.exists() for path in (self.adapter, self.adapter_final, self.checkpoints, self.sessions))
+
+    def session(self, number: int) -> "RunDir":
+        """The run directory of a session of self-training, on this one's data, label states and texts."""
+        session = RunDir(self.sessions / f"{number:02d}")
+        session.data, session.manifest_file = self.data, self.manifest_file
+        session.labels, session.texts = self.labels, self.texts
+        # What launchers look for, and what is known of this machine.
+        session.preempted, session.memory_file = self.preempted, self.memory_file
+        return session
 
     def create(self) -> None:
         """Makes and marks the directory, and ends what a killed process left half done in it. One rank calls it.
@@ -86,7 +99,7 @@ class RunDir:
         In this order: where this is killed in between, there is the finished run, or nothing to go on from or to be
         taken for the new run's. Raises UserError where something cannot be removed.
         """
-        for path in (self.evaluation, self.checkpoints, self.adapter, self.adapter_final):
+        for path in (self.evaluation, self.checkpoints, self.sessions, self.adapter, self.adapter_final):
             with write_faults_named(path):
                 if os.path.lexists(path):
                     condemn(path, path.name)

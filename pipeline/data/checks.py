@@ -70,9 +70,10 @@ class Checker:
     """Passes good rows on, and gathers the faults of the others, or leaves these out."""
 
     def __init__(
-        self, where: str, texts: list[str], label: str, table: Table, skip: Callable[[Row, str], None] | None
+        self, where: str, texts: list[str], label: str | None, table: Table, skip: Callable[[Row, str], None] | None
     ) -> None:
-        """`texts` and `label` are columns. `skip` is given each row that is left out, and why; None: faults stop."""
+        """`texts` and `label` are columns; None: there are no labels. `skip` is given each row that is left out, and
+        why; None: faults stop."""
         self.where, self.text_columns, self.label_column, self.skip = where, texts, label, skip
         self.labels = FileLabels(where, {}, table.label_names)
         self.doubts = Doubts(table.plain_quotes)
@@ -81,7 +82,7 @@ class Checker:
         self.faults = Occurrences()
 
     def good_rows(self, rows: Iterable[Row]) -> Iterator[tuple[Any, ...]]:
-        """(row number, text, [text_pair], label as a string) of every row without a fault."""
+        """(row number, text, [text_pair], label as a string, empty if there are none) of every row without a fault."""
         for row in rows:
             self.row_count += 1
             try:
@@ -89,7 +90,8 @@ class Checker:
             except ValueError as fault:
                 self._fault(row, str(fault))
                 continue
-            self._count(label, row.place)
+            if self.label_column is not None:
+                self._count(label, row.place)
             self.doubts.see(row.place, texts)
             self.hashes.append(_text_hash(texts))
             yield row.number, *texts, label
@@ -123,6 +125,8 @@ class Checker:
         if row.fault:
             raise ValueError(row.fault)
         texts = [text_of(row.values, column) for column in self.text_columns]
+        if self.label_column is None:
+            return texts, ""
         return texts, _label_of(row.values, self.label_column, self.labels.own_names)
 
     def _count(self, label: str, place: str) -> None:

@@ -22,6 +22,8 @@ from pipeline.data.labels import label_name
 from pipeline.data.public_sets import PUBLIC_SETS
 
 SPLITS = ("train", "validation", "test")
+UNLABELLED = "unlabelled"
+"""What a fourth set of texts is called wherever splits are: it has no labels."""
 
 
 def public_folder() -> str:
@@ -46,6 +48,9 @@ class DataConfig(Settings):
     """Validation texts, for choosing settings, the best checkpoint and early stopping."""
     test: PathSetting | None = None
     """Test texts, for the final metrics only."""
+    unlabelled: PathSetting | None = None
+    """Texts without labels, for train.self_training: a source like the others, whose label column, if any, is not read.
+    Texts that are among the training texts too are left out."""
     split: float | list[float] | None = None
     """Share of the training texts that becomes the validation split, or shares for validation and test, such as
     [0.1, 0.1] (0: none). The same for every seed; each label keeps its share, and equal texts stay together."""

@@ -14,7 +14,7 @@ from datasets.exceptions import DatasetsError
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of, within
 from pipeline.core.bounds import check_regular
 from pipeline.core.errors import UserError
-from pipeline.data.config import SPLITS, DataConfig, LabelsConfig
+from pipeline.data.config import SPLITS, UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.hub import hub_arguments
 from pipeline.data.sources import fetch_hint, split_file
 from pipeline.data.streams import Source
@@ -31,8 +31,8 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def sources_of(data: DataConfig) -> dict[str, str]:
-    """Split -> its source, for the splits that the config has."""
-    return {split: source for split in SPLITS if (source := getattr(data, split)) is not None}
+    """Split -> its source, for the splits that the config has, and the unlabelled texts."""
+    return {split: source for split in (*SPLITS, UNLABELLED) if (source := getattr(data, split)) is not None}
 
 
 def place_of(source: str) -> str:

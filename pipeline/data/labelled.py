@@ -9,13 +9,16 @@ import numpy as np
 from datasets import Dataset
 
 from pipeline.core.errors import UserError, about, some
-from pipeline.data.config import DataConfig
+from pipeline.data.config import UNLABELLED, DataConfig
 from pipeline.data.labels import Labels, known_labels, label_indices, label_name
 from pipeline.data.shares import cut
 from pipeline.data.sources import CheckedSplit, read_split
 from pipeline.data.tokens import column
 
 Result = TypeVar("Result")
+
+NO_LABEL = -1
+"""In the place of the index of a text's label."""
 
 
 def each_split(splits: Iterable[str], work: Callable[[str], Result]) -> dict[str, Result]:
@@ -46,9 +49,13 @@ def read_splits(
     splits = each_split(sources, read)
     if data.shares:
         splits |= cut(splits["train"], data.shares, scratch)
-        splits = {name: splits[name] for name in data.splits}
+        splits = {name: splits[name] for name in (*data.splits, UNLABELLED) if name in splits}
     labels = known_labels(splits["train"].labels, names)
-    return splits, labels, each_split(splits, lambda split: label_indices(split, splits[split].labels, labels))
+
+    def indices(split: str) -> dict[str, int]:
+        return {"": NO_LABEL} if split == UNLABELLED else label_indices(split, splits[split].labels, labels)
+
+    return splits, labels, each_split(splits, indices)
 
 
 def check_labels_of_format_1(

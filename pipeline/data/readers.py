@@ -35,8 +35,8 @@ UNCLOSED = "unexpected end of data"
 _SEPARATOR = re.compile(r"[ \t\r\n]*,?[ \t\r\n]*")
 
 
-def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str) -> Table:
-    """Opens a file of labelled texts by its suffix. Only the columns of the texts and of the label must be readable.
+def open_file(path: Path, quoting: bool | None, texts: Sequence[str], label: str | None) -> Table:
+    """Opens a file of texts, labelled or not, by its suffix. Only their columns and the label's must be readable.
 
     Raises:
         UserError: the file is missing, empty, unreadable or of an unknown type, or has a wanted column twice.

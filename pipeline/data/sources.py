@@ -17,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.progress import is_hidden
 from pipeline.data.checks import SKIPPED, Checker, check_columns
 from pipeline.data.columnar import ARROW_BATCH_ROWS
-from pipeline.data.config import DataConfig
+from pipeline.data.config import UNLABELLED, DataConfig
 from pipeline.data.doubts import contradictions
 from pipeline.data.hub import open_hub
 from pipeline.data.labels import FileLabels
@@ -33,7 +33,8 @@ class CheckedSplit:
     """One split as read: rows that passed every check."""
 
     rows: Dataset
-    """Columns row, text, text_pair if there is one, and label: its name, or its index as a string."""
+    """Columns row, text, text_pair if there is one, and label: its name, or its index as a string; empty of texts
+    without labels."""
     labels: FileLabels
     text_hashes: NDArray[np.uint64]
     """64-bit hash [rows] of each normalized text (pair): finds texts in two splits in 8 bytes per row."""
@@ -72,7 +73,7 @@ def read_split(source: str, split: str, config: DataConfig, arrow_file: Path) ->
     table = check_source(source, split, config)
     with open(arrow_file.parent / SKIPPED, "a", encoding="utf-8") as log:
         skip = partial(_skip, log, split) if config.on_error == "skip" else None
-        checker = Checker(where, texts, config.label, table, skip)
+        checker = Checker(where, texts, _label_column(split, config), table, skip)
         shown = tqdm(table.rows, f"reading {split}", unit=" rows", disable=is_hidden())
         _write(arrow_file, checker.good_rows(shown), len(texts) == 2)
     checker.finish()
@@ -93,7 +94,8 @@ def check_source(source: str, split: str, config: DataConfig) -> Table:
         raise UserError(f"data.{split}: {file} does not exist{hint}")
     table = _open(source, split, config)
     if table.columns is not None:
-        keys = {getattr(config, key): f"data.{key}" for key in ("text", "text_pair", "label")}
+        read = ("text", "text_pair") if split == UNLABELLED else ("text", "text_pair", "label")
+        keys = {getattr(config, key): f"data.{key}" for key in read}
         where = str(split_file(source, split) or source)
         check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
     return table
@@ -120,11 +122,15 @@ def _text_columns(config: DataConfig) -> list[str]:
     return [config.text] + ([config.text_pair] if config.text_pair else [])
 
 
+def _label_column(split: str, config: DataConfig) -> str | None:
+    return None if split == UNLABELLED else config.label
+
+
 def _open(source: str, split: str, config: DataConfig) -> Table:
-    file = split_file(source, split)
+    file, texts, label = split_file(source, split), _text_columns(config), _label_column(split, config)
     if file is not None:
-        return open_file(file, config.quoting, _text_columns(config), config.label)
-    return open_hub(source, [*_text_columns(config), config.label], config.label)
+        return open_file(file, config.quoting, texts, label)
+    return open_hub(source, texts if label is None else [*texts, label], label)
 
 
 def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
-from pipeline.data.batches import collate
+from pipeline.data.batches import Ints, collate
 from pipeline.data.text_states import TextStates, TokenStates
 from pipeline.distributed.launcher import local_copy
 
 if TYPE_CHECKING:
     from datasets import Dataset  # slow to import, and `predict` needs none of it
+
+    from pipeline.data.pseudo_labels import Targets
 
 
 class Texts(Protocol):
@@ -61,9 +63,21 @@ class Split:
     """The backbone's reading of each text alone, where it is kept."""
     token_states: TokenStates | None = None
     """What it made of each token before an injection comes, where that is kept."""
+    targets: "Targets | None" = None
+    """Weights and soft labels, where some of the texts have no labels of their own."""
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    @property
+    def epoch_rows(self) -> Ints:
+        """The rows that an epoch reads."""
+        return np.arange(len(self)) if self.targets is None else self.targets.epoch_rows
+
+    @property
+    def true_labels(self) -> NDArray[np.int64]:
+        """Of the texts that have labels of their own, which come first."""
+        return self.labels if self.targets is None else self.labels[: self.targets.labelled]
 
     def digest(self) -> str:
         """Hash of all its tokens, in order."""

@@ -7,6 +7,7 @@ texts/SPLIT-tokens-FORM-NNNNN.safetensors    token states [tokens, W] of a chunk
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,18 +58,28 @@ class TextStates:
 
     chunks: list[Tensor]
     """[rows, H] each, mapped: read from disk as they are used"""
-    chunk_rows: int
 
     def __len__(self) -> int:
-        return sum(map(len, self.chunks))
+        return int(self._ends[-1])
+
+    def __add__(self, others: "TextStates") -> "TextStates":
+        """These, and the others behind them."""
+        return TextStates([*self.chunks, *others.chunks])
 
     def take(self, rows: NDArray) -> Tensor:
         """States [B, H] of these rows [B]."""
-        return torch.stack([self.chunks[row // self.chunk_rows][row % self.chunk_rows] for row in rows.tolist()])
+        chunks = np.searchsorted(self._ends, rows, side="right")
+        from_end = rows - self._ends[chunks]  # places below zero, which count from the end of the chunk
+        return torch.stack([self.chunks[n][place] for n, place in zip(chunks, from_end.tolist(), strict=True)])
 
     def whole(self) -> Tensor:
         """All of them, [rows, H] float32, in memory."""
         return torch.cat([chunk.float() for chunk in self.chunks])
+
+    @cached_property
+    def _ends(self) -> NDArray[np.integer]:
+        """[chunks] rows up to the end of each chunk"""
+        return np.cumsum([len(chunk) for chunk in self.chunks])
 
 
 @dataclass(frozen=True)
@@ -77,11 +88,19 @@ class TokenStates:
 
     chunks: list[Tensor]
     """[tokens, W] each, mapped: read from disk as they are used"""
-    chunk_rows: int
     lengths: NDArray[np.integer]
     """[rows] tokens of each text"""
+    chunk_of: NDArray[np.integer]
+    """[rows] the chunk that each text is in"""
     starts: NDArray[np.integer]
     """[rows] place of each text's first token in its chunk"""
+
+    def __add__(self, others: "TokenStates") -> "TokenStates":
+        """These, and the others behind them."""
+        chunk_of = np.concatenate([self.chunk_of, others.chunk_of + len(self.chunks)])
+        lengths = np.concatenate([self.lengths, others.lengths])
+        starts = np.concatenate([self.starts, others.starts])
+        return TokenStates([*self.chunks, *others.chunks], lengths, chunk_of, starts)
 
     def take(self, rows: NDArray, padded: int) -> Tensor:
         """States [B, T, W] of these rows [B], zero behind their ends; T = `padded`."""
@@ -89,7 +108,7 @@ class TokenStates:
         taken = first.new_zeros(len(rows), padded, first.shape[1])
         for place, row in enumerate(rows.tolist()):
             start, length = int(self.starts[row]), int(self.lengths[row])
-            taken[place, :length] = self.chunks[row // self.chunk_rows][start : start + length]
+            taken[place, :length] = self.chunks[self.chunk_of[row]][start : start + length]
         return taken
 
 
@@ -131,14 +150,15 @@ def load_text_states(folder: Path, split: str) -> TextStates:
     """Maps the states of a split. UserError where they are missing or unfinished. (SHA256SUMS: see `check_sums`.)"""
     found = _complete(folder, split)
     sizes = [len(found.rows_of(number)) for number in range(found.chunks)]
-    return TextStates(_load_chunks(folder, split, sizes), found.chunk_rows)
+    return TextStates(_load_chunks(folder, split, sizes))
 
 
 def load_token_states(folder: Path, name: str, lengths: NDArray[np.integer]) -> TokenStates:
     """The same of a set of token states; `lengths` [rows]: tokens of the split's texts."""
     found = _complete(folder, name)
     starts, sizes = token_places(lengths, found)
-    return TokenStates(_load_chunks(folder, name, sizes), found.chunk_rows, lengths, starts)
+    chunk_of = np.arange(len(lengths)) // found.chunk_rows
+    return TokenStates(_load_chunks(folder, name, sizes), lengths, chunk_of, starts)
 
 
 def token_places(lengths: NDArray[np.integer], states: StatesOfSplit) -> tuple[NDArray[np.integer], list[int]]:

@@ -85,7 +85,7 @@ def without_bars() -> Iterator[None]:
 def summary(rows: Dataset, names: list[str]) -> dict[str, Any]:
     """Counts of a tokenized split, as the manifest gives them."""
     lengths, labels = column(rows, "length"), column(rows, "label")
-    counts = np.bincount(labels, minlength=len(names)).tolist()
+    counts = np.bincount(labels[labels >= 0], minlength=len(names)).tolist()
     return {
         "rows": len(rows),
         "tokens": int(lengths.sum()),

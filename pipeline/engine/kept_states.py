@@ -78,7 +78,7 @@ def wanted_states(
         if pooled:
             own = fingerprint | {"backbone.pooling": reading_pooling(backbone)}
             wanted[name] = WantedStates(split, None, own, facts.hidden_size, dtype)
-        if form is not None and name in ("train", "validation"):
+        if form is not None and name != "test":
             wanted[_name(name, form)] = WantedStates(split, form, fingerprint, token_width(form, facts), dtype)
     return wanted
 
@@ -143,7 +143,10 @@ def readings_of(splits: Mapping[str, Split], labels: LabelStates) -> Readings:
 
     def reading(split: Split) -> Reading:
         assert split.states is not None
-        return Reading(split.states.whole(), split.labels)
+        targets = None
+        if split.targets is not None:
+            targets = torch.from_numpy(split.targets.shares * split.targets.fitted_weights[:, None])
+        return Reading(split.states.whole(), split.labels, targets)
 
     validation = splits.get("validation")
     others = None if validation is None else reading(validation)

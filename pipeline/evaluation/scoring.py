@@ -158,7 +158,7 @@ def scores_of_states(
     With `mean` those are of J hypotheses.
     """
     model = StateModel(method, label_states, label_mask, mean)
-    texts = ReadTexts(TextStates([states], len(states)))
+    texts = ReadTexts(TextStates([states]))
     alone = Ranks.alone()
     count = len(label_mask if mean is None else mean.places)
     return score(model, texts, count, PassSize(4096), ranks=alone, pad_token_id=0, device=states.device, readings=1)

@@ -64,6 +64,8 @@ class Reading:
     """[N, H] float32, pooled"""
     labels: NDArray[np.int64]
     """[N] label indices"""
+    targets: Tensor | None = None
+    """[N, K] in their place where some are soft: w_i times the probability of each label. None: w_i = 1 for all."""
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ It minimizes, over weights V [K, H], biases b [K] and, where there is a prior, i
     mean over texts of cross-entropy(w * prior + V x + b) + |V|^2 / (2 C N)
 
 which is convex, so that the result depends on nothing else. Without a prior it is scikit-learn's LogisticRegression.
+Where texts have weights and soft labels, the mean is a weighted one, and N the sum of the weights.
 """
 
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ class Texts:
     """[N] long"""
     prior: Tensor
     """[N, K]: how well each label goes with each text, before any training."""
+    targets: Tensor | None = None
+    """[N, K]: see `Reading`; then its sum is the N of the penalty. Such texts are not cross-validated."""
 
     def part(self, rows: NDArray[np.int64]) -> "Texts":
         chosen = torch.from_numpy(rows)
@@ -105,7 +108,7 @@ def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bo
         prior = state_similarity(reading.states, readings.label_states.to(reading.states), readings.label_mask)
         if readings.mean is not None:
             prior = readings.mean.of_all(prior)
-        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), prior)
+        return Texts(scale.standardized(reading.states), torch.from_numpy(reading.labels), prior, reading.targets)
 
     validation = None if readings.validation is None else prepared(readings.validation)
     found = choose(prepared(readings.train), validation, cs, priors)
@@ -132,6 +135,7 @@ def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: 
     """
     if validation is not None:
         return _best(train, validation, cs, priors).found
+    assert train.targets is None
     from sklearn.model_selection import StratifiedKFold  # late: it takes a second, and most commands fit nothing
 
     smallest = int(np.unique(train.labels.numpy(), return_counts=True)[1].min())
@@ -181,7 +185,7 @@ def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) ->
     from scipy.optimize import minimize
 
     count, width = texts.prior.shape[1], texts.states.shape[1]
-    penalty = 1 / (c * len(texts.labels))
+    penalty = 1 / (c * _count(texts))
 
     def unpacked(values: Floats) -> Fit:
         found = torch.from_numpy(values)
@@ -190,11 +194,7 @@ def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) ->
 
     def loss(values: Floats) -> tuple[float, Floats]:
         now = unpacked(values)
-        log_shares = now.scores(texts).log_softmax(dim=1)
-        cross_entropy = torch.nn.functional.nll_loss(log_shares.double(), texts.labels)
-        wrong = log_shares.exp()
-        wrong[torch.arange(len(wrong)), texts.labels] -= 1
-        wrong /= len(wrong)
+        cross_entropy, wrong = _errors(now.scores(texts).log_softmax(dim=1), texts)
         slope = [((wrong.T @ texts.states).double() + penalty * now.weight).flatten(), wrong.double().sum(dim=0)]
         if use_prior:
             slope.append((wrong * texts.prior).double().sum().view(1))
@@ -205,3 +205,20 @@ def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) ->
     first = torch.cat([begin.weight.flatten(), begin.bias, torch.tensor([begin.prior_weight] * use_prior).double()])
     options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "ftol": 1e-12, "gtol": TOLERANCE}
     return unpacked(minimize(loss, first.numpy(), jac=True, method="L-BFGS-B", options=options).x)
+
+
+def _count(texts: Texts) -> float:
+    """N, or the sum of the weights."""
+    return len(texts.labels) if texts.targets is None else float(texts.targets.double().sum())
+
+
+def _errors(log_shares: Tensor, texts: Texts) -> tuple[Tensor, Tensor]:
+    """The (weighted) mean cross-entropy of log-probabilities [N, K], and its slope by the scores [N, K]."""
+    if texts.targets is None:
+        cross_entropy = torch.nn.functional.nll_loss(log_shares.double(), texts.labels)
+        wrong = log_shares.exp()
+        wrong[torch.arange(len(wrong)), texts.labels] -= 1
+        return cross_entropy, wrong / len(wrong)
+    targets, count = texts.targets.to(log_shares), _count(texts)
+    wrong = log_shares.exp() * targets.sum(dim=1, keepdim=True) - targets
+    return -(targets.double() * log_shares.double()).sum() / count, wrong / count

@@ -195,6 +195,7 @@ class Cell:
         elif not self._is_kept():
             # Of a run that was interrupted, and cannot go on with another config.
             remove(run.checkpoints)
+            remove(run.sessions)
         run.write_config(self.config.to_kept_yaml())
 
     def _is_kept(self) -> bool:

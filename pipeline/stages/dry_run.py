@@ -82,9 +82,11 @@ def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, rank
     readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses, ranks)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)
+    sessions = f"sessions: {settings.self_training + 1}, each with so many steps, or with such epochs of more texts"
     return [
         f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",
         f"tokens per step: {tokens:,.0f} ({readings} reading(s) per text, {injected_tokens} injected tokens each)",
+        *([sessions] if settings.self_training else []),
     ]
 
 

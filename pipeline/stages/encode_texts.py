@@ -18,6 +18,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import link_or_copy
 from pipeline.core.progress import Counted, counted
 from pipeline.data.batches import Ints, longest_first
+from pipeline.data.config import UNLABELLED
 from pipeline.data.splits import load_split
 from pipeline.data.text_states import (
     StatesOfSplit,
@@ -59,7 +60,8 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
     accelerator, ranks = start(config)
     backbone, run, seed = backbone or backbone_of(config.backbone, config.data), config.run_dir, config.run.seed
     manifest = ranks.on_main(lambda: current_data(run, config.data, config.labels, seed, backbone))
-    splits = {name: load_split(run.data / name) for name in manifest["splits"]}
+    names = (name for name in manifest["splits"] if name != UNLABELLED or config.train.self_training)
+    splits = {name: load_split(run.data / name) for name in names}
     wanted = wanted_states(backbone, ranks, splits, form, pooled=config.method.wants_states)
     found = ranks.on_main(lambda: _taken(run.texts, _found(run.texts), wanted, others))
     plans = {}

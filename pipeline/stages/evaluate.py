@@ -23,14 +23,14 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
-from pipeline.data.batches import PassSize
-from pipeline.data.splits import ReadTexts, Split, load_split
+from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
+from pipeline.engine.judge import load_judge, scores_of_split
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import in_smaller_passes, within_memory
-from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
+from pipeline.engine.models import release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
 from pipeline.engine.startup import start
@@ -38,9 +38,6 @@ from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.metrics import predictions, split_metrics
 from pipeline.evaluation.rewordings import over_rewordings, wording_line
-from pipeline.evaluation.scoring import score
-from pipeline.methods.limits import window_warning
-from pipeline.methods.model import StateModel
 from pipeline.training.provenance import training_changes, training_fingerprint
 
 log = logging.getLogger(__name__)
@@ -114,7 +111,7 @@ def _score_splits(
         loaded = with_states(run_dir, backbone, ranks, loaded)
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-    model = _load_model(accelerator, ranks, backbone, adapter)
+    model = load_judge(accelerator, ranks, backbone, adapter)
     try:
         judging = _Judging(model, adapter, settings, loaded, majority_label(manifest), how)
         metrics, scored = judging.by_split(reworded)
@@ -157,17 +154,7 @@ class _Judging:
 
     def _scores(self, name: str, what: str) -> NDArray[np.float32]:
         """[N, K] of a split, under the hypotheses that the model judges by now."""
-        method, split, count = self.adapter.config.method, self.splits[name], len(self.adapter.labels.names)
-        return score(
-            self.model,
-            ReadTexts(split.states) if method.from_states and split.states else split,
-            count,
-            PassSize(self.settings.batch_size, self.settings.tokens_per_batch),
-            readings=method.joint_readings(count),
-            hypotheses=judged(self.model).most_hypotheses,
-            description=f"evaluate {what}",
-            **self.how,
-        )
+        return scores_of_split(self.model, self.splits[name], self.adapter, self.settings, f"evaluate {what}", self.how)
 
     def _metrics(self, name: str, scores: NDArray[np.float32], what: str) -> dict[str, Any]:
         return split_metrics(scores, self.splits[name].labels, self.adapter.labels.names, self.majority, what)
@@ -212,26 +199,6 @@ def _keep_temperature(run_dir: RunDir, metrics: dict[str, Any]) -> None:
     if calibrated := metrics.get("validation", {}).get("calibrated"):
         calibration = Calibration(temperature=calibrated["temperature"], texts=metrics["validation"]["n"])
         keep_calibration(run_dir.adapter, calibration)
-
-
-def _load_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
-    method = adapter.config.method
-    if method.from_states:
-        labels = adapter.labels
-        judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
-        return StateModel(judge, labels.states, labels.mask, labels.mean).to(accelerator.device)
-    backbone = load_frozen(
-        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
-    )
-    injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
-    hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
-    if hidden and ranks.is_main:
-        log.warning("evaluate: %s", hidden)
-    continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
-    built = adapter.build_method(backbone.facts)
-    whole = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
-    load_inside(whole, adapter.method_state)
-    return prepare_inference(accelerator, whole, known.config.dtype)
 
 
 def _prediction_table(split: str, folder: Path, names: list[str], scores: NDArray, truth: NDArray) -> pa.Table:

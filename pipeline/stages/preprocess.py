@@ -22,7 +22,7 @@ from pipeline.core.errors import SHOWN, UserError, some
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.checks import SKIPPED
-from pipeline.data.config import DataConfig, LabelsConfig, OneOrSeveral
+from pipeline.data.config import UNLABELLED, DataConfig, LabelsConfig, OneOrSeveral
 from pipeline.data.fingerprint import (
     DATA_FORMAT,
     data_artefact,
@@ -150,22 +150,25 @@ def _build(given: _Input, folder: Path, scratch: Path) -> dict[str, Any]:
     splits, labels, indices = read_splits(data, given.labels.names, given.sources, scratch)
     names = labels.names
     hypotheses(names, given.labels)  # a hypothesis that does not fit is refused before the long work
+    kept = {split: _kept(data, given.seed, split, splits[split].rows, indices[split]) for split in data.splits}
+    if UNLABELLED in splits:
+        kept[UNLABELLED] = _not_in(kept["train"], splits["train"], splits[UNLABELLED])
     tokenized, special, unknown = {}, {}, {}
-    for split, read_rows in splits.items():
-        rows = _kept(data, given.seed, split, read_rows.rows, indices[split])
+    for split, rows in kept.items():
         file = scratch / f"{split}-tokens.arrow"
         result = tokenize(rows, given.texts, indices[split], data.workers, file, split)
         with without_bars():  # of writing what has just been tokenized
             result.save_to_disk(folder / split)
-        tokenized[split] = summary(result, names)
+        tokenized[split] = summary(result, [] if split == UNLABELLED else names)
         special[split] = rows_with_special_tokens(result, tokenizer)
         unknown[split] = unknown_warning(result, given.texts, split)
     if (scratch / SKIPPED).exists() and (scratch / SKIPPED).stat().st_size:
         shutil.move(scratch / SKIPPED, folder / SKIPPED)
+    labelled = [split for split in given.sources if split != UNLABELLED]
     warnings = [
         *(warning for found in splits.values() for warning in found.warnings),
         *(warning for warning in unknown.values() if warning),
-        *_label_warnings(labels, given.labels.texts, {split: splits[split] for split in given.sources}, tokenized),
+        *_label_warnings(labels, given.labels.texts, {split: splits[split] for split in labelled}, tokenized),
         *_overlap_warnings(splits),
         *_cut_warnings(tokenized, data.max_length),
     ]
@@ -195,6 +198,18 @@ def _kept(data: DataConfig, seed: int, split: str, rows: Dataset, indices: dict[
     return rows.select(balanced_subset(labels, limit, seed if split == "train" else 0))
 
 
+def _not_in(kept: Dataset, train: CheckedSplit, unlabelled: CheckedSplit) -> Dataset:
+    """The unlabelled rows whose texts are not among the training texts: `kept`, some of the rows of `train`.
+
+    UserError where there are none.
+    """
+    known = train.text_hashes[np.isin(train.rows["row"], kept["row"])]
+    places = np.flatnonzero(~np.isin(unlabelled.text_hashes, known))
+    if not len(places):
+        raise UserError(f"data.{UNLABELLED}: all of its texts are training texts too: give others")
+    return unlabelled.rows.select(places)
+
+
 def _label_warnings(
     labels: Labels,
     worded: Mapping[str, OneOrSeveral],
@@ -216,6 +231,8 @@ def _label_warnings(
 def _overlap_warnings(splits: dict[str, CheckedSplit]) -> list[str]:
     warnings = []
     for first, second in combinations(splits, 2):
+        if (first, second) == ("train", UNLABELLED):
+            continue  # these are left out
         shared = overlap(splits[first], splits[second])
         if shared:
             places = [f"row {splits[second].rows[index]['row']}" for index in shared[:SHOWN]]
@@ -234,7 +251,7 @@ def _cut_warnings(splits: dict[str, dict[str, Any]], max_length: int) -> list[st
 
 def _report(manifest: dict[str, Any]) -> None:
     for split, counts in manifest["splits"].items():
-        shown = ", ".join(f"{name} {count}" for name, count in list(counts["per_label"].items())[:10])
+        shown = ", ".join(f"{name} {count}" for name, count in list(counts["per_label"].items())[:10]) or "no labels"
         more = ", ..." if len(counts["per_label"]) > 10 else ""
         size = f"{counts['rows']} rows, {counts['tokens']} tokens, longest {counts['longest']}"
         log.info("%s: %s; %s%s", split, size, shown, more)

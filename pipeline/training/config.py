@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from pipeline.core.bounds import MOST_STEPS, MOST_TEXTS, MOST_TOKENS_OF_PASS
+from pipeline.core.bounds import MOST_SESSIONS, MOST_STEPS, MOST_TEXTS, MOST_TOKENS_OF_PASS
 from pipeline.core.settings import Distinct, PathSetting, Settings
 
 
@@ -64,6 +64,15 @@ class TrainConfig(Settings):
     start_from: PathSetting | None = None
     """An adapter directory or a run of the same method and backbone: training starts from its trained prompt, prefix
     or producer, with a new head. Labels and texts may be others. null: from the method's own start."""
+    self_training: int = Field(default=0, ge=0, le=MOST_SESSIONS)
+    """Sessions of self-training with the texts of data.unlabelled. In each, what the session before it trained gives
+    them pseudo labels, and training starts anew on these and the labelled texts. 0: none. The session that does best on
+    validation, of equals the one with the least log-loss, is kept; the first is supervised training alone."""
+    pseudo_labels: Literal["hard", "soft"] = "hard"
+    """What self-training learns of an unlabelled text: its likeliest label, or all labels with their probabilities."""
+    pseudo_weights: Literal["confidence", "equal"] = "confidence"
+    """How much each unlabelled text counts in self-training: in proportion to the probability of its likeliest label,
+    or all alike. Together they count as much as the labelled texts, or less where they are fewer."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
     """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
@@ -81,6 +90,16 @@ class TrainConfig(Settings):
             raise ValueError("train.candidates has no meaning with train.objective=batch, whose labels the batch has")
         if self.batch_size * self.gradient_accumulation < 2:
             raise ValueError("train.objective=batch needs two texts or more per step: raise train.batch_size")
+        return self
+
+    @model_validator(mode="after")
+    def _sessions_have_targets(self) -> "TrainConfig":
+        if self.self_training and self.objective == "pairs":
+            raise ValueError(
+                "train.self_training learns shares of labels, objective pairs has none: set train.objective=candidates"
+            )
+        if self.self_training and self.resume not in ("auto", "never"):
+            raise ValueError("train.self_training finds its checkpoints by itself: set train.resume=auto, not a path")
         return self
 
     @field_validator("candidates", mode="before")

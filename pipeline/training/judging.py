@@ -108,7 +108,7 @@ class Judging:
 
     @cached_property
     def _train_rows(self) -> Ints:
-        return _drawn(len(self.trainer.texts), self.trainer.seed)
+        return _drawn(len(self.trainer.texts.true_labels), self.trainer.seed)
 
     @cached_property
     def _validation_rows(self) -> Ints:

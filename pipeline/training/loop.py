@@ -202,7 +202,7 @@ class TrainingRun:
             before_batch=lambda: self._stop_if_signalled(preemption),
         )
         self.evaluation_due = False
-        majority = int(np.bincount(self.trainer.texts.labels).argmax())
+        majority = int(np.bincount(self.trainer.texts.true_labels).argmax())
         metrics = split_metrics(scores, validation.labels, self.names, majority, "validation split")
         shown = {key: metrics[key] for key in ("accuracy", "macro_f1", "mcc", "log_loss")}
         self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})

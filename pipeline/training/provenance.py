@@ -10,12 +10,15 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.fingerprint import parts_of_data, parts_of_data_absent
+from pipeline.data.pseudo_labels import PseudoLabels
 from pipeline.methods import AnyMethodConfig
 from pipeline.training.config import TrainConfig
 from pipeline.training.start import START_PART, start_fingerprint
 
 WITHOUT_EFFECT = {"log_every", "save_every", "keep_checkpoints", "on_write_error", "resume", "preemption_signals"}
 """Keys of `train` on which the adapter does not depend."""
+PSEUDO_PART = "pseudo labels of data.unlabelled"
+"""The part of a session's fingerprint that says what it was taught; absent: nothing."""
 TRAINING_FORMAT = "1"
 """Of what training leaves: raised when the same settings come to train another adapter."""
 
@@ -27,17 +30,22 @@ def training_fingerprint(
     seed: int,
     manifest: Mapping[str, Any],
     labels: LabelStates,
+    pseudo: PseudoLabels | None = None,
 ) -> dict[str, str]:
     """Everything the adapter depends on, part by part. (Not the ranks: a run may move to another number of them.)
 
-    Nor the test texts, which may come or change when training is over. `manifest`: of data/, which is current.
+    Nor the test texts, which may come or change when training is over. `manifest`: of data/, which is current;
+    `pseudo`: labels of the unlabelled texts, in a session of self-training.
     """
-    data = {part: value for part, value in manifest["fingerprint"].items() if not part.startswith("data.test")}
+    uses_unlabelled = train.self_training > 0 or pseudo is not None
+    unread = ("data.test",) if uses_unlabelled else ("data.test", "data.unlabelled")
+    data = {part: value for part, value in manifest["fingerprint"].items() if not part.startswith(unread)}
     return {
         FORMAT: TRAINING_FORMAT,
         **{f"method.{key}": str(value) for key, value in method.model_dump().items()},
         **{f"train.{key}": str(value) for key, value in train.model_dump(exclude=WITHOUT_EFFECT).items()},
         **start_fingerprint(train.start_from),
+        **({} if pseudo is None else {PSEUDO_PART: pseudo.digest()}),
         "run.seed": str(seed),
         "backbone.pooling": backbone.pooling,
         "backbone.int8_threshold": str(backbone.int8_threshold),

@@ -1,6 +1,7 @@
 """What a run knows beside its tensors: how far it is, and the best validation metrics so far."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
@@ -34,7 +35,7 @@ class Best:
 
     def count(self, metric: str, step: int, figures: dict[str, Any]) -> bool:
         """Counts an evaluation; whether its metrics are the best."""
-        value = _worth(metric, figures)
+        value = worth(metric, figures)
         if step and (self.value_of_steps is None or value > self.value_of_steps):
             self.value_of_steps, self.evaluations_since = value, 0
         elif step:
@@ -43,7 +44,7 @@ class Best:
 
     def replace(self, metric: str, step: int, figures: dict[str, Any], parameters: dict[str, Tensor]) -> None:
         """Takes these metrics as the best."""
-        self.value, self.step = _worth(metric, figures), step
+        self.value, self.step = worth(metric, figures), step
         self.figures, self.parameters = figures, parameters
 
 
@@ -78,5 +79,6 @@ class RunState:
     """What the run depends on, part by part."""
 
 
-def _worth(metric: str, figures: dict[str, Any]) -> float:
+def worth(metric: str, figures: Mapping[str, Any]) -> float:
+    """How good validation metrics are by one of them: more is better."""
     return float(-figures["log_loss"] if metric == "log_loss" else figures[metric])

@@ -55,7 +55,8 @@ class Trainer:
         self.candidate_count = candidate_count(method, self.label_count, settings.candidates)
         self.global_batch = settings.batch_size * settings.gradient_accumulation * accelerator.num_processes
         self._readings_per_text = partial(readings_per_text, method, self.label_count, hypotheses=model.most_hypotheses)
-        self.steps_per_epoch = -(-len(texts) // self.global_batch)
+        self._epoch_rows = texts.epoch_rows
+        self.steps_per_epoch = -(-len(self._epoch_rows) // self.global_batch)
         self.total_steps = settings.steps(self.steps_per_epoch)
         self._epoch, self._batches = -1, list[Ints]()
         self.after_step: Callable[[], None] = lambda: None
@@ -125,9 +126,10 @@ class Trainer:
         """The texts of a step's global batch."""
         epoch, position = divmod(step, self.steps_per_epoch)
         if epoch != self._epoch:
-            self._batches = epoch_batches(self.texts.lengths, self.global_batch, self.seed, epoch)
+            lengths = self.texts.lengths[self._epoch_rows]
+            self._batches = epoch_batches(lengths, self.global_batch, self.seed, epoch)
             self._epoch = epoch
-        return self._batches[position]
+        return self._epoch_rows[self._batches[position]]
 
     def _parts(self, rows: Ints, readings: int) -> list[Ints]:
         """Places in a global batch that this rank reads, pass by pass; `readings`: of a text."""
@@ -140,8 +142,16 @@ class Trainer:
     def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
         """Labels and targets of a whole global batch, so that they do not depend on how ranks share it.
 
-        And what is added to every text's scores of the candidates, if anything is.
+        And what is added to every text's scores of the candidates, if anything is. Targets are places among the
+        candidates [B] or, with soft labels, the weighted share of each of them [B, C].
         """
+        candidates, targets, offsets = self._of_labels(rows, epoch)
+        if self.texts.targets is not None:
+            targets = self.texts.targets.among(rows, candidates)
+        return candidates, targets, offsets
+
+    def _of_labels(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
+        """The same by the texts' labels alone."""
         labels = self.texts.labels[rows]
         if self.settings.objective == "batch":
             return batch_candidates(labels)
@@ -155,7 +165,7 @@ class Trainer:
         torch.manual_seed(int(key.generate_state(1, np.uint64)[0]))
 
     def _loss(self, rows: Ints, candidates: Ints, targets: np.ndarray, offsets: np.ndarray | None) -> Tensor:
-        """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels.
+        """Binary cross-entropy of pairs (paper, A.3), or softmax cross-entropy over candidate labels: the texts' mean.
 
         With `offsets` [C], the logarithms of how often each label stands in the batch, it is FastFit's contrast
         (arXiv 2404.12365) of each text with the label of every text of the batch.

@@ -3,6 +3,7 @@
 covers methods/probe
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -100,3 +101,23 @@ def test_weaker_penalties_are_tried_while_they_help(texts: Texts, monkeypatch: p
     train, validation = texts.part(np.arange(10)), texts.part(np.arange(10, N))
     choose(train, validation, [10.0**power for power in range(-3, 8)], [False])
     assert tried == sorted(tried) and len(tried) < 11
+
+
+def test_weights_and_soft_labels_are_scikit_learns_sample_weights(texts: Texts) -> None:
+    """Each text as K texts, one of each label, with the weight times the label's share."""
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.rand(N, K, generator=generator, dtype=torch.float64).softmax(1)
+    targets = shares * (0.5 + torch.rand(N, 1, generator=generator, dtype=torch.float64))
+    theirs = LogisticRegression(C=0.3, tol=1e-10, max_iter=10_000)
+    theirs.fit(texts.states.repeat(K, 1), torch.arange(K).repeat_interleave(N), sample_weight=targets.T.flatten())
+    found = fit(replace(texts, targets=targets), 0.3, use_prior=False)
+    np.testing.assert_allclose(found.weight, theirs.coef_, atol=1e-5)
+
+
+@pytest.mark.parametrize("use_prior", [False, True])
+def test_the_labels_as_shares_are_the_labels(texts: Texts, use_prior: bool) -> None:
+    plain = fit(texts, 0.3, use_prior=use_prior)
+    targets = torch.nn.functional.one_hot(texts.labels, K).double()
+    same = fit(replace(texts, targets=targets), 0.3, use_prior=use_prior)
+    torch.testing.assert_close(same.weight, plain.weight, atol=1e-6, rtol=0)
+    assert same.prior_weight == pytest.approx(plain.prior_weight, abs=1e-6)

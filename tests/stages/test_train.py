@@ -18,7 +18,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import backbone_of
 from pipeline.engine.startup import start
-from pipeline.stages.train import TrainingTask
+from pipeline.stages.training_task import TrainingTask
 from pipeline.training.trainer import Trainer
 from tests.support.fork_server import run_forked
 from tests.support.processes import launch, run_script

@@ -1,6 +1,6 @@
 """The labels of a step's texts as one another's wrong ones, as in FastFit.
 
-covers training/trainer, training/config
+covers training/trainer, training/config, stages/training_task
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ from pipeline.engine.backbone import backbone_of
 from pipeline.engine.startup import start
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.preprocess import preprocess
-from pipeline.stages.train import TrainingTask
+from pipeline.stages.training_task import TrainingTask
 from pipeline.training.trainer import Trainer
 from tests.support.tiny_run import label_states_of, tiny_config
 

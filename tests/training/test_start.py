@@ -4,6 +4,7 @@ covers training/start
 """
 
 import shutil
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.stages.evaluate import evaluate
 from pipeline.stages.run import run
 from pipeline.stages.train import train
 from pipeline.training.start import HEAD
+from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config, tiny_run
 
 STILL = {"max_steps": 2, "batch_size": 4, "learning_rate": 1e-20, "weight_decay": 0.0, "eval_every": 2}
@@ -104,3 +106,28 @@ def test_methods_without_an_injection_are_refused(tmp_path: Path) -> None:
         run(started(tmp_path / "run", source, lora))
     with pytest.raises(UserError, match=r"train\.start_from has no meaning for method probe, which takes no steps"):
         started(tmp_path / "probe", source, {"name": "probe"})
+
+
+def interrupted(folder: Path) -> dict[str, list[list[int]]]:
+    """Statuses of a run, of one from its prompt, and of another that is killed on the way."""
+    source = tiny_config(folder / "source", method=PROMPT, train={"max_steps": 1})
+    settings = {"max_steps": 6, "save_every": 2, "learning_rate": 1e-2, "eval_every": 3}
+    found = {}
+    for name, faults in (("source", [None]), ("alone", [None]), ("killed", ["kill_in_save:4,files", None])):
+        config = source if name == "source" else started(folder / name, source, PROMPT, **settings)
+        (folder / f"{name}.yaml").write_text(config.to_yaml())
+        arguments = ["run", "--config", str(folder / f"{name}.yaml"), "logging.trackers=[jsonl]", "engine.threads=1"]
+        found[name] = [launch(arguments, folder / f"{name}.log", fault=fault) for fault in faults]
+    return found
+
+
+def test_what_was_interrupted_ends_as_if_it_had_not_been(tmp_path: Path) -> None:
+    """It goes on from its own checkpoint, and not from the start again."""
+    statuses = run_script("tests.training.test_start:interrupted", tmp_path, 300)
+    assert statuses == {"source": [[0]], "alone": [[0]], "killed": [[-signal.SIGKILL], [0]]}
+    log = (tmp_path / "killed.log").read_text()
+    assert log.count("train: starts from 1 tensors") == 1 and "goes on after step 2," in log
+    for adapter in ("adapter", "adapter-final"):
+        alone, killed = (load_adapter(tmp_path / name / "run" / adapter) for name in ("alone", "killed"))
+        assert alone.method_state.keys() == killed.method_state.keys()
+        assert all(torch.equal(value, killed.method_state[name]) for name, value in alone.method_state.items())
