@@ -27,12 +27,12 @@ from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
-from pipeline.engine.judge import load_judge, scores_of_split
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import in_smaller_passes, within_memory
 from pipeline.engine.models import release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
+from pipeline.engine.scorer import load_scorer, scores_of_split
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
 from pipeline.evaluation.config import EvaluateConfig
@@ -111,7 +111,7 @@ def _score_splits(
         loaded = with_states(run_dir, backbone, ranks, loaded)
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-    model = load_judge(accelerator, ranks, backbone, adapter)
+    model = load_scorer(accelerator, ranks, backbone, adapter)
     try:
         judging = _Judging(model, adapter, settings, loaded, majority_label(manifest), how)
         metrics, scored = judging.by_split(reworded)

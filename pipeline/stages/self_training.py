@@ -24,10 +24,10 @@ from pipeline.data.splits import Split, load_split
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.judge import load_judge, scores_of_split
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import within_memory
 from pipeline.engine.models import release
+from pipeline.engine.scorer import load_scorer, scores_of_split
 from pipeline.engine.startup import start
 from pipeline.stages.single_training import Training, begin_training, finished_summary
 from pipeline.training.adapter_writer import AdapterWriter
@@ -103,7 +103,7 @@ class SelfTraining:
         settings = ranks.on_every(lambda: within_memory(session, self.config.evaluate, "evaluate"))
         pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)
         how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-        model = load_judge(accelerator, ranks, self.backbone, adapter)
+        model = load_scorer(accelerator, ranks, self.backbone, adapter)
         try:
             return scores_of_split(model, split, adapter, settings, "pseudo labels", how)
         finally:

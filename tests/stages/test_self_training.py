@@ -1,6 +1,6 @@
 """Self-training: sessions that are trainings of their own, the best of which is kept; one rank, two, and interrupted.
 
-covers stages/self_training, stages/single_training, engine/judge
+covers stages/self_training, stages/single_training, engine/scorer
 """
 
 import json

@@ -24,7 +24,7 @@ from pipeline.methods.model import StateModel
 log = logging.getLogger(__name__)
 
 
-def load_judge(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
+def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
     """The trained model on its backbone, or for methods with `from_states` without one. Collective."""
     method = adapter.config.method
     if method.from_states:
