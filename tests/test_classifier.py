@@ -194,7 +194,9 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
     assert (
         loaded.get_params()
         == LTuningClassifier(
-            **mine, max_length=32, overrides={"method.head": "label_aware", "backbone.dtype": "float32"}
+            **mine,
+            max_length=32,
+            overrides={"method.head": "label_aware", "method.judge": "probe", "backbone.dtype": "float32"},
         ).get_params()
     )
     with pytest.raises(NotFittedError):
