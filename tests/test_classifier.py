@@ -196,7 +196,7 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
         == LTuningClassifier(
             **mine,
             max_length=32,
-            overrides={"method.head": "label_aware", "method.judge": "probe", "backbone.dtype": "float32"},
+            overrides={"method.head": "label_aware", "backbone.dtype": "float32"},
         ).get_params()
     )
     with pytest.raises(NotFittedError):

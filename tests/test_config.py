@@ -60,7 +60,10 @@ def file(tmp_path: Path) -> Path:
             {"method": {"name": "lt_prefix", "pooling": "scores", "rank": 4}},
             "method.rank has a meaning only with method.pooling=tokens",
         ),
-        ({"method": {"name": "lt_prompt", "shortlist": 1}}, "method.shortlist=1 leaves a judge nothing to compare"),
+        (
+            {"method": {"name": "lt_prompt", "position": "after", "shortlist": 1}},
+            "method.shortlist=1 leaves a judge nothing to compare",
+        ),
         (
             {"method": {"name": "lt_prompt", "head": "linear", "judge": "fitted"}},
             "judge=fitted needs method.head=fitted",

@@ -2,7 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
@@ -26,7 +26,7 @@ class LabelTuningConfig(MethodConfig):
         def init_std(self) -> float | None:
             """Standard deviation of the initial map: each class has a default of its own."""
 
-    came_later: ClassVar[Mapping[str, str]] = {"start": "random", "judge": "probe"}
+    came_later: ClassVar[Mapping[str, str]] = {"start": "random"}
     open_labels: ClassVar[bool] = True
 
     head: HeadName = "fitted"
@@ -35,10 +35,10 @@ class LabelTuningConfig(MethodConfig):
     start: Literal["hypothesis", "random"] = "hypothesis"
     """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, to which
     training adds, so that a text is read as one behind the hypothesis; random: the map's own start values."""
-    judge: Literal["fitted", "probe"] = "fitted"
+    judge: Literal["fitted", "probe"] = "probe"
     """With the fitted head, what scores a text that is read with a label. fitted: a judge of its own, one direction for
-    all labels, fitted before the first step to such readings of the training texts; probe: the probe, which has never
-    seen one. Other heads score it themselves, and have no judge."""
+    all labels, fitted before the first step to such readings of the training texts (the default behind the text, where
+    it does best); probe: the probe, which has never seen one."""
     first_layer: int = Field(default=0, ge=0)
     """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
     label, and without a gradient."""
@@ -53,13 +53,6 @@ class LabelTuningConfig(MethodConfig):
         if field is not None and self.start == "hypothesis" and self.init_std != field.default:
             raise ValueError("method.init_std has a meaning only with method.start=random: drop it or change the start")
         return self
-
-    @model_validator(mode="before")
-    @classmethod
-    def _a_judge_stands_beside_the_probe(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("head", "fitted") != "fitted":
-            return {"judge": "probe", **values}
-        return values
 
     @model_validator(mode="after")
     def _a_judge_has_labels_to_compare(self) -> Self:

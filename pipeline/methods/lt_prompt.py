@@ -35,13 +35,17 @@ class PlacedPromptsConfig(LabelTuningConfig):
 class LTPromptConfig(PlacedPromptsConfig):
     """Label-tuned prompts."""
 
-    came_later: ClassVar[Mapping[str, str]] = {**LabelTuningConfig.came_later, "label_scale": "raw"}
+    came_later: ClassVar[Mapping[str, str]] = {
+        **LabelTuningConfig.came_later,
+        "judge": "probe",
+        "label_scale": "raw",
+    }
 
     name: Literal["lt_prompt"] = "lt_prompt"
-    label_scale: Literal["unit", "raw"] = "unit"
-    """Of the label states before the map. unit: each has length 1, so that a step moves the prompt by a few learning
-    rates, whatever the backbone; raw: as they are, hundreds of times as long in some decoders, where the first step
-    would throw the prompt far from its start. A random start is made from raw ones, unless it says otherwise."""
+    label_scale: Literal["unit", "raw"] = "raw"
+    """Of the label states before the map. raw: as they are, which in some decoders is hundreds of times as long as an
+    embedding, so that the first step throws the prompt far from its start; unit: each has length 1, and a step moves
+    the prompt by a few learning rates (the default behind the text, where the start is the hypothesis)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float | None = Field(default=None, ge=0)
@@ -50,10 +54,13 @@ class LTPromptConfig(PlacedPromptsConfig):
 
     @model_validator(mode="before")
     @classmethod
-    def _a_random_start_has_the_states_own_scale(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("start") == "random":
-            return {"label_scale": "raw", **values}
-        return values
+    def _behind_the_text(cls, values: Any) -> Any:
+        """What is the default there."""
+        if not isinstance(values, dict) or values.get("position") != "after":
+            return values
+        judge = "fitted" if values.get("head", "fitted") == "fitted" else "probe"
+        scale = "unit" if values.get("start", "hypothesis") == "hypothesis" else "raw"
+        return {"judge": judge, "label_scale": scale, **values}
 
     def build_producer(self, facts: BackboneFacts, hypothesis_tokens: int) -> nn.Module:
         return LTPrompt(self, facts)

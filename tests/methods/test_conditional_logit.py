@@ -112,7 +112,7 @@ def test_the_judge_is_its_fit_in_any_dtype(dtype: torch.dtype) -> None:
 
 
 def tuning(shortlist: int | None) -> JudgedLabelTuning:
-    method = method_of(name="lt_prompt", shortlist=shortlist)
+    method = method_of(name="lt_prompt", judge="fitted", shortlist=shortlist)
     assert isinstance(method, JudgedLabelTuning)
     for parameter in method.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -60,8 +60,7 @@ def test_a_label_that_was_not_in_training_has_the_prior_alone(prior_weight: floa
 
 
 def tuning(**keys: Any) -> FittedLabelTuning:
-    """With the probe as its judge."""
-    method = method_of(name="lt_prompt", judge="probe", **keys)
+    method = method_of(name="lt_prompt", **keys)
     assert isinstance(method, FittedLabelTuning)
     for parameter in method.parameters():
         nn.init.normal_(parameter, std=0.5)

@@ -42,8 +42,11 @@ def read_plainly(loaded: LoadedAdapter, split: Split) -> JudgedTexts:
     [
         ({"name": "lt_prompt", "position": "after"}, {"train": STEPS | {"keep_token_states": True}}),
         ({"name": "lt_prompt", "position": "after"}, {"labels": SEVERAL}),
-        ({"name": "lt_prefix", "first_layer": 1}, {"engine": {"deepspeed": "ds_configs/zero3_cpu.json"}}),
-        ({"name": "lt_prefix", "shortlist": 2}, {}),
+        (
+            {"name": "lt_prefix", "judge": "fitted", "first_layer": 1},
+            {"engine": {"deepspeed": "ds_configs/zero3_cpu.json"}},
+        ),
+        ({"name": "lt_prefix", "judge": "fitted", "shortlist": 2}, {}),
     ],
     ids=["behind_kept", "behind_several", "late_zero3", "shortlist"],
 )
@@ -91,7 +94,7 @@ def test_without_a_step_the_fit_is_all(tmp_path: Path) -> None:
 def test_among_many_labels_a_training_text_is_read_with_some(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipeline.training.judging.MOST_LABELS", 2)
     monkeypatch.setattr("pipeline.training.judging.MOST_TEXTS", 5)
-    config = tiny_config(tmp_path, method={"name": "lt_prompt", "shortlist": 2}, train=STEPS)
+    config = tiny_config(tmp_path, method={"name": "lt_prompt", "judge": "fitted", "shortlist": 2}, train=STEPS)
     run(config)
     readings = read_json(config.run_dir.summary_file)["readings"]
     assert readings == 13 + 5 * 2 + 5 * 2 + 4 * 2, "texts alone, for the judge, in the one step"
@@ -100,7 +103,7 @@ def test_among_many_labels_a_training_text_is_read_with_some(tmp_path: Path, mon
 def test_where_memory_is_short_it_is_read_in_smaller_passes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    config = tiny_config(tmp_path, method={"name": "lt_prefix"}, train=STEPS | {"batch_size": 2})
+    config = tiny_config(tmp_path, method={"name": "lt_prefix", "judge": "fitted"}, train=STEPS | {"batch_size": 2})
     with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
         no_memory_above("6,0", patch.setattr)
         run(config)
@@ -110,7 +113,7 @@ def test_where_memory_is_short_it_is_read_in_smaller_passes(
 def test_a_signal_ends_the_reading_and_the_next_start_begins_it_anew(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(tmp_path, method={"name": "lt_prompt"}, train=STEPS)
+    config = tiny_config(tmp_path, method={"name": "lt_prompt", "judge": "fitted"}, train=STEPS)
     with monkeypatch.context() as patch:
         patch.setattr("pipeline.training.preemption.Preemption.requested", lambda *_: "SIGTERM")
         with pytest.raises(Preempted, match="stopped after step 0"):
