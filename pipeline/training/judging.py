@@ -46,7 +46,8 @@ class Judging:
     def readings(self) -> int:
         """Texts that the backbone reads for the judge, each as often as it is read."""
         validation = 0 if self.validation is None else len(self.validation)
-        rows = judge_readings(len(self.trainer.texts), validation, self.trainer.label_count, self.shortlist)
+        train = len(self.trainer.texts.true_labels)
+        rows = judge_readings(train, validation, self.trainer.label_count, self.shortlist)
         return rows * self.trainer.model.most_hypotheses
 
     def fit(self, before_batch: Callable[[], None]) -> float:

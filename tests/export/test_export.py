@@ -124,7 +124,11 @@ def test_injections_of_labels_need_no_producer(tmp_path: Path, name: str) -> Non
 
 def test_all_keys_of_training_that_scores_depend_on_are_kept() -> None:
     """The others have done their part once the injections are made."""
-    assert LTPromptConfig.model_fields.keys() - LabelPromptsConfig.model_fields.keys() == {"dropout", "init_std"}
+    assert LTPromptConfig.model_fields.keys() - LabelPromptsConfig.model_fields.keys() == {
+        "dropout",
+        "init_std",
+        "label_scale",
+    }
     of_producer = {"dropout", "init_std", "pooling", "rank"}
     assert LTPrefixConfig.model_fields.keys() - LabelPrefixesConfig.model_fields.keys() == of_producer
 
