@@ -24,8 +24,11 @@ from pipeline.methods.model import StateModel
 log = logging.getLogger(__name__)
 
 
-def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
-    """The trained model on its backbone, or for methods with `from_states` without one. Collective."""
+def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter, stage: str) -> nn.Module:
+    """The trained model on its backbone, or for methods with `from_states` without one. Collective.
+
+    `stage`: in whose name it warns.
+    """
     method = adapter.config.method
     if method.from_states:
         labels = adapter.labels
@@ -37,7 +40,7 @@ def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
     hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:
-        log.warning("%s", hidden)
+        log.warning("%s: %s", stage, hidden)
     continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
     built = adapter.build_method(backbone.facts)
     whole = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)

@@ -111,7 +111,7 @@ def _score_splits(
         loaded = with_states(run_dir, backbone, ranks, loaded)
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-    model = load_scorer(accelerator, ranks, backbone, adapter)
+    model = load_scorer(accelerator, ranks, backbone, adapter, "evaluate")
     try:
         judging = _Judging(model, adapter, settings, loaded, majority_label(manifest), how)
         metrics, scored = judging.by_split(reworded)

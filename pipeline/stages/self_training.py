@@ -103,7 +103,7 @@ class SelfTraining:
         settings = ranks.on_every(lambda: within_memory(session, self.config.evaluate, "evaluate"))
         pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)
         how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-        model = load_scorer(accelerator, ranks, self.backbone, adapter)
+        model = load_scorer(accelerator, ranks, self.backbone, adapter, "train")
         try:
             return scores_of_split(model, split, adapter, settings, "pseudo labels", how)
         finally:
