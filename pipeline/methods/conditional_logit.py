@@ -18,9 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.methods.heads import balance
-from pipeline.methods.logistic import CS, FOLDS, MOST_ITERATIONS, PATIENCE, TOLERANCE
-
-Floats = NDArray[np.float64]
+from pipeline.methods.logistic import CS, FOLDS, PATIENCE, Floats, minimum, quality
 
 
 @dataclass(frozen=True)
@@ -71,16 +69,16 @@ def choose_judge(
     """
     if validation is None or alone is None:
         return fit_judge(train, label_count, _cross_validated(train, label_count))
-    before = _quality(alone.double(), validation.labels)
+    before = quality(alone.double(), validation.labels)
     found: list[tuple[tuple[float, float], JudgeFit]] = []
     for c in CS:
         judge = fit_judge(train, label_count, c)
-        found.append((_quality(judge.beside(alone, validation), validation.labels), judge))
+        found.append((quality(judge.beside(alone, validation), validation.labels), judge))
         best = max(range(len(found)), key=lambda place: found[place][0])
         if len(found) - 1 - best >= PATIENCE:
             break
-    quality, judge = found[best]
-    return JudgeFit(judge.weight, judge.bias, is_better=quality > before)
+    after, judge = found[best]
+    return JudgeFit(judge.weight, judge.bias, is_better=after > before)
 
 
 def _cross_validated(train: JudgedTexts, label_count: int) -> float:
@@ -92,20 +90,18 @@ def _cross_validated(train: JudgedTexts, label_count: int) -> float:
         return CS[0]
     folds = list(KFold(min(FOLDS, count), shuffle=True, random_state=0).split(np.arange(count)))
 
-    def quality(c: float) -> tuple[float, ...]:
+    def mean_quality(c: float) -> tuple[float, ...]:
         parts = []
         for kept, left_out in folds:
             judge, others = fit_judge(train.part(kept), label_count, c), train.part(left_out)
-            parts.append(_quality(judge.scores(others), _places(others)))
+            parts.append(quality(judge.scores(others), _places(others)))
         return tuple(np.mean(parts, axis=0).tolist())
 
-    return max(CS, key=quality)
+    return max(CS, key=mean_quality)
 
 
 def fit_judge(texts: JudgedTexts, label_count: int, c: float) -> JudgeFit:
     """The minimum, sought from zero by L-BFGS."""
-    from scipy.optimize import minimize
-
     means = _means_by_label(texts, label_count)
     centred = texts.states - means[texts.candidates]
     deviation = centred.flatten(0, 1).double().std(dim=0, correction=0)
@@ -126,10 +122,7 @@ def fit_judge(texts: JudgedTexts, label_count: int, c: float) -> JudgeFit:
         total = functional.nll_loss(log_shares, places) + penalty / 2 * found.square().sum()
         return float(total), slope.numpy()
 
-    options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "ftol": 1e-12, "gtol": TOLERANCE}
-    found = torch.from_numpy(
-        minimize(loss, np.zeros(width + label_count), jac=True, method="L-BFGS-B", options=options).x
-    )
+    found = torch.from_numpy(minimum(loss, np.zeros(width + label_count)))
     weight = found[:width] / spread
     return JudgeFit(weight, found[width:] - means.double() @ weight)
 
@@ -147,9 +140,3 @@ def _means_by_label(texts: JudgedTexts, label_count: int) -> Tensor:
 def _places(texts: JudgedTexts) -> Tensor:
     """[N]: where among its candidates each text's label stands."""
     return (texts.candidates == texts.labels.unsqueeze(1)).long().argmax(dim=1)
-
-
-def _quality(scores: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Accuracy, then mean log-probability of the truth: the larger, the better."""
-    accuracy = (scores.argmax(dim=1) == truth).double().mean()
-    return float(accuracy), -float(functional.cross_entropy(scores, truth))

@@ -8,7 +8,7 @@ which is convex, so that the result depends on nothing else. Without a prior it 
 Where texts have weights and soft labels, the mean is a weighted one, and N the sum of the weights.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -167,23 +167,21 @@ def _path(train: Texts, validation: Texts, cs: Sequence[float], use_prior: bool)
     path: list[Choice] = []
     for c in cs:
         found = fit(train, c, use_prior=use_prior, start=path[-1].found if path else None)
-        path.append(Choice(found, c, _quality(found, validation)))
+        path.append(Choice(found, c, quality(found.scores(validation).double(), validation.labels)))
         best = max(range(len(path)), key=lambda place: path[place].quality)
         if len(path) - 1 - best >= PATIENCE:
             break
     return path
 
 
-def _quality(found: Fit, texts: Texts) -> tuple[float, float]:
-    scores = found.scores(texts).double()
-    log_loss = torch.nn.functional.cross_entropy(scores, texts.labels)
-    return float((scores.argmax(dim=1) == texts.labels).double().mean()), -float(log_loss)
+def quality(scores: Tensor, labels: Tensor) -> tuple[float, float]:
+    """Of float64 scores [N, K], with the true labels [N]: see `Choice.quality`."""
+    log_loss = torch.nn.functional.cross_entropy(scores, labels)
+    return float((scores.argmax(dim=1) == labels).double().mean()), -float(log_loss)
 
 
 def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) -> Fit:
     """The minimum, sought from `start`, or from zero, by L-BFGS."""
-    from scipy.optimize import minimize
-
     count, width = texts.prior.shape[1], texts.states.shape[1]
     penalty = 1 / (c * _count(texts))
 
@@ -203,8 +201,16 @@ def fit(texts: Texts, c: float, *, use_prior: bool, start: Fit | None = None) ->
 
     begin = start or Fit(torch.zeros(count, width).double(), torch.zeros(count).double())
     first = torch.cat([begin.weight.flatten(), begin.bias, torch.tensor([begin.prior_weight] * use_prior).double()])
+    return unpacked(minimum(loss, first.numpy()))
+
+
+def minimum(loss: Callable[[Floats], tuple[float, Floats]], first: Floats) -> Floats:
+    """Where a convex loss, given with its slope, is least, sought from `first` by L-BFGS."""
+    from scipy.optimize import minimize
+
     options = {"maxiter": MOST_ITERATIONS, "maxfun": 2 * MOST_ITERATIONS, "ftol": 1e-12, "gtol": TOLERANCE}
-    return unpacked(minimize(loss, first.numpy(), jac=True, method="L-BFGS-B", options=options).x)
+    found: Floats = minimize(loss, first, jac=True, method="L-BFGS-B", options=options).x
+    return found
 
 
 def _count(texts: Texts) -> float:
