@@ -27,15 +27,19 @@ class AsInjection(nn.Module):
         Behind an `injection` they are none themselves.
         """
         if self.form is None or injection is not None:
-            return self.backbone(input_ids, attention_mask, injection), None
+            return self._last_layer(self.backbone(input_ids, attention_mask, injection)), None
         first_layer = self.form.first_layer
         if self.form.kind == "prompt" and first_layer == 0:
             embed = self.backbone.model.get_input_embeddings()
-            return self.backbone(input_ids, attention_mask), embed(input_ids)
+            return self._last_layer(self.backbone(input_ids, attention_mask)), embed(input_ids)
         if self.form.kind == "prompt":
             trunk = self.backbone.trunk(input_ids, attention_mask, first_layer)
-            return self.backbone(input_ids, attention_mask, trunk=trunk), trunk.states
+            return self._last_layer(self.backbone(input_ids, attention_mask, trunk=trunk)), trunk.states
         layers: KeysValues = []
         hidden = self.backbone(input_ids, attention_mask, keep=layers)
         above = [layer for layer in self.backbone.facts.prefix_layers[first_layer:] if layer is not None]
-        return hidden, join_prefix(layers[len(layers) - len(above) :])
+        return self._last_layer(hidden), join_prefix(layers[len(layers) - len(above) :])
+
+    def _last_layer(self, hidden: Tensor) -> Tensor:
+        """Of joined states [B, T, M], [B, T, H]: labels have no more."""
+        return hidden[..., -self.backbone.facts.hidden_size :]

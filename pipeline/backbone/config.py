@@ -2,6 +2,7 @@
 
 import sys
 from importlib.machinery import PathFinder
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -34,6 +35,14 @@ TrustRemoteCode = Annotated[bool, BeforeValidator(_refuse_in_files), Field(exclu
 """Neither read from a file nor written to one: only `model_copy` sets it, for the command line and the Python API."""
 
 
+def _layers(value: Any) -> int | tuple[int, ...] | None:
+    given = tuple(value) if isinstance(value, list | tuple) else (value,)
+    numbers = given and all(type(one) is int and 1 <= one <= MOST_LAYERS for one in given)
+    if value is not None and (not numbers or any(lower >= upper for lower, upper in pairwise(given))):
+        raise ValueError(f"set null, a number from 1 to {MOST_LAYERS:,}, or a list of such numbers in ascending order")
+    return given if isinstance(value, list) else value
+
+
 class BackboneConfig(Settings):
     """Which pretrained model is used, and how it is held in memory."""
 
@@ -51,8 +60,9 @@ class BackboneConfig(Settings):
     """What computes attention, by transformers' names; auto: its own choice, as a rule sdpa."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
-    layers: int | None = Field(default=None, ge=1, le=MOST_LAYERS)
-    """Read texts and labels with the first so many layers only; the rest is never loaded. null: all layers."""
+    layers: Annotated[int | tuple[int, ...] | None, BeforeValidator(_layers)] = None
+    """Read texts and labels with the first so many layers only; the rest is never loaded. null: all layers. A list,
+    such as [1, 8, 16, 24]: with so many as its last says, and a text's state joins those of all layers in it."""
     pooling: Pooling = "auto"
     """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
     trust_remote_code: TrustRemoteCode = False
@@ -61,6 +71,16 @@ class BackboneConfig(Settings):
     def trusted(self, trust_remote_code: bool) -> "BackboneConfig":
         """The same with this said of `trust_remote_code`."""
         return self.model_copy(update={"trust_remote_code": trust_remote_code})
+
+    @property
+    def depth(self) -> int | None:
+        """How many layers are read with; None: all."""
+        return self.layers[-1] if isinstance(self.layers, tuple) else self.layers
+
+    @property
+    def joined(self) -> tuple[int, ...]:
+        """See `BackboneFacts.joined`."""
+        return self.layers if isinstance(self.layers, tuple) and len(self.layers) > 1 else ()
 
     @property
     def location(self) -> str:

@@ -68,6 +68,15 @@ class BackboneFacts:
     """What brings a prefix to the attention layers: the cache of keys and values, the public attention function, or
     DeBERTa's own way. None: nothing does."""
 
+    joined: tuple[int, ...] = ()
+    """Layers, from 1, whose states a text's state is made of, side by side, the last of the L layers among them; empty:
+    that one alone."""
+
+    @property
+    def state_width(self) -> int:
+        """S, the numbers in a text's state."""
+        return self.hidden_size * max(1, len(self.joined))
+
     def prefix_width(self, first_layer: int = 0) -> int:
         """W, the numbers in one prefix token's keys and values, of all layers from `first_layer` on."""
         return sum(shape.width for shape in self.prefix_layers[first_layer:] if shape is not None)
@@ -96,7 +105,7 @@ class Form(NamedTuple):
         return f"{self.kind}{place}{' behind the text' if self.is_behind else ''}"
 
 
-def facts_of(config: PreTrainedConfig) -> BackboneFacts:
+def facts_of(config: PreTrainedConfig, joined: tuple[int, ...] = ()) -> BackboneFacts:
     """Facts of the base model (without head) that AutoModel builds from a transformers config.
 
     Raises UserError for a model that does not read plain text, such as one of images.
@@ -118,6 +127,7 @@ def facts_of(config: PreTrainedConfig) -> BackboneFacts:
         sliding_layers=len(windows),
         vocab_size=found.vocab_size,
         carrier=carrier,
+        joined=joined,
     )
 
 

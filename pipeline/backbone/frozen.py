@@ -1,6 +1,7 @@
 """The frozen model, run with or without an injection."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from inspect import signature
 from typing import Any, Self
@@ -15,6 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.facts import BackboneFacts, behind_refusal
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
+from pipeline.backbone.layer_states import check_layers_are_seen, seen
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
@@ -30,12 +32,17 @@ class FrozenBackbone(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, facts: BackboneFacts, *, gradient_checkpointing: bool = False):
-        """`model`: a base model, or a language model, of which `likelihood` needs the output layer."""
+        """`model`: a base model, or a language model, of which `likelihood` needs the output layer.
+
+        Raises UserError where states of several layers are wanted of a family that does not show them.
+        """
         super().__init__()
         self.output = model.requires_grad_(False).get_output_embeddings()
         self.model: Any = model.base_model
         self.facts = facts
         self.carrier = carrier_of(model.base_model, facts)
+        if facts.joined:
+            check_layers_are_seen(self.model)
         self._split: Split | None = None
         self._sites: Sites | None = None
         follow_each_row(model)
@@ -64,7 +71,7 @@ class FrozenBackbone(nn.Module):
         trunk: Trunk | None = None,
         edits: Edits | None = None,
     ) -> Tensor:
-        """Last hidden states [B, T, H] of the text tokens.
+        """Hidden states [B, T, M] of the text tokens: the last layer's, behind those of others that `facts` joins.
 
         `input_ids`, `attention_mask` (nonzero: real token) and `token_type_ids` are [B, T], padded on either side.
         States of padding are arbitrary. `injection` has B rows; it is cast to the backbone's dtype. `keep`, an empty
@@ -88,10 +95,10 @@ class FrozenBackbone(nn.Module):
         order = _real_first(mask)
         tokens = {name: _take(value, order) for name, value in tokens.items()}
         mask = mask.gather(1, order)
-        with self._reading_on(trunk, injection, order), self._edited(edits, mask):
-            first_layer = 0 if trunk is None else trunk.first_layer
-            hidden = self._run(tokens, mask, injection, keep, first_layer)
-        return _take(hidden, order.argsort(dim=1)[:, -input_ids.shape[1] :])
+        first_layer = 0 if trunk is None else trunk.first_layer
+        with self._reading_on(trunk, injection, order), self._edited(edits, mask), self._seeing_lower() as lower:
+            last = self._run(tokens, mask, injection, keep, first_layer)
+        return _take(_side_by_side(lower, last), order.argsort(dim=1)[:, -input_ids.shape[1] :])
 
     def trunk(
         self, input_ids: Tensor, attention_mask: Tensor, first_layer: int, token_type_ids: Tensor | None = None
@@ -109,7 +116,7 @@ class FrozenBackbone(nn.Module):
         return KeptTexts(hidden, attention_mask.bool().sort(dim=1, descending=True, stable=True).values, layers)
 
     def behind(self, texts: KeptTexts, injection: Injection) -> Tensor:
-        """Last hidden states [B * C, P, H] of prompts that are read right behind B texts, C in a row behind each.
+        """Hidden states [B * C, P, M] of prompts that are read right behind B texts, C in a row behind each.
 
         Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
         """
@@ -120,10 +127,13 @@ class FrozenBackbone(nn.Module):
         return _take(hidden, order.argsort(dim=1))
 
     def _behind(self, tokens: dict[str, Tensor], mask: Tensor, texts: KeptTexts) -> Tensor:
-        """Last hidden states of right-padded tokens with the mask [B * C, P], behind B texts."""
+        """Hidden states [B * C, P, M] of right-padded tokens with the mask [B * C, P], behind B texts."""
         assert self.carrier is not None
         before = texts.mask.repeat_interleave(len(mask) // len(texts.mask), 0)
-        return self.carrier.run(self._inputs(tokens, torch.cat([before, mask], dim=1)), mask, texts.layers, before)
+        inputs = self._inputs(tokens, torch.cat([before, mask], dim=1))
+        with self._seeing_lower() as lower:
+            last = self.carrier.run(inputs, mask, texts.layers, before)
+        return _side_by_side(lower, last)
 
     @property
     def keeps_texts(self) -> bool:
@@ -163,6 +173,13 @@ class FrozenBackbone(nn.Module):
         if injection is not None and injection.prompt is not None:
             states = torch.cat([injection.prompt.to(states.dtype), states], dim=1)
         return self.split.upper(trunk.first_layer, _take(states, order))
+
+    @contextmanager
+    def _seeing_lower(self) -> Iterator[list[Tensor]]:
+        """A run of the model inside fills the list with the states [B, S, H] that are joined with its last."""
+        lower: list[Tensor] = []
+        with seen(self.model, self.facts.joined[:-1], lower.append) if self.facts.joined else nullcontext():
+            yield lower
 
     def likelihood(
         self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor, kept: KeptTexts | None = None
@@ -252,6 +269,11 @@ def _real_first(mask: Tensor) -> Tensor:
     the text has nothing to attend to, which eager attention can turn into NaN.
     """
     return mask.logical_not().int().argsort(dim=1, stable=True)
+
+
+def _side_by_side(lower: list[Tensor], last: Tensor) -> Tensor:
+    """[B, S, M] of states [B, S, H]"""
+    return torch.cat([*lower, last], dim=-1) if lower else last
 
 
 def _take(sequence: Tensor, places: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class KeptTexts(NamedTuple):
     """B texts that a decoder has read, and can go on from."""
 
     hidden: Tensor
-    """[B, T, H], last hidden states, in the order and with the padding that the texts came with."""
+    """[B, T, M], hidden states, in the order and with the padding that the texts came with."""
     mask: Tensor
     """[B, T] bool, of `layers`: real tokens first."""
     layers: KeysValues

@@ -133,14 +133,14 @@ def _build(
         raise UserError(f"backbone.attention={config.attention}: {first_line(error)}; set auto") from error
     model.tie_weights()
     model.requires_grad_(False)
-    return model, match_names(model, checkpoint, first_layers=config.layers is not None)
+    return model, match_names(model, checkpoint, first_layers=config.depth is not None)
 
 
 def check_output_layer(config: BackboneConfig, model_config: PreTrainedConfig) -> None:
     """UserError where a decoder's output layer would be given states of a middle layer, which it cannot read."""
-    if config.layers is not None and _is_decoder(model_config):
+    if config.depth is not None and _is_decoder(model_config):
         raise UserError(
-            f"method zero_shot asks the whole language model, not its first {config.layers} layers: set "
+            f"method zero_shot asks the whole language model, not its first {config.depth} layers: set "
             "backbone.layers=null (in a comparison, methods.zero_shot.backbone.layers)"
         )
 

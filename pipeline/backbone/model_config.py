@@ -45,8 +45,8 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
         model_config._attn_implementation = None
     if not config.trust_remote_code:
         model_config.auto_map = {}
-    if config.layers is not None:
-        _keep_layers(model_config, config.layers)
+    if config.depth is not None:
+        _keep_layers(model_config, config.depth)
     return model_config
 
 

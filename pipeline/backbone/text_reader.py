@@ -43,7 +43,7 @@ def keeps_tokens(form: Form | None) -> bool:
 
 def token_width(form: Form, facts: BackboneFacts) -> int:
     """W of the token states before injections of this form."""
-    return facts.hidden_size + (facts.prefix_width() if form.is_behind else 0)
+    return facts.state_width + (facts.prefix_width() if form.is_behind else 0)
 
 
 def as_trunk(states: Tensor, form: Form) -> Trunk:
@@ -53,5 +53,5 @@ def as_trunk(states: Tensor, form: Form) -> Trunk:
 
 def as_kept_texts(states: Tensor, attention_mask: Tensor, facts: BackboneFacts) -> KeptTexts:
     """The texts to read behind that token states [B, T, W] are; attention_mask [B, T], padding on the right."""
-    hidden, layers = states.split([facts.hidden_size, states.shape[-1] - facts.hidden_size], dim=-1)
+    hidden, layers = states.tensor_split([facts.state_width], dim=-1)
     return KeptTexts(hidden, attention_mask.bool(), split_prefix(layers, facts.prefix_layers))

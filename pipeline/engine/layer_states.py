@@ -32,10 +32,12 @@ class LayerStates:
     places: list[NDArray[np.int64]]
     """Of each rank's rows among the texts"""
 
-    def of(self, layers: int, pooling: Pooling, ranks: Ranks) -> Tensor:
-        """States [N, H] float32 behind the first `layers` layers, in the order of the texts. Collective."""
-        parts = ranks.gather(self.share[layers - 1, POOLINGS.index(pooling)].clone())
-        whole = torch.empty(sum(map(len, parts)), self.share.shape[-1])
+    def of(self, layers: int | list[int], pooling: Pooling, ranks: Ranks) -> Tensor:
+        """States [N, M] float32, of `backbone.layers` like these, in the order of the texts. Collective."""
+        read = [layers] if isinstance(layers, int) else layers
+        own = self.share[[layer - 1 for layer in read], POOLINGS.index(pooling)]
+        parts = ranks.gather(own.transpose(0, 1).flatten(1))
+        whole = torch.empty(sum(map(len, parts)), parts[0].shape[1])
         for places, part in zip(self.places, parts, strict=True):
             whole[torch.from_numpy(places)] = part.float()
         return whole

@@ -62,7 +62,8 @@ def load_frozen(
     else:
         model = kept.model(zero_config, device)
         backbone.kept = None if written else kept
-    return FrozenBackbone(model, facts_of(model.config), gradient_checkpointing=config.gradient_checkpointing)
+    facts = facts_of(model.config, config.joined)
+    return FrozenBackbone(model, facts, gradient_checkpointing=config.gradient_checkpointing)
 
 
 def _loaded(

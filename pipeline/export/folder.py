@@ -70,6 +70,11 @@ def _classifier(loaded: LoadedAdapter, *, trained: bool = True) -> Any:
             f"backbone.quantization={adapter.config.backbone.quantization}: others read the weights as they are, and "
             "would compute other scores: only adapters of a backbone with quantization=none can be exported"
         )
+    if adapter.config.backbone.joined:
+        raise UserError(
+            f"backbone.layers={list(adapter.config.backbone.joined)}: others' models have the states of the last layer "
+            "alone: train with a number or null"
+        )
     weight, bias = linear_head(adapter.config.method.name, adapter.method_state)
     if not trained:
         weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.pooling import pool
 
 if TYPE_CHECKING:
@@ -43,33 +44,33 @@ class LabelSimilarity(nn.Module):
         nn.init.eye_(self.label_map.weight)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [N, H] or [B, 1, H], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
+        """pooled [N, M] or [B, 1, M], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
         labels = self.label_map(pool(states, mask, "mean"))
-        cosine = functional.cosine_similarity(_precise(pooled), labels, dim=-1)
+        cosine = functional.cosine_similarity(_as_wide(_precise(pooled), labels), labels, dim=-1)
         return _precise(self.log_scale).exp() * cosine
 
 
 def state_similarity(pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
     """Scaled cosine of texts and labels, before any training.
 
-    pooled [B, H], states [K, P, H], mask [K, P] -> [B, K], float32 at least.
+    pooled [B, M], states [K, P, H], mask [K, P] -> [B, K], float32 at least.
     """
     labels = functional.normalize(pool(_precise(states), mask, "mean"), dim=-1)
-    return SIMILARITY_SCALE * functional.normalize(_precise(pooled), dim=-1) @ labels.T
+    return SIMILARITY_SCALE * functional.normalize(_as_wide(_precise(pooled), labels), dim=-1) @ labels.T
 
 
 class LinearHead(nn.Module):
-    """The paper's head (App. A.5): two logits from H without bias; the score is logit(true) - logit(false).
+    """The paper's head (App. A.5): two logits from M = H without bias; the score is logit(true) - logit(false).
 
     Binary cross-entropy on this score equals softmax cross-entropy on the two logits.
     """
 
-    def __init__(self, hidden_size: int) -> None:
+    def __init__(self, state_width: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(hidden_size, 2, bias=False)
+        self.logits = ScoreLayer(state_width, 2, bias=False)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [B, H], states [B, P, H], mask [B, P] -> scores [B]. The label's states are not used."""
+        """pooled [B, M], states [B, P, H], mask [B, P] -> scores [B]. The label's states are not used."""
         true, false = self.logits(pooled).unbind(-1)
         return true - false
 
@@ -81,13 +82,13 @@ class LabelAwareHead(LinearHead):
     effect), a slow saddle.
     """
 
-    def __init__(self, hidden_size: int) -> None:
-        super().__init__(hidden_size)
+    def __init__(self, state_width: int, hidden_size: int) -> None:
+        super().__init__(state_width)
         self.similarity = LabelSimilarity(hidden_size)
         nn.init.zeros_(self.logits.weight)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """pooled [N, H] or [B, 1, H], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
+        """pooled [N, M] or [B, 1, M], states [N, P, H], mask [N, P] -> scores [N] or [B, N]."""
         return super().forward(pooled, states, mask) + self.similarity(pooled, states, mask)
 
 
@@ -103,9 +104,9 @@ class FittedHead(nn.Module):
     bias_bits: Tensor
     prior_bits: Tensor
 
-    def __init__(self, hidden_size: int, label_count: int) -> None:
+    def __init__(self, state_width: int, label_count: int) -> None:
         super().__init__()
-        self.register_buffer("weight_bits", _bits(torch.zeros(label_count, hidden_size)))
+        self.register_buffer("weight_bits", _bits(torch.zeros(label_count, state_width)))
         self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
         self.register_buffer("prior_bits", _bits(torch.ones(1)))
 
@@ -121,7 +122,7 @@ class FittedHead(nn.Module):
         return {"weight_bits": _bits(fit.weight), "bias_bits": _bits(fit.bias), "prior_bits": _bits(prior)}
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
-        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K] float32 (float64 stays).
+        """pooled [B, M], states [K, P, H], mask [K, P] -> scores [B, K] float32 (float64 stays).
 
         trained [K]: each label's index in training, -1 for one that was not there; None: they are those of training.
         """
@@ -148,16 +149,16 @@ class FittedJudge(nn.Module):
     bias_bits: Tensor
     unseen_bits: Tensor
 
-    def __init__(self, hidden_size: int, label_count: int) -> None:
+    def __init__(self, state_width: int, label_count: int) -> None:
         super().__init__()
-        self.register_buffer("weight_bits", _bits(torch.zeros(hidden_size)))
+        self.register_buffer("weight_bits", _bits(torch.zeros(state_width)))
         self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
         self.register_buffer("unseen_bits", _bits(torch.zeros(1)))
 
     @staticmethod
     def state_of(fit: "JudgeFit", states: Tensor, mask: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """The state of this fit; states [J, P, H] and mask [J, P] of the hypotheses, of the labels [J] of training."""
-        own = fit.bias[labels] + pool(states.double(), mask, "mean") @ fit.weight
+        own = fit.bias[labels] + _judged_alone(fit.weight, states, mask)
         return {
             "weight_bits": _bits(fit.weight),
             "bias_bits": _bits(fit.bias),
@@ -165,15 +166,21 @@ class FittedJudge(nn.Module):
         }
 
     def forward(self, pooled: Tensor, rows: Tensor, states: Tensor, mask: Tensor, trained: Tensor) -> Tensor:
-        """pooled [B, C, H]: texts, each read with C labels; states [K, P, H], mask [K, P] -> scores [B, C] float64.
+        """pooled [B, C, M]: texts, each read with C labels; states [K, P, H], mask [K, P] -> scores [B, C] float64.
 
         rows [B, C]: each label's place in `states`; trained [K]: its index in training, -1 where it was not there.
         """
         weight, bias, unseen = (
             bits.view(torch.float64) for bits in (self.weight_bits, self.bias_bits, self.unseen_bits)
         )
-        others = unseen - pool(states.double(), mask, "mean") @ weight
+        others = unseen - _judged_alone(weight, states, mask)
         return pooled.double() @ weight + bias[trained.clamp(min=0)].where(trained >= 0, others)[rows]
+
+
+def _judged_alone(weight: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    """What a judge's direction [M] makes of hypotheses by themselves, states [K, P, H], mask [K, P]: [K] float64"""
+    labels = pool(states.double(), mask, "mean")
+    return labels @ _as_wide(weight, labels)
 
 
 def balance(alone: Tensor, judged: Tensor) -> Tensor:
@@ -186,12 +193,12 @@ def balance(alone: Tensor, judged: Tensor) -> Tensor:
 
 
 class ClassHead(nn.Module):
-    """The usual head of a text classifier: K logits from H; label_aware adds the similarity of text and labels."""
+    """The usual head of a text classifier: K logits from M; label_aware adds the similarity of text and labels."""
 
-    def __init__(self, name: HeadName, hidden_size: int, label_count: int) -> None:
+    def __init__(self, name: HeadName, facts: BackboneFacts, label_count: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(hidden_size, label_count)
-        self.similarity = LabelSimilarity(hidden_size) if name == "label_aware" else None
+        self.logits = ScoreLayer(facts.state_width, label_count)
+        self.similarity = LabelSimilarity(facts.hidden_size) if name == "label_aware" else None
         if self.similarity is not None:
             nn.init.zeros_(self.logits.weight)
 
@@ -200,7 +207,7 @@ class ClassHead(nn.Module):
         return self.similarity is not None
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor, trained: Tensor | None = None) -> Tensor:
-        """pooled [B, H], states [K, P, H], mask [K, P] -> scores [B, K].
+        """pooled [B, M], states [K, P, H], mask [K, P] -> scores [B, K].
 
         trained [K]: each row's label in training; None: they are those of training.
         """
@@ -210,21 +217,30 @@ class ClassHead(nn.Module):
         return scores if self.similarity is None else scores + self.similarity(pooled.unsqueeze(1), states, mask)
 
 
-def build_head(name: HeadName, hidden_size: int, label_count: int) -> nn.Module:
-    """The head of label tuning of that name, for a backbone of width H and K labels of training."""
-    if name == "fitted":
-        return FittedHead(hidden_size, label_count)
-    return {"linear": LinearHead, "label_aware": LabelAwareHead}[name](hidden_size)
+def build_head(name: HeadName, facts: BackboneFacts, label_count: int) -> nn.Module:
+    """The head of label tuning of that name, for K labels of training."""
+    match name:
+        case "fitted":
+            return FittedHead(facts.state_width, label_count)
+        case "linear":
+            return LinearHead(facts.state_width)
+        case "label_aware":
+            return LabelAwareHead(facts.state_width, facts.hidden_size)
 
 
-def head_parameters(name: HeadName, hidden_size: int) -> int:
+def head_parameters(name: HeadName, facts: BackboneFacts) -> int:
     """Trainable elements of such a head, by formula."""
-    return 0 if name == "fitted" else 2 * hidden_size + beside_logits(name, hidden_size)
+    return 0 if name == "fitted" else 2 * facts.state_width + beside_logits(name, facts.hidden_size)
 
 
 def beside_logits(name: HeadName, hidden_size: int) -> int:
     """Trainable elements that a head has beside its logits."""
     return hidden_size**2 + 1 if name == "label_aware" else 0
+
+
+def _as_wide(values: Tensor, labels: Tensor) -> Tensor:
+    """The part of texts' states [..., M] that is of the layer which labels' states [..., H] are of: [..., H]."""
+    return values[..., -labels.shape[-1] :]
 
 
 def _bits(values: Tensor) -> Tensor:

@@ -84,17 +84,17 @@ class LabelTuningConfig(MethodConfig):
         return self.judge == "fitted"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
-        head = build_head(self.head, facts.hidden_size, label_count)
+        head = build_head(self.head, facts, label_count)
         shortlist, producer = self.joint_readings(label_count), self.build_producer(facts, hypothesis_tokens)
         if self.wants_judge:
-            judge = FittedJudge(facts.hidden_size, label_count)
+            judge = FittedJudge(facts.state_width, label_count)
             return JudgedLabelTuning(producer, head, shortlist, self.form, judge)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
         return kind(producer, head, shortlist, self.form)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
-        head = head_parameters(self.head, facts.hidden_size)
+        head = head_parameters(self.head, facts)
         return self.producer_parameters(facts, hypothesis_tokens) + head
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:

@@ -49,6 +49,12 @@ def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
         raise UserError(f"method {method.name} injects a prefix, but the backbone takes none: {reason}; {OTHERWISE}")
     if method.form is not None and method.form.is_behind and (reason := behind_refusal(facts)):
         raise UserError(f"method.position=after: {reason}; set method.position=before")
+    first_layer = 0 if method.form is None else method.form.first_layer
+    if facts.joined and first_layer > (lowest := facts.joined[0]):
+        raise UserError(
+            f"method.first_layer={first_layer}: below it, a text is not read with its label, so that layer {lowest} of "
+            f"backbone.layers has nothing to show: set method.first_layer={lowest} or less"
+        )
 
 
 def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:

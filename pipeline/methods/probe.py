@@ -33,10 +33,10 @@ class ProbeConfig(MethodConfig):
         return True
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "Probe":
-        return Probe(facts.hidden_size, label_count)
+        return Probe(facts.state_width, label_count)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-        return label_count * (facts.hidden_size + 1) + 1
+        return label_count * (facts.state_width + 1) + 1
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         priors = {"auto": (False, True), "always": (True,), "never": (False,)}[self.prior]
@@ -49,13 +49,13 @@ class ProbeConfig(MethodConfig):
 
 
 class Probe(TuningMethod):
-    """K logits from H, and the weighted prior. It stays in float32, whatever the backbone computes in."""
+    """K logits from M, and the weighted prior. It stays in float32, whatever the backbone computes in."""
 
     judges_hypotheses: ClassVar[bool] = True
 
-    def __init__(self, hidden_size: int, label_count: int) -> None:
+    def __init__(self, state_width: int, label_count: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(hidden_size, label_count)
+        self.logits = ScoreLayer(state_width, label_count)
         self.prior_weight = nn.Parameter(torch.zeros(1))
 
     @property

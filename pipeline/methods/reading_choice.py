@@ -1,5 +1,6 @@
 """Which layer's states, pooled how, a probe does best with."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pipeline.backbone.config import Pooling
@@ -8,19 +9,26 @@ from pipeline.methods.logistic import best_without_prior
 
 CS = (3e-3, 1e-2, 3e-2)
 """Strengths of the penalty that each probe may choose from: enough to tell readings apart."""
+LAYERS_JOINED = 4
+"""What is learnt of words low down and of the whole text higher up, at four times a state's width."""
 
 
 @dataclass(frozen=True)
 class Probed:
     """How a probe of one reading does on validation texts."""
 
-    layers: int
-    """The first so many are read with."""
+    layers: int | list[int]
+    """As in `backbone.layers`: the first so many are read with, or those whose states are joined."""
     pooling: Pooling
     accuracy: float
     log_loss: float
     c: float
     """Of the penalty that was chosen."""
+
+    @property
+    def depth(self) -> int:
+        """How many layers are read with."""
+        return self.layers if isinstance(self.layers, int) else self.layers[-1]
 
     @property
     def quality(self) -> tuple[float, float]:
@@ -42,7 +50,7 @@ class ReadingChoice:
 
     @property
     def best(self) -> Probed:
-        return max(self.probed, key=lambda one: (*one.quality, -one.layers))
+        return max(self.probed, key=lambda one: (*one.quality, -one.depth))
 
     @property
     def standard_error(self) -> float:
@@ -52,16 +60,34 @@ class ReadingChoice:
 
     @property
     def cheapest(self) -> Probed:
-        """Of the accuracies within one standard error of the best, that of the fewest layers."""
+        """Of the accuracies within one standard error of the best, the best with the fewest layers."""
         near = [one for one in self.probed if one.accuracy >= self.best.accuracy - self.standard_error]
-        return min(near, key=lambda one: (one.layers, *(-figure for figure in one.quality)))
+        return min(near, key=lambda one: (one.depth, *(-figure for figure in one.quality)))
 
     def unread(self, one: Probed) -> float:
         """The share of the layers that this reading does without."""
-        return 1 - one.layers / self.layers
+        return 1 - one.depth / self.layers
 
 
-def probe_reading(layers: int, pooling: Pooling, train: Reading, validation: Reading, label_count: int) -> Probed:
+def worth_joining(probed: Sequence[Probed], layers: int) -> list[tuple[list[int], Pooling]]:
+    """Layers to join and their pooling, worth a probe once each of L = `layers` has been probed by itself.
+
+    They are spread over half, three quarters and all of the layers, and over those up to the best.
+    """
+    best = max(probed, key=lambda one: one.quality)
+    depths = {-(-layers // 2), -(-3 * layers // 4), layers, best.depth}
+    return [(spread(depth), best.pooling) for depth in sorted(depths) if depth > 1]
+
+
+def spread(depth: int) -> list[int]:
+    """The first layer, the last of so many, and those at a third and two thirds of the way."""
+    steps = LAYERS_JOINED - 1
+    return sorted({1, *(round(depth * step / steps) for step in range(1, steps + 1))})
+
+
+def probe_reading(
+    layers: int | list[int], pooling: Pooling, train: Reading, validation: Reading, label_count: int
+) -> Probed:
     """Fits a probe of K = `label_count` labels to the texts of `train`."""
     found = best_without_prior(train, validation, label_count, CS)
     accuracy, log_probability = found.quality

@@ -16,7 +16,7 @@ class TextClassifierConfig(MethodConfig):
     """Methods that know a label by its index alone, or nearly so."""
 
     head: HeadName = "linear"
-    """linear: K*(H + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more); fitted:
+    """linear: K*(M + 1) parameters; label_aware: adds a scaled cosine between text and label (H^2 + 1 more); fitted:
     the probe of the texts that are read alone, which is not trained."""
 
     @property
@@ -29,15 +29,16 @@ class TextClassifierConfig(MethodConfig):
     def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead | FittedHead:
         """The layer behind the backbone, for K labels."""
         if self.head == "fitted":
-            return FittedHead(facts.hidden_size, label_count)
-        return ClassHead(self.head, facts.hidden_size, label_count)
+            return FittedHead(facts.state_width, label_count)
+        return ClassHead(self.head, facts, label_count)
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         return fitted_head(readings)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-        hidden = facts.hidden_size
-        head = 0 if self.head == "fitted" else label_count * (hidden + 1) + beside_logits(self.head, hidden)
+        if self.head == "fitted":
+            return self.injector_parameters(facts)
+        head = label_count * (facts.state_width + 1) + beside_logits(self.head, facts.hidden_size)
         return self.injector_parameters(facts) + head
 
     @abstractmethod

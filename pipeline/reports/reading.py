@@ -1,6 +1,7 @@
 """What choose-reading tells: a table, lines to paste into a config, a picture."""
 
 from dataclasses import asdict
+from shlex import quote
 from typing import Any
 
 import altair as alt
@@ -14,17 +15,19 @@ COLOURS = dict(zip(POOLINGS, (FIRST, SECOND, FAINT), strict=True))
 
 
 def table(choice: ReadingChoice) -> str:
-    """Accuracies, a row per layer and a column per pooling, and what to make of them."""
-    figures = {(one.layers, one.pooling): one.accuracy for one in choice.probed}
-    marks = {(one.layers, one.pooling): mark for one, mark in ((choice.cheapest, CHEAPEST), (choice.best, BEST))}
+    """Accuracies, a row per layer, or layers joined, and a column per pooling, and what to make of them."""
+    rows: dict[str, dict[str, str]] = {}
+    for one in choice.probed:
+        mark = BEST if one == choice.best else CHEAPEST if one == choice.cheapest else " "
+        rows.setdefault(str(one.layers), {})[one.pooling] = f"{one.accuracy:9.4f}{mark}"
+    width = max(map(len, ("layers", *rows)))
     lines = [
         f"accuracy on {choice.validation_texts:,} validation texts of a probe fitted to {choice.train_texts:,} "
         f"(standard error {choice.standard_error:.3f})",
-        f"layers{''.join(f'{how:>9} ' for how in POOLINGS)}".rstrip(),
+        f"{'layers':>{width}}{''.join(f'{how:>9} ' for how in POOLINGS)}".rstrip(),
     ]
-    for layers in range(1, choice.layers + 1):
-        cells = [f"{figures[layers, how]:9.4f}{marks.get((layers, how), ' ')}" for how in POOLINGS]
-        lines.append(f"{layers:6}{''.join(cells)}".rstrip())
+    for layers, cells in rows.items():
+        lines.append(f"{layers:>{width}}{''.join(cells.get(how, ' ' * 10) for how in POOLINGS)}".rstrip())
     lines += ["", f"as configured: {_described(choice.now)}"]
     lines += _advice("best", BEST, choice, choice.best)
     if choice.cheapest != choice.best:
@@ -38,12 +41,14 @@ def _advice(title: str, mark: str, choice: ReadingChoice, one: Probed) -> list[s
     return [
         f"{title} ({mark}): {_described(one)}{unread}",
         f"  backbone: {{layers: {layers}, pooling: {one.pooling}}}",
-        f"  backbone.layers={layers} backbone.pooling={one.pooling}",
+        f"  {quote(f'backbone.layers={layers}')} backbone.pooling={one.pooling}",
     ]
 
 
 def _described(one: Probed) -> str:
     layers = "1 layer" if one.layers == 1 else f"{one.layers} layers"
+    if isinstance(one.layers, list):
+        layers = f"layers {', '.join(map(str, one.layers))} joined"
     return f"{layers}, {one.pooling}: accuracy {one.accuracy:.4f}, log-loss {one.log_loss:.4f}"
 
 
@@ -54,22 +59,27 @@ def values(choice: ReadingChoice) -> dict[str, Any]:
 
 
 def picture(choice: ReadingChoice) -> Spec:
-    """Accuracy by layer, a line per pooling; best and cheapest are ringed, a dashed line is a standard error below."""
-    rows = [asdict(one) for one in choice.probed]
+    """Accuracy by layer, a line per pooling, and diamonds where layers are joined; best and cheapest are ringed.
+
+    A dashed line is a standard error below the best.
+    """
+    rows = [asdict(one) | {"layers": one.depth, "joined": isinstance(one.layers, list)} for one in choice.probed]
     ticks = list(range(1, choice.layers + 1, -(-choice.layers // 16)))
     colour = alt.Scale(domain=list(COLOURS), range=list(COLOURS.values()))
-    base = alt.Chart(inline(rows)).encode(
+    each = alt.Chart(inline(rows)).encode(
         x=alt.X("layers:Q", title="layers that are read", axis=alt.Axis(values=ticks, format="d", grid=False)),
         y=alt.Y("accuracy:Q", title="accuracy", scale=alt.Scale(zero=False), axis=alt.Axis(tickCount=5)),
         color=alt.Color("pooling:N", scale=colour, legend=alt.Legend(title=None, orient="top", columnPadding=28)),
     )
     near = alt.Chart(inline([{"accuracy": choice.best.accuracy - choice.standard_error}]))
-    chosen = [asdict(one) for one in (choice.best, choice.cheapest)]
+    base, joined = (each.transform_filter(test) for test in ("!datum.joined", "datum.joined"))
+    chosen = [{"layers": one.depth, "accuracy": one.accuracy} for one in (choice.best, choice.cheapest)]
     layers = [
         near.mark_rule(color=FAINT, strokeDash=[4, 4]).encode(y="accuracy:Q"),
         base.mark_line(strokeWidth=1.8),
         base.mark_point(filled=True, size=30, opacity=1),
+        joined.mark_point(filled=True, size=60, opacity=1, shape="diamond"),
         alt.Chart(inline(chosen)).mark_point(color=INK, size=150).encode(x="layers:Q", y="accuracy:Q"),
     ]
-    title = "Validation accuracy of a probe, by layers and pooling"
+    title = "Validation accuracy of a probe, by layers and pooling (diamonds: several layers joined)"
     return finished(alt.layer(*layers).properties(width=WIDTH, height=280, title=title), title)

@@ -115,7 +115,7 @@ class AskingReader:
     def _behind(self, injection: Injection | None, copies: int) -> Tensor:
         """The texts' own states, or those of what is read behind them."""
         if injection is None:
-            hidden = self._kept[..., : self.model.backbone.facts.hidden_size]
+            hidden = self._kept[..., : self.model.backbone.facts.state_width]
             return pool(hidden, self.texts.mask, self.model.pooling).repeat_interleave(copies, 0)
         kept = self._kept.repeat_interleave(copies, 0)
         asked = Asked("behind", self.texts.repeat(copies), injection=injection, before=kept)
@@ -273,6 +273,6 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
 
 def _kept(backbone: FrozenBackbone, texts: Texts, before: Tensor) -> KeptTexts:
     """What was kept of texts, [R, T, H + W], taken apart."""
-    hidden, layers = before.tensor_split([backbone.facts.hidden_size], dim=-1)
+    hidden, layers = before.tensor_split([backbone.facts.state_width], dim=-1)
     # Texts are padded on the right, so that their real tokens come first.
     return KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))

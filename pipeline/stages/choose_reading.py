@@ -1,7 +1,7 @@
-"""Says which layer's states, pooled how, a probe does best with: `backbone.layers` and `backbone.pooling`."""
+"""Says which layers' states, pooled how, a probe does best with: `backbone.layers` and `backbone.pooling`."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
@@ -9,6 +9,7 @@ from itertools import product
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.backbone.config import Pooling
 from pipeline.backbone.every_layer import POOLINGS, EveryLayer
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
@@ -25,7 +26,7 @@ from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_stat
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.startup import start
 from pipeline.methods.base import Reading
-from pipeline.methods.reading_choice import Probed, ReadingChoice, probe_reading
+from pipeline.methods.reading_choice import Probed, ReadingChoice, probe_reading, worth_joining
 from pipeline.reports.page import as_file
 from pipeline.reports.reading import picture, table, values
 from pipeline.stages.preprocess import preprocess
@@ -39,16 +40,16 @@ TRAIN_TEXTS, VALIDATION_TEXTS = 2_000, 1_000
 def choose_reading(
     config: RunConfig, *, train_texts: int = TRAIN_TEXTS, validation_texts: int = VALIDATION_TEXTS
 ) -> ReadingChoice:
-    """Reads some texts once with the whole backbone, probes every layer and pooling, and prints what does best.
+    """Reads some texts once with the whole backbone, probes its layers and poolings, and prints what does best.
 
-    Makes data/ in the run directory where it is not current, logs/reading.json and logs/reading.svg. Every rank must
-    call it. Raises UserError where there are no validation texts, where the config asks for more layers than there are,
-    and where states are not finite.
+    Each layer is probed with each pooling, then some layers joined. Makes data/ in the run directory where it is not
+    current, logs/reading.json and logs/reading.svg. Every rank must call it. Raises UserError where there are no
+    validation texts, where the config asks for more layers than there are, and where states are not finite.
     """
     accelerator, ranks = start(config)
     facts = backbone_of(config.backbone, config.data).facts
     whole = backbone_of(config.backbone.model_copy(update={"layers": None}), config.data)
-    now = (facts.layers, resolve_pooling(config.backbone.pooling, facts))
+    now = (list(facts.joined) or facts.layers, resolve_pooling(config.backbone.pooling, facts))
     manifest = preprocess(config, whole)
     if "validation" not in manifest["splits"]:
         raise UserError("choose-reading judges by validation texts: set data.validation, or data.split to cut some")
@@ -59,7 +60,10 @@ def choose_reading(
     reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
     states = reader.read(train.split, train.rows, "train"), reader.read(validation.split, validation.rows, "validation")
     release(accelerator, model)
-    probed = _probed(states, (train.labels, validation.labels), whole.facts.layers, len(manifest["labels"]), ranks)
+    fitted = partial(_probed, states, (train.labels, validation.labels), len(manifest["labels"]), ranks)
+    probed = fitted(list(product(range(1, whole.facts.layers + 1), POOLINGS)))
+    several = worth_joining(probed, whole.facts.layers)
+    probed += fitted(several if now in several or not facts.joined else [*several, now])
     configured = next(one for one in probed if (one.layers, one.pooling) == now)
     choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(validation.rows), configured)
     ranks.on_main(lambda: _tell(choice, config.run_dir))
@@ -89,7 +93,7 @@ def _drawn(run: RunDir, name: str, most: int, seed: int) -> _Drawn:
 def _announce(backbone: Backbone, train: int, validation: int) -> None:
     log.info(
         "choose-reading: %s training and %s validation texts are read once with all %d layers (%.3g MB of states), "
-        "then %d probes fitted",
+        "then %d probes fitted, and a few of layers joined",
         f"{train:,}",
         f"{validation:,}",
         backbone.facts.layers,
@@ -101,15 +105,14 @@ def _announce(backbone: Backbone, train: int, validation: int) -> None:
 def _probed(
     states: tuple[LayerStates, LayerStates],
     labels: tuple[NDArray[np.int64], NDArray[np.int64]],
-    layers: int,
     label_count: int,
     ranks: Ranks,
+    kinds: Sequence[tuple[int | list[int], Pooling]],
 ) -> list[Probed]:
-    """A probe of every layer and pooling, by the states and labels of training and validation texts.
+    """A probe of each of these layers and poolings, by the states and labels of training and validation texts.
 
     The ranks fit as many at a time as there are ranks.
     """
-    kinds = list(product(range(1, layers + 1), POOLINGS))
     found: list[Probed] = []
     turns = range(0, len(kinds), ranks.size)
     with counted(log, "choose-reading: fitting", len(turns), shown=ranks.is_main, parts="probes") as progress:

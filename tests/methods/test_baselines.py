@@ -73,8 +73,9 @@ def texts() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", ["llama_gqa", "bert", "falcon", "gpt2"])
 @pytest.mark.parametrize("keys", CLASSIFIERS + STEPLESS, ids=label)
-def test_the_formula_is_the_count(keys: dict[str, Any], family: str) -> None:
-    facts = facts_of(tiny_model(family).config)
+@pytest.mark.parametrize("joined", [(), (1, 2)])
+def test_the_formula_is_the_count(keys: dict[str, Any], family: str, joined: tuple[int, ...]) -> None:
+    facts = facts_of(tiny_model(family).config, joined)
     config = config_of(**keys)
     method = config.build(facts, P, K)
     assert sum(parameter.numel() for parameter in method.parameters()) == config.trainable_count(facts, P, K)
@@ -169,7 +170,7 @@ def test_zero_shot_is_where_label_tuning_starts(texts: dict[str, Tensor]) -> Non
     pooled = model.backbone(texts["input_ids"], texts["attention_mask"])
     masks = texts["attention_mask"]
     pooled = torch.stack([states[mask.bool()].mean(0) for states, mask in zip(pooled, masks, strict=True)])
-    head = build_head("label_aware", H, K).double()
+    head = build_head("label_aware", model.backbone.facts, K).double()
     for index in range(K):
         found = model(**texts, candidates=torch.full((3, 1), index))[:, 0]
         expected = head(pooled, model.label_states[[index] * 3], model.label_mask[[index] * 3])
@@ -248,7 +249,7 @@ def test_options_that_contradict_are_refused(keys: dict[str, Any], words: str) -
 def test_label_aware_classes_start_as_the_zero_shot_classifier(texts: dict[str, Tensor]) -> None:
     """And gradients reach what would move them from there."""
     model, zero_shot = model_of("bert", name="zero_shot"), model_of("bert", name="zero_shot")
-    head = ClassHead("label_aware", H, K)
+    head = ClassHead("label_aware", model.backbone.facts, K)
     torch.nn.init.zeros_(head.logits.bias)
     model.method = method = TextClassifier(None, head).double()
     zero_shot.label_states, zero_shot.label_mask = model.label_states, model.label_mask

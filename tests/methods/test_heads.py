@@ -1,5 +1,7 @@
 """Heads of label tuning: scores by the paper's definition, and by ours."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -10,7 +12,7 @@ from tests.methods.test_label_tuning import FACTS, MASK, K, states
 def test_linear_head_is_the_difference_of_two_logits() -> None:
     """So that binary cross-entropy on it is softmax cross-entropy on the logits."""
     torch.manual_seed(0)
-    head = build_head("linear", 5, 2).double()
+    head = build_head("linear", replace(FACTS, hidden_size=5), 2).double()
     pooled = torch.randn(7, 5, dtype=torch.float64)
     scores = head(pooled, torch.empty(7, 0, 5), torch.empty(7, 0))
     logits = pooled @ head.logits.weight.T
@@ -21,7 +23,7 @@ def test_linear_head_is_the_difference_of_two_logits() -> None:
 
 
 def test_label_aware_head_by_definition() -> None:
-    head = build_head("label_aware", FACTS.hidden_size, K).double()
+    head = build_head("label_aware", FACTS, K).double()
     pooled = torch.randn(K, FACTS.hidden_size, dtype=torch.float64)
     label = torch.stack([states()[k, : int(MASK[k].sum())].mean(0) for k in range(K)])
 

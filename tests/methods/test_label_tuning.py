@@ -78,6 +78,7 @@ SIZES = st.builds(
     ).map(tuple),
     max_positions=st.none(),
     is_decoder=st.booleans(),
+    joined=st.sampled_from([(), (1, 2, 3)]),
 )
 
 

@@ -19,6 +19,7 @@ from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
 from pipeline.methods.limits import check_injection, check_verdict, readings_per_text, window_warning
+from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
@@ -111,6 +112,16 @@ def test_what_is_read_behind_a_text_needs_a_decoder_that_keeps_all_of_it() -> No
         check_verdict(behind, failed)
     with pytest.raises(ValidationError, match=r"method\.first_layer has a meaning only with method\.position=before"):
         TypeAdapter(AnyMethodConfig).validate_python({"name": "lt_prompt", "position": "after", "first_layer": 1})
+
+
+def test_layers_below_an_injection_are_not_joined() -> None:
+    facts = facts_of(tiny_model("llama_gqa").config, (1, 2))
+    for first_layer in (0, 1):
+        check_injection(LTPrefixConfig(first_layer=first_layer), facts)
+    with pytest.raises(
+        UserError, match=r"method\.first_layer=2: below it, .* layer 1 of backbone\.layers .*=1 or less"
+    ):
+        check_injection(LTPrefixConfig(first_layer=2), facts)
 
 
 def test_with_one_layer_that_sees_all_something_is_left() -> None:

@@ -52,6 +52,21 @@ def test_all_layers_are_null() -> None:
     assert "need not" not in found and "fewest" not in found
 
 
+def test_layers_joined_have_a_row_of_their_own() -> None:
+    probed = [Probed(1, how, 0.5, 0.4, 0.01) for how in POOLINGS]
+    probed += [Probed([1, 2], "last", 0.9, 0.2, 0.01)]
+    assert table(ReadingChoice(probed, 4, 10, 10, probed[-1])).splitlines()[1:] == [
+        "layers     mean      last     first",
+        "     1   0.5000    0.5000    0.5000",
+        "[1, 2]             0.9000*",
+        "",
+        "as configured: layers 1, 2 joined, last: accuracy 0.9000, log-loss 0.2000",
+        "best (*): layers 1, 2 joined, last: accuracy 0.9000, log-loss 0.2000; 50% of the layers need not be loaded",
+        "  backbone: {layers: [1, 2], pooling: last}",
+        "  'backbone.layers=[1, 2]' backbone.pooling=last",
+    ]
+
+
 def test_values_hold_all_that_was_probed(choice: ReadingChoice) -> None:
     found = values(choice)
     assert found["best"] == {"layers": 3, "pooling": "mean", "accuracy": 0.86, "log_loss": 0.4, "c": 0.01}

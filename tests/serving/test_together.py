@@ -108,6 +108,17 @@ def test_pairs_and_texts_in_one_batch(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores.numpy(), np.array(want), rtol=1e-6, atol=3e-6)
 
 
+def test_adapters_that_join_layers(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "backbone", "llama_gqa")
+    names = ("prefix", "after", "after_fitted", "late", "plain", "edit", "probe")
+    paths = save_adapters(tmp_path, {name: METHODS[name] for name in names}, backbone={"layers": [1, 2]})
+    loaded = Adapters(paths, Choices(device="cpu"))
+    jobs = [Job(loaded[name], loaded[name].rows([text])) for name in names for text in TEXTS]
+    found, _ = score_together(jobs, 16384)
+    want = np.concatenate([expected(LoadedAdapter.load(paths[name], "cpu"), TEXTS) for name in names])
+    np.testing.assert_allclose(np.concatenate([list(one) for one in found]), want, rtol=1e-5, atol=1e-5)
+
+
 def some_texts(rows: int, width: int, *, typed: bool = False) -> Texts:
     ids = torch.randint(4, 300, (rows, width))
     mask = (torch.arange(width) < torch.randint(1, width + 1, (rows, 1))).long()

@@ -27,7 +27,8 @@ def test_one_pass_a_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     found = read_json(logs / "reading.json")
     assert (found["train_texts"], found["validation_texts"]) == (9, len(TEXTS)) and sum(forwards) == 9 + len(TEXTS)
     assert [(one["layers"], one["pooling"]) for one in found["probed"]] == [
-        (layers, pooling) for layers in (1, 2) for pooling in ("mean", "last", "first")
+        *((layers, pooling) for layers in (1, 2) for pooling in ("mean", "last", "first")),
+        ([1, 2], max(found["probed"][:6], key=lambda one: (one["accuracy"], -one["log_loss"]))["pooling"]),
     ]
     assert "accuracy on 3 validation texts of a probe fitted to 9 (standard error" in said
     assert "\nas configured: 1 layer, last: accuracy" in said
@@ -82,6 +83,7 @@ def test_two_ranks_find_the_same(tmp_path: Path) -> None:
     [alone], [first, second] = worlds[1], worlds[2]
     assert first == second
     for one, other in zip(alone, first, strict=True):
-        assert len(one) == 9 and [each[:2] for each in one] == [each[:2] for each in other]
+        assert [each[:2] for each in one] == [each[:2] for each in other]
+        assert len(one) == 9 + 2 and one[-1][0] == [1, 2, 3]
         for ours, theirs in zip(one, other, strict=True):
             assert ours[2:] == pytest.approx(theirs[2:], abs=1e-4)

@@ -15,19 +15,26 @@ from tests.support.processes import launch, run_script
 from tests.support.tiny_run import tiny_config
 
 STAGES = ("preprocess", "encode-labels", "encode-texts", "train", "evaluate")
-METHODS = ("probe", "lt_prompt")
+RUNS: dict[str, dict[str, Any]] = {
+    "probe": {"method": {"name": "probe"}},
+    "lt_prompt": {"method": {"name": "lt_prompt"}},
+    "joined": {
+        "method": {"name": "lt_prompt", "position": "after"},
+        "backbone": {"layers": [1, 2], "gradient_checkpointing": True},
+    },
+}
 
 
 def script(folder: Path) -> dict[str, Any]:
-    """Each method on one rank and on two; statuses by method and world."""
+    """Each run on one rank and on two; statuses by run and world."""
     statuses = {}
-    for method in METHODS:
+    for run, sections in RUNS.items():
         for world in (1, 2):
-            name = f"{method}-{world}"
+            name = f"{run}-{world}"
             config = tiny_config(
                 folder,
                 run={"dir": str(folder / name)},
-                method={"name": method},
+                **sections,
                 train={"max_steps": 2, "batch_size": 4 // world, "eval_every": 1, "learning_rate": 1e-2},
                 logging={"trackers": ["jsonl"]},
                 engine={"threads": 1},
@@ -56,10 +63,10 @@ def test_two_ranks_read_what_one_reads(folder: Path, split: str) -> None:
     torch.testing.assert_close(shared.whole(), alone.whole(), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_two_ranks_come_to_the_same_metrics(folder: Path, method: str) -> None:
+@pytest.mark.parametrize("run", RUNS)
+def test_two_ranks_come_to_the_same_metrics(folder: Path, run: str) -> None:
     alone, shared = (
-        json.loads((folder / f"{method}-{world}" / "evaluation" / "metrics.json").read_text()) for world in (1, 2)
+        json.loads((folder / f"{run}-{world}" / "evaluation" / "metrics.json").read_text()) for world in (1, 2)
     )
     for split in ("validation", "test"):
         assert shared[split]["log_loss"] == pytest.approx(alone[split]["log_loss"], rel=1e-3)

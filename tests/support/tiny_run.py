@@ -82,14 +82,14 @@ def estimated(config: RunConfig) -> Sections:
     return Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
 
 
-def tiny_facts() -> BackboneFacts:
-    return facts_of(tiny_model("llama_gqa").config)
+def tiny_facts(joined: tuple[int, ...] = ()) -> BackboneFacts:
+    return facts_of(tiny_model("llama_gqa").config, joined)
 
 
 def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.Tensor]:
     """Random parameters, all of which matter (the head would start at zero)."""
     torch.manual_seed(1)
-    method = config.method.build(tiny_facts(), labels.hypothesis_tokens, len(labels.names))
+    method = config.method.build(tiny_facts(config.backbone.joined), labels.hypothesis_tokens, len(labels.names))
     state = method.state_dict()
     return {name: x + 0.3 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
 

@@ -41,6 +41,10 @@ def read_plainly(loaded: LoadedAdapter, split: Split) -> JudgedTexts:
     ("method", "sections"),
     [
         ({"name": "lt_prompt", "position": "after"}, {"train": STEPS | {"keep_token_states": True}}),
+        (
+            {"name": "lt_prompt", "position": "after"},
+            {"train": STEPS | {"keep_token_states": True}, "backbone": {"layers": [1, 2]}},
+        ),
         ({"name": "lt_prompt", "position": "after"}, {"labels": SEVERAL}),
         (
             {"name": "lt_prefix", "judge": "fitted", "first_layer": 1},
@@ -48,7 +52,7 @@ def read_plainly(loaded: LoadedAdapter, split: Split) -> JudgedTexts:
         ),
         ({"name": "lt_prefix", "judge": "fitted", "shortlist": 2}, {}),
     ],
-    ids=["behind_kept", "behind_several", "late_zero3", "shortlist"],
+    ids=["behind_kept", "behind_joined", "behind_several", "late_zero3", "shortlist"],
 )
 def test_the_judge_is_the_fit_to_each_reading(
     tmp_path: Path, method: dict[str, Any], sections: dict[str, dict[str, Any]]
