@@ -277,7 +277,7 @@ def _side_by_side(lower: list[Tensor], last: Tensor) -> Tensor:
 
 
 def _take(sequence: Tensor, places: Tensor) -> Tensor:
-    """Each row of `sequence` [B, S] or [B, S, H] at `places` [B, T] -> [B, T] or [B, T, H]."""
+    """Each row of `sequence` [B, S] or [B, S, M] at `places` [B, T] -> [B, T] or [B, T, M]."""
     if sequence.ndim == 3:
         places = places[..., None].expand(-1, -1, sequence.shape[-1])
     return sequence.gather(1, places)

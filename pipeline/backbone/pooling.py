@@ -15,7 +15,7 @@ def resolve_pooling(how: Pooling, facts: BackboneFacts) -> Pooling:
 
 
 def pool(hidden: Tensor, mask: Tensor, how: Pooling) -> Tensor:
-    """[B, T, H] hidden states and [B, T] mask (nonzero: real token), padded on either side -> [B, H].
+    """[B, T, M] hidden states and [B, T] mask (nonzero: real token), padded on either side -> [B, M].
 
     `how` is last, first (real token) or mean (over real tokens). A text without tokens gives zeros under mean.
     """

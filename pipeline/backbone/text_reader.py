@@ -26,7 +26,7 @@ class TextReader(nn.Module):
         self.form = form
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Texts [B, T], padded on the right -> text states [B, H], or token states [B, T, W]."""
+        """Texts [B, T], padded on the right -> text states [B, M], or token states [B, T, W]."""
         if self.form is None:
             hidden = self.backbone(input_ids, attention_mask, token_type_ids=token_type_ids)
             return pool(hidden, attention_mask, self.pooling)

@@ -91,7 +91,7 @@ class Split:
     def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
         """input_ids, attention_mask, token_type_ids [B, T] of these rows [B].
 
-        Also, where they are kept, `alone` [B, H] and `token_states` [B, T, W].
+        Also, where they are kept, `alone` [B, M] and `token_states` [B, T, W].
         """
         columns = self.rows[rows]
         taken = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
@@ -114,7 +114,7 @@ class ReadTexts:
         return np.ones(len(self.states), dtype=np.int64)
 
     def batch(self, rows: NDArray[np.int64], pad_token_id: int) -> dict[str, Tensor]:
-        """`alone` [B, H]: the states of these rows [B]."""
+        """`alone` [B, M]: the states of these rows [B]."""
         return {"alone": self.states.take(rows)}
 
 

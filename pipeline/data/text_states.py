@@ -1,7 +1,7 @@
 """Text and token states: the frozen backbone's reading of texts alone, made once, kept in files, mapped into memory.
 
 texts/states.json                            what each set of states was made from, and whether all of them are there
-texts/SPLIT-NNNNN.safetensors                text states [rows, H] of one chunk of the split's rows, in order
+texts/SPLIT-NNNNN.safetensors                text states [rows, M] of one chunk of the split's rows, in order
 texts/SPLIT-tokens-FORM-NNNNN.safetensors    token states [tokens, W] of a chunk's rows, one text behind the other
 """
 
@@ -57,7 +57,7 @@ class TextStates:
     """Pooled states of a split's texts, in the backbone's compute dtype."""
 
     chunks: list[Tensor]
-    """[rows, H] each, mapped: read from disk as they are used"""
+    """[rows, M] each, mapped: read from disk as they are used"""
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -67,13 +67,13 @@ class TextStates:
         return TextStates([*self.chunks, *others.chunks])
 
     def take(self, rows: NDArray) -> Tensor:
-        """States [B, H] of these rows [B]."""
+        """States [B, M] of these rows [B]."""
         chunks = np.searchsorted(self._ends, rows, side="right")
         from_end = rows - self._ends[chunks]  # places below zero, which count from the end of the chunk
         return torch.stack([self.chunks[n][place] for n, place in zip(chunks, from_end.tolist(), strict=True)])
 
     def whole(self) -> Tensor:
-        """All of them, [rows, H] float32, in memory."""
+        """All of them, [rows, M] float32, in memory."""
         return torch.cat([chunk.float() for chunk in self.chunks])
 
     @cached_property
@@ -125,7 +125,7 @@ def chunk_file(folder: Path, name: str, chunk: int) -> Path:
 
 
 def write_chunk(folder: Path, name: str, chunk: int, states: Tensor) -> None:
-    """Writes states [rows, H] or [tokens, W] whole or not at all."""
+    """Writes states [rows, M] or [tokens, W] whole or not at all."""
     with atomic_file(chunk_file(folder, name, chunk)) as temporary:
         temporary.write_bytes(safetensors.torch.save({TENSOR: states.contiguous()}))
 

@@ -153,7 +153,7 @@ def read_with_labels(
 def scores_of_states(
     method: TuningMethod, states: Tensor, label_states: Tensor, label_mask: Tensor, mean: HypothesisMean | None = None
 ) -> NDArray:
-    """Scores [N, K] of texts by their states [N, H] alone, on the CPU; label_states [K, P, H], label_mask [K, P].
+    """Scores [N, K] of texts by their states [N, M] alone, on the CPU; label_states [K, P, H], label_mask [K, P].
 
     With `mean` those are of J hypotheses.
     """

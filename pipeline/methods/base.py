@@ -27,7 +27,7 @@ class Reader(Protocol):
     """The backbone before a batch of B texts."""
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
-        """Pooled outputs [B * n, H] of the texts, each read n = `copies` times in a row; `injection` has B * n rows."""
+        """Pooled outputs [B * n, M] of the texts, each read n = `copies` times in a row; `injection` has B * n rows."""
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         """What the injections of labels [N] start from: [N, P, W] (`pipeline.backbone.as_injection`).
@@ -61,7 +61,7 @@ class Reading:
     """N texts that the frozen backbone has read alone."""
 
     states: Tensor
-    """[N, H] float32, pooled"""
+    """[N, M] float32, pooled"""
     labels: NDArray[np.int64]
     """[N] label indices"""
     targets: Tensor | None = None
@@ -200,7 +200,7 @@ class TuningMethod(nn.Module, ABC):
         """
 
     def injected_states(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """What the backbone makes of each text with each of its candidates [B, C] injected: [B, C, H].
+        """What the backbone makes of each text with each of its candidates [B, C] injected: [B, C, M].
 
         What a judge is fitted to. Only where the config `wants_judge`.
         """

@@ -159,7 +159,7 @@ class LabelTuning(TuningMethod):
         return injection
 
     def score(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        """How true each row's label is: pooled [B, H], its label's states [B, P, H] and mask [B, P] -> [B] float32."""
+        """How true each row's label is: pooled [B, M], its label's states [B, P, H] and mask [B, P] -> [B] float32."""
         scores = self.head(pooled, states, mask)
         assert isinstance(scores, Tensor)
         return scores.float()

@@ -1,6 +1,6 @@
 """Penalized multinomial logistic regression, fitted until it converges, with a prior over labels as an offset.
 
-It minimizes, over weights V [K, H], biases b [K] and, where there is a prior, its weight w,
+It minimizes, over weights V [K, M], biases b [K] and, where there is a prior, its weight w,
 
     mean over texts of cross-entropy(w * prior + V x + b) + |V|^2 / (2 C N)
 
@@ -36,7 +36,7 @@ class Texts:
     """N texts to fit on, or to choose a penalty by. The fit is computed in the dtype of their states."""
 
     states: Tensor
-    """[N, H], standardized"""
+    """[N, M], standardized"""
     labels: Tensor
     """[N] long"""
     prior: Tensor
@@ -54,7 +54,7 @@ class Fit:
     """A fitted regression, in float64."""
 
     weight: Tensor
-    """V [K, H]"""
+    """V [K, M]"""
     bias: Tensor
     """b [K]"""
     prior_weight: float = 0.0
@@ -77,14 +77,14 @@ class Choice:
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and spread of each unit [H], in float64."""
+    """Mean and spread of each unit [M], in float64."""
 
     mean: Tensor
     deviation: Tensor
 
     @classmethod
     def of(cls, states: Tensor) -> "Scale":
-        """Those of states [N, H]."""
+        """Those of states [N, M]."""
         exact = states.double()
         mean, deviation = exact.mean(dim=0), exact.std(dim=0, correction=0)
         deviation[deviation <= 1e-6 * mean.abs()] = 1  # a unit that never changes, but for rounding

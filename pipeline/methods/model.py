@@ -80,9 +80,9 @@ class LTuningModel(nn.Module):
         """How true each candidate label is of its text.
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
-        `alone` [B, H], `token_states` [B, T, W]: the texts' stored states, which are then not read again; the latter
+        `alone` [B, M], `token_states` [B, T, W]: the texts' stored states, which are then not read again; the latter
         are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
-        injection instead, [B, C, H].
+        injection instead, [B, C, M].
         """
         read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states)
         return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
@@ -92,7 +92,7 @@ class LTuningModel(nn.Module):
         return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
 
     def _injected_states(self, read: Reader, candidates: Tensor) -> Tensor:
-        """[B, C, H]"""
+        """[B, C, M]"""
         if self.mean is None:
             return self.method.injected_states(read, candidates, self.label_states, self.label_mask)
         hypotheses = self.mean.places[candidates].flatten(1)
@@ -210,7 +210,7 @@ class StateModel(nn.Module):
         return 1 if self.mean is None else self.mean.most
 
     def forward(self, alone: Tensor, candidates: Tensor) -> Tensor:
-        """alone [B, H]: states of the texts; candidates [B, C], label indices -> scores [B, C] float32."""
+        """alone [B, M]: states of the texts; candidates [B, C], label indices -> scores [B, C] float32."""
         read = _StoredReader(alone)
         return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
 

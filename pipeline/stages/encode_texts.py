@@ -116,7 +116,7 @@ class _Reading:
                     self.ranks.on_every(lambda: None)
 
     def _states(self, wanted: WantedStates, rows: range, batches: list[Ints], work: Counted) -> Tensor:
-        """States [rows, H], or [tokens, W], read in batches of texts of like length."""
+        """States [rows, M], or [tokens, W], read in batches of texts of like length."""
         pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)
         lengths = wanted.split.lengths[rows.start : rows.stop]
         if wanted.form is None:
