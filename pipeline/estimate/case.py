@@ -149,7 +149,7 @@ def _shortlist_rows(config: Sections) -> int:
     """Texts that are read alone first, for a shortlist or a prompt, in a pass; none where it takes stored states."""
     method = config.method
     shortlisted = method.joint_readings(config.label_count or sys.maxsize) is not None
-    return config.train.batch_size if shortlisted and method.reads_alone and not method.wants_states else 0
+    return config.train.batch_size if shortlisted and method.reads_alone and not method.reads_stored else 0
 
 
 def _resolved(config: Sections, world_size: int) -> dict[str, Any]:

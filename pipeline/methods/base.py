@@ -114,7 +114,7 @@ class MethodConfig(Settings, ABC):
 
     @property
     def reads_alone(self) -> bool:
-        """Does it read texts without an injection, by an untouched backbone? Stored states take the place of that."""
+        """Does it read texts without an injection, by an untouched backbone?"""
         return False
 
     @property
@@ -144,6 +144,11 @@ class MethodConfig(Settings, ABC):
     def wants_judge(self) -> bool:
         """Is its judge fitted to the texts as they are read with labels, before any step?"""
         return False
+
+    @property
+    def reads_stored(self) -> bool:
+        """Do stored states take the place of reading a text alone, where it is scored?"""
+        return self.wants_states and self.reads_alone
 
     @property
     def trained_as(self) -> "MethodConfig":

@@ -116,5 +116,5 @@ def readings_per_text(method: MethodConfig, label_count: int, candidates: int, h
     joint = method.joint_readings(label_count)
     if joint is None:
         return candidates * hypotheses
-    is_read_alone = method.reads_alone and not method.wants_states
+    is_read_alone = method.reads_alone and not method.reads_stored
     return min(joint, candidates * hypotheses) + is_read_alone

@@ -88,7 +88,8 @@ class Cell:
         """
         config, shared = self.config, self.root / "shared" / self.group.dataset / self.group.backbone
         run = config.run.model_copy(update={"dir": str(shared / f"{self.group.size}-{self._shared_name()}")})
-        common = config.model_copy(update={"run": run})
+        evaluated = config.evaluate.model_copy(update={"splits": [self.split]})
+        common = config.model_copy(update={"run": run, "evaluate": evaluated})
         shared.mkdir(parents=True, exist_ok=True)
         # Other ranks of this process group must be let in, other processes not.
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():

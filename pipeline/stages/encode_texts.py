@@ -47,9 +47,10 @@ CHUNK_BYTES = 2**28
 def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Sequence[Path] = ()) -> None:
     """Makes texts/ in the run directory, or what is missing of it; nothing where the method does not start from it.
 
-    Every rank must call it. `backbone`: the command's; None: one of its own. `others`: folders of other runs, whose
-    states are taken where they are those of the same texts. Raises UserError where data/ is not current, where the
-    states would take more than `engine.states_gib`, and where they are not finite.
+    Test texts are read where evaluate.splits has them, and the method scores by stored states. Every rank must call it.
+    `backbone`: the command's; None: one of its own. `others`: folders of other runs, whose states are taken where they
+    are those of the same texts. Raises UserError where data/ is not current, where the states would take more than
+    `engine.states_gib`, and where they are not finite.
     """
     form = kept_form(config.method, config.train.keep_token_states)
     if config.train.keep_token_states and form is None:
@@ -60,15 +61,13 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
     accelerator, ranks = start(config)
     backbone, run, seed = backbone or backbone_of(config.backbone, config.data), config.run_dir, config.run.seed
     manifest = ranks.on_main(lambda: current_data(run, config.data, config.labels, seed, backbone))
-    names = (name for name in manifest["splits"] if name != UNLABELLED or config.train.self_training)
-    splits = {name: load_split(run.data / name) for name in names}
+    is_scored = config.method.reads_stored and "test" in config.evaluate.splits
+    left_out = {UNLABELLED: not config.train.self_training, "test": not is_scored}
+    splits = {name: load_split(run.data / name) for name in manifest["splits"] if not left_out.get(name)}
     wanted = wanted_states(backbone, ranks, splits, form, pooled=config.method.wants_states)
     found = ranks.on_main(lambda: _taken(run.texts, _found(run.texts), wanted, others))
-    plans = {}
-    for name, states in wanted.items():
-        plan = _planned(found.get(name), states, ranks.size)
-        if not plan.complete:
-            plans[name] = plan
+    planned = {name: _planned(found.get(name), states, ranks.size) for name, states in wanted.items()}
+    plans = {name: plan for name, plan in planned.items() if not plan.complete}
     if not plans:
         log.info("encode-texts: %s is current", run.texts)
         return

@@ -107,7 +107,7 @@ def _score_splits(
 ) -> tuple[dict[str, Any], list[pa.Table]]:
     """The metrics by split, and each split's predictions."""
     loaded = {name: load_split(run_dir.data / name) for name in splits}
-    if adapter.config.method.wants_states and adapter.config.method.reads_alone:
+    if adapter.config.method.reads_stored:
         loaded = with_states(run_dir, backbone, ranks, loaded)
     pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
     how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}

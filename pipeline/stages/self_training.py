@@ -98,7 +98,7 @@ class SelfTraining:
     def _scores(self, adapter: Adapter, split: Split, session: RunDir, ranks: Ranks) -> NDArray[np.float32]:
         """[N, K] of the unlabelled texts. Collective."""
         accelerator, _ = start(self.config)
-        if adapter.config.method.wants_states and adapter.config.method.reads_alone:
+        if adapter.config.method.reads_stored:
             split = with_states(session, self.backbone, ranks, {UNLABELLED: split})[UNLABELLED]
         settings = ranks.on_every(lambda: within_memory(session, self.config.evaluate, "evaluate"))
         pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)

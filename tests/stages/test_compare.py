@@ -286,3 +286,12 @@ def test_an_ablation_compares_with_a_reference_on_validation(tmp_path: Path) -> 
     lines = {line["method"]: line for line in rows_of(tmp_path, "summary")}
     assert lines["label_aware"]["difference"] is None and lines["linear"]["difference"] is not None
     assert "difference to label_aware" in (tmp_path / "comparison" / "tables.md").read_text()
+
+
+@pytest.mark.parametrize("split", ["validation", "test"])
+def test_test_texts_are_read_where_test_is_compared_on(tmp_path: Path, split: str) -> None:
+    changes = {"grid": {}, "methods": {"probe": {}}, "seeds": [0], "split": split}
+    assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
+    [row] = rows_of(tmp_path)
+    states = json.loads((tmp_path / "comparison" / row["run"] / "texts" / "states.json").read_text())
+    assert states["splits"].keys() == {"train", "validation", split}

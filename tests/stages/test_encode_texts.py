@@ -150,6 +150,26 @@ def test_states_of_the_same_texts_are_shared(config: RunConfig, forwards: list[i
     evaluate(few)
 
 
+def test_test_texts_are_read_where_they_are_scored(config: RunConfig, forwards: list[int]) -> None:
+    blind = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"splits": ["validation"]})})
+    encode_texts(blind)
+    assert sum(forwards) == 13 + 6, "training and validation texts"
+    train(blind)
+    evaluate(blind)
+    with pytest.raises(UserError, match="does not hold the states of all test texts: run encode-texts first"):
+        evaluate(config)
+    forwards.clear()
+    encode_texts(config)
+    assert sum(forwards) == 9, "the test texts alone"
+    assert set(evaluate(config)) == {"validation", "test"}
+
+
+def test_a_method_that_reads_no_text_alone_scores_test_texts_without_their_states(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, method={"name": "prompt", "tokens": 4, "head": "fitted"}, train={"max_steps": 1})
+    assert "test" in run(config)
+    assert set(read_json(config.run_dir.texts / "states.json")["splits"]) == {"train", "validation"}
+
+
 def test_too_many_are_refused_before_any_is_read(config: RunConfig) -> None:
     small = config.model_copy(update={"engine": config.engine.model_copy(update={"states_gib": 1e-6})})
     with pytest.raises(UserError, match=r"texts take .* GiB, at most 1e-06 are written: raise engine\.states_gib"):
