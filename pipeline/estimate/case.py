@@ -53,6 +53,13 @@ class Sections:
         """K, where nobody gives it."""
         return max(ASSUMED_LABELS, len(self.labels.texts))
 
+    @property
+    def why_no_steps(self) -> str | None:
+        """What keeps training from taking steps; None where it takes some."""
+        if not self.method.takes_steps:
+            return "the method takes none"
+        return "train.max_steps is 0" if self.train.max_steps == 0 else None
+
 
 def build_case(
     config: Sections,

@@ -81,8 +81,8 @@ def _of_experts(case: Case) -> str:
 
 def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:
     """Of the config as it stands, every text counted with its longest length."""
-    if not config.method.takes_steps or config.train.max_steps == 0:
-        return ["the method takes no steps"]
+    if config.why_no_steps is not None:
+        return [f"steps: none, {config.why_no_steps}"]
     plan = configured_plan(case, config.backbone.gradient_checkpointing)
     texts = config.train.batch_size * case.accumulation * case.world_size
     kind = f"{plan.backbone}{', with' if plan.checkpointing else ', without'} checkpointing"

@@ -75,10 +75,10 @@ def _judge(config: Sections, splits: dict[str, Any]) -> list[str]:
 
 
 def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:
+    if config.why_no_steps is not None:
+        return [f"steps: none, {config.why_no_steps}"]
     settings, injected_tokens = config.train, config.method.injected_tokens(hypothesis_tokens)
     global_batch = _global_batch(settings, ranks)
-    if not config.method.takes_steps:
-        return ["steps: none, the method takes none"]
     readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses, ranks)
     tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)

@@ -236,7 +236,7 @@ def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path, capsys: pyte
     assert run(folder, *fitted, "--dry-run") == 0
     shown = capsys.readouterr().out
     assert f"judge: {13 * 3 + 6 * 3} readings of a text with a label, before the first step" in shown
-    assert "steps: 0 " in shown and files_under(folder) == before
+    assert "steps: none, train.max_steps is 0" in shown and files_under(folder) == before
     [counts] = [line for line in shown.splitlines() if line.startswith("trainable parameters: ")]
     formula, counted = counts.removeprefix("trainable parameters: ").split(" by formula, ")
     assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100

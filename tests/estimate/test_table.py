@@ -15,6 +15,7 @@ from pipeline.core.errors import UserError
 from pipeline.estimate.costs import Case, configured_plan, plans, plans_of_nodes
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.table import report
+from pipeline.methods.probe import ProbeConfig
 from pipeline.stages.estimate import estimate
 from tests.support.estimated import case_of, run_config, sections_of
 from tests.support.tiny import save_tiny
@@ -90,6 +91,15 @@ def test_totals_of_the_config_as_given() -> None:
     hours = 100_000 / (16 * 8) * plans(case)[0].step_seconds / 3600
     assert f"every 100,000 texts (the dry run counts yours): {hours:.3g} hours" in printed
     assert "\n50 steps: " in report(config, case, "a100-80", steps=50)
+
+
+def test_says_why_no_step_is_taken() -> None:
+    stopped = sections_of(method={"head": "fitted"}, train={"max_steps": 0})
+    for config, why in (
+        (stopped, "train.max_steps is 0"),
+        (replace(stopped, method=ProbeConfig()), "the method takes none"),
+    ):
+        assert f"\nsteps: none, {why}\n" in report(config, case_of("llama-3-70b"), "a100-80")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")

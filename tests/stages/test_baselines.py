@@ -193,15 +193,14 @@ def test_pairs_train_a_classifier_too(folder: Path) -> None:
 
 
 def test_the_plan_counts_one_reading_per_text(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, words in (
-        ("prefix", "1 reading(s) per text, 4 injected tokens each"),
-        ("majority", "steps: none"),
-        ("lt_prompt", "3 reading(s) per text"),
+    for name, steps, words in (
+        ("prefix", 4, "1 reading(s) per text, 4 injected tokens each"),
+        ("majority", 4, "steps: none, the method takes none"),
+        ("lt_prompt", 4, "3 reading(s) per text"),
+        ("lt_prompt", 0, "steps: none, train.max_steps is 0"),
     ):
-        method = {"name": name} | METHODS.get(name, {})
-        config = tiny_config(
-            folder, run={"dir": str(folder / "plan")}, method=method, train={"objective": "candidates"}
-        )
+        method, train = {"name": name} | METHODS.get(name, {}), {"objective": "candidates", "max_steps": steps}
+        config = tiny_config(folder, run={"dir": str(folder / "plan")}, method=method, train=train)
         (folder / "plan.yaml").write_text(config.to_yaml())
         assert main(["run", "--config", str(folder / "plan.yaml"), "--dry-run"]) == 0
         printed = capsys.readouterr().out
