@@ -9,7 +9,7 @@ where z is h less the mean of what was read with that label, standardized: what 
 to the state. That is convex, so that the result depends on nothing else. Source: McFadden 1974, conditional logit.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.methods.heads import balance
-from pipeline.methods.logistic import CS, FOLDS, PATIENCE, Floats, minimum, quality
+from pipeline.methods.logistic import CS, FOLDS, Choice, Floats, minimum, quality, while_they_help
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,33 @@ class JudgedTexts:
     def part(self, rows: NDArray[np.int64]) -> "JudgedTexts":
         chosen = torch.from_numpy(rows)
         return JudgedTexts(self.states[chosen], self.candidates[chosen], self.labels[chosen])
+
+    @property
+    def places(self) -> Tensor:
+        """[N]: where among its candidates each text's label stands."""
+        return (self.candidates == self.labels.unsqueeze(1)).long().argmax(dim=1)
+
+
+@dataclass(frozen=True)
+class CentredTexts:
+    """Texts as a judge is fitted to them."""
+
+    texts: JudgedTexts
+    inputs: Tensor
+    """z [N, C, H]"""
+    means: Tensor
+    """[K, H] of what was read with each label"""
+    deviation: Tensor
+    """[H] from them, in float64; 1 for a unit that never changes"""
+
+    @classmethod
+    def of(cls, texts: JudgedTexts, label_count: int) -> "CentredTexts":
+        """For K = `label_count` labels."""
+        means = _means_by_label(texts, label_count)
+        inputs = texts.states - means[texts.candidates]
+        deviation = inputs.flatten(0, 1).double().std(dim=0, correction=0)
+        deviation = torch.where(deviation <= 1e-6 * means.double().abs().amax(0), 1, deviation)
+        return cls(texts, inputs / deviation.to(inputs), means, deviation)
 
 
 @dataclass(frozen=True)
@@ -67,18 +94,13 @@ def choose_judge(
     There it is judged beside the probe, whose scores of the validation texts `alone` [N, K] are. Without validation
     texts, it is chosen by itself, by cross-validation.
     """
+    centred = CentredTexts.of(train, label_count)
     if validation is None or alone is None:
-        return fit_judge(train, label_count, _cross_validated(train, label_count))
-    before = quality(alone.double(), validation.labels)
-    found: list[tuple[tuple[float, float], JudgeFit]] = []
-    for c in CS:
-        judge = fit_judge(train, label_count, c)
-        found.append((quality(judge.beside(alone, validation), validation.labels), judge))
-        best = max(range(len(found)), key=lambda place: found[place][0])
-        if len(found) - 1 - best >= PATIENCE:
-            break
-    after, judge = found[best]
-    return JudgeFit(judge.weight, judge.bias, is_better=after > before)
+        return fit_judge(centred, _cross_validated(train, label_count))
+    judges = ((c, fit_judge(centred, c)) for c in CS)
+    path = (Choice(judge, c, quality(judge.beside(alone, validation), validation.labels)) for c, judge in judges)
+    best = max(while_they_help(path), key=lambda choice: choice.quality)
+    return replace(best.found, is_better=best.quality > quality(alone.double(), validation.labels))
 
 
 def _cross_validated(train: JudgedTexts, label_count: int) -> float:
@@ -88,25 +110,18 @@ def _cross_validated(train: JudgedTexts, label_count: int) -> float:
     count = len(train.labels)
     if count < 2:
         return CS[0]
-    folds = list(KFold(min(FOLDS, count), shuffle=True, random_state=0).split(np.arange(count)))
-
-    def mean_quality(c: float) -> tuple[float, ...]:
-        parts = []
-        for kept, left_out in folds:
-            judge, others = fit_judge(train.part(kept), label_count, c), train.part(left_out)
-            parts.append(quality(judge.scores(others), _places(others)))
-        return tuple(np.mean(parts, axis=0).tolist())
-
-    return max(CS, key=mean_quality)
+    folds = []
+    for kept, left_out in KFold(min(FOLDS, count), shuffle=True, random_state=0).split(np.arange(count)):
+        centred, others = CentredTexts.of(train.part(kept), label_count), train.part(left_out)
+        folds.append([quality(fit_judge(centred, c).scores(others), others.places) for c in CS])
+    means = np.mean(folds, axis=0).tolist()
+    return CS[max(range(len(CS)), key=means.__getitem__)]
 
 
-def fit_judge(texts: JudgedTexts, label_count: int, c: float) -> JudgeFit:
+def fit_judge(centred: CentredTexts, c: float) -> JudgeFit:
     """The minimum, sought from zero by L-BFGS."""
-    means = _means_by_label(texts, label_count)
-    centred = texts.states - means[texts.candidates]
-    deviation = centred.flatten(0, 1).double().std(dim=0, correction=0)
-    spread = torch.where(deviation <= 1e-6 * means.double().abs().amax(0), 1, deviation)
-    inputs, places = centred / spread.to(centred), _places(texts)
+    texts, inputs, means = centred.texts, centred.inputs, centred.means
+    places, label_count = texts.places, len(means)
     width, penalty = inputs.shape[-1], 1 / (c * len(places))
 
     def loss(values: Floats) -> tuple[float, Floats]:
@@ -123,7 +138,7 @@ def fit_judge(texts: JudgedTexts, label_count: int, c: float) -> JudgeFit:
         return float(total), slope.numpy()
 
     found = torch.from_numpy(minimum(loss, np.zeros(width + label_count)))
-    weight = found[:width] / spread
+    weight = found[:width] / centred.deviation
     return JudgeFit(weight, found[width:] - means.double() @ weight)
 
 
@@ -135,8 +150,3 @@ def _means_by_label(texts: JudgedTexts, label_count: int) -> Tensor:
     means = sums / counts.clamp(min=1).unsqueeze(1)
     means[counts == 0] = means[counts > 0].mean(dim=0)
     return means.to(states)
-
-
-def _places(texts: JudgedTexts) -> Tensor:
-    """[N]: where among its candidates each text's label stands."""
-    return (texts.candidates == texts.labels.unsqueeze(1)).long().argmax(dim=1)

@@ -8,8 +8,9 @@ which is convex, so that the result depends on nothing else. Without a prior it 
 Where texts have weights and soft labels, the mean is a weighted one, and N the sum of the weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -66,11 +67,14 @@ class Fit:
         return torch.addmm(bias, texts.states, weight.T) + self.prior_weight * texts.prior
 
 
+Found = TypeVar("Found")
+
+
 @dataclass(frozen=True)
-class Choice:
+class Choice(Generic[Found]):
     """A fit, and how it does on texts that it was not fitted to: accuracy, then mean log-probability of the truth."""
 
-    found: Fit
+    found: Found
     c: float
     quality: tuple[float, float]
 
@@ -116,7 +120,7 @@ def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bo
     return Fit(weight, found.bias - weight @ scale.mean, found.prior_weight)
 
 
-def best_without_prior(train: Reading, validation: Reading, label_count: int, cs: Sequence[float]) -> Choice:
+def best_without_prior(train: Reading, validation: Reading, label_count: int, cs: Sequence[float]) -> Choice[Fit]:
     """The fit to standardized states that does best on validation, and how well it does."""
     scale = Scale.of(train.states)
 
@@ -150,28 +154,35 @@ def choose(train: Texts, validation: Texts | None, cs: Sequence[float], priors: 
     return fit(train, float(np.median([choice.c for choice in chosen])), use_prior=prior)
 
 
-def _best(train: Texts, validation: Texts, cs: Sequence[float], priors: Sequence[bool]) -> Choice:
+def _best(train: Texts, validation: Texts, cs: Sequence[float], priors: Sequence[bool]) -> Choice[Fit]:
     """The best C without the prior; with it, if both are allowed, the best of that C and its neighbours."""
     tried = sorted(cs)
-    found: list[Choice] = []
+    found: list[Choice[Fit]] = []
     for use_prior in priors:
         if found:
             place = tried.index(max(found, key=lambda choice: choice.quality).c)
             tried = tried[max(0, place - 1) : place + 2]
-        found += _path(train, validation, tried, use_prior)
+        found += while_they_help(_path(train, validation, tried, use_prior))
     return max(found, key=lambda choice: choice.quality)
 
 
-def _path(train: Texts, validation: Texts, cs: Sequence[float], use_prior: bool) -> list[Choice]:
+def _path(train: Texts, validation: Texts, cs: Sequence[float], use_prior: bool) -> Iterator[Choice[Fit]]:
     """Fits from the strongest penalty on, each started where the one before ended."""
-    path: list[Choice] = []
+    found = None
     for c in cs:
-        found = fit(train, c, use_prior=use_prior, start=path[-1].found if path else None)
-        path.append(Choice(found, c, quality(found.scores(validation).double(), validation.labels)))
-        best = max(range(len(path)), key=lambda place: path[place].quality)
-        if len(path) - 1 - best >= PATIENCE:
+        found = fit(train, c, use_prior=use_prior, start=found)
+        yield Choice(found, c, quality(found.scores(validation).double(), validation.labels))
+
+
+def while_they_help(path: Iterable[Choice[Found]]) -> list[Choice[Found]]:
+    """The first of these, from the strongest penalty on: up to `PATIENCE` behind the best of them."""
+    tried: list[Choice[Found]] = []
+    for choice in path:
+        tried.append(choice)
+        best = max(range(len(tried)), key=lambda place: tried[place].quality)
+        if len(tried) - 1 - best >= PATIENCE:
             break
-    return path
+    return tried
 
 
 def quality(scores: Tensor, labels: Tensor) -> tuple[float, float]:

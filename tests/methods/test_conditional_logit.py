@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.methods.conditional_logit import JudgedTexts, JudgeFit, choose_judge, fit_judge
+from pipeline.methods.conditional_logit import CentredTexts, JudgedTexts, JudgeFit, choose_judge, fit_judge
 from pipeline.methods.heads import FittedHead, FittedJudge
 from pipeline.methods.label_tuning import JudgedLabelTuning
 from pipeline.methods.logistic import Fit
@@ -33,9 +33,13 @@ def judged(strength: float, seed: int = 0) -> JudgedTexts:
     return JudgedTexts(found, candidates, TRUE)
 
 
+def fitted(texts: JudgedTexts, label_count: int = K, c: float = 0.1) -> JudgeFit:
+    return fit_judge(CentredTexts.of(texts, label_count), c)
+
+
 def test_the_fit_is_the_minimum_of_the_plain_objective() -> None:
     texts, c = judged(1.0), 0.1
-    fit = fit_judge(texts, K, c)
+    fit = fitted(texts, c=c)
     means = torch.stack([texts.states[texts.candidates == label].mean(dim=0) for label in range(K)])
     spread = (texts.states - means[texts.candidates]).flatten(0, 1).std(dim=0, correction=0)
     direction = (fit.weight * spread).requires_grad_()
@@ -54,11 +58,11 @@ def test_the_fit_is_the_minimum_of_the_plain_objective() -> None:
 def test_a_unit_that_never_changes_is_no_matter() -> None:
     texts = judged(1.0)
     still = JudgedTexts(torch.cat([texts.states, torch.full((N, C, 1), 7.0)], dim=2), texts.candidates, TRUE)
-    torch.testing.assert_close(fit_judge(still, K, 0.1).scores(still), fit_judge(texts, K, 0.1).scores(texts))
+    torch.testing.assert_close(fitted(still).scores(still), fitted(texts).scores(texts))
 
 
 def test_a_label_that_no_text_was_read_with_has_a_bias_like_the_others() -> None:
-    fit, known = (fit_judge(judged(1.0), count, 0.1) for count in (K + 1, K))
+    fit, known = (fitted(judged(1.0), count) for count in (K + 1, K))
     torch.testing.assert_close(fit.weight, known.weight)
     torch.testing.assert_close(fit.bias[:K], known.bias)
     assert fit.bias[K].isfinite() and fit.bias[:K].min() - 1 < fit.bias[K] < fit.bias[:K].max() + 1
@@ -82,8 +86,7 @@ def test_without_validation_the_penalty_is_chosen_by_what_is_left_out() -> None:
     found = choose_judge(judged(3.0), K, None, None)
     assert found.is_better
     others = judged(3.0, seed=5)
-    places = (others.candidates == TRUE.unsqueeze(1)).long().argmax(1)
-    assert (found.scores(others).argmax(1) == places).double().mean() > 0.9
+    assert (found.scores(others).argmax(1) == others.places).double().mean() > 0.9
     one = JudgedTexts(*(part[:1] for part in (others.states, others.candidates, others.labels)))
     assert choose_judge(one, K, None, None).weight.isfinite().all()
 
