@@ -124,6 +124,12 @@ def read_with_labels(
     As `score` reads them, the same on all of `ranks`, in float32. Raises PassTooLargeError where memory is short.
     """
     lengths, count = texts.lengths[rows], candidates.shape[1]
+
+    def read(own: Ints) -> Tensor:
+        batch = texts.batch(rows[own], pad_token_id) | {"candidates": candidates[torch.from_numpy(own)]}
+        states: Tensor = model(**{name: part.to(device) for name, part in batch.items()}, unscored=True)
+        return states.float().cpu()
+
     batches = _batches(lengths, size, count)
     found = torch.zeros(0)
     steps = range(0, len(batches), ranks.size)
@@ -132,16 +138,9 @@ def read_with_labels(
             if before_batch is not None:
                 before_batch()
             own = batches[min(first + ranks.rank, len(batches) - 1)]
-            batch = texts.batch(rows[own], pad_token_id) | {"candidates": candidates[torch.from_numpy(own)]}
-            try:
-                states = model(**{name: part.to(device) for name, part in batch.items()}, unscored=True).float().cpu()
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-                tokens = len(own) * count * width(int(lengths[own].max()))
-                raise PassTooLargeError(
-                    "evaluate.tokens_per_batch", tokens, len(own), can_shrink=len(own) > 1
-                ) from None
+            states = _unless_too_large(read, own)
+            if states is None:
+                raise _too_large(lengths[own], count, can_shrink=len(own) > 1)
             if not len(found):
                 found = torch.zeros(len(rows), *states.shape[1:])
             if first + ranks.rank < len(batches):
@@ -201,32 +200,48 @@ class _Scorer:
         parts = []
         while len(rows):
             part = rows[: self.most]
-            try:
-                inputs = self.texts.batch(part, self.pad_token_id)
-                parts.append(_score_batch(self.model, inputs, self.chunks, self.device))
+            found = _unless_too_large(self._scores, part)
+            if found is None:
+                self._shrink(part)
+            else:
+                parts.append(found)
                 rows = rows[len(part) :]
-                continue
-            except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._shrink(part)  # only here, where the error no longer holds what took the memory
         return torch.cat(parts)
+
+    def _scores(self, rows: Ints) -> Tensor:
+        """The same in one pass, but for the labels."""
+        return _score_batch(self.model, self.texts.batch(rows, self.pad_token_id), self.chunks, self.device)
 
     def _shrink(self, rows: Ints) -> None:
         """Halves the passes. Raises PassTooLargeError where that is not possible."""
-        free_memory()
         labels = len(self.chunks[0])
         can_cut_labels = self.readings is None and labels > 1
         can_shrink = len(rows) > 1 or can_cut_labels
         if not can_shrink or any(map(is_partitioned, self.model.parameters())):
             per_text = self.readings or labels * self.hypotheses
-            tokens = len(rows) * per_text * width(int(self.texts.lengths[rows].max()))
-            raise PassTooLargeError("evaluate.tokens_per_batch", tokens, len(rows), can_shrink=can_shrink)
+            raise _too_large(self.texts.lengths[rows], per_text, can_shrink=can_shrink)
         if len(rows) > 1:
             self.most = len(rows) // 2
         else:
             self.chunks = [half for chunk in self.chunks for half in chunk.tensor_split(2) if len(half)]
         log.warning("out of memory with %d texts and %d labels in a pass: halved", len(rows), labels)
+
+
+def _unless_too_large(read: Callable[[Ints], Tensor], rows: Ints) -> Tensor | None:
+    """What is read of these rows; None where memory was too short for it."""
+    try:
+        return read(rows)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    free_memory()  # only here, where the error no longer holds what took it
+    return None
+
+
+def _too_large(lengths: NDArray[np.integer], per_text: int, *, can_shrink: bool) -> PassTooLargeError:
+    """Says that memory was too short for texts of these lengths, of so many rows each."""
+    tokens = len(lengths) * per_text * width(int(lengths.max()))
+    return PassTooLargeError("evaluate.tokens_per_batch", tokens, len(lengths), can_shrink=can_shrink)
 
 
 def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor], device: torch.device) -> Tensor:

@@ -12,10 +12,11 @@ import torch.distributed as dist
 from datasets import Dataset
 from torch import Tensor, nn
 
+from pipeline.core.errors import PassTooLargeError
 from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts, load_split
 from pipeline.distributed.ranks import Ranks
-from pipeline.evaluation.scoring import score, score_own
+from pipeline.evaluation.scoring import read_with_labels, score, score_own
 from tests.support.worlds import run_worlds
 
 CPU = torch.device("cpu")
@@ -159,3 +160,22 @@ def test_two_ranks_share_the_work_and_agree_with_one(tmp_path: Path) -> None:
         texts = TokenizedTexts(some_texts(9)[rank * 6 :])
         expected = score(Toy(5), texts, 5, PassSize(), ranks=ALONE, pad_token_id=1, device=CPU)
         np.testing.assert_allclose(found["scores"], expected, rtol=1e-6, atol=1e-6)
+
+
+class Short(nn.Module):
+    """Has no memory for any text."""
+
+    def forward(self, **inputs: Tensor) -> Tensor:
+        raise MemoryError
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_pass_with_labels_that_memory_is_too_short_for_is_named(count: int) -> None:
+    texts = TokenizedTexts([{"input_ids": [3] * 9, "row": 1, "label": 0}] * count)
+    with pytest.raises(PassTooLargeError) as found:
+        read_with_labels(
+            Short(), texts, np.arange(count), torch.zeros(count, 2).long(), PassSize(),
+            ranks=ALONE, pad_token_id=0, device=CPU,
+        )  # fmt: skip
+    assert found.value.limit == count * 2 * 16 // 2 and found.value.can_shrink == (count > 1)
+    assert f"{count} text(s)" in str(found.value) and found.value.__context__ is None, "which would hold the memory"
