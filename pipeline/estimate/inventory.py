@@ -9,9 +9,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PreTrainedConfig
-from transformers import __version__ as version
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.config import BackboneConfig
@@ -21,7 +20,6 @@ from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.backbone.quantization import quantize_layers
-from pipeline.core.errors import UserError
 from pipeline.methods.base import TuningMethod
 
 
@@ -109,8 +107,7 @@ def take_inventory(
         if method is not None:
             method.attach(model)
     editor = None if method is None or method.edits is None else method.to(dtype)
-    # transformers before 5.23 makes small constants of DeBERTa's in TorchScript, where they are not fake.
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with FakeTensorMode():
         make_fake(model)
         if editor is not None:
             make_fake(editor)
@@ -197,14 +194,8 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        try:
-            if kept is not None and injection is not None:
-                backbone.behind(kept, injection)
-            else:
-                backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
-        except DataDependentOutputException as error:
-            raise UserError(
-                f"transformers {version} computes part of this backbone from values: its activations "
-                "can only be estimated with transformers 5.23 or newer"
-            ) from error
+        if kept is not None and injection is not None:
+            backbone.behind(kept, injection)
+        else:
+            backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
     return sum(storage.nbytes() for storage in saved.values())
