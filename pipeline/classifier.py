@@ -16,8 +16,9 @@ from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
 from pipeline.adapter.config import AdapterConfig
-from pipeline.config import RunConfig, parse_config, set_key, unusual
+from pipeline.config import RunConfig, parse_config, unusual
 from pipeline.core.bounds import MOST_STEPS
+from pipeline.core.config_file import set_key
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
 from pipeline.data.config import OneOrSeveral
@@ -293,7 +294,6 @@ def _parameters(config: AdapterConfig) -> dict[str, Any]:
     """What makes a classifier like this adapter's, but for training."""
     changed = unusual(config.model_copy(update={"method": config.method.trained_as}))
     given = {name: changed.pop(key) for name, key in KEYS.items() if key in changed}
+    given |= {"hypotheses": config.labels.texts or None, "max_length": config.data.max_length}
     overrides = {key: value for key, value in changed.items() if key not in GIVEN_BY_FIT | {"labels.texts"}}
-    overrides["backbone.dtype"] = config.backbone.dtype  # here the default depends on the machine
-    length = config.data.max_length
-    return {**given, "hypotheses": config.labels.texts or None, "max_length": length, "overrides": overrides}
+    return given | {"overrides": overrides | {"backbone.dtype": config.backbone.dtype}}  # its default is the machine's

@@ -1,6 +1,6 @@
 """The run config: YAML, overrides, faults in the user's words.
 
-covers backbone/config, engine/config, evaluation/config, training/config
+covers core/config_file, backbone/config, engine/config, evaluation/config, training/config
 """
 
 import json

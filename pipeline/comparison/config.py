@@ -17,9 +17,10 @@ from pydantic import (
 )
 
 from pipeline.backbone.config import TrustRemoteCode
-from pipeline.config import RunConfig, Seed, apply_override, parse_config, read_yaml, set_key
+from pipeline.config import RunConfig, Seed, parse_config
 from pipeline.core.artefact import sha256_of
 from pipeline.core.bounds import MOST_CELLS, MOST_SHARES
+from pipeline.core.config_file import apply_override, read_yaml, set_key
 from pipeline.core.errors import UserError
 from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, PathSetting, Settings
