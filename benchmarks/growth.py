@@ -42,6 +42,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import memory
+from benchmarks.anon_peak import AnonPeak
 from benchmarks.scoring import scoring
 from benchmarks.train_step import load, tuned
 from pipeline.backbone.frozen import FrozenBackbone
@@ -200,7 +201,7 @@ def taken(work: Callable[[], Any], rounds: int = ROUNDS) -> Point:
     for number in range(rounds + (rounds > 1)):
         gc.collect()
         ctypes.CDLL(None).malloc_trim(0)  # else what is free already would be taken and not be seen
-        with memory.AnonPeak() as anon:
+        with AnonPeak() as anon:
             started = time.process_time()
             work()
             if number or rounds == 1:

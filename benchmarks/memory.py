@@ -19,7 +19,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import warnings
 from pathlib import Path
@@ -27,8 +26,9 @@ from typing import Any
 
 import torch
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.anon_peak import AnonPeak
 
 LOADERS = ("ours", "transformers")
 QUANTIZATIONS = ("none", "int8", "int8_weight_only", "int4")
@@ -235,31 +235,6 @@ def _start(backbone: torch.nn.Module) -> Any:
     module = _Prompted(backbone)
     optimizer = torch.optim.AdamW([module.prompt])
     return deepspeed.initialize(model=module, optimizer=optimizer, config=_zero_config())[0]
-
-
-class AnonPeak:
-    """Growth of this process's RssAnon between entry and its peak, sampled every two milliseconds."""
-
-    peak_bytes = 0
-
-    def __enter__(self) -> "AnonPeak":
-        self._start, self._stopped = _anon_bytes(), threading.Event()
-        self._thread = threading.Thread(target=self._sample, daemon=True)
-        self._thread.start()
-        return self
-
-    def _sample(self) -> None:
-        while not self._stopped.wait(0.002):
-            self.peak_bytes = max(self.peak_bytes, _anon_bytes() - self._start)
-
-    def __exit__(self, *exception: object) -> None:
-        self._stopped.set()
-        self._thread.join()
-
-
-def _anon_bytes() -> int:
-    status = Path("/proc/self/status").read_text()
-    return 1024 * int(status.partition("RssAnon:")[2].split()[0])
 
 
 def _held_bytes(backbone: torch.nn.Module) -> int:
