@@ -218,6 +218,7 @@ def test_what_is_saved_answers_like_the_command(fitted: LTuningClassifier, tmp_p
     assert main(["predict", *arguments]) == 0
     labels = [json.loads(line)["label"] for line in (tmp_path / "y.jsonl").read_text().splitlines()]
     assert labels == fitted.predict(X).tolist()
+    assert LoadedAdapter.load(tmp_path / "adapter").predict(X[:3]) == fitted.details(X[:3])
 
 
 def test_search_and_pipeline(backbone: str) -> None:
@@ -294,8 +295,3 @@ def test_defaults_are_the_config_s() -> None:
     for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
         assert given[name] == getattr(usual, name)
     assert RunConfig.model_fields["labels"].default.template == given["template"]
-
-
-def test_what_it_loads_is_what_predict_loads(fitted: LTuningClassifier, tmp_path: Path) -> None:
-    fitted.save(tmp_path / "adapter")
-    assert LoadedAdapter.load(tmp_path / "adapter").predict(X[:3]) == fitted.details(X[:3])

@@ -223,25 +223,6 @@ def test_label_tokens_count_towards_the_positions(folder: Path, capsys: pytest.C
     assert error_of(capsys) == dry
 
 
-def test_a_dry_run_prints_the_plan_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
-    before = files_under(folder)
-    assert run(folder, f"run.dir={folder / 'planned'}", "--dry-run") == 0
-    shown = capsys.readouterr().out
-    assert files_under(folder) == before
-    for words in ("train: 13 rows, ", "validation: 6 rows", "labels: 3, at most ", "steps: 4 (4 per epoch of batches"):
-        assert words in shown
-    assert "tokens per step: " in shown and "total per rank" in shown
-    assert "judge: " not in shown, "its head is label_aware"
-    fitted = ("method.head=fitted", "method.judge=fitted", "train.max_steps=0", f"run.dir={folder / 'planned'}")
-    assert run(folder, *fitted, "--dry-run") == 0
-    shown = capsys.readouterr().out
-    assert f"judge: {13 * 3 + 6 * 3} readings of a text with a label, before the first step" in shown
-    assert "steps: none, train.max_steps is 0" in shown and files_under(folder) == before
-    [counts] = [line for line in shown.splitlines() if line.startswith("trainable parameters: ")]
-    formula, counted = counts.removeprefix("trainable parameters: ").split(" by formula, ")
-    assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
-
-
 def test_the_estimate_needs_no_data_and_writes_nothing(folder: Path, capsys: pytest.CaptureFixture) -> None:
     before = files_under(folder)
     arguments = ["--world-size", "8", "--gpu", "a100-80", "data.train=nowhere.tsv", f"run.dir={folder / 'estimated'}"]

@@ -1,4 +1,4 @@
-"""The dry run and the run agree on what can be trained."""
+"""The dry run: what it prints, and that it and the run agree on what can be trained."""
 
 import json
 from pathlib import Path
@@ -33,6 +33,26 @@ def both(folder: Path, *overrides: str, **sections: dict[str, Any]) -> tuple[int
     file.write_text(json.dumps(config.model_dump(mode="json") | sections))
     arguments = ["run", "--config", str(file), *overrides]
     return main([*arguments, "--dry-run"]), main(arguments)
+
+
+def test_the_plan_is_printed_and_nothing_is_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "planned.yaml"
+    file.write_text(tiny_config(tmp_path, train={"max_steps": 4, "batch_size": 4}).to_yaml())
+    before = sorted(tmp_path.rglob("*"))
+    command = ["run", "--config", str(file), "--dry-run"]
+    assert main(command) == 0
+    shown = capsys.readouterr().out
+    for words in ("train: 13 rows, ", "validation: 6 rows", "labels: 3, at most ", "steps: 4 (4 per epoch of batches"):
+        assert words in shown
+    assert "tokens per step: " in shown and "total per rank" in shown
+    assert "judge: " not in shown, "its head is label_aware"
+    assert main([*command, "method.head=fitted", "method.judge=fitted", "train.max_steps=0"]) == 0
+    shown = capsys.readouterr().out
+    assert f"judge: {13 * 3 + 6 * 3} readings of a text with a label, before the first step" in shown
+    assert "steps: none, train.max_steps is 0" in shown and sorted(tmp_path.rglob("*")) == before
+    [counts] = [line for line in shown.splitlines() if line.startswith("trainable parameters: ")]
+    formula, counted = counts.removeprefix("trainable parameters: ").split(" by formula, ")
+    assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
 
 
 @pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
