@@ -146,11 +146,14 @@ class LabelTuning(TuningMethod):
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
         return alone.scatter(1, nearest, (alone.gather(1, nearest) + injected) / 2)
 
-    def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+    def injected_states(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
-        states, mask = states[used], mask[used]
-        pooled = read(self.inject(states, mask, read.start(used)).select(rows), candidates.shape[1])
-        return self.score(pooled, states[rows], mask[rows]).view_as(candidates)
+        pooled = read(self.inject(states[used], mask[used], read.start(used)).select(rows), candidates.shape[1])
+        return pooled.view(*candidates.shape, -1)
+
+    def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        pooled, labels = self.injected_states(read, candidates, states, mask).flatten(0, 1), candidates.flatten()
+        return self.score(pooled, states[labels], mask[labels]).view_as(candidates)
 
     def inject(self, states: Tensor, mask: Tensor, start: Tensor | None = None) -> Injection:
         """What enters the backbone for each label: states [K, P, H], mask [K, P], start [K, P, W] -> K rows."""
@@ -194,11 +197,6 @@ class FittedLabelTuning(LabelTuning):
         injected = self._injected_scores(read, candidates.gather(1, nearest), states, mask)
         near = alone.gather(1, nearest)
         return alone.scatter(1, nearest, (near + injected) / 2 + self._balance(near, injected, candidates.shape[1]))
-
-    def injected_states(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        used, rows = candidates.flatten().unique(return_inverse=True)
-        pooled = read(self.inject(states[used], mask[used], read.start(used)).select(rows), candidates.shape[1])
-        return pooled.view(*candidates.shape, -1)
 
     def _injected_scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         used, rows = candidates.flatten().unique(return_inverse=True)
