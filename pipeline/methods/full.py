@@ -42,12 +42,6 @@ class FullConfig(TextClassifierConfig):
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "FullTuning":
         return FullTuning(self, self.build_head(facts, label_count))
 
-    def build_injector(self, facts: BackboneFacts) -> None:
-        return None
-
-    def injector_parameters(self, facts: BackboneFacts) -> int:
-        return 0
-
 
 class FullTuning(TextClassifier):
     """A linear head on a backbone that learns with it."""

@@ -39,12 +39,6 @@ class LoRAConfig(TextClassifierConfig):
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LoRA":
         return LoRA(self, self.build_head(facts, label_count))
 
-    def build_injector(self, facts: BackboneFacts) -> None:
-        return None
-
-    def injector_parameters(self, facts: BackboneFacts) -> int:
-        return 0
-
 
 class LoRA(TextClassifier):
     """A linear head; the low-rank matrices live in the backbone."""

@@ -1,6 +1,5 @@
 """The usual classifier on a frozen backbone: one injection for all texts, and a linear layer over the labels."""
 
-from abc import abstractmethod
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -41,13 +40,13 @@ class TextClassifierConfig(MethodConfig):
         head = label_count * (facts.state_width + 1) + beside_logits(self.head, facts.hidden_size)
         return self.injector_parameters(facts) + head
 
-    @abstractmethod
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:
-        """The trainable part before the head: () -> Injection of one row."""
+        """The trainable part before the head: () -> Injection of one row. None: nothing is injected."""
+        return None
 
-    @abstractmethod
     def injector_parameters(self, facts: BackboneFacts) -> int:
         """Trainable elements of the injector, by formula."""
+        return 0
 
 
 class TextClassifier(TuningMethod):
