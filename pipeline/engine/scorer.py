@@ -1,10 +1,12 @@
-"""A trained adapter on its backbone, as a model that scores the splits of a run."""
+"""A trained adapter on its backbone, which scores the splits of a run."""
 
 import logging
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from numpy.typing import NDArray
 from torch import nn
@@ -12,9 +14,10 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.data.batches import PassSize
 from pipeline.data.splits import ReadTexts, Split
+from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference
+from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
 from pipeline.engine.rewordings import judged
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import score
@@ -24,11 +27,55 @@ from pipeline.methods.model import StateModel
 log = logging.getLogger(__name__)
 
 
-def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter, stage: str) -> nn.Module:
-    """The trained model on its backbone, or for methods with `from_states` without one. Collective.
+@dataclass(frozen=True)
+class Scorer:
+    """A model, and how it scores."""
+
+    model: nn.Module
+    adapter: Adapter
+    settings: EvaluateConfig
+    ranks: Ranks
+    pad_token_id: int
+    device: torch.device
+
+    def scores(self, split: Split, what: str) -> NDArray[np.float32]:
+        """Scores [N, K] of a split, under the hypotheses that the model judges by now. Collective.
+
+        `what`: labels the progress.
+        """
+        method, count = self.adapter.config.method, len(self.adapter.labels.names)
+        return score(
+            self.model,
+            ReadTexts(split.states) if method.from_states and split.states else split,
+            count,
+            PassSize(self.settings.batch_size, self.settings.tokens_per_batch),
+            ranks=self.ranks,
+            pad_token_id=self.pad_token_id,
+            device=self.device,
+            readings=method.joint_readings(count),
+            hypotheses=judged(self.model).most_hypotheses,
+            description=what,
+        )
+
+
+@contextmanager
+def loaded_scorer(
+    accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter, settings: EvaluateConfig, stage: str
+) -> Iterator[Scorer]:
+    """The scorer of an adapter, whose memory is given back at the end. Collective.
 
     `stage`: in whose name it warns.
     """
+    pad_token = pad_token_id(known.tokenizer, known.facts.vocab_size)
+    model = _load(accelerator, ranks, known, adapter, stage)
+    try:
+        yield Scorer(model, adapter, settings, ranks, pad_token, accelerator.device)
+    finally:
+        release(accelerator, model)
+
+
+def _load(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter, stage: str) -> nn.Module:
+    """The trained model on its backbone, or for methods with `from_states` without one."""
     method = adapter.config.method
     if method.from_states:
         labels = adapter.labels
@@ -46,23 +93,3 @@ def load_scorer(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter
     whole = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
     load_inside(whole, adapter.method_state)
     return prepare_inference(accelerator, whole, known.config.dtype)
-
-
-def scores_of_split(
-    model: nn.Module, split: Split, adapter: Adapter, settings: EvaluateConfig, what: str, how: Mapping[str, Any]
-) -> NDArray[np.float32]:
-    """Scores [N, K] of a split, under the hypotheses that `model` judges by now. Collective.
-
-    `what`: labels the progress; `how`: arguments of `score` that are the same for all splits.
-    """
-    method, count = adapter.config.method, len(adapter.labels.names)
-    return score(
-        model,
-        ReadTexts(split.states) if method.from_states and split.states else split,
-        count,
-        PassSize(settings.batch_size, settings.tokens_per_batch),
-        readings=method.joint_readings(count),
-        hypotheses=judged(model).most_hypotheses,
-        description=what,
-        **how,
-    )

@@ -13,7 +13,6 @@ import pyarrow.parquet as pq
 from accelerate import Accelerator
 from datasets import load_from_disk
 from numpy.typing import NDArray
-from torch import nn
 
 from pipeline.adapter.config import AdapterConfig
 from pipeline.adapter.directory import Adapter, load_adapter, write_card
@@ -24,15 +23,13 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import in_smaller_passes, within_memory
-from pipeline.engine.models import release
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
 from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
-from pipeline.engine.scorer import load_scorer, scores_of_split
+from pipeline.engine.scorer import Scorer, loaded_scorer
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
 from pipeline.evaluation.config import EvaluateConfig
@@ -109,14 +106,8 @@ def _score_splits(
     loaded = {name: load_split(run_dir.data / name) for name in splits}
     if adapter.config.method.reads_stored:
         loaded = with_states(run_dir, backbone, ranks, loaded)
-    pad_token = pad_token_id(backbone.tokenizer, backbone.facts.vocab_size)
-    how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-    model = load_scorer(accelerator, ranks, backbone, adapter, "evaluate")
-    try:
-        judging = _Judging(model, adapter, settings, loaded, majority_label(manifest), how)
-        metrics, scored = judging.by_split(reworded)
-    finally:
-        release(accelerator, model)
+    with loaded_scorer(accelerator, ranks, backbone, adapter, settings, "evaluate") as scorer:
+        metrics, scored = _Judging(scorer, loaded, majority_label(manifest)).by_split(reworded)
     if "validation" in scored:
         calibration = fit_temperature(scored["validation"], loaded["validation"].labels)
         for name, scores in scored.items():
@@ -130,13 +121,9 @@ def _score_splits(
 class _Judging:
     """How splits are scored."""
 
-    model: nn.Module
-    adapter: Adapter
-    settings: EvaluateConfig
+    scorer: Scorer
     splits: Mapping[str, Split]
     majority: int
-    how: Mapping[str, Any]
-    """Arguments of `score` that are the same for all."""
 
     def by_split(self, reworded: list[Reworded]) -> tuple[dict[str, Any], dict[str, NDArray[np.float32]]]:
         """Metrics, among them those under other words for the labels, and scores [N, K]."""
@@ -144,20 +131,22 @@ class _Judging:
         metrics = {name: self._metrics(name, scores, f"{name} split") for name, scores in scored.items()}
         under: dict[str, list[dict[str, Any]]] = {name: [] for name in self.splits}
         for number, one in enumerate(reworded, start=1):
-            one.put_into(judged(self.model))
+            one.put_into(judged(self.scorer.model))
             for name in self.splits:
                 what = f"{name} split, rewording {number}"
                 under[name].append(self._metrics(name, self._scores(name, what), what))
-        for name in metrics if self.settings.rewordings else ():
-            metrics[name]["rewordings"] = over_rewordings(self.settings.rewordings, under[name])
+        rewordings = self.scorer.settings.rewordings
+        for name in metrics if rewordings else ():
+            metrics[name]["rewordings"] = over_rewordings(rewordings, under[name])
         return metrics, scored
 
     def _scores(self, name: str, what: str) -> NDArray[np.float32]:
         """[N, K] of a split, under the hypotheses that the model judges by now."""
-        return scores_of_split(self.model, self.splits[name], self.adapter, self.settings, f"evaluate {what}", self.how)
+        return self.scorer.scores(self.splits[name], f"evaluate {what}")
 
     def _metrics(self, name: str, scores: NDArray[np.float32], what: str) -> dict[str, Any]:
-        return split_metrics(scores, self.splits[name].labels, self.adapter.labels.names, self.majority, what)
+        names = self.scorer.adapter.labels.names
+        return split_metrics(scores, self.splits[name].labels, names, self.majority, what)
 
 
 def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], path: Path) -> None:

@@ -21,13 +21,11 @@ from pipeline.core.run_dir import RunDir
 from pipeline.data.config import UNLABELLED
 from pipeline.data.pseudo_labels import PseudoLabels, read_pseudo_labels, write_pseudo_labels
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import within_memory
-from pipeline.engine.models import release
-from pipeline.engine.scorer import load_scorer, scores_of_split
+from pipeline.engine.scorer import loaded_scorer
 from pipeline.engine.startup import start
 from pipeline.stages.single_training import Training, begin_training, finished_summary
 from pipeline.training.adapter_writer import AdapterWriter
@@ -101,13 +99,8 @@ class SelfTraining:
         if adapter.config.method.reads_stored:
             split = with_states(session, self.backbone, ranks, {UNLABELLED: split})[UNLABELLED]
         settings = ranks.on_every(lambda: within_memory(session, self.config.evaluate, "evaluate"))
-        pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)
-        how = {"ranks": ranks, "pad_token_id": pad_token, "device": accelerator.device}
-        model = load_scorer(accelerator, ranks, self.backbone, adapter, "train")
-        try:
-            return scores_of_split(model, split, adapter, settings, "pseudo labels", how)
-        finally:
-            release(accelerator, model)
+        with loaded_scorer(accelerator, ranks, self.backbone, adapter, settings, "train") as scorer:
+            return scorer.scores(split, "pseudo labels")
 
 
 def best_session(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:
