@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import softmax
 
 from pipeline.adapter.directory import Adapter, adapter_fingerprint, load_adapter
 from pipeline.config import RunConfig
@@ -27,6 +26,7 @@ from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import within_memory
 from pipeline.engine.scorer import loaded_scorer
 from pipeline.engine.startup import start
+from pipeline.evaluation.metrics import tempered_softmax
 from pipeline.stages.single_training import Training, begin_training, finished_summary
 from pipeline.training.adapter_writer import AdapterWriter
 from pipeline.training.preemption import Preemption
@@ -85,7 +85,7 @@ class SelfTraining:
         made_from = ranks.on_main(lambda: {"teacher": adapter_fingerprint(teacher.adapter), "texts": split.digest()})
         if not ranks.on_main(lambda: read_pseudo_labels(file, made_from) is not None):
             scores = self._scores(load_adapter(teacher.adapter), split, session, ranks)
-            probabilities = softmax(scores.astype(np.float64), axis=1).astype(np.float32)
+            probabilities = tempered_softmax(scores).astype(np.float32)
             ranks.on_main(lambda: write_pseudo_labels(file, probabilities, made_from))
         # All ranks take what the file says, as a run that goes on later does.
         kept = ranks.on_every(lambda: read_pseudo_labels(file, made_from))
