@@ -1,7 +1,7 @@
 """The judge's fit: one direction for all labels, by penalized conditional logit, fitted until it converges.
 
-Of each text with each of its candidate labels the backbone has made a state h [H]. The judge minimizes, over a
-direction v [H] and a bias b [K] of each label,
+Of each text with each of its candidate labels the backbone has made a state h [M]. The judge minimizes, over a
+direction v [M] and a bias b [K] of each label,
 
     mean over texts of cross-entropy, among the text's candidates, of (v z + b) + (|v|^2 + |b|^2) / (2 C N)
 
@@ -26,7 +26,7 @@ class JudgedTexts:
     """N texts, each read with C labels injected, one after the other."""
 
     states: Tensor
-    """[N, C, H]"""
+    """[N, C, M]"""
     candidates: Tensor
     """[N, C] the labels: long"""
     labels: Tensor
@@ -48,11 +48,11 @@ class CentredTexts:
 
     texts: JudgedTexts
     inputs: Tensor
-    """z [N, C, H]"""
+    """z [N, C, M]"""
     means: Tensor
-    """[K, H] of what was read with each label"""
+    """[K, M] of what was read with each label"""
     deviation: Tensor
-    """[H] from them, in float64; 1 for a unit that never changes"""
+    """[M] from them, in float64; 1 for a unit that never changes"""
 
     @classmethod
     def of(cls, texts: JudgedTexts, label_count: int) -> "CentredTexts":
@@ -69,7 +69,7 @@ class JudgeFit:
     """A fitted judge of states as they are, in float64: its score is `weight` h + `bias` of the label."""
 
     weight: Tensor
-    """[H]"""
+    """[M]"""
     bias: Tensor
     """[K]"""
     is_better: bool = True
@@ -143,7 +143,7 @@ def fit_judge(centred: CentredTexts, c: float) -> JudgeFit:
 
 
 def _means_by_label(texts: JudgedTexts, label_count: int) -> Tensor:
-    """[K, H]: the mean of what was read with each label; of all of them for one that was read with no text."""
+    """[K, M]: the mean of what was read with each label; of all of them for one that was read with no text."""
     rows, states = texts.candidates.flatten(), texts.states.flatten(0, 1)
     counts = torch.bincount(rows, minlength=label_count)
     sums = torch.zeros(label_count, states.shape[1], dtype=torch.float64).index_add_(0, rows, states.double())
