@@ -55,6 +55,11 @@ def _keep_layers(model_config: PreTrainedConfig, count: int) -> None:
     there = model_config.num_hidden_layers
     if count > there:
         raise UserError(f"backbone.layers is {count}, but the backbone has {there} layers: set {there} or fewer")
+    if count < there and getattr(model_config, "hidden_size_per_layer_input", 0):  # Gemma 3n and 4
+        raise UserError(
+            f"backbone.layers is {count}, but {model_config.model_type} has one table of embeddings for all of "
+            f"its layers: set null, or a list that ends with {there}"
+        )
     for name, value in vars(model_config).items():
         if "layer" in name and isinstance(value, list) and len(value) == there:  # one entry per layer: its attention
             setattr(model_config, name, value[:count])
@@ -77,4 +82,5 @@ def _most(key: str) -> int:
         return MOST_SQUARE_POSITIONS
     if "position" in key:
         return MOST_POSITIONS
-    return MOST_LAYERS if "layer" in key else MOST_WIDTH
+    # Gemma 3n and 4 have vocab_size_per_layer_input, which counts tokens.
+    return MOST_LAYERS if "layer" in key and "vocab" not in key else MOST_WIDTH

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTensorMode
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -20,6 +20,7 @@ from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.backbone.quantization import quantize_layers
+from pipeline.core.errors import UserError
 from pipeline.methods.base import TuningMethod
 
 
@@ -194,8 +195,14 @@ def _saved_bytes(
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        if kept is not None and injection is not None:
-            backbone.behind(kept, injection)
-        else:
-            backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
+        try:
+            if kept is not None and injection is not None:
+                backbone.behind(kept, injection)
+            else:
+                backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
+        except DynamicOutputShapeException as error:  # Gemma 3n and 4 look up which token each embedding is of
+            raise UserError(
+                f"{backbone.facts.family} reads a prompt by its values, so it cannot be estimated what that takes: take "
+                "a method that injects a prefix or nothing (lt_prefix, prefix, lora, probe)"
+            ) from error
     return sum(storage.nbytes() for storage in saved.values())

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
@@ -59,6 +59,15 @@ def test_kinds_of_layers_are_cut_too(tmp_path: Path) -> None:
     save_tiny(tmp_path, "gemma3", num_hidden_layers=3, layer_types=["full_attention", *2 * ["sliding_attention"]])
     config = load_model_config(BackboneConfig(name_or_path=str(tmp_path), layers=2))
     assert config.layer_types == ["full_attention", "sliding_attention"] and facts_of(config).sliding_layers == 1
+
+
+def test_a_table_of_embeddings_for_all_layers_is_not_cut(tmp_path: Path) -> None:
+    """And its size is not taken for a number of layers: of Gemma 4 it has 262,144 rows."""
+    AutoConfig.for_model("gemma4_text").save_pretrained(tmp_path)
+    assert facts_of(load_model_config(BackboneConfig(name_or_path=str(tmp_path)))).layers == 30
+    with pytest.raises(UserError, match=r"backbone.layers is 12, but gemma4_text has one table .* ends with 30"):
+        load_model_config(BackboneConfig(name_or_path=str(tmp_path), layers=12))
+    assert load_model_config(BackboneConfig(name_or_path=str(tmp_path), layers=[1, 30])).num_hidden_layers == 30
 
 
 def test_of_task_models_and_in_8_bits(tmp_path: Path) -> None:

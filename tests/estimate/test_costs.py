@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
@@ -246,3 +247,11 @@ def test_without_zero3_configured_the_preset_counts() -> None:
 def test_refuses_nonsense(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--"):
         build_case(sections_of(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
+
+
+def test_a_backbone_that_reads_a_prompt_by_its_values_is_refused() -> None:
+    config = AutoConfig.for_model(
+        "gemma4_text", num_hidden_layers=2, layer_types=["full_attention"] * 2, per_layer_config={}
+    )
+    with pytest.raises(UserError, match="gemma4_text reads a prompt by its values"):
+        build_case(sections_of(method={"name": "lt_prompt"}), config, 1, "h200")
