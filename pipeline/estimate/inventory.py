@@ -202,7 +202,7 @@ def _saved_bytes(
                 backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
         except DynamicOutputShapeException as error:  # Gemma 3n and 4 look up which token each embedding is of
             raise UserError(
-                f"{backbone.facts.family} reads a prompt by its values, so it cannot be estimated what that takes: take "
-                "a method that injects a prefix or nothing (lt_prefix, prefix, lora, probe)"
+                f"{backbone.facts.family} reads a prompt by its values, so what that takes cannot be estimated: take a "
+                "method that injects a prefix or nothing (lt_prefix, prefix, lora, probe)"
             ) from error
     return sum(storage.nbytes() for storage in saved.values())
