@@ -9,8 +9,6 @@ from pipeline.methods.logistic import best_without_prior
 
 CS = (3e-3, 1e-2, 3e-2)
 """Strengths of the penalty that each probe may choose from: enough to tell readings apart."""
-LAYERS_JOINED = 4
-"""What is learnt of words low down and of the whole text higher up, at four times a state's width."""
 
 
 @dataclass(frozen=True)
@@ -76,13 +74,14 @@ def worth_joining(probed: Sequence[Probed], layers: int) -> list[tuple[list[int]
     """
     best = max(probed, key=lambda one: one.quality)
     depths = {-(-layers // 2), -(-3 * layers // 4), layers, best.depth}
-    return [(spread(depth), best.pooling) for depth in sorted(depths) if depth > 1]
+    return [(joined, best.pooling) for depth in sorted(depths) for joined in _spread(depth)]
 
 
-def spread(depth: int) -> list[int]:
-    """The first layer, the last of so many, and those at a third and two thirds of the way."""
-    steps = LAYERS_JOINED - 1
-    return sorted({1, *(round(depth * step / steps) for step in range(1, steps + 1))})
+def _spread(depth: int) -> list[list[int]]:
+    """The last of so many layers with the one half-way; and the first and the last with two between them."""
+    two = {-(-depth // 2), depth}
+    four = {1, max(1, round(depth / 3)), round(2 * depth / 3), depth}
+    return [sorted(joined) for joined in dict.fromkeys(map(frozenset, (two, four))) if len(joined) > 1]
 
 
 def probe_reading(

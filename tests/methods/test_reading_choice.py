@@ -7,7 +7,7 @@ import torch
 from pipeline.backbone.config import Pooling
 from pipeline.methods.base import Reading
 from pipeline.methods.logistic import Scale, Texts, fit
-from pipeline.methods.reading_choice import CS, Probed, ReadingChoice, probe_reading, spread, worth_joining
+from pipeline.methods.reading_choice import CS, Probed, ReadingChoice, probe_reading, worth_joining
 
 N, H, K = 90, 6, 3
 
@@ -61,11 +61,8 @@ def test_the_best_and_the_cheapest_within_one_standard_error() -> None:
 
 def test_layers_are_joined_up_to_where_single_ones_do_best() -> None:
     probed = [Probed(layers, "last", 0.9 - abs(layers - 7) / 100, 0.1, 0.01) for layers in range(1, 31)]
-    assert worth_joining(probed, 30) == [
-        ([1, 2, 5, 7], "last"),
-        ([1, 5, 10, 15], "last"),
-        ([1, 8, 15, 23], "last"),
-        ([1, 10, 20, 30], "last"),
-    ]
+    expected = [[4, 7], [1, 2, 5, 7], [8, 15], [1, 5, 10, 15], [12, 23], [1, 8, 15, 23], [15, 30], [1, 10, 20, 30]]
+    assert worth_joining(probed, 30) == [(layers, "last") for layers in expected]
     assert worth_joining(probed[:1], 1) == []
-    assert spread(2) == [1, 2] and spread(3) == [1, 2, 3] and spread(24) == [1, 8, 16, 24]
+    assert worth_joining(probed[:2], 2) == [([1, 2], "last")]
+    assert worth_joining(probed[:3], 3) == [([1, 2], "last"), ([2, 3], "last"), ([1, 2, 3], "last")]
