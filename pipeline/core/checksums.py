@@ -15,7 +15,8 @@ from pipeline.core.paths import inside
 Result = TypeVar("Result")
 
 SUMS = "SHA256SUMS"
-UNCHECKED = {SUMS, "README.md"}
+UNFINISHED = f".{SUMS}"
+UNCHECKED = {SUMS, UNFINISHED, "README.md"}
 """The model card is for people, who may change it."""
 ATTEMPTS = 200
 """To read a folder that changes meanwhile."""
@@ -24,10 +25,11 @@ GAP_SECONDS = 0.3
 
 
 def write_sums(folder: Path) -> None:
-    """Writes SHA256SUMS of all files under a folder."""
+    """Writes SHA256SUMS of all files under a folder, whole or not at all: others may read the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in UNCHECKED)
     lines = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in files]
-    (folder / SUMS).write_text("".join(lines) + _end(lines), encoding="utf-8")
+    (folder / UNFINISHED).write_text("".join(lines) + _end(lines), encoding="utf-8")
+    os.replace(folder / UNFINISHED, folder / SUMS)
 
 
 def check_sums(folder: Path) -> None:
