@@ -39,12 +39,15 @@ def compare_predictions(
     label_count: int,
     metric: Metric,
     seed: int = 0,
+    *,
+    same_seeds: bool = False,
 ) -> Difference:
     """Paired bootstrap of metric(first) - metric(second), each the mean over its seeds.
 
-    Every resample draws texts, the same for both, and for each classifier seeds, so that the interval covers the
-    choice of the test texts and the randomness of training. Of S seeds S - 1 are drawn: the mean of S draws would vary
-    too little (Rao and Wu, JASA 1988). With one seed the randomness of training is left out.
+    Every resample draws texts, the same for both, and seeds, so that the interval covers the choice of the test texts
+    and the randomness of training. Of S seeds S - 1 are drawn: the mean of S draws would vary too little (Rao and Wu,
+    JASA 1988). With one seed the randomness of training is left out. With `same_seeds`, in the same order, both have
+    the same ones drawn: what a seed's training texts do to both says nothing about the difference.
 
     Args:
         truth: [N]. first, second: [S, N] and [S', N].
@@ -53,9 +56,11 @@ def compare_predictions(
     differences = np.empty(RESAMPLES)
     for index in range(RESAMPLES):
         weights = np.bincount(generator.integers(0, len(truth), len(truth)), minlength=len(truth))
+        drawn = _drawn(generator, first)
+        rows = (drawn, drawn if same_seeds else _drawn(generator, second))
         sides = [
-            np.mean([_value(truth, part[row], label_count, metric, weights) for row in _drawn(generator, part)])
-            for part in (first, second)
+            np.mean([_value(truth, part[row], label_count, metric, weights) for row in chosen])
+            for part, chosen in zip((first, second), rows, strict=True)
         ]
         differences[index] = sides[0] - sides[1]
     ones = np.ones(len(truth), dtype=np.int64)

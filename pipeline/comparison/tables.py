@@ -135,7 +135,8 @@ def _difference(folder: Path, rows: list[Row], baseline: list[Row]) -> Differenc
     parts = np.split(indices, [truth.size, truth.size + first.size])
     shapes = (truth.shape, first.shape, second.shape)
     truth, first, second = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
-    return compare_predictions(truth, first, second, len(labels), rows[0]["metric"])
+    same_seeds = [row["seed"] for row in rows] == [row["seed"] for row in baseline]
+    return compare_predictions(truth, first, second, len(labels), rows[0]["metric"], same_seeds=same_seeds)
 
 
 def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:

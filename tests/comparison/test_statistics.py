@@ -78,6 +78,18 @@ def test_the_interval_has_the_variance_of_a_mean_over_seeds() -> None:
     assert found.high - found.low == pytest.approx(2 * 1.96 * accuracies.std(ddof=1) / 5**0.5, rel=0.1)
 
 
+def test_what_a_seed_does_to_both_is_no_difference() -> None:
+    """Draws of training texts that differ by 0.2 in accuracy, and a classifier that is 0.05 better on each."""
+    generator = np.random.default_rng(0)
+    truth, places = np.zeros(2000, dtype=int), generator.permuted(np.tile(np.arange(2000), (5, 1)), axis=1)
+    draws = np.linspace(0.5, 0.7, 5)[:, None]
+    second, first = ((places >= 2000 * (draws + better)).astype(int) for better in (0, 0.05))
+    apart = compare_predictions(truth, first, second, 2, "accuracy")
+    paired = compare_predictions(truth, first, second, 2, "accuracy", same_seeds=True)
+    assert paired.mean == apart.mean == pytest.approx(0.05, abs=1e-3) and apart.verdict == "not told apart"
+    assert paired.verdict == "better" and paired.high - paired.low < (apart.high - apart.low) / 4
+
+
 def test_mcnemar_by_definition() -> None:
     truth = np.zeros(20, dtype=int)
     first, second = np.zeros((1, 20), dtype=int), np.zeros((1, 20), dtype=int)
