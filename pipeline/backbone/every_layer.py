@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.layer_states import check_layers_are_seen, seen
+from pipeline.backbone.layer_outputs import check_layers_are_seen, seen
 from pipeline.backbone.pooling import pool
 
 POOLINGS: tuple[Pooling, ...] = ("mean", "last", "first")

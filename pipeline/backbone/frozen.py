@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.facts import BackboneFacts, behind_refusal
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
-from pipeline.backbone.layer_states import check_layers_are_seen, seen
+from pipeline.backbone.layer_outputs import check_layers_are_seen, seen
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
