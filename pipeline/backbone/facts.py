@@ -74,7 +74,7 @@ class BackboneFacts:
 
     @property
     def state_width(self) -> int:
-        """S, the numbers in a text's state."""
+        """M, the numbers in a text's state."""
         return self.hidden_size * max(1, len(self.joined))
 
     def prefix_width(self, first_layer: int = 0) -> int:
