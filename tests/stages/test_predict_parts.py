@@ -150,9 +150,9 @@ def test_lines_are_those_of_the_stream(run_dir: Path, tmp_path: Path) -> None:
     files = (tmp_path / "out" / "part-00000.jsonl", tmp_path / "stream.jsonl")
     ours, theirs = ([json.loads(line) for line in file.read_text().splitlines()] for file in files)
     assert [list(line) for line in ours] == [list(line) for line in theirs]
-    for line, other in zip(ours, theirs, strict=True):  # not read in the same passes, which some processors round
+    for line, other in zip(ours, theirs, strict=True):  # one in the last of six digits: other passes, other rounding
         for key in ("scores", "probabilities"):
-            assert line.pop(key, {}) == pytest.approx(other.pop(key, {}), rel=1e-4)
+            assert line.pop(key, {}) == pytest.approx(other.pop(key, {}), rel=1.1e-5)
         assert line == other
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["faulty"] == 2
 

@@ -94,7 +94,7 @@ def test_with_equal_weights_it_is_training_on_what_the_teacher_labels(tmp_path: 
     expected, found = state_of(plain.run_dir.adapter_final), session(config, 1)
     for name, value in found.items():
         numbers = (each if each.is_floating_point() else each.view(torch.float64) for each in (value, expected[name]))
-        torch.testing.assert_close(*numbers, rtol=1e-2, atol=1e-3)  # two fits end where slopes are below a tolerance
+        torch.testing.assert_close(*numbers, rtol=2e-3, atol=2e-4)  # a fit ends where slopes are below 1e-4
     assert any(not torch.equal(value, session(config, 0)[name]) for name, value in found.items())
 
 
