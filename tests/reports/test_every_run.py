@@ -25,7 +25,7 @@ from tests.support.tiny import save_tiny
 from tests.support.tiny_run import tiny_config
 
 MANY = 12
-KINDS = [(2, True), (2, False), (MANY, True), (MANY, False)]
+KINDS = [(2, True), (MANY, False)]
 """Labels, and whether there are validation texts."""
 
 

@@ -15,6 +15,7 @@ from tests.support.tiny import save_tiny
 from tests.support.tiny_run import TEXTS, tiny_config
 
 IMPOSSIBLE = {("full", "int8"), ("full", "int4")}
+QUANTIZED = [(name, kind) for name in ("full", "lora", "edit", "lt_prefix") for kind in ("int8", "int4")]
 
 
 @pytest.fixture(scope="module")
@@ -55,8 +56,7 @@ def test_the_plan_is_printed_and_nothing_is_written(tmp_path: Path, capsys: pyte
     assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
 
 
-@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
-@pytest.mark.parametrize("name", METHOD_NAMES)
+@pytest.mark.parametrize(("name", "quantization"), [*((name, "none") for name in METHOD_NAMES), *QUANTIZED])
 def test_methods_and_quantizations(
     folder: Path, name: str, quantization: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,16 +35,7 @@ LLAMA_405B = LlamaConfig(
     num_key_value_heads=8,
     vocab_size=128256,
 )
-FALCON_180B = FalconConfig(
-    hidden_size=14848,
-    num_hidden_layers=80,
-    num_attention_heads=232,
-    num_kv_heads=8,
-    new_decoder_architecture=True,
-    bias=False,
-)
 FALCON_7B = FalconConfig(hidden_size=4544, num_hidden_layers=32, num_attention_heads=71, bias=False)
-BLOOM_176B = BloomConfig(hidden_size=14336, n_layer=70, n_head=112, vocab_size=250880)
 BLOOM_7B = BloomConfig(hidden_size=4096, n_layer=30, n_head=32, vocab_size=250880)
 DEBERTA = DebertaV2Config(
     vocab_size=128100,
@@ -65,9 +56,7 @@ BACKBONES: dict[str, PreTrainedConfig] = {
     "llama-3-70b": LLAMA_70B,
     "llama-3-405b": LLAMA_405B,
     "falcon-7b": FALCON_7B,
-    "falcon-180b": FALCON_180B,
     "bloom-7b1": BLOOM_7B,
-    "bloom-176b": BLOOM_176B,
     "bert-base": BertConfig(),
     "roberta-base": RobertaConfig(vocab_size=50265, max_position_embeddings=514, type_vocab_size=1),
     "deberta-v3-base": DEBERTA,
