@@ -17,11 +17,7 @@ Qwen), `ln_f` (BLOOM, Falcon, GPT-2), `final_layer_norm` (GPT-NeoX, OPT), `proje
 def check_layers_are_seen(model: nn.Module) -> None:
     """Raises UserError for families whose layers cannot be looked at one by one."""
     config: Any = model.config
-    try:
-        count = len(layers_of(model)[1])
-    except ValueError:  # ALBERT
-        count = 0
-    if count != config.num_hidden_layers:
+    if layers_of(model) is None:
         raise UserError(
             f"backbone.layers: those of {config.model_type} do not stand in one list, each of them once, so that "
             "only the last one's states can be read: set a number or null"
@@ -36,8 +32,9 @@ def seen(model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], None]
     the family's norm behind its last layer, so it is applied here. What a layer leaves is seen where the next one gets
     it: DeBERTa has a convolution between the first two, and edits (`pipeline.backbone.sites`) are made there.
     """
-    owner, found = layers_of(model)
-    behind = [module for name in BEHIND if (module := getattr(owner, name, None)) is not None]
+    found = layers_of(model)
+    assert found is not None, "checked by check_layers_are_seen"
+    behind = [module for name in BEHIND if (module := getattr(found.owner, name, None)) is not None]
 
     def look(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         hidden = given[0] if given else named["hidden_states"]
@@ -45,7 +42,7 @@ def seen(model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], None]
             hidden = module(hidden)
         take(hidden)
 
-    hooks = [found[count].register_forward_pre_hook(look, with_kwargs=True) for count in layers]
+    hooks = [found.layers[count].register_forward_pre_hook(look, with_kwargs=True) for count in layers]
     try:
         yield
     finally:

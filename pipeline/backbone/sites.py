@@ -81,13 +81,10 @@ class Sites:
 
     def __init__(self, model: nn.Module, facts: BackboneFacts) -> None:
         """Raises UserError for families whose layers do not stand in one list."""
-        try:
-            self._layers = list(layers_of(model)[1])
-        except ValueError:
-            self._layers = []
-        if len(self._layers) != facts.layers:
+        found = layers_of(model)
+        if found is None:
             raise _refusal(facts, "its layers do not stand in one list, each of them once")
-        self._facts = facts
+        self._layers, self._facts = list(found.layers), facts
 
     @contextmanager
     def edited(self, edits: Edits, mask: Tensor) -> Iterator[None]:

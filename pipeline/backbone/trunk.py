@@ -28,15 +28,23 @@ class Trunk(NamedTuple):
         return Trunk(self.first_layer, self.states.repeat_interleave(copies, 0))
 
 
-def layers_of(model: nn.Module) -> tuple[nn.Module, nn.ModuleList]:
-    """The list of transformer layers, and the module that holds it. ValueError where there is not one such list."""
-    [found] = [
-        (owner, child)
+class LayerList(NamedTuple):
+    """The transformer layers of a model, and the module that holds them."""
+
+    owner: nn.Module
+    layers: nn.ModuleList
+
+
+def layers_of(model: nn.Module) -> LayerList | None:
+    """None: they do not stand in one list, each of them once (ALBERT runs one layer again and again)."""
+    config: Any = model.config
+    found = [
+        LayerList(owner, child)
         for owner in model.modules()
         for child in owner.children()
         if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
     ]
-    return found
+    return found[0] if [len(each.layers) for each in found] == [config.num_hidden_layers] else None
 
 
 def check_split(config: Any) -> None:
@@ -70,16 +78,15 @@ class Split:
     def __init__(self, model: nn.Module) -> None:
         """Raises UserError for families that cannot be split."""
         check_split(model.config)
-        try:
-            layers = layers_of(model)[1]
-        except ValueError as error:  # ALBERT
-            raise _refusal(model.config, "its layers do not stand in one list, each of them once") from error
+        found = layers_of(model)
+        if found is None:
+            raise _refusal(model.config, "its layers do not stand in one list, each of them once")
         self._first_layer = 0
         self._runs_lower = self._runs_upper = True
         self._states: Tensor | None = None
         """What layer `first_layer` got from those below, or gets in the place of that."""
         self._gives_tuples = False
-        for index, layer in enumerate(layers):
+        for index, layer in enumerate(found.layers):
             enter = partial(exchange_states, partial(self._enter, index))
             layer.register_forward_pre_hook(enter, with_kwargs=True)
             layer.forward = partial(self._forward, index, layer.forward)

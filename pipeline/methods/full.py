@@ -55,12 +55,11 @@ class FullTuning(TextClassifier):
         model.requires_grad_(True)
         if self.config.share == 1:
             return
-        try:
-            layers = layers_of(model)[1]
-        except ValueError as error:
+        found = layers_of(model)
+        if found is None:
             reason = f"the layers of {type(model).__name__} do not stand in one list"
-            raise UserError(f"method.share={self.config.share}: {reason}: set method.share=1") from error
-        for part in frozen_parts(layers, self.config.share, Random(self.config.draw)):
+            raise UserError(f"method.share={self.config.share}: {reason}: set method.share=1")
+        for part in frozen_parts(found.layers, self.config.share, Random(self.config.draw)):
             for parameter in part.parameters(recurse=False):
                 parameter.requires_grad_(False)
 
