@@ -81,7 +81,7 @@ class LTPrefix(nn.Module):
 
         The weight is stored times sqrt(H). Adam moves every element by about the learning rate, and so the score of
         H of them by H times as much: at rates that suit prefixes, training would collapse in some seeds
-        (docs/results.md; equalized learning rate: Karras et al., arXiv 1710.10196, Sec. 4.1).
+        (equalized learning rate: Karras et al., arXiv 1710.10196, Sec. 4.1).
         """
         scores = self.token_score(states * self.facts.hidden_size**-0.5).squeeze(-1)
         if self.config.pooling == "softmax":

@@ -27,7 +27,7 @@ def test_a_folder_that_is_somebodys_is_refused(tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.parametrize("shares", [1, 2, 3, 4])
-@pytest.mark.parametrize("recipe", ["minilm", "convergence", "sst2_sizes"])
+@pytest.mark.parametrize("recipe", ["minilm", "few_shot", "smollm2"])
 def test_shares_hold_every_group_once_and_methods_and_data_sets_alike(recipe: str, shares: int) -> None:
     everything = groups(load_comparison(RECIPES / "compare" / f"{recipe}.yaml"))
     parts = [share_of(everything, (number, shares)) for number in range(shares)]
