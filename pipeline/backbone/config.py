@@ -51,20 +51,22 @@ class BackboneConfig(Settings):
     revision: str | None = None
     """Branch, tag or commit of a hub model."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Compute dtype; also the storage dtype of whatever is not quantized."""
+    """float32 or bfloat16: the dtype of computation, and of the weights that are not quantized."""
     quantization: Quantization = "none"
     """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only, or int4 (in blocks)."""
     int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     attention: Attention = "auto"
-    """What computes attention, by transformers' names; auto: its own choice, as a rule sdpa."""
+    """The attention kernel, by transformers' name: sdpa, eager, flash_attention_2 (3, 4) or flex_attention. auto:
+    transformers' choice, as a rule sdpa."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     layers: Annotated[int | tuple[int, ...] | None, BeforeValidator(_layers)] = None
-    """Read texts and labels with the first so many layers only; the rest is never loaded. null: all layers. A list,
-    such as [1, 8, 16, 24]: with so many as its last says, and a text's state joins those of all layers in it."""
+    """How many of the backbone's layers, from the first, read texts and labels; the others are never loaded. null: all.
+    A list such as [1, 8, 16, 24] reads with 24, and a text's state joins (concatenates) those of the listed layers."""
     pooling: Pooling = "auto"
-    """Which output token the head reads: last (decoders), first or mean (encoders); auto picks last or mean."""
+    """How the states of a text's tokens become one: the last token's (last), the first's (first), or their mean (mean).
+    auto: last for decoders, mean for encoders."""
     trust_remote_code: TrustRemoteCode = False
     """Run model code that ships with the checkpoint."""
 

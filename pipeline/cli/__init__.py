@@ -273,7 +273,8 @@ def _unexpected(error: Exception, options: argparse.Namespace) -> str:
     where = ", ".join([" ".join([options.command, *given[:1]]), *places])
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which need not have been imported
         said = f"out of GPU memory: {abridged(str(error), 200)} ({where})"
-        return f"{said}; lower train.batch_size or evaluate.batch_size, or see docs/troubleshooting.md"
+        what_to_do = "lower train.batch_size, evaluate.batch_size or --batch-rows (predict)"
+        return f"{said}; {what_to_do}, or see docs/troubleshooting.md"
     return f"unexpected {type(error).__name__}: {abridged(str(error), 200)} ({where}); --debug shows where"
 
 

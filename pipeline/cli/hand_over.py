@@ -8,7 +8,7 @@ from pipeline.core.imports import quick_imports
 from pipeline.core.output import ended_by_signals
 from pipeline.distributed.device import announce_device
 
-EXPORT = "write a trained adapter for transformers or PEFT to load, or without its producer"
+EXPORT = "convert a trained adapter for transformers or PEFT, or to one fixed injection per label"
 PUSH = "put a trained adapter, or what `export` wrote, on the hub"
 
 
@@ -26,10 +26,10 @@ def add_hand_over_commands(commands: Any) -> None:
     source = push.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
     source.add_argument("--adapter", metavar="DIR", help="adapter directory, or a folder that `export` wrote")
-    push.add_argument("repository", metavar="ORG/NAME", help="of the hub; made where it is not there")
+    push.add_argument("repository", metavar="ORG/NAME", help="repository on the hub, created if it does not exist")
     push.add_argument("--private", action="store_true", help="make it a private one")
-    push.add_argument("--revision", metavar="BRANCH", help="branch to push to; made where it is not there")
-    push.add_argument("--message", default="Upload an L-Tuning adapter", metavar="TEXT", help="of the commit")
+    push.add_argument("--revision", metavar="BRANCH", help="branch to push to, created if it does not exist")
+    push.add_argument("--message", default="Upload an L-Tuning adapter", metavar="TEXT", help="commit message")
     push.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 

@@ -15,11 +15,11 @@ from pipeline.core.paths import home_expanded
 from pipeline.data.public_sets import HOST, PUBLIC_SETS
 
 STAGES = {
-    "run": "all stages in order: preprocess, encode-labels, train, evaluate",
+    "run": "all stages in order: preprocess, encode-labels, encode-texts, train, evaluate",
     "preprocess": "read, check and tokenize the texts",
     "encode-labels": "let the frozen backbone read each label's hypothesis once",
     "encode-texts": "let the frozen backbone read each text once, and keep its states",
-    "choose-reading": "probe every layer and pooling of the backbone, and say which the config should name",
+    "choose-reading": "find the layers and the pooling that a probe does best with, and print the config keys",
     "train": "train the tuning method",
     "evaluate": "score every label for every text of the evaluated splits",
     "estimate": "memory, time and communication from the config alone, for any number of GPUs",
@@ -29,7 +29,7 @@ KEYS = "`ltune keys` lists the sections of the config, `ltune keys SECTION` thei
 
 COMPARE = "compare tuning methods: backbones x data sets x training sizes x seeds, with statistics"
 
-REPORT = "write what a run or a comparison came to, with its pictures, to one HTML page"
+REPORT = "write the results of a run or a comparison, with charts, to one HTML page"
 
 DAILY = ("run", "predict", "report", "compare", "doctor")
 """The commands of an ordinary day, which `--help` shows first."""
@@ -41,11 +41,11 @@ PLANNING = ("choose-reading", "estimate")
 
 EPILOG = """\
 an ordinary day:
-  ltune run --config mine.yaml --dry-run     what would be done, and whether it can be
-  ltune run --config mine.yaml               all stages, as far as they are not done
+  ltune run --config mine.yaml --dry-run     check the config and print the plan
+  ltune run --config mine.yaml               all stages; those already done are skipped
   ltune predict --run runs/mine --input new.csv
   ltune report --run runs/mine
-  ltune keys data                            what may stand in the section `data` of mine.yaml
+  ltune keys data                            the keys of the section `data` of mine.yaml
 
 ltune COMMAND --help has a command's options. Words are explained in docs/glossary.md, trouble in
 docs/troubleshooting.md."""
@@ -109,7 +109,7 @@ def build_parser() -> "TopParser":
     fetch = commands.add_parser("fetch-data", help=description, description=description)
     fetch.add_argument("name", metavar="NAME", help=f"one of {', '.join(PUBLIC_SETS)}")
     fetch.add_argument("--output", metavar="DIR", help="folder of all sets (default: $LTUNE_DATA, else public_data)")
-    fetch.add_argument("--mirror", default=HOST, metavar="URL", help="what has the files in the place of %(default)s")
+    fetch.add_argument("--mirror", default=HOST, metavar="URL", help="host with the same paths (default: %(default)s)")
     description = "the config keys of a section, with their defaults, meanings and an example"
     keys = commands.add_parser("keys", help=description, description=description)
     keys.add_argument("section", nargs="?", metavar="SECTION", help="data, train, ... or compare (default: list them)")
@@ -144,11 +144,11 @@ def _add_compare_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--against",
         metavar="METHOD",
-        help="compare all others with this one of the methods, not with the best baseline; of a finished comparison, "
-        "make the tables anew",
+        help="compare all methods with this one, not with the best baseline; where all runs are finished, only the "
+        "tables are made again",
     )
     command.add_argument("--cells", metavar="I/N", help="run only the I-th of N shares (from 0), as in an array job")
-    command.add_argument("--overwrite", action="store_true", help="train cells afresh that another config has trained")
+    command.add_argument("--overwrite", action="store_true", help="retrain cells that were trained with another config")
     command.add_argument("--dry-run", action="store_true", help="check every cell's config, list them and stop")
     add_common_options(command)
 
@@ -168,7 +168,7 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
 
 def _add_doctor_options(command: argparse.ArgumentParser) -> None:
     # Not --run: torchrun would take that for an option of its own.
-    command.add_argument("run", nargs="?", metavar="DIR", help="run directory of the job: may all hosts write it?")
+    command.add_argument("run", nargs="?", metavar="DIR", help="also check that all hosts can write this run directory")
     command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
 
 

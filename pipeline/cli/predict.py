@@ -33,7 +33,7 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--format",
         choices=["txt", "csv", "tsv", "json", "jsonl", "parquet"],
-        help="of the input, where no suffix tells; standard input: txt unless given",
+        help="format of the input, where its name has no such suffix (standard input: txt by default)",
     )
     command.add_argument(
         "--keep",
@@ -54,8 +54,8 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
         "--labels",
         action="append",
         metavar="A,B",
-        help="other labels, scored from their hypotheses alone; may be repeated; quotes protect a comma, as in CSV: "
-        "'\"A, or B\",C'; a value that is a label of training is never split",
+        help="score these labels instead of those of training; new ones by their hypotheses alone; may be repeated; "
+        "quote a name with a comma, as in CSV: '\"A, or B\",C'; names of trained labels need no quotes",
     )
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
@@ -69,7 +69,7 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
         "--batch-tokens",
         type=positive,
         metavar="N",
-        help="in their place: tokens per forward pass, padding counted; short texts are then read many at a time",
+        help="instead of --batch-rows: tokens per forward pass, padding counted",
     )
     _add_parts_options(command)
     add_common_options(command)

@@ -10,10 +10,10 @@ from pipeline.serving.limits import Limits
 SERVE = "answer requests over HTTP: any number of adapters on one backbone"
 SERVE_LIMITS = {
     "texts": "texts of a request",
-    "labels": "labels of its own that a request has",
-    "tokens": "tokens that are read for a request, its texts' once for each label",
+    "labels": "labels that a request brings along",
+    "tokens": "tokens that are read for a request, a text's once for each label",
     "body": "bytes of a request's body",
-    "waiting": "texts that wait for a batch",
+    "waiting": "texts in the queue; beyond that, requests are refused",
 }
 """Fields of `serving.limits.Limits` that have an option."""
 
@@ -27,7 +27,7 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
         help="adapter or run directory, by default called as its run directory is; may be repeated",
     )
     command.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
-    command.add_argument("--port", type=int, default=8080, help="0: any that is free (default %(default)s)")
+    command.add_argument("--port", type=int, default=8080, help="port; 0: any free one (default %(default)s)")
     command.add_argument(
         "--token-file", metavar="FILE", help="holds the bearer token that clients must show (default: none)"
     )
@@ -37,10 +37,10 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
         help="holds the token for adding and removing adapters (default: nobody may)",
     )
     command.add_argument(
-        "--batch-tokens", type=positive, default=16384, metavar="N", help="of a forward pass (default %(default)s)"
+        "--batch-tokens", type=positive, default=16384, metavar="N", help="most per forward pass (default %(default)s)"
     )
     command.add_argument(
-        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="a batch waits for others (default %(default)g)"
+        "--max-wait-ms", type=float, default=5.0, metavar="MS", help="longest wait for more (default %(default)g)"
     )
     for name, what in SERVE_LIMITS.items():
         default = getattr(Limits, name)
@@ -52,7 +52,7 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
         type=float,
         default=60.0,
         metavar="S",
-        help="to end what was accepted, at SIGTERM (default %(default)g)",
+        help="seconds after SIGTERM to answer the requests already accepted (default %(default)g)",
     )
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"

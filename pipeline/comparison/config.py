@@ -61,16 +61,16 @@ class ComparisonConfig(Settings):
     """The method that all others are compared with; null: the baseline that is best on validation.
     A method of your own is not a baseline, unless its class says so (`is_baseline`)."""
     sizes: Distinct[Size] = Field(default=["all"], min_length=1)
-    """Training texts of every label; of one that has fewer, all."""
+    """How many texts of every label to train on, or all; a label that has fewer gives all of its texts."""
     split: Literal["test", "validation"] = "test"
     """What is compared on. validation: for ablations, by which settings are chosen; the test split is not looked at."""
     seeds: Distinct[Seed] = Field(default=[0, 1, 2, 3, 4], min_length=1)
-    """Each setting that was chosen is run with all of them; the choice is made with the first."""
+    """Settings of the grid are chosen with the first seed; the chosen one is run with all seeds."""
     published: dict[str, dict[str, dict[str, float]]] = {}
     """Backbone -> data set -> method -> a value from elsewhere, in the same metric, to stand beside ours."""
     grid: dict[str, Annotated[Distinct[Any], Field(min_length=1)]] = {}
-    """section.key -> values: every method that takes steps is tuned over all combinations, on validation; others over
-    those of labels (labels.template: the hypotheses) alone."""
+    """section.key -> values to try. Methods that take steps are tuned over all combinations, on validation; other
+    methods only over keys of the section labels (such as labels.template)."""
     trust_remote_code: TrustRemoteCode = False
     """Run the code that ships with the backbones."""
 

@@ -40,8 +40,8 @@ class DataConfig(Settings):
     """
 
     public: str | None = None
-    """A public set that `ltune fetch-data` has fetched (sst2, banking77, ...), in the place of data.train, validation
-    and test: files below $LTUNE_DATA, else public_data. A split that is not wanted is set to null."""
+    """Name of a set fetched by `ltune fetch-data` (sst2, banking77, ...): gives data.train, validation and test, from
+    $LTUNE_DATA or public_data. To leave a split out, set it to null."""
     train: PathSetting
     """Training texts: a file, hub:NAME[@REVISION][:CONFIG]:SPLIT, or embedded."""
     validation: PathSetting | None = None
@@ -59,7 +59,8 @@ class DataConfig(Settings):
     text_pair: str | None = None
     """Column of the second text, for tasks on pairs of texts."""
     label: str = "label"
-    """Column of the label: its name, its id (a ClassLabel, named in the file), or its index into labels.names."""
+    """Column of the labels. It holds names, ids that the file itself names (ClassLabel), or indices into
+    labels.names."""
     quoting: bool | None = None
     """Are fields of csv and tsv files quoted with "? null: csv yes, tsv no (there, " is an ordinary character)."""
     on_error: Literal["stop", "skip"] = "stop"
@@ -69,12 +70,12 @@ class DataConfig(Settings):
     """Tokens kept of each text (pair), special tokens and the words around it included; cuts are counted and
     reported."""
     special_tokens: bool = False
-    """A special token of the backbone (</s>, [SEP]) in a text: true: is that token; false: is read as written."""
+    """true: strings such as </s> or [SEP] in a text become special tokens; false: they are read as plain text."""
     template: TextTemplate | None = None
     """Words around the text, such as "Review: {text}\\nSentiment:"; with data.text_pair {text_pair} too, and both are
     read as one text. Special tokens among the words are tokens. null: the text as it is."""
     chat: bool = False
-    """Is the text (in its template) a user's message to the backbone, in the chat template of its tokenizer?"""
+    """Whether to put the text (in its template) into the chat template of the tokenizer, as a user's message."""
     train_limit: int | None = Field(default=None, ge=1, le=MOST_ROWS)
     """Train on this many rows only, drawn by run.seed with each label's share kept; null: all rows."""
     train_per_label: int | None = Field(default=None, ge=1, le=MOST_ROWS)

@@ -30,12 +30,13 @@ class EvaluateConfig(Settings):
     """What is evaluated, and how much at a time."""
 
     splits: Distinct[Split] = Field(default=["validation", "test"], min_length=1)
-    """Splits to score; those the data does not have are left out."""
+    """Splits to score, of train, validation and test; a split that the data lacks is left out."""
     batch_size: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """(text, label) pairs per forward pass and rank."""
     tokens_per_batch: int | None = Field(default=None, ge=1, le=MOST_TOKENS_OF_PASS)
     """Instead: most tokens per forward pass and rank, padding counted, a text once for each label it is read with."""
 
     rewordings: Distinct[Rewording] = Field(default=[], max_length=MOST_REWORDINGS)
-    """Other hypotheses to judge the trained labels by: templates for all, or label -> text for some. Mean, worst and
-    spread over them stand beside the metrics. None should be one of those of training, or of those it was chosen by."""
+    """Other hypotheses to score the trained labels with: a template for all labels, or label -> text for some. Metrics
+    then also have the mean, worst and spread over them. Hypotheses of training are refused; do not take any either by
+    which the training's were chosen."""

@@ -37,7 +37,7 @@ class DecomposedConfig(SoftPromptConfig):
     length: int | None = Field(default=None, ge=1, le=MOST_TOKENS)
     """Places that have an offset (dept); null: 256. Tokens behind them stay as they are."""
     pace: float = Field(default=100.0, gt=0)
-    """How many times as fast as the offsets, which have train.learning_rate, the prompt moves."""
+    """How many times as fast as the offsets the prompt is trained; train.learning_rate is that of the offsets."""
 
     @model_validator(mode="after")
     def _length_belongs_to_places(self) -> "DecomposedConfig":

@@ -31,7 +31,7 @@ class FullConfig(TextClassifierConfig):
     """Of the layers' attention matrices, other matrices and norms, each, this share is drawn to be trained; the rest is
     frozen. What is outside of the layers (embeddings, the last norm) is trained. 0.5: half fine-tuning."""
     draw: int = Field(default=0, ge=0)
-    """Another number draws another share."""
+    """Seed of the draw of `share`."""
 
     @model_validator(mode="after")
     def _all_is_no_draw(self) -> "FullConfig":

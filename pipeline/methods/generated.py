@@ -45,14 +45,16 @@ class GeneratedConfig(PromptConfig):
     layers: Distinct[int] | None = Field(default=None, min_length=1)
     """Layers, from 0, before which the text adds to the prompt; null: all from first_layer on."""
     pooling: TokenPooling = "attention"
-    """How the text's tokens become one vector per prompt token: weighted by learned scores, or all alike; or the text
-    is cut into as many parts, one for each (adaptive pooling)."""
+    """How the text's tokens become one vector per prompt token. attention: a mean weighted by learned scores; mean: a
+    plain mean; adaptive_mean, adaptive_max: the text is cut into one part per prompt token, and each part is pooled."""
     activation: ActivationName = "gelu"
-    """Of the bottleneck. rational: learned, a quotient of polynomials that starts as GELU."""
+    """Activation function of the bottleneck: gelu, relu, or rational, a learned quotient of polynomials that starts as
+    GELU."""
     source: Literal["tokens", "sentence", "attended"] = "tokens"
-    """tokens: those of the text, as they are before each layer. sentence: before layer 0 the text's pooled state, for
-    which it is read alone first; before others that of its first token, or with decoders its last; one map for all.
-    attended: the mean of its tokens before the layer, when they have attended to one another; one map for all."""
+    """What the prompt is made from. tokens: the states of the text's tokens before each layer. sentence: before layer 0
+    the text's pooled state, for which it is read alone first; before other layers the state of its first token (in
+    decoders its last). attended: the mean of the tokens' states after one self-attention over them. With sentence and
+    attended all layers share one map."""
     hypercomplex: int | None = Field(default=None, ge=1, le=WIDEST)
     """The maps of source sentence or attended are sums of so many Kronecker products, with about so many times fewer
     parameters; null: plain."""

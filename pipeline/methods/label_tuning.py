@@ -30,22 +30,22 @@ class LabelTuningConfig(MethodConfig):
     open_labels: ClassVar[bool] = True
 
     head: HeadName = "fitted"
-    """fitted: the probe of the texts that are read alone, to which tuning adds; linear: the paper's 2H parameters;
-    label_aware: adds a scaled cosine between text and label to those (H^2 + 1 more)."""
+    """fitted: the probe, fitted to texts read without a label before the first step; linear: the paper's head, 2H
+    parameters; label_aware: the same plus a scaled cosine between text and label (H^2 + 1 more)."""
     start: Literal["hypothesis", "random"] = "hypothesis"
-    """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, to which
-    training adds, so that a text is read as one behind the hypothesis; random: the map's own start values."""
+    """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, so that a
+    text is read as if it followed the hypothesis; training adds to that. random: the output of a random map."""
     judge: Literal["fitted", "probe"] = "probe"
-    """With the fitted head, what scores a text that is read with a label. fitted: a judge of its own, one direction for
-    all labels, fitted before the first step to such readings of the training texts (the default behind the text, where
-    it does best); probe: the probe, which has never seen one."""
+    """With head=fitted, what scores a text that is read with a label. fitted: a judge, one direction for all labels,
+    fitted before the first step to training texts read with labels (the default with position=after, where it does
+    best); probe: the same probe as for the text alone."""
     first_layer: int = Field(default=0, ge=0)
     """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
     label, and without a gradient."""
     shortlist: int | None = Field(default=4, ge=1, le=MOST_TOKENS)
-    """Trained with more labels than this: read a text alone first, and then with only so many of them, those that
-    the head (fitted or label_aware) finds nearest to it. null: read it with every label. Where labels have several
-    hypotheses, so many of those."""
+    """If training had more labels than this, a text is read alone first, and then with only this many labels, those
+    that the head (fitted or label_aware) scores best. null: read it with every label. Where labels have several
+    hypotheses, it counts hypotheses."""
 
     @model_validator(mode="after")
     def _init_std_needs_a_random_start(self) -> Self:

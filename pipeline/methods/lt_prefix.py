@@ -19,8 +19,9 @@ class LTPrefixConfig(LabelTuningConfig):
 
     name: Literal["lt_prefix"] = "lt_prefix"
     pooling: Literal["tokens", "scores", "softmax"] = "tokens"
-    """tokens: each hypothesis token's state makes its own keys and values; scores: one number per token makes those of
-    all (published code); softmax: the same, normalized (paper's text)."""
+    """How label states become keys and values. tokens: each token's state is mapped to its own; scores: each state is
+    reduced to one number, and these P numbers are mapped to all (the published code); softmax: the same, with the
+    numbers normalized (the paper's text)."""
     rank: int | None = Field(default_factory=lambda keys: 16 if keys["pooling"] == "tokens" else None, ge=1, le=WIDEST)
     """Bottleneck of pooling tokens: H -> rank -> W, the width of all layers' keys and values; null: H -> W."""
     dropout: float = Field(default=0.0, ge=0, lt=1)

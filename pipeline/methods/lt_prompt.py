@@ -18,8 +18,8 @@ class PlacedPromptsConfig(LabelTuningConfig):
     injects: ClassVar[Literal["prompt", "prefix"] | None] = "prompt"
 
     position: Literal["before", "after"] = "before"
-    """Of the prompt. after: behind the text, on decoders. The text is then read once for all labels, and each label
-    costs its own tokens alone, by whose states it is judged."""
+    """Where the prompt stands: before or after the text. after (decoders only): the text is read once for all labels,
+    each label adds only the reading of its own tokens, and their states are scored."""
 
     @model_validator(mode="after")
     def _all_layers_read_what_is_behind(self) -> Self:
@@ -43,9 +43,9 @@ class LTPromptConfig(PlacedPromptsConfig):
 
     name: Literal["lt_prompt"] = "lt_prompt"
     label_scale: Literal["unit", "raw"] = "raw"
-    """Of the label states before the map. raw: as they are, which in some decoders is hundreds of times as long as an
-    embedding, so that the first step throws the prompt far from its start; unit: each has length 1, and a step moves
-    the prompt by a few learning rates (the default behind the text, where the start is the hypothesis)."""
+    """Scale of the label states before the map. raw: as they are; in some decoders they are hundreds of times as long
+    as an embedding, so that the first step moves the prompt far from its start. unit: length 1, so that a step moves
+    the prompt by a few learning rates (the default with position=after and start=hypothesis)."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the label states."""
     init_std: float | None = Field(default=None, ge=0)

@@ -29,8 +29,8 @@ class PrefixConfig(TextClassifierConfig):
     tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prefix tokens."""
     start: Literal["random", "hypotheses"] = "random"
-    """hypotheses: the backbone's keys and values of all labels' hypotheses, one behind the other, cut at or begun again
-    until `tokens`, so that a text is read as one behind them; random: of init_std."""
+    """hypotheses: keys and values that the backbone computes for the concatenated hypotheses of all labels, cut or
+    repeated to `tokens` tokens; random: normal with init_std."""
     reparametrisation: bool = False
     """Keys and values come out of a two-layer MLP over embeddings, as in the paper; False: they are trained as such."""
     bottleneck: int | None = Field(default=None, ge=1, le=WIDEST)

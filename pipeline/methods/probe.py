@@ -26,7 +26,8 @@ class ProbeConfig(MethodConfig):
     c: Distinct[Annotated[float, Field(gt=0, lt=float("inf"))]] = Field(default=list(CS), min_length=1)
     """Inverse strengths of the penalty (scikit-learn's C) to choose from: on validation, or by cross-validation."""
     prior: Literal["auto", "always", "never"] = "auto"
-    """Add the similarity of text and hypothesis, with a fitted weight; auto: where validation prefers it."""
+    """Whether to add the similarity of text and hypothesis, with a fitted weight: always, never, or auto: where it does
+    better on validation."""
 
     @property
     def reads_alone(self) -> bool:

@@ -27,7 +27,8 @@ class SoftPromptConfig(TextClassifierConfig):
     tokens: int = Field(default=20, ge=1, le=MOST_TOKENS)
     """Prompt tokens."""
     init: Literal["vocabulary", "text", "labels"] = "vocabulary"
-    """Start from embeddings of random tokens, of init_text, or of the labels' names and then random tokens."""
+    """What the prompt starts from. vocabulary: embeddings of random tokens; text: those of init_text; labels: those of
+    the labels' names, then of random tokens."""
     init_text: str | None = None
     """The text to start from, cut or repeated to fill the prompt."""
 

@@ -15,8 +15,8 @@ class TrainConfig(Settings):
     """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong;
     batch (FastFit): cross-entropy over the labels of the step's texts, on all ranks, each as often as it is there."""
     candidates: int | Literal["all"] | None = None
-    """Most labels per text with objective candidates: the true one and sampled wrong ones. null: all, but 8 where a
-    text is read once per label (label tuning without a shortlist)."""
+    """How many labels a text is scored against with objective candidates: the true one and randomly drawn wrong ones.
+    A number, or all. null: all, but 8 where a text is read once per label (label tuning without a shortlist)."""
     max_steps: int | None = Field(default=None, ge=0, le=MOST_STEPS)
     """Optimizer steps; null: as many as `epochs` need. 0: none, for methods that begin fitted (method.head=fitted)."""
     epochs: int = Field(default=3, ge=1, le=MOST_STEPS)
@@ -30,15 +30,15 @@ class TrainConfig(Settings):
     passes of batch_size texts. A step stays one over batch_size * gradient_accumulation texts of each rank, cut into
     other passes, so it differs by rounding alone (and by the draws of dropout)."""
     keep_token_states: bool = False
-    """With method.first_layer or method.position=after: what the backbone makes of each token of the training and
-    validation texts before the labels come is read once, and kept in files (texts/, at most engine.states_gib) for all
-    epochs, and in a comparison for all cells. The same adapter up to rounding."""
+    """With method.first_layer or method.position=after: compute the token states that no label affects once, and keep
+    them in texts/ (at most engine.states_gib) for all epochs, and for all cells of a comparison. The adapter is the
+    same up to rounding."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """Decay after the warm-up, down to zero at the last step of max_steps or epochs (constant: none). Where early
-    stopping is to end training, take constant: with a decay towards a last step that is far, training comes to rest
-    there and not before."""
+    """Learning rate after the warm-up. linear, cosine: it decays to zero at the last step of max_steps or epochs;
+    constant: it does not decay. Take constant where early stopping is to end training: with a decay, training settles
+    only near the last step."""
     warmup_ratio: float = Field(default=0.06, ge=0, le=1)
     """Share of the steps (of max_steps or epochs) in which the learning rate rises linearly."""
     weight_decay: float = Field(default=0.01, ge=0)
@@ -54,27 +54,29 @@ class TrainConfig(Settings):
     on_write_error: Literal["warn", "stop"] = "warn"
     """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
-    """Stop after this many evaluations in a row without a better best_metric than steps have reached (the start, which
-    may be the best adapter, is not counted): training has converged. max_steps or epochs is then a cap, and a training
-    that reaches it has not shown that it converged. null: train to the last step."""
+    """Stop when best_metric has not improved for this many evaluations in a row: training has converged. The evaluation
+    before the first step does not count, even if it stays the best. max_steps or epochs is then only a cap; a training
+    that reaches it has not been shown to converge. null: train to the last step."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
-    """Validation metric that decides which adapter is the best."""
+    """Validation metric by which the best adapter is chosen: accuracy, macro_f1, mcc or log_loss."""
     resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
     start_from: PathSetting | None = None
     """An adapter directory or a run of the same method and backbone: training starts from its trained prompt, prefix
     or producer, with a new head. Labels and texts may be others. null: from the method's own start."""
     self_training: int = Field(default=0, ge=0, le=MOST_SESSIONS)
-    """Sessions of self-training with the texts of data.unlabelled. In each, what the session before it trained gives
-    them pseudo labels, and training starts anew on these and the labelled texts. 0: none. The session that does best on
-    validation, of equals the one with the least log-loss, is kept; the first is supervised training alone."""
+    """Sessions of self-training with data.unlabelled, after one of supervised training alone. In each, the adapter of
+    the session before gives these texts pseudo labels, and training starts again on them and the labelled texts. The
+    session that is best on validation is kept; of equals, the one with the lowest log-loss. 0: none."""
     pseudo_labels: Literal["hard", "soft"] = "hard"
-    """What self-training learns of an unlabelled text: its likeliest label, or all labels with their probabilities."""
+    """What self-training learns from an unlabelled text. hard: its likeliest label; soft: all labels with their
+    probabilities."""
     pseudo_weights: Literal["confidence", "equal"] = "confidence"
-    """How much each unlabelled text counts in self-training: in proportion to the probability of its likeliest label,
-    or all alike. Together they count as much as the labelled texts, or less where they are fewer."""
+    """Weight of each unlabelled text in self-training. confidence: in proportion to the probability of its likeliest
+    label; equal: all the same. Together they weigh as much as the labelled texts, or less if they are fewer."""
     preemption_signals: Distinct[Literal["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"]] = ["SIGTERM", "SIGINT"]
-    """Signals after which training writes a checkpoint and exits with status 85; a second SIGINT ends it at once."""
+    """Signals after which training writes a checkpoint and exits with status 85: any of SIGTERM, SIGINT, SIGUSR1,
+    SIGUSR2. A second SIGINT ends it at once."""
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two lines in logs/metrics.jsonl."""
 
