@@ -54,7 +54,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     shutil.copytree(REPOSITORY / "launch", tmp_path / "launch")
     monkeypatch.chdir(tmp_path)
     table = pd.read_csv(REPOSITORY / "pipeline" / "data" / "embedded" / "train.tsv", sep="\t")
-    table = table.rename(columns={"text": "review", "label": "stars"})
+    table = table.rename(columns={"text": "message", "label": "topic"})
     table.sample(96, random_state=0).to_csv("my.csv", index=False)
     table.head(5).to_csv("new.csv", index=False)
     assert "bash launch/quickstart.sh" in commands("bash launch/quickstart.sh")
@@ -70,7 +70,7 @@ def test_its_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     leave()
     names: dict[str, Any] = {}
     exec(code.replace("max_length=64", "max_length=16, max_steps=2"), names)
-    assert names["classifier"].classes_.tolist() == sorted(set(table.stars))
+    assert names["classifier"].classes_.tolist() == sorted(set(table.topic))
 
 
 def ltune(arguments: str) -> None:
