@@ -57,8 +57,8 @@ class BackboneConfig(Settings):
     int8_threshold: float = Field(default=6.0, ge=0)
     """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
     attention: Attention = "auto"
-    """The attention kernel, by transformers' name: sdpa, eager, flash_attention_2 (3, 4) or flex_attention. auto:
-    transformers' choice, as a rule sdpa."""
+    """The attention kernel, by transformers' name: sdpa, eager, flash_attention_2, flash_attention_3, flash_attention_4
+    or flex_attention. auto: transformers' choice, as a rule sdpa."""
     gradient_checkpointing: bool = False
     """Recompute activations in backward: less memory, about a third more time."""
     layers: Annotated[int | tuple[int, ...] | None, BeforeValidator(_layers)] = None

@@ -19,7 +19,7 @@ from pipeline.core.ownership import (
 
 
 class RunDir:
-    """Paths inside one run directory (the layout is a stable surface, see README)."""
+    """Paths inside one run directory (a stable surface: docs/checkpoints.md)."""
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)

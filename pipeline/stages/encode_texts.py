@@ -1,4 +1,4 @@
-"""The frozen backbone reads texts once, alone; whatever needs that reading takes it from what is kept here."""
+"""Stage 3: the frozen backbone reads texts once, alone; whatever needs that reading takes it from what is kept here."""
 
 import logging
 from collections.abc import Sequence

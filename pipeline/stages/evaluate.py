@@ -1,4 +1,4 @@
-"""Stage 4: scores every label for every text of the evaluated splits."""
+"""Stage 5: scores every label for every text of the evaluated splits."""
 
 import json
 import logging

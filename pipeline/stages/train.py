@@ -1,4 +1,4 @@
-"""Stage 3: trains the tuning method on the frozen backbone."""
+"""Stage 4: trains the tuning method on the frozen backbone."""
 
 from typing import Any
 

@@ -1,6 +1,7 @@
 """`ltune keys`: every key of every section with its default, and examples that are configs."""
 
 from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
 
 import pytest
 from pydantic import BaseModel
@@ -11,6 +12,7 @@ from pipeline.comparison.config import ComparisonConfig, load_comparison
 from pipeline.config import RunConfig, config_keys, load_config
 from pipeline.methods import METHOD_CONFIGS
 
+SECTIONS = [field.annotation for name, field in RunConfig.model_fields.items() if name != "method"]
 WHOLE = """\
 run: {dir: runs/mine}
 backbone: {name_or_path: some/model}
@@ -70,3 +72,18 @@ def test_examples_are_configs(section: str, tmp_path: Path) -> None:
 def test_an_unknown_section_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keys", "dta"]) == 2
     assert "there is no section 'dta' (nearest: 'data')" in capsys.readouterr().err
+
+
+def literals(annotation: Any) -> set[str]:
+    """The words that a value of this type may be, or hold."""
+    if get_origin(annotation) is Literal:
+        return {value for value in get_args(annotation) if isinstance(value, str)}
+    return {word for part in get_args(annotation) for word in literals(part)}
+
+
+@pytest.mark.parametrize("model", [*SECTIONS, *METHOD_CONFIGS, ComparisonConfig])
+def test_a_key_names_every_word_that_it_may_be(model: type[BaseModel]) -> None:
+    for name, field in model.model_fields.items():
+        words = literals(field.annotation)
+        unnamed = {word for word in words if len(words) > 1 and word not in (field.description or "")}
+        assert not unnamed, f"{name}: {unnamed}"
