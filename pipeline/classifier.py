@@ -22,7 +22,7 @@ from pipeline.core.config_file import set_key
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
 from pipeline.data.config import OneOrSeveral
-from pipeline.data.in_memory import Text, are_pairs, holds, label_array, labelled
+from pipeline.data.in_memory import Text, are_pairs, classes_of, holds, label_array, labelled
 from pipeline.data.tokens import without_bars
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.ranks import Ranks
@@ -126,7 +126,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         splits = {"train": labelled(texts, y, pairs=pairs)}
         if validation is not None:
             splits["validation"] = labelled(*validation, pairs=pairs)
-        classes = np.unique(splits["train"].labels)
+        classes = classes_of(splits["train"].labels)
         if len(classes) < 2:
             raise UserError(f"a classifier needs at least two labels, y has {len(classes)} class(es)")
         place = nullcontext(self.run_dir) if self.run_dir else TemporaryDirectory(prefix="ltune-")
@@ -207,7 +207,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
     def save(self, path: str | Path) -> None:
         """Writes the adapter directory, for `from_pretrained` and `ltune predict`. It holds labels by their names.
 
-        UserError where something else is at `path`.
+        UserError where something else is at `path`, and after `with_labels`: an adapter has the labels of its training.
         """
         self._fitted().save(Path(path))
 

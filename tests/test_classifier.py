@@ -180,6 +180,8 @@ def test_settings_that_do_not_fit(backbone: str, parameters: dict[str, Any], mes
 def test_one_class_is_refused(backbone: str) -> None:
     with pytest.raises(UserError, match=r"y has 1 class\(es\)"):
         tiny(backbone).fit(X, ["a"] * len(X))
+    with pytest.raises(UserError, match="'a' and 'a ' of y read alike"):
+        tiny(backbone).fit(X, (["a", "a "] * len(X))[: len(X)])
 
 
 def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_path: Path) -> None:
@@ -204,6 +206,8 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
     renamed = fitted.with_labels(["war", "art"])
     assert renamed.classes_.tolist() == ["war", "art"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(renamed)).predict_proba(X), renamed.predict_proba(X))
+    with pytest.raises(UserError, match="has the labels of its training: save the classifier that was fitted"):
+        renamed.save(tmp_path / "renamed")
     (tmp_path / "diary.txt").write_text("mine")
     for place in (tmp_path, tmp_path / "diary.txt"):
         with pytest.raises(UserError, match="is not an adapter directory: choose a new folder"):

@@ -43,7 +43,7 @@ def keeps_tokens(form: Form | None) -> bool:
 
 def token_width(form: Form, facts: BackboneFacts) -> int:
     """W of the token states before injections of this form."""
-    return facts.state_width + (facts.prefix_width() if form.is_behind else 0)
+    return facts.state_width + facts.prefix_width() if form.is_behind else facts.hidden_size
 
 
 def as_trunk(states: Tensor, form: Form) -> Trunk:

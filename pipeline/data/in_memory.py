@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError, some
+from pipeline.data.labels import label_name
 
 Text = str | tuple[str, str]
 """One text, or a pair of them."""
@@ -112,6 +113,19 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
     if len({isinstance(value, str) for value in values}) > 1:
         raise UserError("some labels are strings and some are numbers: give one kind")
     return np.array(values)
+
+
+def classes_of(labels: NDArray[Any]) -> NDArray[Any]:
+    """The distinct labels, sorted. UserError for a blank one, and for two that a file's reader would take for one."""
+    classes, by_name = np.unique(labels), dict[str, Any]()
+    for label in classes.tolist():
+        name = label_name(str(label))
+        if not name:
+            raise UserError(f"y has a blank label, {label!r}: leave its texts out")
+        if name in by_name:
+            raise UserError(f"the labels {by_name[name]!r} and {label!r} of y read alike: write them in one way")
+        by_name[name] = label
+    return classes
 
 
 def holds(file: Path, table: pa.Table) -> bool:

@@ -37,7 +37,7 @@ class KeptAdapter:
         """On its backbone. UserError as `LoadedAdapter.load`."""
         if self._loaded is None:
             with TemporaryDirectory() as folder:
-                self.save(Path(folder) / "adapter")
+                self._write(Path(folder) / "adapter")
                 loaded = LoadedAdapter.load(Path(folder) / "adapter", **self.choices)
             self._loaded = loaded.with_labels(*self.labels) if self.labels else loaded
         return self._loaded
@@ -47,9 +47,20 @@ class KeptAdapter:
         return replace(self, labels=(names, texts), _loaded=self.loaded.with_labels(names, texts))
 
     def save(self, path: Path) -> None:
-        """Writes the adapter directory, whole or not at all. UserError where anything but an adapter is there."""
+        """Writes the adapter directory, whole or not at all.
+
+        UserError where anything but an adapter is there, and for one among other labels than those of its training.
+        """
+        if self.labels is not None:
+            raise UserError(
+                "an adapter has the labels of its training: save the classifier that was fitted, and call with_labels "
+                "on what from_pretrained loads"
+            )
         if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"'{path}' is not an adapter directory: choose a new folder to save into")
+        self._write(path)
+
+    def _write(self, path: Path) -> None:
         with atomic_dir(path) as folder:
             for name, content in self.files.items():
                 (folder / name).write_bytes(content)

@@ -10,7 +10,7 @@ import pytest
 
 from pipeline.core.errors import UserError
 from pipeline.data.config import DataConfig
-from pipeline.data.in_memory import are_pairs, holds, label_array, labelled, text_columns
+from pipeline.data.in_memory import are_pairs, classes_of, holds, label_array, labelled, text_columns
 from pipeline.data.sources import read_split
 
 
@@ -78,3 +78,16 @@ def test_a_table_is_read_back_by_the_reader_of_files(classes: list[Any], tmp_pat
 def test_a_strange_label_is_named() -> None:
     with pytest.raises(UserError, match="validation texts have labels that no training text has: 'c'"):
         labelled(["x", "y"], ["a", "c"], pairs=False).indices(np.array(["a", "b"]))
+
+
+@pytest.mark.parametrize("labels", [["good", "good "], ["caf\u00e9", "cafe\u0301"], ["a  b", "a b"], ["1.0", "1"]])
+def test_labels_that_would_be_one_in_a_file_are_refused(labels: list[str]) -> None:
+    with pytest.raises(UserError, match=r"the labels .* and .* of y read alike: write them in one way"):
+        classes_of(label_array([*labels, "other"]))
+
+
+def test_classes_are_the_distinct_labels() -> None:
+    assert classes_of(label_array(["b", "a", "b"])).tolist() == ["a", "b"]
+    assert classes_of(label_array([10, 9, 10])).tolist() == [9, 10]
+    with pytest.raises(UserError, match="y has a blank label, ' ': leave its texts out"):
+        classes_of(label_array(["a", " "]))

@@ -54,11 +54,18 @@ def texts_through_layer_0(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return read
 
 
-@pytest.mark.parametrize("method", [LATE, MADE, BEHIND], ids=["prefix", "prompt", "behind"])
+@pytest.mark.parametrize(
+    ("method", "layers"),
+    [(LATE, None), (LATE | {"head": "fitted"}, [1, 2]), (MADE, None), (BEHIND, None), (BEHIND, [1, 2])],
+    # joined: no label changes what layer 1 leaves, so a linear head has no gradient there, and Adam steps by its rounding
+    ids=["prefix", "prefix of joined", "prompt", "behind", "behind of joined"],
+)
 def test_training_is_the_same_and_reads_no_text_below_the_labels(
-    tmp_path: Path, method: dict[str, Any], texts_through_layer_0: list[int]
+    tmp_path: Path, method: dict[str, Any], layers: list[int] | None, texts_through_layer_0: list[int]
 ) -> None:
-    configs = [config_of(tmp_path, method, keep=keep) for keep in (False, True)]
+    plain = config_of(tmp_path, method).backbone.model_dump(exclude_unset=True)
+    read = {"backbone": plain | {"layers": layers}}
+    configs = [config_of(tmp_path, method, keep=keep, **read) for keep in (False, True)]
     metrics = [run(config) for config in configs]
     plain, kept = (load_file(config.run_dir.adapter_final / "adapter.safetensors") for config in configs)
     for name, tensor in plain.items():
@@ -68,7 +75,7 @@ def test_training_is_the_same_and_reads_no_text_below_the_labels(
     losses = [[found["loss"] for found in map(json.loads, log) if "loss" in found] for log in logs]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
-    again = config_of(tmp_path, method)
+    again = config_of(tmp_path, method, **read)
     texts_through_layer_0.clear()
     train(again, overwrite=True)
     labels = len(read_json(again.run_dir.manifest_file)["labels"])
