@@ -8,6 +8,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pipeline.adapter.label_states import LabelStates
@@ -19,6 +20,7 @@ from pipeline.methods.conditional_logit import JudgedTexts, choose_judge
 from pipeline.methods.heads import FittedJudge
 from pipeline.methods.hypothesis_mean import labels_of
 from pipeline.methods.label_tuning import JudgedLabelTuning
+from pipeline.methods.logistic import quality
 from pipeline.training.trainer import Trainer
 
 log = logging.getLogger(__name__)
@@ -67,17 +69,42 @@ class Judging:
         labels = self.labels
         of = torch.arange(len(labels.mask)) if labels.weights is None else labels_of(labels.weights)
         method.judge.load_state_dict(FittedJudge.state_of(found, labels.states, labels.mask, of))
-        if found.is_better:
+        is_better = found.is_better and self._is_better_as_scored(method, alone, before_batch)
+        if is_better:
             method.begin_tuning()
-        log.info("train: the judge of texts read with labels is fitted, %s", _said(found.is_better, validation))
+        log.info("train: the judge of texts read with labels is fitted, %s", _said(is_better, validation))
         return time.perf_counter() - started
+
+    def _is_better_as_scored(
+        self, method: JudgedLabelTuning, alone: Tensor | None, before_batch: Callable[[], None]
+    ) -> bool:
+        """Whether the judge beats the probe (scores `alone` [N, K]) also where labels have several hypotheses.
+
+        It was chosen on texts read with all hypotheses of the nearest labels. Scoring takes the nearest hypotheses.
+        """
+        split, rows = self.validation, self._validation_rows
+        if split is None or alone is None or self.trainer.model.most_hypotheses == 1:
+            return True
+        count = self.trainer.label_count
+        method.is_tuned.fill_(1)
+        scores = self._scores(split, self.shortlist if self.shortlist < count else None, before_batch)
+        method.is_tuned.fill_(0)
+        labels = torch.from_numpy(split.labels[rows])
+        return quality(torch.from_numpy(scores[rows]).double(), labels) > quality(alone.double(), labels)
 
     def _of_validation(self, before_batch: Callable[[], None]) -> tuple[JudgedTexts | None, Tensor | None]:
         """Validation texts with the labels that are likeliest by the probe, and its scores of them [N, K]."""
         split, rows, trainer = self.validation, self._validation_rows, self.trainer
         if split is None:
             return None, None
-        scores = score(
+        alone = torch.from_numpy(self._scores(split, 1, before_batch)[rows])
+        nearest = alone.topk(min(trainer.label_count, self.shortlist), dim=1).indices
+        return self._read(split, rows, nearest, before_batch), alone
+
+    def _scores(self, split: Split, readings: int | None, before_batch: Callable[[], None]) -> NDArray[np.float32]:
+        """[N, K], as validation in training scores them; with one reading, by the probe."""
+        trainer = self.trainer
+        return score(
             trainer.engine,
             split,
             trainer.label_count,
@@ -85,12 +112,10 @@ class Judging:
             ranks=self.ranks,
             pad_token_id=trainer.pad_token_id,
             device=trainer.accelerator.device,
-            readings=1,
+            readings=readings,
+            hypotheses=trainer.model.most_hypotheses,
             before_batch=before_batch,
         )
-        alone = torch.from_numpy(scores[rows])
-        nearest = alone.topk(min(trainer.label_count, self.shortlist), dim=1).indices
-        return self._read(split, rows, nearest, before_batch), alone
 
     def _read(self, split: Split, rows: Ints, candidates: Tensor, before_batch: Callable[[], None]) -> JudgedTexts:
         trainer = self.trainer

@@ -57,7 +57,7 @@ def texts_through_layer_0(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("method", "layers"),
     [(LATE, None), (LATE | {"head": "fitted"}, [1, 2]), (MADE, None), (BEHIND, None), (BEHIND, [1, 2])],
-    # joined: no label changes what layer 1 leaves, so a linear head has no gradient there, and Adam steps by its rounding
+    # joined: no label changes what layer 1 leaves. A linear head has no gradient there, and Adam steps by its rounding.
     ids=["prefix", "prefix of joined", "prompt", "behind", "behind of joined"],
 )
 def test_training_is_the_same_and_reads_no_text_below_the_labels(

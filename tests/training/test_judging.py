@@ -6,6 +6,7 @@ covers training/judging
 import json
 import logging
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -125,3 +126,39 @@ def test_a_signal_ends_the_reading_and_the_next_start_begins_it_anew(
     assert not config.run_dir.is_finished
     run(config)
     assert config.run_dir.is_finished
+
+
+def mixed_texts(count: int, seed: int) -> str:
+    """Rows of 8 labels whose words are drawn from all labels half of the time."""
+    draw, labels = Random(seed), [f"w{letter}" for letter in "abcdefgh"]
+    words = {
+        label: [draw.choice("bcdfgk") + draw.choice("aeiou") + draw.choice("lmnrst") for _ in range(6)]
+        for label in labels
+    }
+    draw = Random(seed + count)
+
+    def text(label: str) -> str:
+        return " ".join(draw.choice(words[label if draw.random() < 0.5 else draw.choice(labels)]) for _ in range(6))
+
+    return "text,label\n" + "".join(f"{text(label)} {row},{label}\n" for row in range(count) for label in labels)
+
+
+@pytest.mark.parametrize("seed", [3, 4, 5])
+def test_with_several_hypotheses_it_is_taken_where_scoring_gains_by_it(tmp_path: Path, seed: int) -> None:
+    """Scoring reads the nearest hypotheses of all labels, the fit all hypotheses of the nearest labels."""
+    files = {name: str(tmp_path / f"{name}.csv") for name in ("train", "validation", "test")}
+    for (_, file), count in zip(files.items(), (16, 12, 4), strict=True):
+        Path(file).write_text(mixed_texts(count, seed))
+    found = {}
+    for judge in ("probe", "fitted"):
+        config = tiny_config(
+            tmp_path,
+            run={"dir": str(tmp_path / judge)},
+            data=files,
+            labels={"texts": {"wa": ["one", "two", "three", "four", "five"]}},
+            method={"name": "lt_prompt", "position": "after", "judge": judge, "shortlist": 4},
+            train={"max_steps": 0},
+        )
+        found[judge] = run(config)["validation"]
+    judged, alone = ((metrics["accuracy"], -metrics["log_loss"]) for metrics in (found["fitted"], found["probe"]))
+    assert judged == pytest.approx(alone) or judged > alone
