@@ -17,6 +17,7 @@ from pydantic import (
 )
 
 from pipeline.backbone.config import TrustRemoteCode
+from pipeline.comparison.alike import check_alike
 from pipeline.config import RunConfig, Seed, parse_config
 from pipeline.core.artefact import sha256_of
 from pipeline.core.bounds import MOST_CELLS, MOST_SHARES
@@ -101,6 +102,11 @@ class Group:
     """Training texts of every label, or all."""
 
     @property
+    def cell(self) -> str:
+        """What messages call its cells."""
+        return f"cell {self.dataset}/{self.backbone}/{self.method}"
+
+    @property
     def path(self) -> Path:
         """Where its runs lie below the comparison's directory."""
         return Path("runs", self.dataset, self.backbone, self.method, str(self.size))
@@ -127,9 +133,8 @@ def load_comparison(file: str | Path, overrides: Sequence[str] = ()) -> Comparis
         raise UserError(f"{file}: about.{strange[0]} is not one of datasets: {', '.join(comparison.datasets)}")
     _check_published(comparison, file)
     _check_count(comparison, file)
-    for group in groups(comparison):
-        for config in configs_of(comparison, group):
-            _check(group, config.train, config.data)
+    cells = ((group, config) for group in groups(comparison) for config in _checked(comparison, group))
+    check_alike(((group.dataset, group.cell, config) for group, config in cells), comparison.split)
     return comparison
 
 
@@ -179,7 +184,7 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
     values["run"] = {"dir": str(folder), "seed": seed}
     if group.size != "all":
         values["data"] = values.get("data", {}) | {"train_limit": None, "train_per_label": group.size}
-    config = parse_config(values, source=f"cell {group.dataset}/{group.backbone}/{group.method}")
+    config = parse_config(values, source=group.cell)
     return config.trusted(comparison.trust_remote_code)
 
 
@@ -205,8 +210,18 @@ def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
                     raise UserError(f"{file}: published.{backbone}.{dataset}.{method} is not a cell of this comparison")
 
 
-def _check(group: Group, train: TrainConfig, data: DataConfig) -> None:
-    where = f"cell {group.dataset}/{group.backbone}/{group.method}"
+def _checked(comparison: ComparisonConfig, group: Group) -> list[RunConfig]:
+    """The configs that a group is run with, with the first seed. Faults at any point of the grid are told."""
+    configs = list(configs_of(comparison, group))
+    for config in configs:
+        _check(group.cell, config.train, config.data)
+    own = settings(comparison, configs[0].method)
+    if own == settings(comparison):
+        return configs
+    return [cell_config(comparison, group, setting, comparison.seeds[0]) for setting in own]
+
+
+def _check(where: str, train: TrainConfig, data: DataConfig) -> None:
     if train.best_metric == "log_loss":
         raise UserError(
             f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from pipeline.comparison.curve import seconds_to_step, steps_to_share, value_within
 from pipeline.comparison.statistics import Difference, compare_predictions
 from pipeline.comparison.wording import WORDING_COLUMNS, over_rewordings, wording_cells
+from pipeline.core.errors import UserError
 from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
 from pipeline.core.output import say
@@ -128,27 +129,31 @@ def _cost(rows: list[Row]) -> Row:
 
 
 def _difference(folder: Path, rows: list[Row], baseline: list[Row]) -> Difference:
-    truth, first = _predictions(folder, rows)
-    other_truth, second = _predictions(folder, baseline)
-    assert np.array_equal(truth, other_truth), "all cells of a data set have the same test texts"
-    labels, indices = np.unique(np.concatenate([truth, first.ravel(), second.ravel()]), return_inverse=True)
-    parts = np.split(indices, [truth.size, truth.size + first.size])
-    shapes = (truth.shape, first.shape, second.shape)
-    truth, first, second = (part.reshape(shape) for part, shape in zip(parts, shapes, strict=True))
+    truth, predicted = _predictions(folder, [*rows, *baseline])
+    labels, indices = np.unique(np.concatenate([truth[None], predicted]), return_inverse=True)
+    truth, first, second = np.split(indices.reshape(-1, truth.size), [1, 1 + len(rows)])
     same_seeds = [row["seed"] for row in rows] == [row["seed"] for row in baseline]
-    return compare_predictions(truth, first, second, len(labels), rows[0]["metric"], same_seeds=same_seeds)
+    return compare_predictions(truth[0], first, second, len(labels), rows[0]["metric"], same_seeds=same_seeds)
 
 
 def _predictions(folder: Path, rows: list[Row]) -> tuple[NDArray, NDArray]:
-    """Labels [N] and predictions [S, N] of the texts compared on, as words, in the order of the source."""
-    truth, predicted = np.empty(0), []
+    """Labels [N] and predictions [S, N] of the texts compared on, as words, in the order of the source.
+
+    Raises UserError where the rows are of other texts, or of texts with other labels.
+    """
+    found = []
     for row in rows:
         columns = ["split", "row", "label", "prediction"]
         table = pq.read_table(RunDir(folder / row["run"]).predictions_file, columns=columns)
-        table = table.filter(pc.equal(table["split"], row["split"])).sort_by("row")
-        truth = np.asarray(table["label"].to_pylist())
-        predicted.append(table["prediction"].to_pylist())
-    return truth, np.asarray(predicted)
+        found.append(table.filter(pc.equal(table["split"], row["split"])).sort_by("row"))
+        if not found[-1].select(["row", "label"]).equals(found[0].select(["row", "label"])):
+            raise UserError(
+                f"'{rows[0]['run']}' and '{row['run']}' in '{folder}' were not judged on the same {row['split']} texts "
+                f"and labels: run compare again; if that does not help, give data and labels.names in base or "
+                f"datasets.{row['dataset']} alone"
+            )
+    predicted = [table["prediction"].to_pylist() for table in found]
+    return np.asarray(found[0]["label"].to_pylist()), np.asarray(predicted)
 
 
 def _tidy(row: Row) -> Row:

@@ -2,11 +2,16 @@
 
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from pipeline.comparison.tables import Row
+from pipeline.comparison.tables import Row, write_tables
+from pipeline.core.errors import UserError
+from pipeline.core.run_dir import RunDir
 from pipeline.methods import BASELINES
+from tests.support import compared
 from tests.support.compared import invent
 
 
@@ -35,3 +40,24 @@ def test_without_baselines_only_a_named_reference_is_compared_with(tmp_path: Pat
     rows = [line for line in text.splitlines() if line.startswith("|")]
     widths = [row.count("|") for row in rows]
     assert len(set(widths[:4])) == len(set(widths[4:])) == 1
+
+
+@pytest.mark.parametrize("change", ["row", "label", "fewer"])
+@pytest.mark.parametrize("run", ["runs/1", "runs/2"], ids=["another seed", "another method"])
+def test_other_texts_are_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run: str, change: str) -> None:
+    """Also where their labels are the same."""
+    kept: list[Row] = []
+    monkeypatch.setattr(compared, "write_tables", lambda folder, rows, *given: kept.extend(rows))
+    folder = invent(tmp_path, ["sst2"], methods=("lt_prefix", "prompt"))
+    file = RunDir(folder / run).predictions_file
+    table = pq.read_table(file)
+    if change == "row":
+        table = table.set_column(1, "row", pc.add(table["row"], 1))
+    elif change == "label":
+        table = table.set_column(2, "label", pa.array(table["label"].to_pylist()[::-1]))
+    else:
+        table = table.slice(0, 8)
+    pq.write_table(table, file)
+    with pytest.raises(UserError) as raised:
+        write_tables(folder, kept)
+    assert f"'runs/0' and '{run}' in '{folder}' were not judged on the same test texts and labels" in str(raised.value)
