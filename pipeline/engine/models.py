@@ -20,6 +20,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
+from pipeline.distributed.device import trim_heap
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import give_back, is_partitioned, keeps_shares, whole
 from pipeline.engine.backbone import Backbone
@@ -170,6 +171,7 @@ def release(accelerator: Accelerator, module: nn.Module) -> None:
     accelerator.free_memory()
     for parameter in module.parameters():
         give_back(parameter)
+    trim_heap()
 
 
 @contextmanager
