@@ -43,6 +43,19 @@ def check_size(method: MethodConfig, facts: BackboneFacts, hypothesis_tokens: in
         )
 
 
+def check_shortlist(method: MethodConfig, label_count: int, objective: str) -> None:
+    """Raises UserError where labels beyond a shortlist would have scores of another scale than those in it.
+
+    Pairs train what is read with a label for each label by itself; a label beyond the shortlist keeps its score of the
+    text alone. The objectives that compare labels train both together.
+    """
+    if objective == "pairs" and method.joint_readings(label_count) is not None:
+        raise UserError(
+            f"train.objective=pairs scores each label by itself, and a shortlist compares them ({label_count} labels): "
+            "set method.shortlist=null or train.objective=candidates"
+        )
+
+
 def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
     """Raises UserError where the backbone does not take what the method injects."""
     if method.injects == "prefix" and (reason := prefix_refusal(facts)):

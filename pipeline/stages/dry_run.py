@@ -13,7 +13,7 @@ from pipeline.engine.backbone import backbone_of, text_encoder
 from pipeline.engine.checks import check_all
 from pipeline.estimate.case import Sections, build_case, gpu_here, rows_per_text
 from pipeline.estimate.table import report
-from pipeline.methods.limits import check_positions, check_size
+from pipeline.methods.limits import check_positions, check_shortlist, check_size
 from pipeline.stages.preprocess import preprocess
 from pipeline.training.config import TrainConfig
 from pipeline.training.judging import judge_readings
@@ -36,6 +36,7 @@ def plan(config: RunConfig) -> None:
     case = build_case(sections, backbone.model_config, ranks, gpu, hypothesis_tokens=hypothesis_tokens)
     check_positions(config.method, case.facts, hypothesis_tokens, config.data.max_length)
     count = len(manifest["labels"])
+    check_shortlist(config.method, count, config.train.objective)
     check_size(config.method, case.facts, hypothesis_tokens, count)
     with torch.device("meta"):
         method = config.method.build(case.facts, hypothesis_tokens, count)

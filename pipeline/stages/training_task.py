@@ -31,7 +31,7 @@ from pipeline.evaluation.metrics import split_metrics
 from pipeline.evaluation.scoring import scores_of_states
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Readings
-from pipeline.methods.limits import check_positions, check_size, check_verdict, window_warning
+from pipeline.methods.limits import check_positions, check_shortlist, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
 from pipeline.training.adapter_writer import Fit
 from pipeline.training.config import TrainConfig
@@ -122,6 +122,7 @@ class TrainingTask:
         state: RunState | None = None,
     ) -> Trainer:
         """Loads the backbone and puts the method on it: untrained, or as `state` left it. Collective."""
+        check_shortlist(self.method, len(labels.names), self.settings.objective)
         start: dict[str, Tensor] = {}
         if state is None and self.method.wants_states:
             log.info("train: fitting the probe that training starts from")

@@ -77,13 +77,15 @@ def test_methods_and_quantizations(
     [
         ({"name": "lora", "targets": ["no_such_layer"]}, "method.targets"),
         ({"name": "lora", "targets": []}, "method.targets"),
+        ({"name": "lt_prefix", "shortlist": 2}, "method.shortlist=null or train.objective=candidates"),
         ({"name": "prefix", "tokens": 100}, "exceed the backbone's 128 positions"),
     ],
 )
 def test_what_training_refuses_the_dry_run_refuses(
     folder: Path, method: dict[str, Any], words: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert both(folder, f"run.dir={folder / 'refused'}", method=method) == (2, 2)
+    train = ["train.objective=pairs"] if "shortlist" in method else []
+    assert both(folder, f"run.dir={folder / 'refused'}", *train, method=method) == (2, 2)
     errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(errors) == 2 and all(words in line for line in errors)
 
