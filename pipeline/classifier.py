@@ -237,7 +237,9 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         from pipeline.engine.startup import as_guest, own_run_dir
         from pipeline.stages.encode_labels import encode_labels
         from pipeline.stages.encode_texts import encode_texts
+        from pipeline.stages.finished import check_finished
         from pipeline.stages.preprocess import preprocess
+        from pipeline.stages.single_training import Training
         from pipeline.stages.train import train
 
         with as_guest():
@@ -250,6 +252,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
                     file.parent.mkdir(exist_ok=True)
                     pq.write_table(table, file)
                 backbone = backbone_of(config.backbone, config.data)
+                check_finished(Training(config, backbone, config.run_dir).task, Ranks.alone())
                 preprocess(config, backbone)
                 encode_labels(config, backbone)
                 encode_texts(config, backbone)

@@ -53,6 +53,10 @@ class WantedStates:
         """Whether these were found, whole or in part."""
         return found is not None and not differences(found.fingerprint, self.fingerprint, ABSENT)
 
+    def are_whole(self, found: StatesOfSplit | None) -> bool:
+        """Whether all of these were found."""
+        return found is not None and found.complete and self.are(found)
+
     @property
     def count(self) -> int:
         """Texts, or tokens."""

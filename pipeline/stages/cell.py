@@ -28,7 +28,9 @@ from pipeline.engine.rewordings import reworded_hypotheses
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.finished import check_finished
 from pipeline.stages.preprocess import preprocess
+from pipeline.stages.single_training import Training
 from pipeline.stages.train import train
 from pipeline.training.provenance import check_training, training_fingerprint
 
@@ -90,6 +92,8 @@ class Cell:
         run = config.run.model_copy(update={"dir": str(shared / f"{self.group.size}-{self._shared_name()}")})
         evaluated = config.evaluate.model_copy(update={"splits": [self.split]})
         common = config.model_copy(update={"run": run, "evaluate": evaluated})
+        if not overwrite:
+            check_finished(Training(config, self.backbone, config.run_dir).task, ranks)
         shared.mkdir(parents=True, exist_ok=True)
         # Other ranks of this process group must be let in, other processes not.
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():

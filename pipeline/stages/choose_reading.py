@@ -1,10 +1,14 @@
 """Says which layers' states, pooled how, a probe does best with: `backbone.layers` and `backbone.pooling`."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +18,7 @@ from pipeline.backbone.every_layer import POOLINGS, EveryLayer
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
-from pipeline.core.files import write_json, write_text
+from pipeline.core.files import remove, write_json, write_text
 from pipeline.core.output import say
 from pipeline.core.progress import counted
 from pipeline.core.run_dir import RunDir
@@ -24,6 +28,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_states
 from pipeline.engine.models import load_frozen, prepare_inference, release
+from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
 from pipeline.methods.base import Reading
 from pipeline.methods.reading_choice import Probed, ReadingChoice, probe_reading, worth_joining
@@ -43,31 +48,63 @@ def choose_reading(
     """Reads some texts once with the whole backbone, probes its layers and poolings, and prints what does best.
 
     Each layer is probed with each pooling, then some layers joined. Makes data/ in the run directory where it is not
-    current, logs/reading.json and logs/reading.svg. Every rank must call it. Raises UserError where there are no
-    validation texts, where the config asks for more layers than there are, and where states are not finite.
+    current (but that of a training is kept), logs/reading.json and logs/reading.svg. Every rank must call it. Raises
+    UserError where there are no validation texts, where the config asks for more layers than there are, and where
+    states are not finite.
     """
     accelerator, ranks = start(config)
     facts = backbone_of(config.backbone, config.data).facts
     whole = backbone_of(config.backbone.model_copy(update={"layers": None}), config.data)
     now = (list(facts.joined) or facts.layers, resolve_pooling(config.backbone.pooling, facts))
-    manifest = preprocess(config, whole)
-    if "validation" not in manifest["splits"]:
-        raise UserError("choose-reading judges by validation texts: set data.validation, or data.split to cut some")
-    train = _drawn(config.run_dir, "train", train_texts, config.run.seed)
-    validation = _drawn(config.run_dir, "validation", validation_texts, config.run.seed)
-    _announce(whole, len(train.rows), len(validation.rows))
-    model = prepare_inference(accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.dtype)
-    reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
-    states = reader.read(train.split, train.rows, "train"), reader.read(validation.split, validation.rows, "validation")
-    release(accelerator, model)
-    fitted = partial(_probed, states, (train.labels, validation.labels), len(manifest["labels"]), ranks)
+    given = (config.run_dir, config.data, config.labels, config.run.seed, whole)
+    with _place(config.run_dir, partial(current_data, *given), ranks) as run:
+        place = config.run.model_copy(update={"dir": str(run.path)})
+        manifest = preprocess(config.model_copy(update={"run": place}), whole)
+        if "validation" not in manifest["splits"]:
+            raise UserError("choose-reading judges by validation texts: set data.validation, or data.split to cut some")
+        train = _drawn(run, "train", train_texts, config.run.seed)
+        valid = _drawn(run, "validation", validation_texts, config.run.seed)
+        _announce(whole, len(train.rows), len(valid.rows))
+        model = prepare_inference(
+            accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.dtype
+        )
+        reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
+        states = reader.read(train.split, train.rows, "train"), reader.read(valid.split, valid.rows, "validation")
+        release(accelerator, model)
+    fitted = partial(_probed, states, (train.labels, valid.labels), len(manifest["labels"]), ranks)
     probed = fitted(list(product(range(1, whole.facts.layers + 1), POOLINGS)))
     several = worth_joining(probed, whole.facts.layers)
     probed += fitted(several if now in several or not facts.joined else [*several, now])
     configured = next(one for one in probed if (one.layers, one.pooling) == now)
-    choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(validation.rows), configured)
+    choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(valid.rows), configured)
     ranks.on_main(lambda: _tell(choice, config.run_dir))
     return choice
+
+
+@contextmanager
+def _place(run: RunDir, current: Callable[[], Any], ranks: Ranks) -> Iterator[RunDir]:
+    """Where data/ may be made: this run directory, or another, for the block alone, where it would replace what a
+    training was given. Collective. `current` raises UserError where data/ is not current.
+    """
+    if ranks.on_main(lambda: not run.is_trained or _passes(current)):
+        yield run
+        return
+    log.info("choose-reading: %s is what was trained on, and is kept: the texts are tokenized beside it", run.data)
+    # Where all ranks see it, and by a name whose rest, after a kill, the next command takes away.
+    aside = Path(ranks.on_main(lambda: mkdtemp(prefix=".ltune-data.", suffix=".tmp", dir=run.path)))
+    try:
+        yield RunDir(aside)
+    finally:
+        if ranks.is_main:
+            remove(aside)
+
+
+def _passes(check: Callable[[], Any]) -> bool:
+    try:
+        check()
+    except UserError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     artefact = label_artefact(folder)
     if (folder / NAMES_FILE).is_file():
         found = artefact.found(lambda: LabelStates.load(folder).wanted_by(config.method))
-        if found is not None and artefact.is_current(found.fingerprint, wanted | _verdict_in(found)):
+        if found is not None and artefact.is_current(found.fingerprint, wanted | verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
     tokens = texts.hypotheses(words.texts, form)
@@ -94,7 +94,7 @@ def current_label_states(
     states = LabelStates.load(run_dir.labels).wanted_by(method)
     texts = text_encoder(backbone, data)
     wanted = label_fingerprint(backbone, ranks, texts, names, hypotheses(names, labels), method)
-    label_artefact(run_dir.labels).check(states.fingerprint, wanted | _verdict_in(states))
+    label_artefact(run_dir.labels).check(states.fingerprint, wanted | verdict_in(states))
     return states
 
 
@@ -117,6 +117,11 @@ def label_fingerprint(
         **({START_PART: _start_of(form, texts)} if form else {}),
         **({ALL_IN_ONE_PART: f"{length} tokens"} if length else {}),
     }
+
+
+def verdict_in(states: LabelStates) -> dict[str, str]:
+    """It is found, not configured: what was found holds for all that has the same weights."""
+    return {part: value for part, value in states.fingerprint.items() if part.startswith(f"{CHECK_PART}.")}
 
 
 def _start_of(form: Form, texts: TextEncoder) -> str:
@@ -145,11 +150,6 @@ def _checked(model: nn.Module, reader: AsInjection) -> dict[str, str]:
     family = reader.backbone.facts.family
     log.info("%s is not a tested family; checked on the model: prompt %s, prefix %s", family, *astuple(verdict))
     return verdict.parts()
-
-
-def _verdict_in(states: LabelStates) -> dict[str, str]:
-    """It is found, not configured: what was found holds for all that has the same weights."""
-    return {part: value for part, value in states.fingerprint.items() if part.startswith(f"{CHECK_PART}.")}
 
 
 def _write(states: LabelStates, folder: Path) -> None:

@@ -65,7 +65,7 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
     left_out = {UNLABELLED: not config.train.self_training, "test": not is_scored}
     splits = {name: load_split(run.data / name) for name in manifest["splits"] if not left_out.get(name)}
     wanted = wanted_states(backbone, ranks, splits, form, pooled=config.method.wants_states)
-    found = ranks.on_main(lambda: _taken(run.texts, _found(run.texts), wanted, others))
+    found = ranks.on_main(lambda: _own(run.texts, wanted, others))
     planned = {name: _planned(found.get(name), states, ranks.size) for name, states in wanted.items()}
     plans = {name: plan for name, plan in planned.items() if not plan.complete}
     if not plans:
@@ -138,16 +138,27 @@ def _found(folder: Path) -> dict[str, StatesOfSplit]:
     return texts_artefact(folder).found(lambda: read_states_file(folder)) or {}
 
 
+def _own(folder: Path, wanted: dict[str, WantedStates], others: Sequence[Path]) -> dict[str, StatesOfSplit]:
+    """What is there, and what could be linked in from other folders, as this run's own if anything is missing.
+
+    A link then counts as one of the others: what it names is read by other runs, and may be gone.
+    """
+    found = _found(folder)
+    if folder.is_symlink() and not all(states.are_whole(found.get(name)) for name, states in wanted.items()):
+        found, others = {}, [folder.resolve(), *others]
+    return _taken(folder, found, wanted, others)
+
+
 def _taken(
     folder: Path, found: dict[str, StatesOfSplit], wanted: dict[str, WantedStates], others: Sequence[Path]
 ) -> dict[str, StatesOfSplit]:
     """What is there, and what could be linked in from other folders."""
     for name, states in wanted.items():
-        if (own := found.get(name)) is not None and own.complete and states.are(own):
+        if states.are_whole(found.get(name)):
             continue
         for other in others:
             there = _found(other).get(name) if other != folder else None
-            if there is not None and there.complete and states.are(there):
+            if there is not None and states.are_whole(there):
                 _begin(folder, name, there, found)
                 for chunk in range(there.chunks):
                     link_or_copy(chunk_file(other, name, chunk), chunk_file(folder, name, chunk))
@@ -181,6 +192,8 @@ def _announce(plans: dict[str, StatesOfSplit], wanted: dict[str, WantedStates], 
 
 def _begin(folder: Path, name: str, plan: StatesOfSplit, found: dict[str, StatesOfSplit]) -> list[int]:
     """Makes room for a split's states, and says which chunks to make: those of an interrupted run stay."""
+    if folder.is_symlink():
+        folder.unlink()  # what it names is another run's
     folder.mkdir(parents=True, exist_ok=True)
     (folder / SUMS).unlink(missing_ok=True)
     if found.get(name) != plan:

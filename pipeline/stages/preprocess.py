@@ -69,9 +69,16 @@ def preprocess(config: RunConfig, backbone: Backbone | None = None) -> dict[str,
     Raises:
         UserError: everything that is wrong with the input; then nothing is written.
     """
-    backbone = backbone or backbone_of(config.backbone, config.data)
-    given = _Input(config.data, config.labels, config.run.seed, backbone)
+    given = _Input(config.data, config.labels, config.run.seed, backbone or backbone_of(config.backbone, config.data))
     return join(config).on_main(lambda: _preprocess(config.run_dir, given))
+
+
+def wanted_data(data: DataConfig, labels: LabelsConfig, seed: int, backbone: Backbone) -> dict[str, str]:
+    """The fingerprint of the data/ that `preprocess` would make, but for special tokens in the texts.
+
+    Rank 0 calls it. Raises UserError where a source cannot be read.
+    """
+    return _Input(data, labels, seed, backbone).fingerprint()
 
 
 @dataclass(frozen=True)

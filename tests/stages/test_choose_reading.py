@@ -39,6 +39,26 @@ def test_one_pass_a_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert read_json(logs / "reading.json")["train_texts"] == sum(forwards) - 6 == 13, "all there are"
 
 
+def test_what_a_run_was_trained_on_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Other texts are read beside it, and their data/ is gone afterwards."""
+    config = given(tmp_path, method={"name": "probe"}, logging={"trackers": ["jsonl"]})
+    command, run = ["choose-reading", "--config", config], tmp_path / "run"
+    assert main(["run", "--config", config]) == 0
+
+    def data() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in (run / "data").rglob("*")}
+
+    assert main(command) == 0
+    before, names = data(), {file.name for file in run.iterdir()}
+    plain = read_json(run / "logs" / "reading.json")
+    with caplog.at_level("INFO", "pipeline"):
+        assert main([*command, "data.template='It says: {text}'"]) == 0
+    assert "is what was trained on, and is kept" in caplog.text
+    assert data() == before and {file.name for file in run.iterdir()} == names
+    assert read_json(run / "logs" / "reading.json")["probed"] != plain["probed"], "of the other texts"
+    assert main(["evaluate", "--config", config]) == 0 and main(["run", "--config", config]) == 0
+
+
 def test_what_is_pasted_is_what_was_probed(tmp_path: Path) -> None:
     """The probe, trained as pasted, has the accuracy that was told."""
     config = given(tmp_path, method={"name": "probe", "prior": "never", "c": [3e-3, 1e-2, 3e-2]})

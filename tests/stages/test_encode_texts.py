@@ -150,6 +150,33 @@ def test_states_of_the_same_texts_are_shared(config: RunConfig, forwards: list[i
     evaluate(few)
 
 
+def test_a_link_is_never_written_through(config: RunConfig, forwards: list[int], tmp_path: Path) -> None:
+    """As the cells of a comparison have one: other cells read what it names."""
+    shared, texts = tmp_path / "shared", config.run_dir.texts
+    encode_texts(config)
+    texts.rename(shared)
+    texts.symlink_to(shared)
+    before = {file.name: file.read_bytes() for file in shared.iterdir()}
+    forwards.clear()
+    encode_texts(config)
+    assert texts.is_symlink() and not forwards, "what is whole is read where it is"
+    other = config.model_copy(update={"data": config.data.model_copy(update={"train_limit": 9})})
+    preprocess(other)
+    encode_texts(other)
+    assert {file.name: file.read_bytes() for file in shared.iterdir()} == before and not texts.is_symlink()
+    assert sum(forwards) == 9, "the states of the other texts are taken from where the link led"
+    train(other)
+    evaluate(other)
+
+
+def test_a_link_to_what_is_gone_is_replaced(config: RunConfig, tmp_path: Path) -> None:
+    """As in a cell that was copied out of a comparison."""
+    config.run_dir.texts.symlink_to(tmp_path / "gone")
+    encode_texts(config)
+    train(config)
+    assert not config.run_dir.texts.is_symlink() and not (tmp_path / "gone").exists()
+
+
 def test_test_texts_are_read_where_they_are_scored(config: RunConfig, forwards: list[int]) -> None:
     blind = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"splits": ["validation"]})})
     encode_texts(blind)
