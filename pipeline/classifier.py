@@ -225,8 +225,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         return self.adapter_
 
     @contextmanager
-    def _bars(self) -> Iterator[None]:
-        """Those of `datasets` follow ours."""
+    def _bars(self) -> Iterator[None]:  # those of `datasets` follow ours
         with bars(self.progress), without_bars() if is_hidden() else nullcontext():
             yield
 
@@ -245,8 +244,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         with as_guest():
             config = self._config(folder, {name: len(table) for name, table in tables.items()}, pairs)
             with own_run_dir(config.run_dir, Ranks.alone()):
-                for name, table in tables.items():
-                    file = _file(folder, name)
+                for file, table in ((_file(folder, name), table) for name, table in tables.items()):
                     if config.run_dir.is_trained and not holds(file, table):
                         raise UserError(f"run_dir '{folder}' was trained on other texts: choose another run_dir")
                     file.parent.mkdir(exist_ok=True)

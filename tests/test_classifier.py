@@ -294,8 +294,7 @@ def test_bars(backbone: str, capfd: pytest.CaptureFixture[str]) -> None:
 
 
 def test_defaults_are_the_config_s() -> None:
-    given = LTuningClassifier().get_params()
-    usual = TrainConfig()
+    given, usual = LTuningClassifier().get_params(), TrainConfig()
     for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
         assert given[name] == getattr(usual, name)
     assert RunConfig.model_fields["labels"].default.template == given["template"]
