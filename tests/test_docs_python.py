@@ -35,4 +35,4 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_the_table_lists_the_parameters_with_their_keys() -> None:
     listed = " ".join(re.findall(r"^\| (`[^|]+)\|", PAGE, re.MULTILINE))
-    assert set(re.findall(r"`(\w+)`", listed)) == set(LTuningClassifier().get_params()) - {"trust_remote_code"}
+    assert set(re.findall(r"`(\w+)`", listed)) == set(LTuningClassifier().get_params())

@@ -49,7 +49,7 @@ def check_shortlist(method: MethodConfig, label_count: int, objective: str) -> N
     Pairs train what is read with a label for each label by itself; a label beyond the shortlist keeps its score of the
     text alone. The objectives that compare labels train both together.
     """
-    if objective == "pairs" and method.joint_readings(label_count) is not None:
+    if objective == "pairs" and method.open_labels and method.joint_readings(label_count) is not None:
         raise UserError(
             f"train.objective=pairs scores each label by itself, and a shortlist compares them ({label_count} labels): "
             "set method.shortlist=null or train.objective=candidates"
