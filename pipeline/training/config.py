@@ -12,9 +12,9 @@ class TrainConfig(Settings):
     """The optimization."""
 
     objective: Literal["candidates", "pairs", "batch"] = "candidates"
-    """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong, for
-    heads that start untrained (linear, label_aware), since a fitted one's scores compare labels; batch (FastFit):
-    cross-entropy over the labels of the step's texts, on all ranks, each as often as it is there."""
+    """candidates: softmax cross-entropy over labels; pairs (paper): binary cross-entropy, half of the labels wrong (not
+    with many labels and a fitted head, whose scores compare labels); batch (FastFit): cross-entropy over the labels
+    of the step's texts, on all ranks, each as often as it is there."""
     candidates: int | Literal["all"] | None = None
     """How many labels a text is scored against with objective candidates: the true one and randomly drawn wrong ones.
     A number, or all. null: all, but 8 where a text is read once per label (label tuning without a shortlist)."""
