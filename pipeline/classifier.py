@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -22,7 +21,7 @@ from pipeline.core.config_file import set_key
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
 from pipeline.data.config import OneOrSeveral
-from pipeline.data.in_memory import Text, are_pairs, classes_of, holds, label_array, labelled
+from pipeline.data.in_memory import Text, are_pairs, classes_of, holds, label_array, labelled, write_table
 from pipeline.data.tokens import without_bars
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.ranks import Ranks
@@ -225,7 +224,8 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         return self.adapter_
 
     @contextmanager
-    def _bars(self) -> Iterator[None]:  # those of `datasets` follow ours
+    def _bars(self) -> Iterator[None]:
+        """Those of `datasets` follow ours."""
         with bars(self.progress), without_bars() if is_hidden() else nullcontext():
             yield
 
@@ -244,11 +244,10 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         with as_guest():
             config = self._config(folder, {name: len(table) for name, table in tables.items()}, pairs)
             with own_run_dir(config.run_dir, Ranks.alone()):
-                for file, table in ((_file(folder, name), table) for name, table in tables.items()):
-                    if config.run_dir.is_trained and not holds(file, table):
+                for name, table in tables.items():
+                    if config.run_dir.is_trained and not holds(_file(folder, name), table):
                         raise UserError(f"run_dir '{folder}' was trained on other texts: choose another run_dir")
-                    file.parent.mkdir(exist_ok=True)
-                    pq.write_table(table, file)
+                    write_table(_file(folder, name), table)
                 backbone = backbone_of(config.backbone, config.data)
                 check_finished(Training(config, backbone, config.run_dir).task, Ranks.alone())
                 preprocess(config, backbone)

@@ -128,6 +128,12 @@ def classes_of(labels: NDArray[Any]) -> NDArray[Any]:
     return classes
 
 
+def write_table(file: Path, table: pa.Table) -> None:
+    """Makes this table a Parquet file, and the file's folder where there is none."""
+    file.parent.mkdir(exist_ok=True)
+    pq.write_table(table, file)
+
+
 def holds(file: Path, table: pa.Table) -> bool:
     """Is this table in this Parquet file?"""
     return file.is_file() and bool(pq.read_table(file).equals(table))
