@@ -151,7 +151,7 @@ def build_ours(
     from pipeline.config import parse_config
     from pipeline.distributed.zero import element_count
     from pipeline.engine.backbone import Backbone
-    from pipeline.engine.models import exact_buffers, load_frozen
+    from pipeline.engine.models import build_engine, load_frozen
     from pipeline.engine.startup import start
     from pipeline.methods.model import LTuningModel
     from pipeline.training.optimizer import build_optimizer
@@ -178,8 +178,7 @@ def build_ours(
     classifier.label_states = states.to(accelerator.device, torch.bfloat16)
     classifier.label_mask = classifier.label_mask.to(accelerator.device)
     optimizer = build_optimizer(classifier.trainable().values(), config.train)
-    with exact_buffers(classifier):
-        engine, optimizer = accelerator.prepare(classifier, optimizer)
+    engine, optimizer = build_engine(accelerator, classifier, optimizer)
     engine.train()
     ids, targets = _batch(options)
     candidates = torch.arange(options.rows, device=ids.device).unsqueeze(1) % LABELS

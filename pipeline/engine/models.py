@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import patch_environment
 from torch import Tensor, nn
+from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from pipeline.adapter.label_states import LabelStates
@@ -154,12 +156,21 @@ def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -
     """A module to call without gradients: inside a ZeRO-3 engine, or cast and moved where nothing is sharded."""
     module.eval()
     if zero_stage(accelerator.state.deepspeed_plugin.deepspeed_config) == 3:
-        with exact_buffers(module):
-            engine = accelerator.prepare(module)
+        engine = build_engine(accelerator, module)
         engine.eval()
         return engine
     with exact_buffers(module):
         return module.to(accelerator.device, DTYPES[dtype])
+
+
+def build_engine(accelerator: Accelerator, module: nn.Module, *optimizer: Optimizer) -> Any:
+    """DeepSpeed's engine of `module`, or engine and wrapped `optimizer`; fp32 buffers of a backbone stay exact.
+
+    DeepSpeed 0.19.8 has one kernel compiled when an engine is first built, of an optimizer that is not used here, for
+    which PyTorch imports its compiler: a second in each process. Meanwhile it compiles nothing.
+    """
+    with patch_environment(TORCHDYNAMO_DISABLE="1"), exact_buffers(module):
+        return accelerator.prepare(module, *optimizer)
 
 
 def release(accelerator: Accelerator, module: nn.Module) -> None:

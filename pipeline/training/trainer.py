@@ -24,7 +24,7 @@ from pipeline.data.batches import (
 from pipeline.data.splits import Split
 from pipeline.distributed.device import is_out_of_memory
 from pipeline.engine.determinism import deterministic_backward
-from pipeline.engine.models import exact_buffers, load_trained
+from pipeline.engine.models import build_engine, load_trained
 from pipeline.methods.base import MethodConfig
 from pipeline.methods.limits import candidate_count, readings_per_text
 from pipeline.methods.model import LTuningModel
@@ -66,8 +66,7 @@ class Trainer:
             load_trained(model, state.parameters)
         optimizer = build_optimizer(model.trainable().values(), settings)
         _check_optimizer(optimizer, model)
-        with exact_buffers(model):
-            self.engine, self.optimizer = accelerator.prepare(model, optimizer)
+        self.engine, self.optimizer = build_engine(accelerator, model, optimizer)
         self.model = model
         if state is not None:
             restore_state(self.engine, model.trainable(), state)

@@ -1,6 +1,8 @@
 """A command's stages read the weights once, and none finds what another did to its model. covers engine/models."""
 
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,17 @@ def test_ranks_keep_their_shares(tmp_path: Path) -> None:
         config = config_in(tmp_path / name, 3, LATE_PREFIX)
         (tmp_path / f"{name}.yaml").write_text(config.to_yaml())
     assert run_worlds("tests.engine.test_kept_model:both_ways", [2], tmp_path, 300) == {2: [[], []]}
+
+
+def test_an_engine_is_built_without_pytorchs_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """DeepSpeed marks a kernel to be compiled where it imports it, and PyTorch imports its compiler for that."""
+    for name in ("muon_optimizer", "original_muon"):
+        monkeypatch.delitem(sys.modules, f"deepspeed.runtime.zero.muon.{name}", raising=False)
+    config = config_in(tmp_path, 3, {"name": "lt_prefix"})
+    accelerator, _ = start(config)
+    module = torch.nn.Linear(4, 4)
+    engine, _ = models.build_engine(accelerator, module, torch.optim.AdamW(module.parameters()))
+    release(accelerator, engine)
+    kernels = sys.modules["deepspeed.runtime.zero.muon.original_muon"]
+    assert not hasattr(kernels.zeropower_via_newtonschulz5, "_torchdynamo_orig_callable")
+    assert "TORCHDYNAMO_DISABLE" not in os.environ
