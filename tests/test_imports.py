@@ -148,6 +148,12 @@ def test_package_and_help_do_not_wait_for_torch() -> None:
         assert command in ended.stdout
 
 
+def test_a_config_does_not_wait_for_models() -> None:
+    code = "import sys, pipeline.config; print({'transformers', 'peft', 'deepspeed', 'datasets'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "set()"
+
+
 def test_predict_does_not_wait_for_what_training_needs() -> None:
     code = (
         "import sys, pipeline.stages.predict\n"

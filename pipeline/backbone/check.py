@@ -6,7 +6,6 @@ check alone. It asks the loaded model, sharded or not, for the same states twice
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,27 +17,13 @@ from pipeline.backbone.carriers import Carrier
 from pipeline.backbone.facts import BackboneFacts, Form, prefix_refusal
 from pipeline.backbone.injection import Injection, KeysValues
 from pipeline.backbone.probe import cache_argument, probe
+from pipeline.backbone.verdict import PASSED, Verdict
 from pipeline.backbone.weights import first_line
 from pipeline.core.errors import UserError
 
 ROWS, TOKENS, INJECTED_TOKENS, FIRST_TOKEN = 2, 4, 2, 11
-PASSED = "passed"
-CHECK_PART = "check"
-"""Of the fingerprint of label states: `check.prompt` and `check.prefix`, where the backbone's family is not tested."""
 ROUNDINGS = 8
 """Times the rounding error of the largest state, that two ways to the same states may differ."""
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Of each kind of injection: `PASSED`, or why it does not work."""
-
-    prompt: str
-    prefix: str
-
-    def parts(self) -> dict[str, str]:
-        """For the fingerprint of what was read."""
-        return {f"{CHECK_PART}.prompt": self.prompt, f"{CHECK_PART}.prefix": self.prefix}
 
 
 def check_reading(reader: nn.Module, inside: AsInjection) -> Verdict:

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from transformers import PreTrainedConfig
-
 from pipeline.backbone.injection import KeyValueShape
 from pipeline.core.errors import UserError
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
     from pipeline.backbone.probe import Probe
 
 CarrierName = Literal["cache", "attention", "deberta"]
@@ -105,7 +105,7 @@ class Form(NamedTuple):
         return f"{self.kind}{place}{' behind the text' if self.is_behind else ''}"
 
 
-def facts_of(config: PreTrainedConfig, joined: tuple[int, ...] = ()) -> BackboneFacts:
+def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = ()) -> BackboneFacts:
     """Facts of the base model (without head) that AutoModel builds from a transformers config.
 
     Raises UserError for a model that does not read plain text, such as one of images.
@@ -152,7 +152,7 @@ def behind_refusal(facts: BackboneFacts) -> str | None:
     return None
 
 
-def _carrier(config: PreTrainedConfig, found: "Probe") -> CarrierName | None:
+def _carrier(config: "PreTrainedConfig", found: "Probe") -> CarrierName | None:
     """The cache, in a model whose every layer fills it and sees all of it; else the attention function."""
     if config.model_type in DEBERTA:
         return "deberta"
@@ -167,7 +167,7 @@ def _carrier(config: PreTrainedConfig, found: "Probe") -> CarrierName | None:
     return "cache" if fills_all else None
 
 
-def _prefix_layers(config: PreTrainedConfig, found: "Probe", carrier: CarrierName | None) -> PrefixLayers:
+def _prefix_layers(config: "PreTrainedConfig", found: "Probe", carrier: CarrierName | None) -> PrefixLayers:
     layers: int = config.num_hidden_layers
     match carrier:
         case "cache":
@@ -182,7 +182,7 @@ def _prefix_layers(config: PreTrainedConfig, found: "Probe", carrier: CarrierNam
     return ()
 
 
-def _max_positions(config: PreTrainedConfig, found: "Probe") -> int | None:
+def _max_positions(config: "PreTrainedConfig", found: "Probe") -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None or config.model_type in ALIBI or getattr(config, "alibi", False):
         return None

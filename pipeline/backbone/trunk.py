@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.core.errors import UserError
 
@@ -37,6 +36,8 @@ class LayerList(NamedTuple):
 
 def layers_of(model: nn.Module) -> LayerList | None:
     """None: they do not stand in one list, each of them once (ALBERT runs one layer again and again)."""
+    from transformers.modeling_layers import GradientCheckpointingLayer  # late: two seconds, which no config needs
+
     config: Any = model.config
     found = [
         LayerList(owner, child)

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Literal
 
-from pipeline.backbone.check import CHECK_PART, PASSED
 from pipeline.backbone.facts import BackboneFacts, behind_refusal, prefix_refusal
+from pipeline.backbone.verdict import CHECK_PART, PASSED
 from pipeline.core.bounds import MOST_TRAINED
 from pipeline.core.errors import UserError
 from pipeline.methods.base import MethodConfig

@@ -6,7 +6,6 @@ from pydantic import Field, field_validator
 from torch import nn
 
 from pipeline.backbone.facts import BackboneFacts
-from pipeline.backbone.quantization import is_linear
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
@@ -69,4 +68,6 @@ class LoRA(TextClassifier):
 
 def _linear_names(model: nn.Module) -> list[str]:
     """The last parts of the names of all linear layers, each once."""
+    from pipeline.backbone.quantization import is_linear  # late: it imports models, which no config needs
+
     return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})

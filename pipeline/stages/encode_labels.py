@@ -17,8 +17,9 @@ from pipeline.adapter.label_states import (
     read_hypotheses,
 )
 from pipeline.backbone.as_injection import AsInjection
-from pipeline.backbone.check import CHECK_PART, check_reading
+from pipeline.backbone.check import check_reading
 from pipeline.backbone.facts import TESTED, Form
+from pipeline.backbone.verdict import CHECK_PART
 from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
 from pipeline.core.files import atomic_dir

@@ -2,7 +2,7 @@
 
 A sample runs with all tests; `bash launch/test.sh --families` runs the whole. docs/backbones.md has a row for each.
 
-covers backbone/probe, backbone/carriers, backbone/check, backbone/experts
+covers backbone/probe, backbone/carriers, backbone/check, backbone/experts, backbone/verdict
 """
 
 from functools import cache
@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 
 from pipeline.backbone.as_injection import AsInjection
-from pipeline.backbone.check import PASSED, check_reading
+from pipeline.backbone.check import check_reading
 from pipeline.backbone.config import BackboneConfig, Quantization
 from pipeline.backbone.experts import _by_rows, _matrix, expert_weights
 from pipeline.backbone.facts import Form, behind_refusal, facts_of
@@ -22,6 +22,7 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.quantized import QuantizedLinear
+from pipeline.backbone.verdict import PASSED
 from pipeline.distributed.ranks import Ranks
 from tests.families.models import NO_SDPA, PAD_ID, SAMPLE, TYPES, WITHOUT_PREFIX, WITHOUT_PROMPT, config_of, tiny_model
 from tests.families.table import HEAD, row

@@ -8,13 +8,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from pipeline.backbone.as_injection import AsInjection
-from pipeline.backbone.check import PASSED, Verdict, check_reading
+from pipeline.backbone.check import check_reading
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.quantization import FORMATS, quantized_like
 from pipeline.backbone.quantized import QuantizedLinear
+from pipeline.backbone.verdict import PASSED, Verdict
 from tests.families.models import TYPES, tiny_model
 
 B, T, P = 3, 6, 4
