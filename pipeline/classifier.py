@@ -184,7 +184,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         """Accuracy on these texts. UserError where none of the labels is known, as with numbers for names."""
         labels = label_array(y)
         self._fitted()
-        if len(labels) and not np.isin(labels, self.classes_).any():
+        if len(labels) and set(labels.tolist()).isdisjoint(self.classes_.tolist()):  # np.isin may take 1 for "1"
             raise UserError(
                 f"no label of y is one of the classifier's: {some(sorted(map(repr, set(labels.tolist()))))} are not "
                 f"among {some(list(map(repr, self.classes_.tolist())))}"

@@ -144,6 +144,16 @@ def test_labels_that_are_not_strings(backbone: str, labels: list[Any], tmp_path:
         loaded.score(X, y)
 
 
+def test_many_labels_that_are_not_strings(backbone: str, tmp_path: Path) -> None:
+    y = np.arange(24)
+    texts = [f"text {number}" for number in y]
+    classifier = tiny(backbone, method="majority", overrides=None, validation_split=0.0).fit(texts, y)
+    assert classifier.score(texts, y) == 1 / 24
+    classifier.save(tmp_path / "adapter")
+    with pytest.raises(UserError, match="no label of y is one of the classifier's"):
+        LTuningClassifier.from_pretrained(tmp_path / "adapter").score(texts, y)
+
+
 def test_pairs_and_validation_texts(backbone: str) -> None:
     pairs = [(text, text[::-1]) for text in X]
     classifier = tiny(backbone).fit(pairs, Y, validation=(pairs[::5], Y[::5]))
