@@ -147,20 +147,21 @@ class Adapters:
         with self.tokenizing, _named(name):
             loaded = self.shared.load(name, adapter, [other for other in self._loaded if other != name])
         with self._lock:
-            self._forget(name)
-            self._loaded[name] = loaded
+            # In one step: who asks meanwhile, which takes no lock, finds one of the two.
+            gone, self._loaded[name] = self._loaded.get(name), loaded
+            self._forget_sets(gone)
         return loaded
 
     def remove(self, name: str) -> bool:
         """What is in a batch is still answered. False: there is none of that name."""
         with self._lock:
-            return self._forget(name)
+            gone = self._loaded.pop(name, None)
+            self._forget_sets(gone)
+        return gone is not None
 
-    def _forget(self, name: str) -> bool:
-        gone = self._loaded.pop(name, None)
+    def _forget_sets(self, gone: LoadedAdapter | None) -> None:
         for key in [key for key in self._sets if gone is not None and key[0] == id(gone)]:
             del self._sets[key]
-        return gone is not None
 
     @property
     def names(self) -> list[str]:

@@ -1,12 +1,15 @@
 """Adapters that share one backbone: which may, and label sets that are kept ready."""
 
+from collections import OrderedDict
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.core.errors import UserError
-from pipeline.serving.adapters import Adapters, Choices, check_name
+from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.serving.adapters import Adapters, Choices, Key, check_name
 from tests.support.served import METHODS, save_adapters
 from tests.support.tiny import save_tiny
 
@@ -65,6 +68,22 @@ def test_adapters_come_and_go(adapters: dict[str, Path]) -> None:
     assert served.remove("one") and not served.remove("one") and served.names == []
     served.put("two", served.read(adapters["prompt"], False))
     assert served.names == ["two"]
+
+
+def test_one_that_is_replaced_is_there_all_the_while(adapters: dict[str, Path]) -> None:
+    served = Adapters({"one": adapters["prefix"], "two": adapters["probe"]}, CPU)
+    seen = []
+
+    class Watched(OrderedDict[Key, LoadedAdapter]):
+        """What another thread would find while the old one's label sets are gone through."""
+
+        def __iter__(self) -> Iterator[Key]:
+            seen.append(served.names)
+            return super().__iter__()
+
+    served._sets = Watched()
+    served.put("one", served.read(adapters["prompt"], False))
+    assert seen == [["one", "two"]]
 
 
 def test_label_sets_are_kept_as_far_as_they_fit(adapters: dict[str, Path]) -> None:
