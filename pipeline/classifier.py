@@ -21,7 +21,7 @@ from pipeline.core.config_file import set_key
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
 from pipeline.data.config import OneOrSeveral
-from pipeline.data.in_memory import Text, are_pairs, classes_of, holds, label_array, labelled, write_table
+from pipeline.data.in_memory import Text, are_pairs, classes_of, holds, label_array, labelled, listed, write_table
 from pipeline.data.tokens import without_bars
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.ranks import Ranks
@@ -121,7 +121,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         Raises UserError, as the stages do: for faulty texts and labels by their number, for settings that do not fit
         by their key. An interrupt (Ctrl-C) ends it.
         """
-        pairs = are_pairs(texts)
+        pairs = are_pairs(texts := listed(texts, "text"))
         splits = {"train": labelled(texts, y, pairs=pairs)}
         if validation is not None:
             splits["validation"] = labelled(*validation, pairs=pairs)

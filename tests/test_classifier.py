@@ -187,6 +187,12 @@ def test_settings_that_do_not_fit(backbone: str, parameters: dict[str, Any], mes
         tiny(backbone).set_params(**parameters).fit(X, Y)
 
 
+def test_texts_that_can_be_read_once(backbone: str) -> None:
+    classifier = tiny(backbone, method="majority", overrides=None)
+    classifier.fit(iter(X), iter(Y), validation=(iter(X[::5]), iter(Y[::5])))
+    assert classifier.predict(iter(X[:3])).shape == (3,)
+
+
 def test_one_class_is_refused(backbone: str) -> None:
     with pytest.raises(UserError, match=r"y has 1 class\(es\)"):
         tiny(backbone).fit(X, ["a"] * len(X))

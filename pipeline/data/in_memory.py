@@ -23,7 +23,7 @@ def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]
         texts = [(texts[0], texts[1])]
     wanted = 2 if pairs else 1
     rows = []
-    for number, text in enumerate(_listed(texts, "text"), start=1):
+    for number, text in enumerate(listed(texts, "text"), start=1):
         parts = text if isinstance(text, list | tuple | np.ndarray) else [text]
         if len(parts) != wanted:
             raise UserError(f"text {number} has {len(parts)} part(s), those of training have {wanted}")
@@ -35,10 +35,10 @@ def text_columns(texts: Text | Iterable[Text], *, pairs: bool) -> list[list[str]
 
 def strings(values: str | Iterable[str], what: str) -> list[str]:
     """The strings, of which one alone is one. UserError, with its position, for what is not a string."""
-    return [_string(value, f"{what} {number}") for number, value in enumerate(_listed(values, what), start=1)]
+    return [_string(value, f"{what} {number}") for number, value in enumerate(listed(values, what), start=1)]
 
 
-def _listed(values: Any, what: str) -> list[Any]:
+def listed(values: Any, what: str) -> list[Any]:
     """What is in a list, array or column, in its order; a string alone is one thing, not its letters.
 
     UserError for tables and mappings, of which one would get the names, and for sets, which have no order.
@@ -63,7 +63,7 @@ def _string(value: Any, place: str) -> str:
 
 def are_pairs(texts: Text | Iterable[Text]) -> bool:
     """Is the first of them a pair? UserError for what is not a list of texts."""
-    first = _listed(texts, "text")[:1]
+    first = listed(texts, "text")[:1]
     return bool(first) and isinstance(first[0], list | tuple | np.ndarray) and len(first[0]) == 2
 
 
@@ -106,7 +106,7 @@ def labelled(texts: Iterable[Text], labels: Iterable[Any], *, pairs: bool) -> La
 
 def label_array(labels: Iterable[Any]) -> NDArray[Any]:
     """Strings, whole numbers or truth values [rows]. UserError, with its number, for any other label."""
-    values = _listed(labels, "label")
+    values = listed(labels, "label")
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str | bool | int | np.bool_ | np.integer):
             raise UserError(f"label {number} is not a string or a whole number, but of type {type(value).__name__}")
