@@ -116,12 +116,13 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        first = error.errors()[0]
-        if first["type"] == "json_invalid":
-            line, status = f"the body is not JSON: {first.get('ctx', {}).get('error', first['msg'])}", 400
+        # Of the kinds that a value may be of, the one that it fits furthest says most.
+        found = max(error.errors(), key=lambda one: len(one["loc"]))
+        if found["type"] == "json_invalid":
+            line, status = f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}", 400
         else:
-            place = ".".join(str(part) for part in first["loc"][1:])
-            line, status = f"{place or 'the body'}: {first['msg']}", 422
+            place = ".".join(part for part in map(str, found["loc"][1:]) if "[" not in part)  # not the name of a kind
+            line, status = f"{place or 'the body'}: {found['msg'].removeprefix('Value error, ')}", 422
         return JSONResponse(Refused("validation", line).body, status)
 
     @app.exception_handler(ClientGone)

@@ -115,6 +115,7 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("/v1/classify", {"texts": ["a" * 2001], "model": "prefix"}, 413, "text 1 has 2001 characters"),
     ("/v1/classify", {"texts": ["word " * 99] * 8, "model": "prefix"}, 413, "takes 1536 tokens to read"),
     ("/v1/classify", {"texts": ["a"], "model": "prefix", "labels": list("abcde")}, 413, "5 labels; a request has"),
+    ("/v1/classify", {"texts": ["a"], "labels": {"a": {"b": -1}, "c": None}}, 422, "labels.a: must be a string; or"),
     ("/v1/classify", {"texts": ["a"], "model": "prefix", "labels": ["a"]}, 422, "at least two different names"),
     ("/v1/classify", {"texts": ["a"], "model": "prefix", "labels": ["a", "\ud800"]}, 422, "label 2 is not Unicode"),
     ("/v1/classify", {"texts": ["a", "\ud800"], "model": "prefix"}, 422, "text 2 is not Unicode text"),
