@@ -1,13 +1,15 @@
 """One GPU, a backbone of Llama-2-7B's shape with random weights: LT-prefix and LT-prompt beside PEFT.
 
+`late` is LT-prefix from the middle layer on, `behind` LT-prompt behind the text.
+
     python benchmarks/gpu_backbone.py
     python benchmarks/gpu_backbone.py --tiny --device cpu
 
-Ours trains under ZeRO-3 with world size 1 through this project's loader, PEFT in a plain loop over `from_pretrained`
-(with `load_in_8bit` for int8). Each case runs in a process of its own and gives: the peak of allocated GPU memory while
-loading and while training (on a CPU, of resident memory), text tokens per second, and the share of the matrix-multiply
-ceiling: the operations of the frozen layers (forward, and the inputs' gradient) per second, over what one large bf16
-product reaches in the same process.
+Ours trains under ZeRO-3 (`--zero 2`: with whole weights) with world size 1 through this project's loader, PEFT in a
+plain loop over `from_pretrained` (with `load_in_8bit` for int8). Each case runs in a process of its own and gives: the
+peak of allocated GPU memory while loading and while training (on a CPU, of resident memory), text tokens per second,
+and the share of the matrix-multiply ceiling: the operations of the frozen layers (forward, and the inputs' gradient)
+per second, over what one large bf16 product reaches in the same process.
 """
 
 import argparse
@@ -30,7 +32,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 CASES = [
-    *map("/".join, itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt"])),
+    *map("/".join, itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt", "late", "behind"])),
     *map("/".join, itertools.product(["peft"], ["int8", "none"], ["prefix", "prompt"])),
 ]
 LLAMA_7B = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
@@ -57,6 +59,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--tiny", action="store_true", help="two narrow layers, to try the script itself")
     parser.add_argument("--rows", type=int, default=16, help="texts per step")
     parser.add_argument("--text-tokens", type=int, default=256)
+    parser.add_argument("--zero", type=int, choices=[2, 3], default=3, help="stage of ZeRO that ours runs under")
     parser.add_argument("--steps", type=int, default=10, help="timed steps")
     parser.add_argument("--folder", help="where the weights (13 GB) are written for the time of the run")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=CASES, metavar="CASE", help=", ".join(CASES))
@@ -67,7 +70,7 @@ def _options() -> argparse.Namespace:
 
 
 def _run_case(case: list[str], model: Path, options: argparse.Namespace) -> dict[str, Any]:
-    sizes = ("rows", "text_tokens", "steps")
+    sizes = ("rows", "text_tokens", "steps", "zero")
     given = [f"--{name.replace('_', '-')}={getattr(options, name)}" for name in sizes]
     command = [sys.executable, __file__, "--case", *case, "--model", str(model), "--device", options.device, *given]
     environment = os.environ | {"HF_HUB_OFFLINE": "1"}
@@ -128,8 +131,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         step()
     seconds = _seconds(step, options.steps, options.device)
     peak_training = _peak_bytes(options.device)
-    prompt = PROMPT_TOKENS if "prompt" in method else 0
-    operations = 4 * layer_elements * options.rows * (options.text_tokens + prompt)
+    operations = layer_elements * options.rows * operations_per_weight(method, options.text_tokens)
     ceiling = matmul_flops(options.device)
     return {
         "loader": loader,
@@ -144,6 +146,29 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def operations_per_weight(method: str, text_tokens: int) -> float:
+    """Of one text: two for each token that is read, and two for each through which the gradient goes to the inputs."""
+    match method:
+        case "late":  # the lower half has no backward pass
+            return 3 * text_tokens
+        case "behind":  # the text has none
+            return 2 * text_tokens + 4 * PROMPT_TOKENS
+        case "lt_prompt" | "prompt":
+            return 4 * (text_tokens + PROMPT_TOKENS)
+    return 4 * text_tokens
+
+
+def settings_of(method: str, layers: int) -> dict[str, Any]:
+    """The section `method` of a config."""
+    drawn = {"head": "label_aware", "start": "random"}
+    match method:
+        case "late":
+            return drawn | {"name": "lt_prefix", "first_layer": layers // 2}
+        case "behind":
+            return drawn | {"name": "lt_prompt", "position": "after"}
+    return drawn | {"name": method}
+
+
 def build_ours(
     model: Path, quantization: str, method: str, options: argparse.Namespace
 ) -> tuple[Callable[[], None], int]:
@@ -156,15 +181,16 @@ def build_ours(
     from pipeline.methods.model import LTuningModel
     from pipeline.training.optimizer import build_optimizer
 
-    preset = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    preset = "3_cpu" if options.device == "cpu" else "3_bf16" if quantization == "none" else "3_int8"
     config = parse_config(
         {
             "run": {"dir": str(model.parent / "run")},
             "backbone": {"name_or_path": str(model), "quantization": quantization},
             "data": {"train": "none.csv"},
-            "method": {"name": method, "head": "label_aware", "start": "random"},
+            "method": settings_of(method, layers),
             "train": {"batch_size": options.rows},
-            "engine": {"deepspeed": f"ds_configs/zero3_{preset}.json"},
+            "engine": {"deepspeed": f"ds_configs/zero{'2_int8' if options.zero == 2 else preset}.json"},
         }
     )
     accelerator, ranks = start(config)
