@@ -182,7 +182,8 @@ def build_ours(
     from pipeline.training.optimizer import build_optimizer
 
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
-    preset = "3_cpu" if options.device == "cpu" else "3_bf16" if quantization == "none" else "3_int8"
+    sharded = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
+    zero_config = "zero2_int8" if options.zero == 2 else f"zero3_{sharded}"
     config = parse_config(
         {
             "run": {"dir": str(model.parent / "run")},
@@ -190,7 +191,7 @@ def build_ours(
             "data": {"train": "none.csv"},
             "method": settings_of(method, layers),
             "train": {"batch_size": options.rows},
-            "engine": {"deepspeed": f"ds_configs/zero{'2_int8' if options.zero == 2 else preset}.json"},
+            "engine": {"deepspeed": f"ds_configs/{zero_config}.json"},
         }
     )
     accelerator, ranks = start(config)
