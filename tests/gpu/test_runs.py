@@ -104,12 +104,15 @@ def test_a_run_is_the_cpus(method: str, dtype: str, quantization: str, zero: str
         backbone={"dtype": dtype, "quantization": quantization},
     )
     there, here, exact = (tmp_path / name for name in ("there", "here", "exact"))
-    zero_config = CONFIGS / f"{zero}.json"
+    commands = [
+        ([f"run.dir={there}", f"engine.deepspeed={CONFIGS / f'{zero}.json'}"], {}),
+        ([f"run.dir={here}"], ON_CPU),
+    ]
+    if dtype == "bfloat16":
+        commands.append(([f"run.dir={exact}", "backbone.dtype=float32"], ON_CPU))
     with ThreadPoolExecutor() as processes:
         runs = [
-            processes.submit(ltune, "run", *arguments, f"run.dir={there}", f"engine.deepspeed={zero_config}"),
-            processes.submit(ltune, "run", *arguments, f"run.dir={here}", **ON_CPU),
-            processes.submit(ltune, "run", *arguments, f"run.dir={exact}", "backbone.dtype=float32", **ON_CPU),
+            processes.submit(ltune, "run", *arguments, *overrides, **variables) for overrides, variables in commands
         ]
         for run in runs:
             run.result()
