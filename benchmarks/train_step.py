@@ -1,7 +1,8 @@
-"""A training step of label tuning on one process, in its faster ways too, beside what one would use instead.
+"""A training step of label tuning, in its faster ways too, beside what one would use instead.
 
     python benchmarks/train_step.py
     python benchmarks/train_step.py --model FOLDER --layers 20 --texts 16 --quick --json
+    torchrun --nproc-per-node 2 benchmarks/train_step.py
 
 Each text is read once for each of K labels, and the same number of rows is what the others read:
 
@@ -18,11 +19,13 @@ published    LT-prefix, the hypotheses read anew in each step, texts padded to 1
 
 All run in turn, round after round, in one process; a case's time is its median, of processor time, which other work on
 the machine lengthens little, and `ratio` is that over the time of the case it stands beside: above 1, ours is faster.
-No case pads, but `published`.
+No case pads, but `published`. Of several processes, each has a whole backbone and as many texts, and the gradients of
+what is trained are averaged, in all cases but the floor; the seconds are those of the first.
 """
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -30,6 +33,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from torch import Tensor
 from torch.nn import functional
@@ -72,6 +76,10 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
+    ranks = Ranks.alone()
+    if "LOCAL_RANK" in os.environ:  # torchrun's
+        dist.init_process_group("gloo")
+        ranks = Ranks.joined()
     backbone = load(options.model, options.layers)
     peft_options = {"task_type": "SEQ_CLS", "num_virtual_tokens": HYPOTHESIS_TOKENS}
     first_layer = backbone.facts.layers // 2 if options.first_layer is None else options.first_layer
@@ -93,10 +101,10 @@ def main() -> None:
             "behind_kept": tuned(backbone, options, behind, kept=True),
         }
     seconds = medians(steps, 3 if options.quick else options.rounds)
-    for ours, theirs in (case for case in CASES if case[0] in steps):
+    for ours, theirs in (case for case in CASES if ranks.is_main and case[0] in steps):
         ratio = seconds[theirs] / seconds[ours]
         row = {"case": ours, "against": theirs, "ratio": round(ratio, 2), "seconds": round(seconds[ours], 4)}
-        row |= {"labels": options.labels, "texts": options.texts, "tokens": options.tokens}
+        row |= {"labels": options.labels, "texts": options.texts, "tokens": options.tokens, "world_size": ranks.size}
         print(json.dumps(row) if options.json else "  ".join(f"{key} {value}" for key, value in row.items()))
 
 
@@ -194,6 +202,11 @@ def peft(options: argparse.Namespace, tuning: PeftConfig) -> Step:
 def _update(optimizer: torch.optim.Optimizer, loss: Tensor) -> Tensor:
     optimizer.zero_grad()
     loss.backward()
+    if dist.is_initialized():
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= dist.get_world_size()
     optimizer.step()
     return loss.detach()
 
