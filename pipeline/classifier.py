@@ -234,9 +234,9 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         announce_device()
         # Late: who only predicts need not wait for DeepSpeed.
         from pipeline.engine.startup import as_guest, own_run_dir
+        from pipeline.stages.earlier_run import check_earlier_run
         from pipeline.stages.encode_labels import encode_labels
         from pipeline.stages.encode_texts import encode_texts
-        from pipeline.stages.finished import check_finished
         from pipeline.stages.preprocess import preprocess
         from pipeline.stages.single_training import Training
         from pipeline.stages.train import train
@@ -249,7 +249,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
                         raise UserError(f"run_dir '{folder}' was trained on other texts: choose another run_dir")
                     write_table(_file(folder, name), table)
                 backbone = backbone_of(config.backbone, config.data)
-                check_finished(Training(config, backbone, config.run_dir).task, Ranks.alone())
+                check_earlier_run(Training(config, backbone, config.run_dir).task, Ranks.alone())
                 preprocess(config, backbone)
                 encode_labels(config, backbone)
                 encode_texts(config, backbone)

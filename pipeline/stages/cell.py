@@ -25,10 +25,10 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import kept_form
 from pipeline.engine.rewordings import reworded_hypotheses
+from pipeline.stages.earlier_run import check_finished
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
 from pipeline.stages.evaluate import evaluate
-from pipeline.stages.finished import check_finished
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.single_training import Training
 from pipeline.stages.train import train

@@ -50,21 +50,33 @@ def resumed_settings(
 ) -> TrainConfig:
     """The settings to go on with: as given, but with the checkpoint's global batch on this number of ranks.
 
-    `fingerprint`: that of the run now; `absent`: what the lack of a part stands for in it and in the checkpoint's.
-    Raises UserError that names the settings under which the checkpoint's run would not be the same run.
+    Raises UserError where `check_resumable` does.
     """
-    old = state.fingerprint
-    changed = {part for part in old.keys() | fingerprint.keys() if _phrases(old, fingerprint, {part}, absent)}
-    same_batch = settings.batch_size * settings.gradient_accumulation * world_size == state.global_batch
-    allowed = HARMLESS | set(BATCH) if same_batch else HARMLESS
-    harmful = _phrases(old, fingerprint, changed - allowed, absent)
-    if harmful:
+    check_resumable(settings, state, fingerprint, absent, world_size)
+    if changed := differences(state.fingerprint, fingerprint, absent):
+        log.info("train: goes on with %s", "; ".join(changed))
+    if _has_same_batch(settings, state, world_size):
+        return settings
+    return _share_batch(settings, state.global_batch, world_size)
+
+
+def check_resumable(
+    settings: TrainConfig, state: RunState, fingerprint: Fingerprint, absent: Absent, world_size: int
+) -> None:
+    """UserError that names the settings under which the checkpoint's run would not be the same run.
+
+    `fingerprint`: that of the run now; `absent`: what the lack of a part stands for in it and in the checkpoint's.
+    """
+    allowed = HARMLESS | set(BATCH) if _has_same_batch(settings, state, world_size) else HARMLESS
+    old, new = ({part: side[part] for part in side.keys() - allowed} for side in (state.fingerprint, fingerprint))
+    if harmful := differences(old, new, absent):
         raise UserError(
             f"checkpoint of step {state.step}: {'; '.join(harmful)}: set that back, or give --overwrite to train afresh"
         )
-    if changed:
-        log.info("train: goes on with %s", "; ".join(_phrases(old, fingerprint, changed, absent)))
-    return settings if same_batch else _share_batch(settings, state.global_batch, world_size)
+
+
+def _has_same_batch(settings: TrainConfig, state: RunState, world_size: int) -> bool:
+    return settings.batch_size * settings.gradient_accumulation * world_size == state.global_batch
 
 
 def _share_batch(settings: TrainConfig, global_batch: int, world_size: int) -> TrainConfig:
@@ -91,8 +103,3 @@ def load_state(path: Path) -> RunState:
     if not path.is_dir():
         raise UserError(f"train.resume: '{path}' is not a checkpoint directory: give checkpoints/step-NNNNNN, or auto")
     return read_checkpoint(path)
-
-
-def _phrases(old: Fingerprint, new: Fingerprint, parts: set[str], absent: Absent) -> list[str]:
-    before, after = ({part: side[part] for part in side.keys() & parts} for side in (old, new))
-    return differences(before, after, absent)

@@ -1,5 +1,6 @@
-"""A run, a comparison or a `fit` that a finished run refuses leaves all that it was made from as it was."""
+"""A run, a comparison or a `fit` that an earlier run refuses leaves all that it was made from as it was."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -89,6 +90,44 @@ def test_a_new_label_is_named_by_the_file_that_has_it(folder: Path, capsys: pyte
     assert state_of(folder / "run") == before
 
 
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps that stopped after four, and the config file it came from."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    config = tiny_config(folder, train={"max_steps": 6, "save_every": 2}, logging={"trackers": ["jsonl"]})
+    (folder / "given.yaml").write_text(config.to_yaml())
+    assert stage(folder, "run") == 0
+    for left in (config.run_dir.adapter, config.run_dir.adapter_final, config.run_dir.evaluation):
+        shutil.rmtree(left)
+    shutil.rmtree(config.run_dir.checkpoints / "step-000006")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.max_length=16"], "data: data.max_length was '64', now '16'"),
+        (["labels.template='On {label}'", "method.rank=2"], "label states: hypotheses was "),
+        (["method.rank=2"], "method.rank was "),
+        (["train.resume=never"], "holds checkpoints and train.resume is never"),
+        (["train.resume=checkpoints/step-000099"], "step-000099' is not a checkpoint directory"),
+    ],
+)
+def test_what_an_interrupted_run_refuses_replaces_nothing(
+    interrupted: Path, overrides: list[str], said: str, capsys: pytest.CaptureFixture
+) -> None:
+    before = state_of(interrupted / "run")
+    assert stage(interrupted, "run", *overrides) == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+    assert state_of(interrupted / "run") == before
+
+
+def test_an_interrupted_run_goes_on_with_what_does_no_harm(interrupted: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO", "pipeline"):
+        assert stage(interrupted, "run", "train.eval_every=3") == 0
+    assert caplog.text.count("goes on after step 4") == 1 and caplog.text.count("train.eval_every was") == 1
+
+
 def refused(folder: Path) -> list[str]:
     """On every rank of a world: what `run` says of other texts, and what choose-reading then leaves in the run."""
     config = tiny_config(folder, method={"name": "probe"}, logging={"trackers": ["jsonl"]}, engine={"threads": 1})
@@ -102,7 +141,7 @@ def refused(folder: Path) -> list[str]:
 
 def test_two_ranks_refuse_it_alike(tmp_path: Path) -> None:
     save_tiny(tmp_path / "backbone", "llama_gqa")
-    [first, second] = run_worlds("tests.stages.test_finished:refused", [2], tmp_path, 300)[2]
+    [first, second] = run_worlds("tests.stages.test_earlier_run:refused", [2], tmp_path, 300)[2]
     assert first == second and "holds a finished run, and data: data.template was" in first[0] and first[1] == "None"
 
 
