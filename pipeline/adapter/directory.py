@@ -10,7 +10,7 @@ calibration.json            temperature of the probabilities, once evaluate has 
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +64,7 @@ class Adapter:
 
         UserError if its tensors do not fit.
         """
+        facts = replace(facts, pooled=self.config.backbone.pooled)  # not all that share a backbone pool alike
         # What belongs into the backbone is there once the model is built: `LTuningModel.load_inside`.
         state = without_inside(self.method_state)
         expected = self._expected_forms(facts)

@@ -19,7 +19,7 @@ Quantization = Literal["none", "int8", "int8_weight_only", "int4"]
 Attention = Literal[
     "auto", "sdpa", "eager", "flash_attention_2", "flash_attention_3", "flash_attention_4", "flex_attention"
 ]
-Pooling = Literal["auto", "last", "first", "mean"]
+Pooling = Literal["auto", "last", "first", "mean", "statistics"]
 
 
 def _refuse_in_files(value: Any) -> bool:
@@ -65,8 +65,8 @@ class BackboneConfig(Settings):
     """How many of the backbone's layers, from the first, read texts and labels; the others are never loaded. null: all.
     A list such as [1, 8, 16, 24] reads with 24, and a text's state joins (concatenates) those of the listed layers."""
     pooling: Pooling = "auto"
-    """How the states of a text's tokens become one: the last token's (last), the first's (first), or their mean (mean).
-    auto: last for decoders, mean for encoders."""
+    """How the states of a text's tokens become one: the last token's (last), the first's (first), their mean (mean), or
+    their mean and standard deviation side by side (statistics). auto: last for decoders, mean for encoders."""
     trust_remote_code: TrustRemoteCode = False
     """Run model code that ships with the checkpoint."""
 
@@ -83,6 +83,11 @@ class BackboneConfig(Settings):
     def joined(self) -> tuple[int, ...]:
         """See `BackboneFacts.joined`."""
         return self.layers if isinstance(self.layers, tuple) and len(self.layers) > 1 else ()
+
+    @property
+    def pooled(self) -> int:
+        """See `BackboneFacts.pooled`."""
+        return 2 if self.pooling == "statistics" else 1
 
     @property
     def location(self) -> str:

@@ -8,7 +8,8 @@ from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.layer_outputs import check_layers_are_seen, seen
 from pipeline.backbone.pooling import pool
 
-POOLINGS: tuple[Pooling, ...] = ("mean", "last", "first")
+PARTS: dict[Pooling, tuple[int, ...]] = {"mean": (1,), "last": (2,), "first": (3,), "statistics": (0, 1)}
+"""What each pooling puts side by side of the four states that are kept: deviation, mean, last and first."""
 
 
 class EveryLayer(nn.Module):
@@ -21,7 +22,7 @@ class EveryLayer(nn.Module):
         self.backbone = backbone
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, token_type_ids: Tensor | None = None) -> Tensor:
-        """Texts [B, T], as `FrozenBackbone` takes them -> pooled states [L, 3, B, H], by layer and by `POOLINGS`.
+        """Texts [B, T], as `FrozenBackbone` takes them -> states [L, 4, B, H], by layer: see `PARTS`.
 
         A layer's states [B, T, H] are pooled, and forgotten, before the next layer runs.
         """
@@ -34,5 +35,6 @@ class EveryLayer(nn.Module):
 
 
 def _all_pooled(hidden: Tensor, mask: Tensor) -> Tensor:
-    """States [B, T, H] -> [3, B, H]"""
-    return torch.stack([pool(hidden, mask, how) for how in POOLINGS])
+    """States [B, T, H] -> [4, B, H]"""
+    deviation, mean = pool(hidden, mask, "statistics").chunk(2, dim=-1)
+    return torch.stack([deviation, mean, pool(hidden, mask, "last"), pool(hidden, mask, "first")])

@@ -71,11 +71,18 @@ class BackboneFacts:
     joined: tuple[int, ...] = ()
     """Layers, from 1, whose states a text's state is made of, side by side, the last of the L layers among them; empty:
     that one alone."""
+    pooled: int = 1
+    """How many states as wide as a token's pooling makes of a text's tokens, side by side."""
 
     @property
     def state_width(self) -> int:
-        """M, the numbers in a text's state."""
+        """The numbers in a token's state."""
         return self.hidden_size * max(1, len(self.joined))
+
+    @property
+    def pooled_width(self) -> int:
+        """M, the numbers in a text's state."""
+        return self.state_width * self.pooled
 
     def prefix_width(self, first_layer: int = 0) -> int:
         """W, the numbers in one prefix token's keys and values, of all layers from `first_layer` on."""
@@ -105,7 +112,7 @@ class Form(NamedTuple):
         return f"{self.kind}{place}{' behind the text' if self.is_behind else ''}"
 
 
-def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = ()) -> BackboneFacts:
+def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = (), pooled: int = 1) -> BackboneFacts:
     """Facts of the base model (without head) that AutoModel builds from a transformers config.
 
     Raises UserError for a model that does not read plain text, such as one of images.
@@ -128,6 +135,7 @@ def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = ()) -> Backbo
         vocab_size=found.vocab_size,
         carrier=carrier,
         joined=joined,
+        pooled=pooled,
     )
 
 

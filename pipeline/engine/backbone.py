@@ -38,7 +38,7 @@ class Backbone:
 
     @cached_property
     def facts(self) -> BackboneFacts:
-        return facts_of(self.model_config, self.config.joined)
+        return facts_of(self.model_config, self.config.joined, self.config.pooled)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -81,7 +81,7 @@ def wanted_states(
         fingerprint = states_fingerprint(backbone, ranks, split)
         if pooled:
             own = fingerprint | {"backbone.pooling": reading_pooling(backbone)}
-            wanted[name] = WantedStates(split, None, own, facts.state_width, dtype)
+            wanted[name] = WantedStates(split, None, own, facts.pooled_width, dtype)
         if form is not None and name != "test":
             wanted[_name(name, form)] = WantedStates(split, form, fingerprint, token_width(form, facts), dtype)
     return wanted

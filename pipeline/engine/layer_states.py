@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
-from pipeline.backbone.every_layer import POOLINGS
+from pipeline.backbone.every_layer import PARTS
 from pipeline.core.progress import counted
 from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
@@ -28,15 +28,15 @@ class LayerStates:
     """Pooled states of N texts, of which each rank holds its share."""
 
     share: Tensor
-    """[L, 3, rows, H] in the compute dtype, by layer and by `POOLINGS`"""
+    """[L, 4, rows, H] in the compute dtype, as `EveryLayer` makes them"""
     places: list[NDArray[np.int64]]
     """Of each rank's rows among the texts"""
 
     def of(self, layers: int | list[int], pooling: Pooling, ranks: Ranks) -> Tensor:
         """States [N, M] float32, of `backbone.layers` like these, in the order of the texts. Collective."""
         read = [layers] if isinstance(layers, int) else layers
-        own = self.share[[layer - 1 for layer in read], POOLINGS.index(pooling)]
-        parts = ranks.gather(own.transpose(0, 1).flatten(1))
+        own = self.share[[layer - 1 for layer in read]][:, PARTS[pooling]]
+        parts = ranks.gather(own.permute(2, 1, 0, 3).flatten(1))
         whole = torch.empty(sum(map(len, parts)), parts[0].shape[1])
         for places, part in zip(self.places, parts, strict=True):
             whole[torch.from_numpy(places)] = part.float()
@@ -46,7 +46,7 @@ class LayerStates:
 def bytes_of_states(backbone: Backbone, texts: int) -> int:
     """What the states of so many texts take, on all ranks together."""
     facts = backbone.facts
-    return texts * facts.layers * len(POOLINGS) * facts.hidden_size * DTYPES[backbone.config.dtype].itemsize
+    return texts * facts.layers * len(PARTS) * facts.hidden_size * DTYPES[backbone.config.dtype].itemsize
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class LayerReader:
         rank, size = self.ranks.rank, self.ranks.size
         places = [np.concatenate([rows[:0], *batches[each::size]]) for each in range(size)]
         facts = self.backbone.facts
-        shape = (facts.layers, len(POOLINGS), len(places[rank]), facts.hidden_size)
+        shape = (facts.layers, len(PARTS), len(places[rank]), facts.hidden_size)
         share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
         turns = range(0, len(batches), size)
         with counted(log, f"choose-reading: {name}", len(turns), shown=self.ranks.is_main) as work:

@@ -65,7 +65,7 @@ def load_frozen(
     else:
         model = kept.model(zero_config, device)
         backbone.kept = None if written else kept
-    facts = facts_of(model.config, config.joined)
+    facts = facts_of(model.config, config.joined, config.pooled)
     return FrozenBackbone(model, facts, gradient_checkpointing=config.gradient_checkpointing)
 
 

@@ -75,6 +75,11 @@ def _classifier(loaded: LoadedAdapter, *, trained: bool = True) -> Any:
             f"backbone.layers={list(adapter.config.backbone.joined)}: others' models have the states of the last layer "
             "alone: train with a number or null"
         )
+    if adapter.config.backbone.pooled > 1:
+        raise UserError(
+            f"backbone.pooling={adapter.config.backbone.pooling}: others' models give each token a score, of which no "
+            "pooling makes the text's: train with mean, last or first"
+        )
     weight, bias = linear_head(adapter.config.method.name, adapter.method_state)
     if not trained:
         weight, bias = torch.zeros_like(weight), torch.zeros_like(bias)

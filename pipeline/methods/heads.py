@@ -65,9 +65,9 @@ class LinearHead(nn.Module):
     Binary cross-entropy on this score equals softmax cross-entropy on the two logits.
     """
 
-    def __init__(self, state_width: int) -> None:
+    def __init__(self, pooled_width: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(state_width, 2, bias=False)
+        self.logits = ScoreLayer(pooled_width, 2, bias=False)
 
     def forward(self, pooled: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """pooled [B, M], states [B, P, H], mask [B, P] -> scores [B]. The label's states are not used."""
@@ -82,8 +82,8 @@ class LabelAwareHead(LinearHead):
     effect), a slow saddle.
     """
 
-    def __init__(self, state_width: int, hidden_size: int) -> None:
-        super().__init__(state_width)
+    def __init__(self, pooled_width: int, hidden_size: int) -> None:
+        super().__init__(pooled_width)
         self.similarity = LabelSimilarity(hidden_size)
         nn.init.zeros_(self.logits.weight)
 
@@ -104,9 +104,9 @@ class FittedHead(nn.Module):
     bias_bits: Tensor
     prior_bits: Tensor
 
-    def __init__(self, state_width: int, label_count: int) -> None:
+    def __init__(self, pooled_width: int, label_count: int) -> None:
         super().__init__()
-        self.register_buffer("weight_bits", _bits(torch.zeros(label_count, state_width)))
+        self.register_buffer("weight_bits", _bits(torch.zeros(label_count, pooled_width)))
         self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
         self.register_buffer("prior_bits", _bits(torch.ones(1)))
 
@@ -149,9 +149,9 @@ class FittedJudge(nn.Module):
     bias_bits: Tensor
     unseen_bits: Tensor
 
-    def __init__(self, state_width: int, label_count: int) -> None:
+    def __init__(self, pooled_width: int, label_count: int) -> None:
         super().__init__()
-        self.register_buffer("weight_bits", _bits(torch.zeros(state_width)))
+        self.register_buffer("weight_bits", _bits(torch.zeros(pooled_width)))
         self.register_buffer("bias_bits", _bits(torch.zeros(label_count)))
         self.register_buffer("unseen_bits", _bits(torch.zeros(1)))
 
@@ -197,7 +197,7 @@ class ClassHead(nn.Module):
 
     def __init__(self, name: HeadName, facts: BackboneFacts, label_count: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(facts.state_width, label_count)
+        self.logits = ScoreLayer(facts.pooled_width, label_count)
         self.similarity = LabelSimilarity(facts.hidden_size) if name == "label_aware" else None
         if self.similarity is not None:
             nn.init.zeros_(self.logits.weight)
@@ -221,16 +221,16 @@ def build_head(name: HeadName, facts: BackboneFacts, label_count: int) -> nn.Mod
     """The head of label tuning of that name, for K labels of training."""
     match name:
         case "fitted":
-            return FittedHead(facts.state_width, label_count)
+            return FittedHead(facts.pooled_width, label_count)
         case "linear":
-            return LinearHead(facts.state_width)
+            return LinearHead(facts.pooled_width)
         case "label_aware":
-            return LabelAwareHead(facts.state_width, facts.hidden_size)
+            return LabelAwareHead(facts.pooled_width, facts.hidden_size)
 
 
 def head_parameters(name: HeadName, facts: BackboneFacts) -> int:
     """Trainable elements of such a head, by formula."""
-    return 0 if name == "fitted" else 2 * facts.state_width + beside_logits(name, facts.hidden_size)
+    return 0 if name == "fitted" else 2 * facts.pooled_width + beside_logits(name, facts.hidden_size)
 
 
 def beside_logits(name: HeadName, hidden_size: int) -> int:

@@ -87,7 +87,7 @@ class LabelTuningConfig(MethodConfig):
         head = build_head(self.head, facts, label_count)
         shortlist, producer = self.joint_readings(label_count), self.build_producer(facts, hypothesis_tokens)
         if self.wants_judge:
-            judge = FittedJudge(facts.state_width, label_count)
+            judge = FittedJudge(facts.pooled_width, label_count)
             return JudgedLabelTuning(producer, head, shortlist, self.form, judge)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
         return kind(producer, head, shortlist, self.form)

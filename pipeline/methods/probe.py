@@ -34,10 +34,10 @@ class ProbeConfig(MethodConfig):
         return True
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "Probe":
-        return Probe(facts.state_width, label_count)
+        return Probe(facts.pooled_width, label_count)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
-        return label_count * (facts.state_width + 1) + 1
+        return label_count * (facts.pooled_width + 1) + 1
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
         priors = {"auto": (False, True), "always": (True,), "never": (False,)}[self.prior]
@@ -54,9 +54,9 @@ class Probe(TuningMethod):
 
     judges_hypotheses: ClassVar[bool] = True
 
-    def __init__(self, state_width: int, label_count: int) -> None:
+    def __init__(self, pooled_width: int, label_count: int) -> None:
         super().__init__()
-        self.logits = ScoreLayer(state_width, label_count)
+        self.logits = ScoreLayer(pooled_width, label_count)
         self.prior_weight = nn.Parameter(torch.zeros(1))
 
     @property

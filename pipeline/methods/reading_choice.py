@@ -70,11 +70,13 @@ class ReadingChoice:
 def worth_joining(probed: Sequence[Probed], layers: int) -> list[tuple[list[int], Pooling]]:
     """Layers to join and their pooling, worth a probe once each of L = `layers` has been probed by itself.
 
-    They are spread over half, three quarters and all of the layers, and over those up to the best.
+    They are spread over half, three quarters and all of the layers, and over those up to the best. Where that is a mean
+    they are probed with the deviation beside it too.
     """
     best = max(probed, key=lambda one: one.quality)
     depths = {-(-layers // 2), -(-3 * layers // 4), layers, best.depth}
-    return [(joined, best.pooling) for depth in sorted(depths) for joined in _spread(depth)]
+    poolings: list[Pooling] = ["mean", "statistics"] if best.pooling == "mean" else [best.pooling]
+    return [(joined, pooling) for depth in sorted(depths) for joined in _spread(depth) for pooling in poolings]
 
 
 def _spread(depth: int) -> list[list[int]]:

@@ -28,7 +28,7 @@ class TextClassifierConfig(MethodConfig):
     def build_head(self, facts: BackboneFacts, label_count: int) -> ClassHead | FittedHead:
         """The layer behind the backbone, for K labels."""
         if self.head == "fitted":
-            return FittedHead(facts.state_width, label_count)
+            return FittedHead(facts.pooled_width, label_count)
         return ClassHead(self.head, facts, label_count)
 
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
@@ -37,7 +37,7 @@ class TextClassifierConfig(MethodConfig):
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         if self.head == "fitted":
             return self.injector_parameters(facts)
-        head = label_count * (facts.state_width + 1) + beside_logits(self.head, facts.hidden_size)
+        head = label_count * (facts.pooled_width + 1) + beside_logits(self.head, facts.hidden_size)
         return self.injector_parameters(facts) + head
 
     def build_injector(self, facts: BackboneFacts) -> nn.Module | None:

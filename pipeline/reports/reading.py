@@ -6,12 +6,12 @@ from typing import Any
 
 import altair as alt
 
-from pipeline.backbone.every_layer import POOLINGS
+from pipeline.backbone.every_layer import PARTS
 from pipeline.methods.reading_choice import Probed, ReadingChoice
 from pipeline.reports.charts import FAINT, FIRST, INK, SECOND, WIDTH, Spec, finished, inline
 
 BEST, CHEAPEST = "*", "+"
-COLOURS = dict(zip(POOLINGS, (FIRST, SECOND, FAINT), strict=True))
+COLOURS = dict(zip(PARTS, (FIRST, SECOND, FAINT, INK), strict=True))
 
 
 def table(choice: ReadingChoice) -> str:
@@ -19,15 +19,15 @@ def table(choice: ReadingChoice) -> str:
     rows: dict[str, dict[str, str]] = {}
     for one in choice.probed:
         mark = BEST if one == choice.best else CHEAPEST if one == choice.cheapest else " "
-        rows.setdefault(str(one.layers), {})[one.pooling] = f"{one.accuracy:9.4f}{mark}"
+        rows.setdefault(str(one.layers), {})[one.pooling] = f"{one.accuracy:10.4f}{mark}"
     width = max(map(len, ("layers", *rows)))
     lines = [
         f"accuracy on {choice.validation_texts:,} validation texts of a probe fitted to {choice.train_texts:,} "
         f"(standard error {choice.standard_error:.3f})",
-        f"{'layers':>{width}}{''.join(f'{how:>9} ' for how in POOLINGS)}".rstrip(),
+        f"{'layers':>{width}}{''.join(f'{how:>10} ' for how in PARTS)}".rstrip(),
     ]
     for layers, cells in rows.items():
-        lines.append(f"{layers:>{width}}{''.join(cells.get(how, ' ' * 10) for how in POOLINGS)}".rstrip())
+        lines.append(f"{layers:>{width}}{''.join(cells.get(how, ' ' * 11) for how in PARTS)}".rstrip())
     lines += ["", f"as configured: {_described(choice.now)}"]
     lines += _advice("best", BEST, choice, choice.best)
     if choice.cheapest != choice.best:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.backbone.config import Pooling
-from pipeline.backbone.every_layer import POOLINGS, EveryLayer
+from pipeline.backbone.every_layer import PARTS, EveryLayer
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
@@ -38,6 +38,8 @@ from pipeline.stages.preprocess import preprocess
 
 log = logging.getLogger(__name__)
 
+ALONE = [pooling for pooling, parts in PARTS.items() if len(parts) == 1]
+"""Poolings that each layer is probed with; the others where layers are joined."""
 TRAIN_TEXTS, VALIDATION_TEXTS = 2_000, 1_000
 """As many tell layers apart, and are read in minutes."""
 
@@ -47,10 +49,10 @@ def choose_reading(
 ) -> ReadingChoice:
     """Reads some texts once with the whole backbone, probes its layers and poolings, and prints what does best.
 
-    Each layer is probed with each pooling, then some layers joined. Makes data/ in the run directory where it is not
-    current (but that of a training is kept), logs/reading.json and logs/reading.svg. Every rank must call it. Raises
-    UserError where there are no validation texts, where the config asks for more layers than there are, and where
-    states are not finite.
+    Each layer is probed by its mean, last and first state, then some layers joined. Makes data/ in the run directory
+    where it is not current (but that of a training is kept), logs/reading.json and logs/reading.svg. Every rank must
+    call it. Raises UserError where there are no validation texts, where the config asks for more layers than there are,
+    and where states are not finite.
     """
     accelerator, ranks = start(config)
     facts = backbone_of(config.backbone, config.data).facts
@@ -72,9 +74,10 @@ def choose_reading(
         states = reader.read(train.split, train.rows, "train"), reader.read(valid.split, valid.rows, "validation")
         release(accelerator, model)
     fitted = partial(_probed, states, (train.labels, valid.labels), len(manifest["labels"]), ranks)
-    probed = fitted(list(product(range(1, whole.facts.layers + 1), POOLINGS)))
+    single = list(product(range(1, whole.facts.layers + 1), ALONE))
+    probed = fitted(single)
     several = worth_joining(probed, whole.facts.layers)
-    probed += fitted(several if now in several or not facts.joined else [*several, now])
+    probed += fitted(several if now in [*single, *several] else [*several, now])
     configured = next(one for one in probed if (one.layers, one.pooling) == now)
     choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(valid.rows), configured)
     ranks.on_main(lambda: _tell(choice, config.run_dir))
@@ -135,7 +138,7 @@ def _announce(backbone: Backbone, train: int, validation: int) -> None:
         f"{validation:,}",
         backbone.facts.layers,
         bytes_of_states(backbone, train + validation) / 1e6,
-        backbone.facts.layers * len(POOLINGS),
+        backbone.facts.layers * len(ALONE),
     )
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.every_layer import POOLINGS, EveryLayer
+from pipeline.backbone.every_layer import PARTS, EveryLayer
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.loading import load_backbone
@@ -29,11 +29,11 @@ def frozen(
 def check(path: Path, quantization: str = "none", *, checkpointing: bool = False) -> None:
     with torch.no_grad():
         found = EveryLayer(frozen(path, None, quantization, checkpointing=checkpointing))(IDS, MASK)
-        assert found.shape[:3] == (3, len(POOLINGS), len(IDS))
+        assert found.shape[:3] == (3, 4, len(IDS))
         for layers, states in enumerate(found, 1):
             hidden = frozen(path, layers, quantization)(IDS, MASK)
-            for how, pooled in zip(POOLINGS, states, strict=True):
-                expected = pool(hidden, MASK, how)
+            for how, parts in PARTS.items():
+                pooled, expected = torch.cat([*states[list(parts)]], dim=-1), pool(hidden, MASK, how)
                 # Sums of states in other places of a row, for the text that is padded on the left.
                 assert torch.equal(pooled[:2], expected[:2]) and torch.allclose(pooled, expected, atol=1e-6)
 

@@ -21,7 +21,21 @@ def test_right_token(how: Pooling, expected: list[float]) -> None:
     torch.testing.assert_close(pool(HIDDEN, MASK, how), torch.stack([column, -column], dim=1))
 
 
-@pytest.mark.parametrize("how", ["last", "first", "mean"])
+def test_statistics_are_the_deviation_and_the_mean() -> None:
+    for row, mask, pooled in zip(HIDDEN, MASK, pool(HIDDEN, MASK, "statistics"), strict=True):
+        tokens = row[mask.bool()]
+        torch.testing.assert_close(pooled, torch.cat([tokens.std(0, correction=0), tokens.mean(0)]))
+
+
+def test_a_single_token_deviates_by_nothing_and_has_a_gradient() -> None:
+    hidden = HIDDEN.clone().requires_grad_()
+    pooled = pool(hidden[:1, :1], MASK[:1, :1], "statistics")
+    assert torch.equal(pooled, torch.cat([torch.zeros(1, 2), hidden[0, :1]], dim=1))
+    (gradient,) = torch.autograd.grad(pooled.sum(), hidden)
+    assert torch.equal(gradient[0, 0], torch.ones(2)) and not gradient[1:].any()
+
+
+@pytest.mark.parametrize("how", ["last", "first", "mean", "statistics"])
 def test_padding_reaches_neither_value_nor_gradient(how: Pooling) -> None:
     hidden = HIDDEN.masked_fill(MASK[..., None] == 0, float("nan")).requires_grad_()
     pooled = pool(hidden, MASK, how)
@@ -30,8 +44,9 @@ def test_padding_reaches_neither_value_nor_gradient(how: Pooling) -> None:
     assert gradient.isfinite().all() and (gradient[MASK == 0] == 0).all()
 
 
-def test_mean_of_nothing_is_zero() -> None:
-    assert torch.equal(pool(HIDDEN, torch.zeros_like(MASK), "mean"), torch.zeros(4, 2, dtype=torch.double))
+def test_mean_and_deviation_of_nothing_are_zero() -> None:
+    nothing = torch.zeros_like(MASK)
+    assert not pool(HIDDEN, nothing, "mean").any() and not pool(HIDDEN, nothing, "statistics").any()
 
 
 def test_auto() -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.backbone.every_layer import POOLINGS, EveryLayer
+from pipeline.backbone.every_layer import PARTS, EveryLayer
 from pipeline.core.errors import UserError
 from pipeline.data.splits import load_split
 from pipeline.engine import layer_states
@@ -25,7 +25,7 @@ ROWS = np.array([11, 0, 5, 7, 2])
 
 
 def read(folder: Path, batch_size: int) -> tuple[LayerStates, torch.Tensor]:
-    """Those of some training texts, and all of them as one tensor [L, 3, N, H]."""
+    """Those of some training texts, and all of them as one tensor [L, N, 5H]."""
     config = tiny_config(folder)
     preprocess(config)
     accelerator, ranks = start(config)
@@ -36,7 +36,7 @@ def read(folder: Path, batch_size: int) -> tuple[LayerStates, torch.Tensor]:
     )
     release(accelerator, model)
     assert bytes_of_states(backbone, len(ROWS)) == states.share.nbytes
-    whole = [torch.stack([states.of(layers, how, ranks) for how in POOLINGS]) for layers in (1, 2)]
+    whole = [torch.cat([states.of(layers, how, ranks) for how in PARTS], dim=-1) for layers in (1, 2)]
     return states, torch.stack(whole)
 
 
@@ -49,10 +49,9 @@ def test_they_are_each_texts_own(tmp_path: Path) -> None:
         for place, row in enumerate(ROWS):
             with torch.no_grad():
                 [hidden] = network(torch.tensor([split.rows[int(row)]["input_ids"]])).last_hidden_state
-            expected = torch.stack(
-                [{"mean": hidden.mean(0), "last": hidden[-1], "first": hidden[0]}[p] for p in POOLINGS]
-            )
-            torch.testing.assert_close(found[count - 1, :, place], expected, rtol=1e-4, atol=1e-5)
+            mean, deviation = hidden.mean(0), hidden.std(0, correction=0)
+            expected = torch.cat([mean, hidden[-1], hidden[0], deviation, mean])
+            torch.testing.assert_close(found[count - 1, place], expected, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(read(tmp_path, batch_size=16)[1], found, rtol=1e-4, atol=1e-5)
 
 

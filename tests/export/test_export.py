@@ -140,6 +140,7 @@ def test_all_keys_of_training_that_scores_depend_on_are_kept() -> None:
         ({"method.name": "probe", "method.prior": "always"}, "train with method.prior=never"),
         ({"method.name": "lora", "backbone.layers": 1}, "PEFT reads with all layers"),
         ({"method.name": "probe", "method.prior": "never", "backbone.layers": [1, 2]}, "the last layer alone: train"),
+        ({"method.name": "prompt", "backbone.pooling": "statistics"}, "train with mean, last or first"),
         (
             {"method.name": "prompt", "backbone.quantization": "int8"},
             "of a backbone with quantization=none",

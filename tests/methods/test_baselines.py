@@ -73,9 +73,9 @@ def texts() -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("family", ["llama_gqa", "bert", "falcon", "gpt2"])
 @pytest.mark.parametrize("keys", CLASSIFIERS + STEPLESS, ids=label)
-@pytest.mark.parametrize("joined", [(), (1, 2)])
-def test_the_formula_is_the_count(keys: dict[str, Any], family: str, joined: tuple[int, ...]) -> None:
-    facts = facts_of(tiny_model(family).config, joined)
+@pytest.mark.parametrize(("joined", "pooled"), [((), 1), ((1, 2), 2)])
+def test_the_formula_is_the_count(keys: dict[str, Any], family: str, joined: tuple[int, ...], pooled: int) -> None:
+    facts = facts_of(tiny_model(family).config, joined, pooled)
     config = config_of(**keys)
     method = config.build(facts, P, K)
     assert sum(parameter.numel() for parameter in method.parameters()) == config.trainable_count(facts, P, K)

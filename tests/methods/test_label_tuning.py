@@ -79,6 +79,7 @@ SIZES = st.builds(
     max_positions=st.none(),
     is_decoder=st.booleans(),
     joined=st.sampled_from([(), (1, 2, 3)]),
+    pooled=st.sampled_from([1, 2]),
 )
 
 

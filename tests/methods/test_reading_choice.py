@@ -63,6 +63,8 @@ def test_layers_are_joined_up_to_where_single_ones_do_best() -> None:
     probed = [Probed(layers, "last", 0.9 - abs(layers - 7) / 100, 0.1, 0.01) for layers in range(1, 31)]
     expected = [[4, 7], [1, 2, 5, 7], [8, 15], [1, 5, 10, 15], [12, 23], [1, 8, 15, 23], [15, 30], [1, 10, 20, 30]]
     assert worth_joining(probed, 30) == [(layers, "last") for layers in expected]
+    mean = [Probed(layers, "mean", 0.9, 0.1, 0.01) for layers in (1, 2)]
+    assert worth_joining(mean, 2) == [([1, 2], "mean"), ([1, 2], "statistics")]
     assert worth_joining(probed[:1], 1) == []
     assert worth_joining(probed[:2], 2) == [([1, 2], "last")]
     assert worth_joining(probed[:3], 3) == [([1, 2], "last"), ([2, 3], "last"), ([1, 2, 3], "last")]

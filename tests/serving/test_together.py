@@ -108,14 +108,16 @@ def test_pairs_and_texts_in_one_batch(tmp_path: Path) -> None:
         np.testing.assert_allclose(scores.numpy(), np.array(want), rtol=1e-6, atol=3e-6)
 
 
-def test_adapters_that_join_layers(tmp_path: Path) -> None:
+def test_adapters_that_join_layers_and_poolings(tmp_path: Path) -> None:
     save_tiny(tmp_path / "backbone", "llama_gqa")
     names = ("prefix", "after", "after_fitted", "late", "plain", "edit", "probe")
-    paths = save_adapters(tmp_path, {name: METHODS[name] for name in names}, backbone={"layers": [1, 2]})
+    backbone = {"layers": [1, 2], "pooling": "statistics"}
+    paths = save_adapters(tmp_path, {name: METHODS[name] for name in names}, backbone=backbone)
+    paths |= save_adapters(tmp_path, {"mean": METHODS["probe"]}, backbone=backbone | {"pooling": "mean"})
     loaded = Adapters(paths, Choices(device="cpu"))
-    jobs = [Job(loaded[name], loaded[name].rows([text])) for name in names for text in TEXTS]
+    jobs = [Job(loaded[name], loaded[name].rows([text])) for name in paths for text in TEXTS]
     found, _ = score_together(jobs, 16384)
-    want = np.concatenate([expected(LoadedAdapter.load(paths[name], "cpu"), TEXTS) for name in names])
+    want = np.concatenate([expected(LoadedAdapter.load(path, "cpu"), TEXTS) for path in paths.values()])
     np.testing.assert_allclose(np.concatenate([list(one) for one in found]), want, rtol=1e-5, atol=1e-5)
 
 

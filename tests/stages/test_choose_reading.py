@@ -62,7 +62,7 @@ def test_what_a_run_was_trained_on_is_kept(tmp_path: Path, caplog: pytest.LogCap
 def test_what_is_pasted_is_what_was_probed(tmp_path: Path) -> None:
     """The probe, trained as pasted, has the accuracy that was told."""
     config = given(tmp_path, method={"name": "probe", "prior": "never", "c": [3e-3, 1e-2, 3e-2]})
-    assert main(["choose-reading", "--config", config]) == 0
+    assert main(["choose-reading", "--config", config, "backbone.pooling=statistics"]) == 0
     for one in read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]:
         place = tmp_path / f"{one['layers']}-{one['pooling']}"
         pasted = [f"backbone.layers={one['layers']}", f"backbone.pooling={one['pooling']}", f"run.dir={place}"]

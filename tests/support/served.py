@@ -72,7 +72,7 @@ def save_adapters(folder: Path, methods: Mapping[str, dict[str, Any]] = METHODS,
         elif method["name"] == "lora":
             state |= _inside(config, labels)
         elif config.method.wants_states and method["name"] != "probe":
-            fit = Fit(torch.randn(3, tiny_facts(config.backbone.joined).state_width), torch.randn(3), 0.5)
+            fit = Fit(torch.randn(3, tiny_facts(config.backbone).pooled_width), torch.randn(3), 0.5)
             head = {f"head.{key}": value for key, value in FittedHead.state_of(fit).items()}
             state |= head | {"is_tuned": torch.ones(1, dtype=torch.int64)}
         found[name] = folder / name

@@ -8,6 +8,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
+from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.config import RunConfig, parse_config
 from pipeline.core.files import read_json
@@ -82,14 +83,15 @@ def estimated(config: RunConfig) -> Sections:
     return Sections(config.backbone, config.data, config.labels, config.method, config.train, config.engine)
 
 
-def tiny_facts(joined: tuple[int, ...] = ()) -> BackboneFacts:
-    return facts_of(tiny_model("llama_gqa").config, joined)
+def tiny_facts(backbone: BackboneConfig | None = None) -> BackboneFacts:
+    read = (backbone.joined, backbone.pooled) if backbone else ()
+    return facts_of(tiny_model("llama_gqa").config, *read)
 
 
 def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.Tensor]:
     """Random parameters, all of which matter (the head would start at zero)."""
     torch.manual_seed(1)
-    method = config.method.build(tiny_facts(config.backbone.joined), labels.hypothesis_tokens, len(labels.names))
+    method = config.method.build(tiny_facts(config.backbone), labels.hypothesis_tokens, len(labels.names))
     state = method.state_dict()
     return {name: x + 0.3 * torch.randn_like(x) if x.is_floating_point() else x for name, x in state.items()}
 

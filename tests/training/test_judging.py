@@ -44,7 +44,7 @@ def read_plainly(loaded: LoadedAdapter, split: Split) -> JudgedTexts:
         ({"name": "lt_prompt", "position": "after"}, {"train": STEPS | {"keep_token_states": True}}),
         (
             {"name": "lt_prompt", "position": "after"},
-            {"train": STEPS | {"keep_token_states": True}, "backbone": {"layers": [1, 2]}},
+            {"train": STEPS | {"keep_token_states": True}, "backbone": {"layers": [1, 2], "pooling": "statistics"}},
         ),
         ({"name": "lt_prompt", "position": "after"}, {"labels": SEVERAL}),
         (
