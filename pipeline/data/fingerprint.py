@@ -1,6 +1,5 @@
 """What tokenized texts are made from: the content of each source, and the settings by which it is read."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of, within
 from pipeline.core.bounds import check_regular
+from pipeline.core.checksums import sha256_of_file
 from pipeline.core.errors import UserError
 from pipeline.data.config import SPLITS, UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.hub import hub_arguments
@@ -118,8 +118,7 @@ def _content_hash(file: Path) -> str:
 @lru_cache(maxsize=4096)
 def _hash_of_version(file: Path, *version: int) -> str:
     """`version` tells a changed file from the one that was read: nobody can set its last part, the time of change."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of_file(file)
 
 
 def _folder_hash(source: str, folder: Path) -> str:
