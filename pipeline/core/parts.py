@@ -24,6 +24,7 @@ from pipeline.core.settings import Settings
 log = logging.getLogger(__name__)
 
 JOB, RECORDS, MANIFEST = "job.json", "records", "manifest.json"
+CHANGED = "the input has changed since; choose a new folder"
 
 
 class Record(Settings):
@@ -68,7 +69,7 @@ class Parts:
         if record is None:
             return False
         if record.made_from != made_from:
-            raise UserError(f"'{self.folder}': {record.file} was made from other rows: {self._changed()}")
+            raise UserError(f"'{self.folder}': {record.file} was made from other rows: {CHANGED}")
         file = self.folder / record.file
         if file.is_file() and sha256_of_file(file) == record.sha256:
             return True
@@ -92,7 +93,7 @@ class Parts:
         UserError where there are more.
         """
         if self._record_file(count).exists():
-            raise UserError(f"'{self.folder}' has more parts than the input has rows for: {self._changed()}")
+            raise UserError(f"'{self.folder}' has more parts than the input has rows for: {CHANGED}")
         records = []
         for index in range(count):
             record = self._record(index)
@@ -132,6 +133,3 @@ class Parts:
         if record.job != self._job_hash:
             raise UserError(f"'{file}' is of another job: choose a new folder for one of the two")
         return record
-
-    def _changed(self) -> str:
-        return "the input has changed since; choose a new folder"
