@@ -74,6 +74,10 @@ class BackboneConfig(Settings):
         """The same with this said of `trust_remote_code`."""
         return self.model_copy(update={"trust_remote_code": trust_remote_code})
 
+    def moved(self, place: str | None) -> "BackboneConfig":
+        """The same at another place, in whatever revision is there; None: where it was."""
+        return self if place is None else self.model_copy(update={"name_or_path": place, "revision": None})
+
     @property
     def depth(self) -> int | None:
         """How many layers are read with; None: all."""

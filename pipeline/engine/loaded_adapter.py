@@ -84,9 +84,7 @@ class LoadedAdapter:
         """
         target = device_named(device)
         adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
-        config = adapter.config.backbone.trusted(trust_remote_code)
-        if backbone is not None:
-            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
+        config = adapter.config.backbone.trusted(trust_remote_code).moved(backbone)
         known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
         frozen = frozen_backbone(adapter, known, target)
         return cls.on(frozen, known.tokenizer, adapter, target)

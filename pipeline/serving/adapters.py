@@ -95,10 +95,7 @@ class SharedBackbone:
             )
 
     def _config(self, adapter: Adapter) -> BackboneConfig:
-        config = adapter.config.backbone.trusted(self._choices.trust_remote_code)
-        if self._choices.backbone is not None:
-            config = config.model_copy(update={"name_or_path": self._choices.backbone, "revision": None})
-        return config
+        return adapter.config.backbone.trusted(self._choices.trust_remote_code).moved(self._choices.backbone)
 
     def _read_as(self, adapter: Adapter) -> Backbone:
         """The backbone's files and tokenizer, as this adapter reads texts."""

@@ -116,9 +116,7 @@ def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts
     if scoring.deepspeed is None:
         return Ranks.alone(), partial(_whole, scoring)
     adapter = load_adapter(adapter_folder(scoring.adapter), calibrated=scoring.calibrated)
-    backbone = adapter.config.backbone.trusted(scoring.trust_remote_code)
-    if scoring.backbone is not None:
-        backbone = backbone.model_copy(update={"name_or_path": scoring.backbone, "revision": None})
+    backbone = adapter.config.backbone.trusted(scoring.trust_remote_code).moved(scoring.backbone)
     data = adapter.config.data
     accelerator, ranks = start(_run_config(adapter, folder, scoring.deepspeed))
     known = Backbone(backbone, special_tokens=data.special_tokens, chat=data.chat)
