@@ -4,6 +4,7 @@ from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pipeline.adapter.config import TextSettings
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.loading import OpenCheckpoint, open_alike
@@ -67,8 +68,8 @@ class Backbone:
         return self._opened
 
 
-def backbone_of(config: BackboneConfig, data: DataConfig) -> Backbone:
-    """The backbone of a run with these sections, which reads texts as `data` says."""
+def backbone_of(config: BackboneConfig, data: DataConfig | TextSettings) -> Backbone:
+    """The backbone of a run or an adapter with these sections, which reads texts as `data` says."""
     return Backbone(config, special_tokens=data.special_tokens, chat=data.chat)
 
 

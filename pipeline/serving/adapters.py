@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
 from pipeline.data.config import OneOrSeveral, weighted
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.loaded_adapter import LoadedAdapter, device_named, frozen_backbone
 
 Key: TypeAlias = tuple[int, tuple[str, ...], tuple[tuple[str, tuple[tuple[str, float], ...]], ...]]
@@ -102,7 +102,7 @@ class SharedBackbone:
         data = adapter.config.data
         key = data.special_tokens, data.chat
         if key not in self._known:
-            self._known[key] = Backbone(self.config, special_tokens=key[0], chat=key[1])
+            self._known[key] = backbone_of(self.config, data)
         return self._known[key]
 
 

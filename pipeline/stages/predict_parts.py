@@ -24,7 +24,7 @@ from pipeline.data.unlabelled import Input
 from pipeline.distributed.launcher import rank, world_size
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.answers import FIELDS, OF_LABELS, Answer, AnswerTable, kept_types
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import backbone_of
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.own_texts import OwnTexts, local_device
 from pipeline.engine.startup import start
@@ -117,9 +117,8 @@ def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts
         return Ranks.alone(), partial(_whole, scoring)
     adapter = load_adapter(adapter_folder(scoring.adapter), calibrated=scoring.calibrated)
     backbone = adapter.config.backbone.trusted(scoring.trust_remote_code).moved(scoring.backbone)
-    data = adapter.config.data
     accelerator, ranks = start(_run_config(adapter, folder, scoring.deepspeed))
-    known = Backbone(backbone, special_tokens=data.special_tokens, chat=data.chat)
+    known = backbone_of(backbone, adapter.config.data)
     return ranks, lambda: OwnTexts.sharded(accelerator, ranks, adapter, known, scoring.pass_size)
 
 
