@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.adapter.directory import Adapter
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.cpu_speed import SLOW, bfloat16_slowdown
@@ -120,6 +121,19 @@ def build_model(
         if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)
     return model
+
+
+def trained_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
+    """An adapter on its backbone, to call without gradients. Collective. UserError where its tensors do not fit."""
+    method, labels = adapter.config.method, adapter.labels
+    backbone = load_frozen(
+        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
+    )
+    continuations = adapter.continuations(known.tokenizer, backbone.facts, labels.hypotheses)
+    built = adapter.build_method(backbone.facts)
+    model = build_model(accelerator, known.config, backbone, built, labels, continuations)
+    load_inside(model, adapter.method_state)
+    return prepare_inference(accelerator, model, known.config.dtype)
 
 
 def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
