@@ -69,7 +69,7 @@ def load_backbone(
     opened = opened or open_alike(config, ranks)
     model_config = deepcopy((read_config or partial(load_model_config, config))())
     checkpoint = ranks.on_every(lambda: unpacked(opened.checkpoint, model_config))
-    dtype = getattr(torch, config.dtype)
+    dtype = config.torch_dtype
     model, sources = ranks.on_every(lambda: _build(config, model_config, checkpoint, output_layer))
     quantized = quantize_layers(model, config)
     if quantized or zero_config is not None:
@@ -118,7 +118,7 @@ def _build(
     checkpoint.check_unchanged()
     if output_layer:
         check_output_layer(config, model_config)
-    dtype: torch.dtype = getattr(torch, config.dtype)
+    dtype = config.torch_dtype
     model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
     if config.attention != "auto":

@@ -113,7 +113,7 @@ def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, kno
         return trained_model(accelerator, ranks, known, adapter)
     # Outside the engine, which would round what is fitted.
     labels, config = adapter.labels, known.config
-    engine = prepare_inference(accelerator, load_frozen(accelerator, ranks, known), config.dtype)
+    engine = prepare_inference(accelerator, load_frozen(accelerator, ranks, known), config.torch_dtype)
     pooling = resolve_pooling(config.pooling, known.facts)
     judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
     frozen = cast(FrozenBackbone, engine)

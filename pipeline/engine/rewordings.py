@@ -76,7 +76,7 @@ def read_rewordings(
     tokens = [adapter.hypothesis_tokens(known.tokenizer, facts, words.texts) for words in wanted]
     continuations = [adapter.continuations(known.tokenizer, facts, words.texts) for words in wanted]
     model = prepare_inference(
-        accelerator, AsInjection(load_frozen(accelerator, ranks, known), form), known.config.dtype
+        accelerator, AsInjection(load_frozen(accelerator, ranks, known), form), known.config.torch_dtype
     )
     read = [read_hypotheses(model, one, accelerator.device) for one in tokens]
     release(accelerator, model)

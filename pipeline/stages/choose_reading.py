@@ -66,7 +66,7 @@ def choose_reading(
         valid = _drawn(run, "validation", validation_texts, config.run.seed)
         _announce(whole, len(train.rows), len(valid.rows))
         model = prepare_inference(
-            accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.dtype
+            accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.torch_dtype
         )
         reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
         states = reader.read(train.split, train.rows, "train"), reader.read(valid.split, valid.rows, "validation")

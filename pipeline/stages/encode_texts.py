@@ -73,7 +73,7 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
         return
     ranks.on_main(lambda: _announce(plans, wanted, config.engine.states_gib))
     reader = TextReader(load_frozen(accelerator, ranks, backbone), reading_pooling(backbone))
-    model = prepare_inference(accelerator, reader, config.backbone.dtype)
+    model = prepare_inference(accelerator, reader, config.backbone.torch_dtype)
     reading = _Reading(accelerator, ranks, model, backbone, config.evaluate.batch_size)
     for name, plan in plans.items():
         todo = ranks.on_main(partial(_begin, run.texts, name, plan, found))
