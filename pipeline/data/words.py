@@ -141,11 +141,7 @@ class Words:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind every text."""
-        [inner] = encode(self.tokenizer, [ANCHOR], add_special_tokens=False)["input_ids"]
-        [outer] = encode(self.tokenizer, [ANCHOR])["input_ids"]
-        start = next(start for start in range(len(outer)) if outer[start : start + len(inner)] == inner)
-        return outer[:start], outer[start + len(inner) :]
+        return frame(self.tokenizer)
 
     @cached_property
     def _special_ids(self) -> set[int]:
@@ -160,3 +156,11 @@ class Words:
         """Its special tokens, and how often the unknown one is written in it, which words may become too."""
         unknown = self.tokenizer.unk_token
         return [id for id in ids if id in self._special_ids], text.count(unknown) if unknown else 0
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind every text."""
+    [inner] = encode(tokenizer, [ANCHOR], add_special_tokens=False)["input_ids"]
+    [outer] = encode(tokenizer, [ANCHOR])["input_ids"]
+    start = next(start for start in range(len(outer)) if outer[start : start + len(inner)] == inner)
+    return outer[:start], outer[start + len(inner) :]
