@@ -29,8 +29,8 @@ from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.quantization import Quantized, quantize_layers
 from pipeline.backbone.text_part import text_part
 from pipeline.backbone.weight_names import Source, match_names
-from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
-from pipeline.core.errors import UserError
+from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.progress import is_hidden
 from pipeline.distributed.ranks import Ranks
 

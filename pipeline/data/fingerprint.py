@@ -13,7 +13,7 @@ from datasets.exceptions import DatasetsError
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of, within
 from pipeline.core.bounds import check_regular
 from pipeline.core.checksums import sha256_of_file
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.data.config import SPLITS, UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.hub import hub_arguments
 from pipeline.data.sources import fetch_hint, split_file
@@ -146,4 +146,4 @@ def _builder(source: str, path: str, name: str | None, revision: str | None = No
     try:
         return load_dataset_builder(path, name, revision=revision)
     except (ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a folder with a script
-        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: the data set cannot be loaded: {one_line(error)}") from error

@@ -8,7 +8,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.core.templates import TEXTS, filled, has_field
 from pipeline.data.tokenizer import chat_template, encode, special_ids, special_texts
 
@@ -101,8 +101,9 @@ class Words:
                 tokenize=False,
             )
         except Exception as error:  # whatever the template does wrong
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the chat template of the backbone's tokenizer cannot be used: {reason}") from error
+            raise UserError(
+                f"the chat template of the backbone's tokenizer cannot be used: {one_line(error)}"
+            ) from error
         return str(said)
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
