@@ -63,7 +63,7 @@ class AdapterConfig(Settings):
     data: TextSettings
 
     def flat(self) -> dict[str, str]:
-        """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
+        """Everything scores depend on, by key. Which backbone it is, its fingerprint says instead."""
         aside = {"name_or_path", "revision", "gradient_checkpointing"}
         # How special tokens are read matters where there are some; the data's fingerprint knows that.
         sections = self.model_dump(

@@ -45,7 +45,7 @@ class WantedStates:
     """Token states, before injections of this form; None: text states."""
     fingerprint: dict[str, str]
     width: int
-    """H, or W of token states."""
+    """M, or W of token states."""
     dtype: torch.dtype
 
     def are(self, found: StatesOfSplit | None) -> bool:
