@@ -86,7 +86,7 @@ def read_rewordings(
     ]
 
 
-def judged(model: nn.Module) -> LTuningModel | StateModel:
+def inner_model(model: nn.Module) -> LTuningModel | StateModel:
     """The model, out of the engine that it may be in."""
     inner = getattr(model, "module", model)
     assert isinstance(inner, LTuningModel | StateModel)

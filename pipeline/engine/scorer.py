@@ -18,7 +18,7 @@ from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.models import release, trained_model
-from pipeline.engine.rewordings import judged
+from pipeline.engine.rewordings import inner_model
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
@@ -53,7 +53,7 @@ class Scorer:
             pad_token_id=self.pad_token_id,
             device=self.device,
             readings=method.joint_readings(count),
-            hypotheses=judged(self.model).most_hypotheses,
+            hypotheses=inner_model(self.model).most_hypotheses,
             description=what,
         )
 
