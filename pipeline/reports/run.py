@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, read_json_lines
 from pipeline.core.run_dir import RunDir
+from pipeline.data.config import SPLITS
 from pipeline.data.sources import texts_of_rows
 from pipeline.engine.provenance import (
     REWORDINGS_PART,
@@ -31,7 +32,6 @@ from pipeline.engine.provenance import (
     evaluation_fingerprint,
     texts_have_changed,
 )
-from pipeline.evaluation.config import Split
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
@@ -84,7 +84,7 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
         sections = (config.method, config.train, config.backbone, config.run.seed)
         trained = training_fingerprint(*sections, manifest, adapter.labels)
         _check_training(run_dir, config.method, trained)
-        splits = [name for name in metrics if name in get_args(Split)]
+        splits = [name for name in metrics if name in SPLITS]
         name = "test" if "test" in splits else splits[-1]
         log = read_json_lines(run_dir.metrics_log)
         scored = _scored(run_dir, name, metrics[name]["labels"])
