@@ -23,7 +23,7 @@ from pipeline.core.output import say
 from pipeline.core.progress import counted
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokens import balanced_subset
+from pipeline.data.subsets import balanced_subset
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_states
