@@ -11,7 +11,7 @@ from pipeline.backbone.loading import OpenCheckpoint, open_alike
 from pipeline.backbone.model_config import load_model_config
 from pipeline.data.config import DataConfig
 from pipeline.data.texts import TextEncoder
-from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.kept_model import KeptModel
 
@@ -44,6 +44,11 @@ class Backbone:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         return load_tokenizer(self.config, special_tokens=self.special_tokens)
+
+    @cached_property
+    def pad_token_id(self) -> int:
+        """What fills up the shorter texts of a batch."""
+        return pad_token_id(self.tokenizer, self.facts.vocab_size)
 
     @cached_property
     def tokenizer_fingerprint(self) -> str:

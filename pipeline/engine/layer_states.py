@@ -15,7 +15,6 @@ from pipeline.core.progress import counted
 from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
 from pipeline.data.text_states import check_finite
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 
@@ -84,6 +83,6 @@ class LayerReader:
 
     @torch.no_grad()
     def _states(self, split: Split, rows: NDArray[np.int64]) -> Tensor:
-        inputs = split.batch(rows, pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size))
+        inputs = split.batch(rows, self.backbone.pad_token_id)
         states: Tensor = self.model(**{key: value.to(self.accelerator.device) for key, value in inputs.items()})
         return states.cpu()

@@ -16,7 +16,6 @@ from pipeline.backbone.pooling import resolve_pooling
 from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts
 from pipeline.data.texts import TextEncoder
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction, predictions_of
@@ -75,7 +74,7 @@ class OwnTexts:
             accelerator.device,
             adapter.labels.names,
             ranks,
-            pad_token_id(known.tokenizer, known.facts.vocab_size),
+            known.pad_token_id,
             adapter.config.method.joint_readings(len(adapter.labels.names)),
             adapter.labels.most_hypotheses,
             adapter.temperature,

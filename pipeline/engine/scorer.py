@@ -14,7 +14,6 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.data.batches import PassSize
 from pipeline.data.splits import ReadTexts, Split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.models import release, trained_model
@@ -66,10 +65,9 @@ def loaded_scorer(
 
     `stage`: in whose name it warns.
     """
-    pad_token = pad_token_id(known.tokenizer, known.facts.vocab_size)
     model = _load(accelerator, ranks, known, adapter, stage)
     try:
-        yield Scorer(model, adapter, settings, ranks, pad_token, accelerator.device)
+        yield Scorer(model, adapter, settings, ranks, known.pad_token_id, accelerator.device)
     finally:
         release(accelerator, model)
 

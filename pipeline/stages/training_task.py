@@ -19,7 +19,6 @@ from pipeline.data.batches import PassSize
 from pipeline.data.config import UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.pseudo_labels import PseudoLabels, joined
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone
@@ -150,7 +149,7 @@ class TrainingTask:
             self.as_read(self._texts(splits)),
             method=self.method,
             seed=self.seed,
-            pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
+            pad_token_id=self.backbone.pad_token_id,
             state=state.optimizer if state else None,
         )
 
