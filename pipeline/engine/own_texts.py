@@ -13,7 +13,7 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.pooling import resolve_pooling
-from pipeline.data.batches import PassSize
+from pipeline.data.batches import PassSize, by_row
 from pipeline.data.splits import TokenizedTexts
 from pipeline.data.texts import TextEncoder
 from pipeline.distributed.ranks import Ranks
@@ -85,8 +85,7 @@ class OwnTexts:
         """Texts, or pairs, as tokens: a row of `scores` each, and `truncated`. Rows without a token have none."""
         if not texts:
             return []
-        columns = self.encoder.encode([list(column) for column in zip(*texts, strict=True)])
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return by_row(self.encoder.encode([list(column) for column in zip(*texts, strict=True)]))
 
     def scores(self, rows: list[dict[str, Any]]) -> NDArray:
         """Scores [N, K] of N tokenized texts, which may be none. Collective over `ranks`."""
