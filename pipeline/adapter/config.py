@@ -45,6 +45,11 @@ class TextSettings(Settings):
     chat: bool = False
     """Is it a user's message in the chat template of the backbone's tokenizer?"""
 
+    @property
+    def columns(self) -> list[str]:
+        """Those of the text, or of the two of a pair."""
+        return [self.text] + ([self.text_pair] if self.text_pair else [])
+
     @model_validator(mode="after")
     def _words_fit_the_columns(self) -> "TextSettings":
         check_words(self.template, self.chat, self.text_pair)

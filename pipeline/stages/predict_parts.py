@@ -175,8 +175,7 @@ class _Work:
     ) -> None:
         self.input, self.output, self.parts = input, output, parts
         data = adapter.config.data
-        self.columns = [data.text] + ([data.text_pair] if data.text_pair else [])
-        self.quoting = data.quoting
+        self.columns, self.quoting = data.columns, data.quoting
         self.labels = labels
         self.where = Source(input.place).name
         self.schema: pa.Schema | None = None
