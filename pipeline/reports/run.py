@@ -135,18 +135,23 @@ def finding(run: Run, worst: Rows) -> str:
 def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     """The most confident mistakes with their texts; and why there are none, where they are not wanted or gone."""
     rows = run_metrics.confident_mistakes(run.split, run.temperature or 1.0)
-    if not texts:
-        return [row | {"texts": []} for row in rows], "The page was made without the texts."
-    origin = run.config.data.origin(run.split.name)
-    source = getattr(run.config.data, origin)
+    numbers = {row["row"] for row in rows}
+    found, why_not = _texts(run, numbers) if texts else ({}, "The page was made without the texts.")
+    return [row | {"texts": found.get(row["row"], [])} for row in rows], why_not
+
+
+def _texts(run: Run, numbers: set[int]) -> tuple[dict[int, list[str]], str]:
+    """The text, or the two, of rows of the shown split's source; or why there are none."""
+    data = run.config.data
+    origin = data.origin(run.split.name)
+    source = getattr(data, origin)
     try:
-        if texts_have_changed(run.config.data, run.split.name, run.manifest):
+        if texts_have_changed(data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
-            return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
-        found = texts_of_rows(source, origin, run.config.data, {row["row"] for row in rows})
+            return {}, f"{source} has changed since preprocess read the texts."
+        return texts_of_rows(source, origin, data, numbers), ""
     except (UserError, OSError) as error:
-        return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
-    return [row | {"texts": found.get(row["row"], [])} for row in rows], ""
+        return {}, f"the texts cannot be read any more: {error}"
 
 
 def label_points(run: Run) -> tuple[Rows, str]:
