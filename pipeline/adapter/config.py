@@ -45,6 +45,11 @@ class TextSettings(Settings):
     chat: bool = False
     """Is it a user's message in the chat template of the backbone's tokenizer?"""
 
+    @property
+    def columns(self) -> list[str]:
+        """Those of the text, or of the two of a pair."""
+        return [self.text] + ([self.text_pair] if self.text_pair else [])
+
     @model_validator(mode="after")
     def _words_fit_the_columns(self) -> "TextSettings":
         check_words(self.template, self.chat, self.text_pair)
@@ -63,7 +68,7 @@ class AdapterConfig(Settings):
     data: TextSettings
 
     def flat(self) -> dict[str, str]:
-        """Everything scores depend on, by key. Which backbone it is, is told by its fingerprint instead."""
+        """Everything scores depend on, by key. Which backbone it is, its fingerprint says instead."""
         aside = {"name_or_path", "revision", "gradient_checkpointing"}
         # How special tokens are read matters where there are some; the data's fingerprint knows that.
         sections = self.model_dump(

@@ -82,7 +82,7 @@ class Adapter:
         method.load_state_dict(state)
         self._warn_of_window(facts)
         # What is fitted, and not trained inside an engine, keeps its digits.
-        return method if self.config.method.from_states else method.to(getattr(torch, self.config.backbone.dtype))
+        return method if self.config.method.from_states else method.to(self.config.backbone.torch_dtype)
 
     def _warn_of_window(self, facts: BackboneFacts) -> None:
         """Where it was trained when a sliding window still hid a prefix: by a version that did not know this key."""

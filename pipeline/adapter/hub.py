@@ -12,7 +12,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from pipeline.adapter.directory import CARD, CONFIG, adapter_folder, load_adapter
 from pipeline.core.checksums import SUMS, check_sums
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.core.files import read_json
 
 SETTINGS = "ltune_export.json"
@@ -88,7 +88,7 @@ def is_hub_name(path: str | Path) -> bool:
 
 
 def _failed(what: str, error: Exception) -> UserError:
-    said = " ".join(str(error).split()) or type(error).__name__
+    said = one_line(error)
     if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
         return UserError(f"{what}: log in with `hf auth login`, or set HF_TOKEN ({said})")
     return UserError(f"{what}: {said}")

@@ -18,8 +18,7 @@ from pipeline.backbone.facts import BackboneFacts, Form, prefix_refusal
 from pipeline.backbone.injection import Injection, KeysValues
 from pipeline.backbone.probe import cache_argument, probe
 from pipeline.backbone.verdict import PASSED, Verdict
-from pipeline.backbone.weights import first_line
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 
 ROWS, TOKENS, INJECTED_TOKENS, FIRST_TOKEN = 2, 4, 2, 11
 ROUNDINGS = 8

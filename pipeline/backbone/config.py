@@ -4,7 +4,7 @@ import sys
 from importlib.machinery import PathFinder
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
@@ -12,6 +12,9 @@ from pipeline.core.bounds import MOST_LAYERS, check_folder
 from pipeline.core.errors import UserError
 from pipeline.core.settings import PathSetting, Settings
 from pipeline.distributed.launcher import local_copy
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGE_SCHEME = "package:"
 
@@ -73,6 +76,17 @@ class BackboneConfig(Settings):
     def trusted(self, trust_remote_code: bool) -> "BackboneConfig":
         """The same with this said of `trust_remote_code`."""
         return self.model_copy(update={"trust_remote_code": trust_remote_code})
+
+    def moved(self, place: str | None) -> "BackboneConfig":
+        """The same at another place, in whatever revision is there; None: where it was."""
+        return self if place is None else self.model_copy(update={"name_or_path": place, "revision": None})
+
+    @property
+    def torch_dtype(self) -> "torch.dtype":
+        """`dtype` as PyTorch has it."""
+        import torch  # late: a config is read without it
+
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     @property
     def depth(self) -> int | None:

@@ -48,6 +48,13 @@ class Injection(NamedTuple):
     prefix: Tensor | None = None
     """[B, P, W], keys and values of every layer side by side: `split_prefix` takes them apart."""
 
+    @property
+    def content(self) -> Tensor:
+        """Whichever of the two is set."""
+        found = self.prompt if self.prompt is not None else self.prefix
+        assert found is not None
+        return found
+
     def select(self, rows: Tensor) -> "Injection":
         """Picks rows, with repetition: `rows` [B'] indexes the B axis."""
         return Injection(

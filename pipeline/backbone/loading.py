@@ -29,8 +29,8 @@ from pipeline.backbone.probe import base_class, build, probe
 from pipeline.backbone.quantization import Quantized, quantize_layers
 from pipeline.backbone.text_part import text_part
 from pipeline.backbone.weight_names import Source, match_names
-from pipeline.backbone.weights import Checkpoint, fingerprint, first_line, open_checkpoint
-from pipeline.core.errors import UserError
+from pipeline.backbone.weights import Checkpoint, fingerprint, open_checkpoint
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.progress import is_hidden
 from pipeline.distributed.ranks import Ranks
 
@@ -69,7 +69,7 @@ def load_backbone(
     opened = opened or open_alike(config, ranks)
     model_config = deepcopy((read_config or partial(load_model_config, config))())
     checkpoint = ranks.on_every(lambda: unpacked(opened.checkpoint, model_config))
-    dtype = getattr(torch, config.dtype)
+    dtype = config.torch_dtype
     model, sources = ranks.on_every(lambda: _build(config, model_config, checkpoint, output_layer))
     quantized = quantize_layers(model, config)
     if quantized or zero_config is not None:
@@ -118,7 +118,7 @@ def _build(
     checkpoint.check_unchanged()
     if output_layer:
         check_output_layer(config, model_config)
-    dtype: torch.dtype = getattr(torch, config.dtype)
+    dtype = config.torch_dtype
     model_class = _model_class(model_config, output_layer)
     model_config.dtype = dtype
     if config.attention != "auto":

@@ -7,7 +7,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.text_part import text_config
 from pipeline.core.bounds import MOST_LAYERS, MOST_POSITIONS, MOST_SQUARE_POSITIONS, MOST_WIDTH
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 
 AT_LEAST_ONE = {
     "hidden_size",
@@ -34,7 +34,7 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     except UserError:
         raise
     except Exception as error:  # a damaged or hostile file makes transformers fail in any way
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
+        reason = first_line(error)
         if "trust_remote_code" in str(error):
             reason += "; give --trust-remote-code if you trust the model's authors"
         raise UserError(

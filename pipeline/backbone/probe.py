@@ -30,7 +30,7 @@ from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import sdpa_mask
 
 from pipeline.backbone.injection import KeyValueShape
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 
 TOKENS = 3
 OF_NO_SHAPE = {"dtype", "_name_or_path", "transformers_version", "architectures"}
@@ -230,8 +230,8 @@ def _probe(config: PreTrainedConfig) -> Probe:
     except UserError:
         raise
     except Exception as error:  # whatever the code of any model raises
-        reason = (str(error).strip().splitlines() or [repr(error)])[0]
-        raise _refusal(config, f"({config.model_type}) does not read a plain text: {reason}") from error
+        problem = f"({config.model_type}) does not read a plain text: {first_line(error)}"
+        raise _refusal(config, problem) from error
     names = {module: name for name, module in model.named_modules()}
     cached = tuple(_cached_shape(layer) for layer in cache.layers)
     return Probe(

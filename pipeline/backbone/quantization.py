@@ -2,7 +2,6 @@
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from transformers import PreTrainedModel
@@ -62,7 +61,7 @@ def quantized_like(module: nn.Module, config: BackboneConfig) -> QuantizedLinear
         return None
     # Conv1D keeps its weight as [in, out].
     out_features, in_features = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
-    bias, dtype = module.bias is not None, getattr(torch, config.dtype)
+    bias, dtype = module.bias is not None, config.torch_dtype
     if config.quantization == "int8":
         return Int8Linear(in_features, out_features, bias, dtype, config.int8_threshold)
     return QuantizedLinear(in_features, out_features, bias, dtype, FORMATS[config.quantization])

@@ -8,7 +8,6 @@ from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import KeptTexts, join_prefix, split_prefix
 from pipeline.backbone.pooling import pool
-from pipeline.backbone.trunk import Trunk
 
 
 class TextReader(nn.Module):
@@ -31,8 +30,7 @@ class TextReader(nn.Module):
             hidden = self.backbone(input_ids, attention_mask, token_type_ids=token_type_ids)
             return pool(hidden, attention_mask, self.pooling)
         if self.form.is_behind:
-            kept = self.backbone.keep(input_ids, attention_mask)
-            return torch.cat([kept.hidden, join_prefix(kept.layers)], dim=-1)
+            return of_kept_texts(self.backbone.keep(input_ids, attention_mask))
         return self.backbone.trunk(input_ids, attention_mask, self.form.first_layer, token_type_ids).states
 
 
@@ -46,9 +44,9 @@ def token_width(form: Form, facts: BackboneFacts) -> int:
     return facts.state_width + facts.prefix_width() if form.is_behind else facts.hidden_size
 
 
-def as_trunk(states: Tensor, form: Form) -> Trunk:
-    """The trunk that token states [B, T, W] are."""
-    return Trunk(form.first_layer, states)
+def of_kept_texts(texts: KeptTexts) -> Tensor:
+    """The token states [B, T, W] of texts to read behind."""
+    return torch.cat([texts.hidden, join_prefix(texts.layers)], dim=-1)
 
 
 def as_kept_texts(states: Tensor, attention_mask: Tensor, facts: BackboneFacts) -> KeptTexts:

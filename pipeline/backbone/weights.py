@@ -22,7 +22,7 @@ from transformers.utils import cached_file
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.bounds import LARGEST_JSON, read_text
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.paths import is_plain_name
 
 WEIGHTS = "model.safetensors"
@@ -239,11 +239,6 @@ def no_model(config: BackboneConfig) -> str:
         f"backbone.name_or_path {config.name_or_path!r}: no such folder or hub model, or it is not in the hub cache "
         "and the hub cannot be reached; check the name"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's text."""
-    return str(error).strip().partition("\n")[0]
 
 
 def _version(file: Path) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from pipeline.cli.common import add_common_options
+from pipeline.cli.common import add_adapter_options, add_backbone_options, add_common_options, add_debug_option
 from pipeline.core.imports import quick_imports
 from pipeline.core.output import ended_by_signals
 from pipeline.distributed.device import announce_device
@@ -15,22 +15,17 @@ PUSH = "put a trained adapter, or what `export` wrote, on the hub"
 def add_hand_over_commands(commands: Any) -> None:
     """`commands`: the subparsers of the whole command line."""
     export = commands.add_parser("export", help=EXPORT, description=EXPORT)
-    source = export.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
-    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
+    add_adapter_options(export)
     export.add_argument("--to", required=True, metavar="DIR", help="new folder")
-    export.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
-    export.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_backbone_options(export)
     add_common_options(export)
     push = commands.add_parser("push", help=PUSH, description=PUSH)
-    source = push.add_mutually_exclusive_group(required=True)
-    source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
-    source.add_argument("--adapter", metavar="DIR", help="adapter directory, or a folder that `export` wrote")
+    add_adapter_options(push, "adapter directory, or a folder that `export` wrote")
     push.add_argument("repository", metavar="ORG/NAME", help="repository on the hub, created if it does not exist")
     push.add_argument("--private", action="store_true", help="make it a private one")
     push.add_argument("--revision", metavar="BRANCH", help="branch to push to, created if it does not exist")
     push.add_argument("--message", default="Upload an L-Tuning adapter", metavar="TEXT", help="commit message")
-    push.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    add_debug_option(push)
 
 
 @ended_by_signals()

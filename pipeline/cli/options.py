@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, NoReturn
 
 from pipeline import __version__
-from pipeline.cli.common import add_common_options, positive
+from pipeline.cli.common import add_common_options, add_debug_option, positive
 from pipeline.cli.hand_over import add_hand_over_commands
 from pipeline.cli.predict import add_predict_options
 from pipeline.cli.serve import SERVE, add_serve_options
@@ -102,8 +102,8 @@ def build_parser() -> "TopParser":
     add_predict_options(commands.add_parser("predict", help="label new texts", description="label new texts"))
     add_hand_over_commands(commands)
     add_serve_options(commands.add_parser("serve", help=SERVE, description=SERVE))
-    description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_report_options(commands.add_parser("report", help=REPORT, description=REPORT))
+    description = "check this machine, or under a launcher all its hosts, before the first job"
     _add_doctor_options(commands.add_parser("doctor", help=description, description=description))
     description = "fetch a public data set, which configs name as data: {public: NAME}"
     fetch = commands.add_parser("fetch-data", help=description, description=description)
@@ -117,7 +117,7 @@ def build_parser() -> "TopParser":
     completion = commands.add_parser("completion", help=description, description=description)
     completion.add_argument("shell", choices=SHELLS)
     for command in (fetch, keys, completion):
-        command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+        add_debug_option(command)
     parser.commands = commands.choices
     return parser
 
@@ -169,7 +169,7 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
 def _add_doctor_options(command: argparse.ArgumentParser) -> None:
     # Not --run: torchrun would take that for an option of its own.
     command.add_argument("run", nargs="?", metavar="DIR", help="also check that all hosts can write this run directory")
-    command.add_argument("--debug", action="store_true", help="show tracebacks and every log line")
+    add_debug_option(command)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipeline.cli.common import add_common_options, positive
+from pipeline.cli.common import add_adapter_options, add_backbone_options, add_common_options, positive
 from pipeline.core.errors import UserError
 from pipeline.core.imports import quick_imports
 from pipeline.core.output import STANDARD, ended_by_signals
@@ -20,10 +20,7 @@ log = logging.getLogger(__name__)
 
 def add_predict_options(command: argparse.ArgumentParser) -> None:
     """Of `ltune predict`."""
-    source = command.add_mutually_exclusive_group(required=True)
-    # torchrun takes --run for an option of its own.
-    source.add_argument("--run", "--run-dir", metavar="DIR", help="run directory; its adapter/ is used")
-    source.add_argument("--adapter", metavar="DIR", help="adapter directory")
+    add_adapter_options(command)
     command.add_argument(
         "--input",
         default="-",
@@ -60,8 +57,7 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
     )
-    command.add_argument("--backbone", metavar="PATH", help="where the adapter's backbone is, if it has moved")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_backbone_options(command)
     command.add_argument(
         "--batch-rows", type=positive, default=64, metavar="N", help="(text, label) pairs per forward pass (default 64)"
     )

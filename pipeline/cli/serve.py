@@ -2,7 +2,7 @@
 
 import argparse
 
-from pipeline.cli.common import add_common_options, positive
+from pipeline.cli.common import add_backbone_options, add_common_options, positive
 from pipeline.core.imports import quick_imports
 from pipeline.distributed.device import announce_device
 from pipeline.serving.limits import Limits
@@ -57,8 +57,7 @@ def add_serve_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--calibrated", action="store_true", help="probabilities with the temperature fitted on the validation split"
     )
-    command.add_argument("--backbone", metavar="PATH", help="where the adapters' backbone is, if it has moved")
-    command.add_argument("--device", metavar="NAME", help="cpu, cuda, cuda:1, ... (default: a GPU if there is one)")
+    add_backbone_options(command, "adapters'")
     add_common_options(command)
 
 

@@ -211,7 +211,7 @@ def _check_published(comparison: ComparisonConfig, file: str | Path) -> None:
 
 
 def _checked(comparison: ComparisonConfig, group: Group) -> list[RunConfig]:
-    """The configs that a group is run with, with the first seed. Faults at any point of the grid are told."""
+    """The configs that a group is run with, with the first seed. Faults at any point of the grid are raised."""
     configs = list(configs_of(comparison, group))
     for config in configs:
         _check(group.cell, config.train, config.data)

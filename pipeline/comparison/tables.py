@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipeline.comparison.curve import seconds_to_step, steps_to_share, value_within
 from pipeline.comparison.statistics import Difference, compare_predictions
-from pipeline.comparison.wording import WORDING_COLUMNS, over_rewordings, wording_cells
+from pipeline.comparison.wording import WORDING_COLUMNS, wording_cells, wording_means
 from pipeline.core.errors import UserError
 from pipeline.core.escapes import for_markdown
 from pipeline.core.files import atomic_file, write_text
@@ -105,7 +105,7 @@ def _line(folder: Path, rows: list[Row], baseline: list[Row] | None, equal_secon
         "validation": _mean(rows, "validation"),
         "equal_seconds": equal_seconds,
         "validation_at_equal_seconds": float(np.mean(within)) if len(within) == len(rows) else None,
-        **over_rewordings(rows),
+        **wording_means(rows),
         **_cost(rows),
         "converged": all(row["converged"] for row in rows),
         "parameters": first["parameters"],

@@ -9,7 +9,7 @@ MEASURES = ("mean", "worst", "spread")
 WORDING_COLUMNS = ["reworded", "worst", "spread"]
 
 
-def over_rewordings(rows: list[Row]) -> Row:
+def wording_means(rows: list[Row]) -> Row:
     """Of the metric, means over seeds: over rewordings of the labels, under the worst, and the best less the worst.
 
     None where nobody asked for them, and for methods that do not read the labels' words (`words_read` False).

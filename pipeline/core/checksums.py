@@ -27,7 +27,7 @@ GAP_SECONDS = 0.3
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS of all files under a folder, whole or not at all: others may read the folder."""
     files = sorted(file for file in folder.rglob("*") if file.is_file() and file.name not in UNCHECKED)
-    lines = [f"{_sha256(file)}  {file.relative_to(folder)}\n" for file in files]
+    lines = [f"{sha256_of_file(file)}  {file.relative_to(folder)}\n" for file in files]
     (folder / UNFINISHED).write_text("".join(lines) + _end(lines), encoding="utf-8")
     os.replace(folder / UNFINISHED, folder / SUMS)
 
@@ -63,6 +63,12 @@ def read_whole(folder: Path, read: Callable[[Path], Result]) -> Result:
                 if is_unchanged():
                     return result
     raise UserError(f"'{folder}' was replaced {ATTEMPTS} times while it was read: stop what writes it, or read a copy")
+
+
+def sha256_of_file(file: Path) -> str:
+    """Of its content. Raises OSError."""
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
 @contextmanager
@@ -115,11 +121,6 @@ def _damaged(folder: Path, line: str) -> str | None:
     digest, _, name = line.rstrip("\n").partition("  ")
     try:
         file = inside(folder, name)
-        return None if file.is_file() and _sha256(file) == digest else name
+        return None if file.is_file() and sha256_of_file(file) == digest else name
     except (OSError, ValueError):
         return name
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

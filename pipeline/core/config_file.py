@@ -6,7 +6,7 @@ from typing import Any
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 
 from pipeline.core.bounds import LARGEST_CONFIG, read_text
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.core.yaml import load_yaml
 
 
@@ -19,7 +19,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise UserError(f"config file '{path}' cannot be read: {error.strerror or error}") from error
     except (ValueError, YAMLError) as error:
-        raise UserError(f"config file '{path}' cannot be read: {' '.join(str(error).split())}") from error
+        raise UserError(f"config file '{path}' cannot be read: {one_line(error)}") from error
     if not isinstance(values, dict):
         raise UserError(f"config file '{path}' does not hold a 'section: {{key: value}}' mapping")
     # A section whose keys are all commented out reads as null.
@@ -45,7 +45,7 @@ def apply_override(values: dict[str, Any], override: str) -> None:
     except MarkedYAMLError as error:
         raise UserError(f"the value of '{key}' is not YAML ({error.problem}): {text}") from error
     except (YAMLError, ValueError) as error:
-        raise UserError(f"the value of '{key}' cannot be read ({' '.join(str(error).split())}): {text}") from error
+        raise UserError(f"the value of '{key}' cannot be read ({one_line(error)}): {text}") from error
     if str(value).count("#") < text.count("#"):  # one began a comment
         if isinstance(value, list | dict):
             raise UserError(f"the value of '{key}' ends at a #: put the word that holds it in quotes: {text}")

@@ -57,6 +57,16 @@ def about(what: str) -> Iterator[None]:
         raise
 
 
+def one_line(error: BaseException) -> str:
+    """All that an error says, on one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
 def some(items: Sequence[str], count: int | None = None) -> str:
     """The first few items, and how many more there are of `count` in all (default: as many as items)."""
     more = (len(items) if count is None else count) - SHOWN

@@ -6,7 +6,6 @@ records/             a JSON file per finished part: its rows, its checksum, and 
 manifest.json        all records, once every part is there: who finds it may read the parts
 """
 
-import hashlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from pipeline.core.artefact import Fingerprint, differences, sha256_of
+from pipeline.core.checksums import sha256_of_file
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_file, read_json, remove_temporaries, temporary_of, write_json
 from pipeline.core.ownership import claim
@@ -24,6 +24,7 @@ from pipeline.core.settings import Settings
 log = logging.getLogger(__name__)
 
 JOB, RECORDS, MANIFEST = "job.json", "records", "manifest.json"
+CHANGED = "the input has changed since; choose a new folder"
 
 
 class Record(Settings):
@@ -68,9 +69,9 @@ class Parts:
         if record is None:
             return False
         if record.made_from != made_from:
-            raise UserError(f"'{self.folder}': {record.file} was made from other rows: {self._changed()}")
+            raise UserError(f"'{self.folder}': {record.file} was made from other rows: {CHANGED}")
         file = self.folder / record.file
-        if file.is_file() and _sha256(file) == record.sha256:
+        if file.is_file() and sha256_of_file(file) == record.sha256:
             return True
         log.warning("'%s' is not what was written: made again", file)
         return False
@@ -80,7 +81,7 @@ class Parts:
         file = self.folder / f"part-{index:05d}{self.suffix}"
         with atomic_file(file) as temporary:
             write(temporary)
-            digest = _sha256(temporary)
+            digest = sha256_of_file(temporary)
         record = Record(
             file=file.name, rows=rows, faulty=faulty, sha256=digest, made_from=made_from, job=self._job_hash
         )
@@ -92,7 +93,7 @@ class Parts:
         UserError where there are more.
         """
         if self._record_file(count).exists():
-            raise UserError(f"'{self.folder}' has more parts than the input has rows for: {self._changed()}")
+            raise UserError(f"'{self.folder}' has more parts than the input has rows for: {CHANGED}")
         records = []
         for index in range(count):
             record = self._record(index)
@@ -132,11 +133,3 @@ class Parts:
         if record.job != self._job_hash:
             raise UserError(f"'{file}' is of another job: choose a new folder for one of the two")
         return record
-
-    def _changed(self) -> str:
-        return "the input has changed since; choose a new folder"
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()

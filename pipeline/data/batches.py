@@ -4,7 +4,7 @@ Nothing here draws from a global random state, so a resumed run, or one on anoth
 batches with the same wrong labels (the published L-Tuning collator drew them from an unseeded generator).
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -176,6 +176,11 @@ def batch_candidates(labels: Ints) -> tuple[Ints, Ints, NDArray[np.float32]]:
     present, true, counts = np.unique(labels, return_inverse=True, return_counts=True)
     candidates = np.broadcast_to(present, (len(labels), len(present))).copy()
     return candidates, true.reshape(-1), np.log(counts).astype(np.float32)
+
+
+def by_row(columns: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """What is given by column, row by row."""
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def collate(rows: Sequence[dict[str, Any]], pad_token_id: int) -> dict[str, torch.Tensor]:

@@ -1,6 +1,5 @@
 """What tokenized texts are made from: the content of each source, and the settings by which it is read."""
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +12,8 @@ from datasets.exceptions import DatasetsError
 
 from pipeline.core.artefact import FORMAT, Absent, Artefact, defaults_of, sha256_of, within
 from pipeline.core.bounds import check_regular
-from pipeline.core.errors import UserError
+from pipeline.core.checksums import sha256_of_file
+from pipeline.core.errors import UserError, one_line
 from pipeline.data.config import SPLITS, UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.hub import hub_arguments
 from pipeline.data.sources import fetch_hint, split_file
@@ -118,8 +118,7 @@ def _content_hash(file: Path) -> str:
 @lru_cache(maxsize=4096)
 def _hash_of_version(file: Path, *version: int) -> str:
     """`version` tells a changed file from the one that was read: nobody can set its last part, the time of change."""
-    with file.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return sha256_of_file(file)
 
 
 def _folder_hash(source: str, folder: Path) -> str:
@@ -147,4 +146,4 @@ def _builder(source: str, path: str, name: str | None, revision: str | None = No
     try:
         return load_dataset_builder(path, name, revision=revision)
     except (ValueError, RuntimeError, DatasetsError) as error:  # RuntimeError: a folder with a script
-        raise UserError(f"{source}: the data set cannot be loaded: {' '.join(str(error).split())}") from error
+        raise UserError(f"{source}: the data set cannot be loaded: {one_line(error)}") from error

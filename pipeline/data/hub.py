@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.rows import Table
 
@@ -41,8 +41,7 @@ def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Ta
             _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
     # RuntimeError: a folder with a script
     except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise UserError(f"{source}: the data set cannot be loaded: {reason}") from error
+        raise UserError(f"{source}: the data set cannot be loaded: {one_line(error)}") from error
     columns = dataset.column_names
     read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
     rows = arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS))

@@ -13,7 +13,7 @@ from pipeline.core.errors import UserError, nearest
 from pipeline.data.config import LabelsConfig, weighted
 from pipeline.data.labels import label_name
 from pipeline.data.tokenizer import encode
-from pipeline.data.words import ANCHOR
+from pipeline.data.words import ANCHOR, frame
 
 
 class HypothesisTokens(NamedTuple):
@@ -94,8 +94,7 @@ def encode_behind(
     """
     rows = [row[row != NO_TOKEN].tolist() for row in continuations(tokenizer, hypotheses, None, space=space)]
     _check_rows(hypotheses, rows, max_length)
-    [alone], [text] = (encode(tokenizer, [ANCHOR], **keys)["input_ids"] for keys in ({"add_special_tokens": False}, {}))
-    opening = text[: next(place for place in range(len(text)) if text[place : place + len(alone)] == alone)]
+    opening, _ = frame(tokenizer)
     return _padded([[*opening, *row] for row in rows], len(opening))
 
 

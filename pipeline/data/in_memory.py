@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError, some
+from pipeline.core.templates import TEXTS
 from pipeline.data.labels import label_name
 
 Text = str | tuple[str, str]
@@ -88,7 +89,7 @@ class Labelled:
         """What a split's Parquet file can be: columns text, text_pair if there is one, and label."""
         from datasets import ClassLabel, Dataset, Features, Value  # slow to import, and `predict` needs none of it
 
-        texts = dict(zip(("text", "text_pair"), self.columns, strict=False))
+        texts = dict(zip(TEXTS, self.columns, strict=False))
         label = ClassLabel(names=list(map(str, classes.tolist())))
         features = Features({**{name: Value("string") for name in texts}, "label": label})
         # With the labels' names in its schema, where the reader looks for them.

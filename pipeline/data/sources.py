@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from pipeline.core.errors import UserError
 from pipeline.core.progress import is_hidden
+from pipeline.core.templates import TEXTS
 from pipeline.data.checks import SKIPPED, Checker, check_columns
 from pipeline.data.columnar import ARROW_BATCH_ROWS
 from pipeline.data.config import UNLABELLED, DataConfig
@@ -94,7 +95,7 @@ def check_source(source: str, split: str, config: DataConfig) -> Table:
         raise UserError(f"data.{split}: {file} does not exist{hint}")
     table = _open(source, split, config)
     if table.columns is not None:
-        read = ("text", "text_pair") if split == UNLABELLED else ("text", "text_pair", "label")
+        read = TEXTS if split == UNLABELLED else (*TEXTS, "label")
         keys = {getattr(config, key): f"data.{key}" for key in read}
         where = str(split_file(source, split) or source)
         check_columns(where, table.columns, {name: key for name, key in keys.items() if name is not None})
@@ -134,7 +135,7 @@ def _open(source: str, split: str, config: DataConfig) -> Table:
 
 
 def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:
-    texts = ["text", "text_pair"] if has_pair else ["text"]
+    texts = TEXTS if has_pair else TEXTS[:1]
     schema = pa.schema([("row", pa.int64()), *((name, pa.string()) for name in texts), ("label", pa.string())])
     with pa.OSFile(str(arrow_file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         for batch in _batched(rows):

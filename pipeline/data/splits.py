@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
-from pipeline.data.batches import Ints, collate
+from pipeline.data.batches import Ints, by_row, collate
 from pipeline.data.text_states import TextStates, TokenStates
 from pipeline.distributed.launcher import local_copy
 
@@ -93,9 +93,7 @@ class Split:
 
         Also, where they are kept, `alone` [B, M] and `token_states` [B, T, W].
         """
-        columns = self.rows[rows]
-        taken = [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
-        batch = collate(taken, pad_token_id)
+        batch = collate(by_row(self.rows[rows]), pad_token_id)
         if self.states is not None:
             batch["alone"] = self.states.take(rows)
         if self.token_states is not None:

@@ -101,7 +101,7 @@ def first_byte(file: io.BufferedReader) -> bytes:
 
 
 def decoded_lines(file: BinaryIO, name: str, longest: int, faults: list[str]) -> Iterator[str]:
-    """Lines of at most so many bytes; one that is not UTF-8 is given with replacements, and told in `faults`."""
+    """Lines of at most so many bytes; one that is not UTF-8 is given with replacements, and added to `faults`."""
     for number, raw in enumerate(iter(lambda: file.readline(longest + 1), b""), 1):
         if len(raw) > longest:
             raise UserError(f"{name}: line {number} is longer than {longest >> 20} MiB; is this a text file?")

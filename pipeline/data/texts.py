@@ -9,6 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from pipeline.backbone.facts import Form
 from pipeline.core.errors import UserError
+from pipeline.data.batches import by_row
 from pipeline.data.hypotheses import HypothesisTokens, encode_behind, encode_hypotheses
 from pipeline.data.tokenizer import check_vocabulary, encode
 from pipeline.data.words import Words
@@ -43,7 +44,7 @@ class TextEncoder:
         for number, ids in enumerate(encoded["input_ids"], start=1):
             if not ids:
                 raise UserError(f"text {number} becomes no token at all: {columns[0][number - 1]!r}")
-        return [dict(zip(encoded, values, strict=True)) for values in zip(*encoded.values(), strict=True)]
+        return by_row(encoded)
 
     def hypotheses(self, hypotheses: Sequence[str], form: Form | None) -> HypothesisTokens:
         """Tokens of the labels' hypotheses: as texts of their own, or as they go on a text where that `form` is behind.

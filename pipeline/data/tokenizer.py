@@ -7,7 +7,7 @@ from transformers import AutoTokenizer, BatchEncoding, PreTrainedTokenizerBase
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.core.artefact import sha256_of
-from pipeline.core.errors import UserError, some
+from pipeline.core.errors import UserError, one_line, some
 
 PROBE = "A snowman \N{SNOWMAN}"
 """Has a character that small vocabularies lack."""
@@ -30,7 +30,7 @@ def load_tokenizer(config: BackboneConfig, *, special_tokens: bool = False) -> P
         raise
     # Damaged files raise whatever the code that trips over them raises. Rust's panics are not even an Exception.
     except BaseException as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if "tiktoken" in reason:  # what transformers tries last, whatever the file is
             reason = (
                 "it has no tokenizer.json; where its tokenizer is a SentencePiece model, pip install sentencepiece, or "

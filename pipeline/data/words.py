@@ -8,7 +8,7 @@ from functools import cached_property
 
 from transformers import PreTrainedTokenizerBase
 
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, one_line
 from pipeline.core.templates import TEXTS, filled, has_field
 from pipeline.data.tokenizer import chat_template, encode, special_ids, special_texts
 
@@ -101,8 +101,9 @@ class Words:
                 tokenize=False,
             )
         except Exception as error:  # whatever the template does wrong
-            reason = " ".join(str(error).split()) or type(error).__name__
-            raise UserError(f"the chat template of the backbone's tokenizer cannot be used: {reason}") from error
+            raise UserError(
+                f"the chat template of the backbone's tokenizer cannot be used: {one_line(error)}"
+            ) from error
         return str(said)
 
     def _whole(self, texts: Sequence[str]) -> list[list[int]]:
@@ -141,11 +142,7 @@ class Words:
 
     @cached_property
     def _frame(self) -> tuple[list[int], list[int]]:
-        """What the tokenizer puts before and behind every text."""
-        [inner] = encode(self.tokenizer, [ANCHOR], add_special_tokens=False)["input_ids"]
-        [outer] = encode(self.tokenizer, [ANCHOR])["input_ids"]
-        start = next(start for start in range(len(outer)) if outer[start : start + len(inner)] == inner)
-        return outer[:start], outer[start + len(inner) :]
+        return frame(self.tokenizer)
 
     @cached_property
     def _special_ids(self) -> set[int]:
@@ -160,3 +157,11 @@ class Words:
         """Its special tokens, and how often the unknown one is written in it, which words may become too."""
         unknown = self.tokenizer.unk_token
         return [id for id in ids if id in self._special_ids], text.count(unknown) if unknown else 0
+
+
+def frame(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
+    """The tokens that a tokenizer puts before and behind every text."""
+    [inner] = encode(tokenizer, [ANCHOR], add_special_tokens=False)["input_ids"]
+    [outer] = encode(tokenizer, [ANCHOR])["input_ids"]
+    start = next(start for start in range(len(outer)) if outer[start : start + len(inner)] == inner)
+    return outer[:start], outer[start + len(inner) :]

@@ -57,7 +57,7 @@ def _requirements() -> dict[str, str]:
 def _satisfies(version: str, wanted: str) -> bool:
     try:
         from packaging.specifiers import SpecifierSet
-    except ImportError:  # so is much else, which is told by name
+    except ImportError:  # so is much else, which is reported by name
         return True
     return SpecifierSet(wanted).contains(version, prereleases=True)
 

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.core.escapes import visible
+from pipeline.core.templates import TEXTS
 from pipeline.data.rows import Row
 from pipeline.engine.loaded_adapter import Prediction
 
@@ -18,7 +19,6 @@ FIELDS = ("text", "text_pair", "truncated", "label", "scores", "probabilities", 
 """Of an answer."""
 OF_LABELS = ("score/", "probability/")
 """What the names of columns with a label's numbers start with."""
-TEXTS = ("text", "text_pair")
 
 
 @dataclass(frozen=True)

@@ -4,13 +4,14 @@ from functools import cached_property
 
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+from pipeline.adapter.config import TextSettings
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.backbone.loading import OpenCheckpoint, open_alike
 from pipeline.backbone.model_config import load_model_config
 from pipeline.data.config import DataConfig
 from pipeline.data.texts import TextEncoder
-from pipeline.data.tokenizer import load_tokenizer, tokenizer_fingerprint
+from pipeline.data.tokenizer import load_tokenizer, pad_token_id, tokenizer_fingerprint
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.kept_model import KeptModel
 
@@ -45,6 +46,11 @@ class Backbone:
         return load_tokenizer(self.config, special_tokens=self.special_tokens)
 
     @cached_property
+    def pad_token_id(self) -> int:
+        """What fills up the shorter texts of a batch."""
+        return pad_token_id(self.tokenizer, self.facts.vocab_size)
+
+    @cached_property
     def tokenizer_fingerprint(self) -> str:
         return tokenizer_fingerprint(self.tokenizer, chat=self.chat)
 
@@ -67,8 +73,8 @@ class Backbone:
         return self._opened
 
 
-def backbone_of(config: BackboneConfig, data: DataConfig) -> Backbone:
-    """The backbone of a run with these sections, which reads texts as `data` says."""
+def backbone_of(config: BackboneConfig, data: DataConfig | TextSettings) -> Backbone:
+    """The backbone of a run or an adapter with these sections, which reads texts as `data` says."""
     return Backbone(config, special_tokens=data.special_tokens, chat=data.chat)
 
 

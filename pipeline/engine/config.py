@@ -1,4 +1,4 @@
-"""Config keys of training, of the DeepSpeed engine and of logging."""
+"""Config keys of the DeepSpeed engine and of logging."""
 
 from typing import Literal
 

@@ -18,7 +18,6 @@ from pipeline.data.splits import Split
 from pipeline.data.text_states import StatesOfSplit, load_text_states, load_token_states, read_states_file
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.models import DTYPES
 from pipeline.methods.base import MethodConfig, Reading, Readings
 
 TEXTS_FORMAT = "1"
@@ -46,7 +45,7 @@ class WantedStates:
     """Token states, before injections of this form; None: text states."""
     fingerprint: dict[str, str]
     width: int
-    """H, or W of token states."""
+    """M, or W of token states."""
     dtype: torch.dtype
 
     def are(self, found: StatesOfSplit | None) -> bool:
@@ -74,7 +73,7 @@ def wanted_states(
     """By name. Token states, before injections of this form, are kept of the texts that are read more than once."""
     if not pooled and form is None:
         return {}
-    dtype, facts, wanted = DTYPES[backbone.config.dtype], backbone.facts, {}
+    dtype, facts, wanted = backbone.config.torch_dtype, backbone.facts, {}
     if form is not None:
         form.width(facts)  # or raises UserError: there is no such layer
     for name, split in splits.items():

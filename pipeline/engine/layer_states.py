@@ -15,10 +15,8 @@ from pipeline.core.progress import counted
 from pipeline.data.batches import longest_first
 from pipeline.data.splits import Split
 from pipeline.data.text_states import check_finite
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.models import DTYPES
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +44,7 @@ class LayerStates:
 def bytes_of_states(backbone: Backbone, texts: int) -> int:
     """What the states of so many texts take, on all ranks together."""
     facts = backbone.facts
-    return texts * facts.layers * len(PARTS) * facts.hidden_size * DTYPES[backbone.config.dtype].itemsize
+    return texts * facts.layers * len(PARTS) * facts.hidden_size * backbone.config.torch_dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ class LayerReader:
         places = [np.concatenate([rows[:0], *batches[each::size]]) for each in range(size)]
         facts = self.backbone.facts
         shape = (facts.layers, len(PARTS), len(places[rank]), facts.hidden_size)
-        share, done = torch.empty(shape, dtype=DTYPES[self.backbone.config.dtype]), 0
+        share, done = torch.empty(shape, dtype=self.backbone.config.torch_dtype), 0
         turns = range(0, len(batches), size)
         with counted(log, f"choose-reading: {name}", len(turns), shown=self.ranks.is_main) as work:
             for first in turns:
@@ -85,6 +83,6 @@ class LayerReader:
 
     @torch.no_grad()
     def _states(self, split: Split, rows: NDArray[np.int64]) -> Tensor:
-        inputs = split.batch(rows, pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size))
+        inputs = split.batch(rows, self.backbone.pad_token_id)
         states: Tensor = self.model(**{key: value.to(self.accelerator.device) for key, value in inputs.items()})
         return states.cpu()

@@ -26,7 +26,7 @@ from pipeline.data.labels import label_name
 from pipeline.data.splits import TokenizedTexts
 from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.evaluation.metrics import predictions, tempered_softmax
 from pipeline.evaluation.scoring import score
 from pipeline.methods.hypothesis_mean import HypothesisMean
@@ -84,10 +84,8 @@ class LoadedAdapter:
         """
         target = device_named(device)
         adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
-        config = adapter.config.backbone.trusted(trust_remote_code)
-        if backbone is not None:
-            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        known = Backbone(config, special_tokens=adapter.config.data.special_tokens, chat=adapter.config.data.chat)
+        config = adapter.config.backbone.trusted(trust_remote_code).moved(backbone)
+        known = backbone_of(config, adapter.config.data)
         frozen = frozen_backbone(adapter, known, target)
         return cls.on(frozen, known.tokenizer, adapter, target)
 

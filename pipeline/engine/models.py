@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from pipeline.adapter.directory import Adapter
 from pipeline.adapter.label_states import LabelStates
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.cpu_speed import SLOW, bfloat16_slowdown
@@ -32,8 +33,6 @@ from pipeline.methods.base import TuningMethod, Vocabulary
 from pipeline.methods.model import LTuningModel, without_inside
 
 log = logging.getLogger(__name__)
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_frozen(
@@ -109,7 +108,7 @@ def build_model(
 
     Where some parameters are partitioned already, DeepSpeed 0.19.8 neither casts nor moves the others.
     """
-    device, dtype = accelerator.device, DTYPES[config.dtype]
+    device, dtype = accelerator.device, config.torch_dtype
     pooling = resolve_pooling(config.pooling, backbone.facts)
     states, mask = labels.states.to(device, dtype), labels.mask.to(device)
     continuations = None if continuations is None else continuations.to(device)
@@ -120,6 +119,19 @@ def build_model(
         if not is_partitioned(parameter):
             parameter.data = parameter.data.to(device, dtype)
     return model
+
+
+def trained_model(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter) -> nn.Module:
+    """An adapter on its backbone, to call without gradients. Collective. UserError where its tensors do not fit."""
+    method, labels = adapter.config.method, adapter.labels
+    backbone = load_frozen(
+        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
+    )
+    continuations = adapter.continuations(known.tokenizer, backbone.facts, labels.hypotheses)
+    built = adapter.build_method(backbone.facts)
+    model = build_model(accelerator, known.config, backbone, built, labels, continuations)
+    load_inside(model, adapter.method_state)
+    return prepare_inference(accelerator, model, known.config.torch_dtype)
 
 
 def load_trained(model: LTuningModel, state: Mapping[str, Tensor]) -> None:
@@ -152,7 +164,7 @@ def _embed(backbone: FrozenBackbone, token_ids: Tensor) -> Tensor:
         return embedding(token_ids.to(weight.device)).float().cpu()
 
 
-def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -> nn.Module:
+def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A module to call without gradients: inside a ZeRO-3 engine, or cast and moved where nothing is sharded."""
     module.eval()
     if zero_stage(accelerator.state.deepspeed_plugin.deepspeed_config) == 3:
@@ -160,7 +172,7 @@ def prepare_inference(accelerator: Accelerator, module: nn.Module, dtype: str) -
         engine.eval()
         return engine
     with exact_buffers(module):
-        return module.to(accelerator.device, DTYPES[dtype])
+        return module.to(accelerator.device, dtype)
 
 
 def build_engine(accelerator: Accelerator, module: nn.Module, *optimizer: Optimizer) -> Any:

@@ -13,14 +13,13 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.pooling import resolve_pooling
-from pipeline.data.batches import PassSize
+from pipeline.data.batches import PassSize, by_row
 from pipeline.data.splits import TokenizedTexts
 from pipeline.data.texts import TextEncoder
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.loaded_adapter import LoadedAdapter, Prediction, predictions_of
-from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference
+from pipeline.engine.models import load_frozen, prepare_inference, trained_model
 from pipeline.evaluation.scoring import score_own
 from pipeline.methods.model import LTuningModel
 
@@ -75,7 +74,7 @@ class OwnTexts:
             accelerator.device,
             adapter.labels.names,
             ranks,
-            pad_token_id(known.tokenizer, known.facts.vocab_size),
+            known.pad_token_id,
             adapter.config.method.joint_readings(len(adapter.labels.names)),
             adapter.labels.most_hypotheses,
             adapter.temperature,
@@ -86,8 +85,7 @@ class OwnTexts:
         """Texts, or pairs, as tokens: a row of `scores` each, and `truncated`. Rows without a token have none."""
         if not texts:
             return []
-        columns = self.encoder.encode([list(column) for column in zip(*texts, strict=True)])
-        return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+        return by_row(self.encoder.encode([list(column) for column in zip(*texts, strict=True)]))
 
     def scores(self, rows: list[dict[str, Any]]) -> NDArray:
         """Scores [N, K] of N tokenized texts, which may be none. Collective over `ranks`."""
@@ -109,22 +107,16 @@ class OwnTexts:
 
 
 def _sharded_model(accelerator: Accelerator, ranks: Ranks, adapter: Adapter, known: Backbone) -> nn.Module:
-    method, labels, config = adapter.config.method, adapter.labels, known.config
-    backbone = load_frozen(
-        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
-    )
-    built = adapter.build_method(backbone.facts)
-    if method.from_states:  # outside the engine, which would round what is fitted
-        engine = prepare_inference(accelerator, backbone, config.dtype)
-        pooling = resolve_pooling(config.pooling, known.facts)
-        judge = labels.judged_by(built, accelerator.device)
-        frozen = cast(FrozenBackbone, engine)
-        whole = LTuningModel(frozen, judge, labels.states, labels.mask, pooling, mean=labels.mean)
-        return whole.to(accelerator.device)
-    continuations = adapter.continuations(known.tokenizer, backbone.facts, labels.hypotheses)
-    model = build_model(accelerator, config, backbone, built, labels, continuations)
-    load_inside(model, adapter.method_state)
-    return prepare_inference(accelerator, model, config.dtype)
+    if not adapter.config.method.from_states:
+        return trained_model(accelerator, ranks, known, adapter)
+    # Outside the engine, which would round what is fitted.
+    labels, config = adapter.labels, known.config
+    engine = prepare_inference(accelerator, load_frozen(accelerator, ranks, known), config.torch_dtype)
+    pooling = resolve_pooling(config.pooling, known.facts)
+    judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
+    frozen = cast(FrozenBackbone, engine)
+    whole = LTuningModel(frozen, judge, labels.states, labels.mask, pooling, mean=labels.mean)
+    return whole.to(accelerator.device)
 
 
 def local_device() -> str:

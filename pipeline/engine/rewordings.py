@@ -76,7 +76,7 @@ def read_rewordings(
     tokens = [adapter.hypothesis_tokens(known.tokenizer, facts, words.texts) for words in wanted]
     continuations = [adapter.continuations(known.tokenizer, facts, words.texts) for words in wanted]
     model = prepare_inference(
-        accelerator, AsInjection(load_frozen(accelerator, ranks, known), form), known.config.dtype
+        accelerator, AsInjection(load_frozen(accelerator, ranks, known), form), known.config.torch_dtype
     )
     read = [read_hypotheses(model, one, accelerator.device) for one in tokens]
     release(accelerator, model)
@@ -86,7 +86,7 @@ def read_rewordings(
     ]
 
 
-def judged(model: nn.Module) -> LTuningModel | StateModel:
+def inner_model(model: nn.Module) -> LTuningModel | StateModel:
     """The model, out of the engine that it may be in."""
     inner = getattr(model, "module", model)
     assert isinstance(inner, LTuningModel | StateModel)

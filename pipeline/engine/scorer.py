@@ -14,11 +14,10 @@ from torch import nn
 from pipeline.adapter.directory import Adapter
 from pipeline.data.batches import PassSize
 from pipeline.data.splits import ReadTexts, Split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
-from pipeline.engine.models import build_model, load_frozen, load_inside, prepare_inference, release
-from pipeline.engine.rewordings import judged
+from pipeline.engine.models import release, trained_model
+from pipeline.engine.rewordings import inner_model
 from pipeline.evaluation.config import EvaluateConfig
 from pipeline.evaluation.scoring import score
 from pipeline.methods.limits import window_warning
@@ -53,7 +52,7 @@ class Scorer:
             pad_token_id=self.pad_token_id,
             device=self.device,
             readings=method.joint_readings(count),
-            hypotheses=judged(self.model).most_hypotheses,
+            hypotheses=inner_model(self.model).most_hypotheses,
             description=what,
         )
 
@@ -66,30 +65,21 @@ def loaded_scorer(
 
     `stage`: in whose name it warns.
     """
-    pad_token = pad_token_id(known.tokenizer, known.facts.vocab_size)
     model = _load(accelerator, ranks, known, adapter, stage)
     try:
-        yield Scorer(model, adapter, settings, ranks, pad_token, accelerator.device)
+        yield Scorer(model, adapter, settings, ranks, known.pad_token_id, accelerator.device)
     finally:
         release(accelerator, model)
 
 
 def _load(accelerator: Accelerator, ranks: Ranks, known: Backbone, adapter: Adapter, stage: str) -> nn.Module:
     """The trained model on its backbone, or for methods with `from_states` without one."""
-    method = adapter.config.method
+    method, labels = adapter.config.method, adapter.labels
     if method.from_states:
-        labels = adapter.labels
         judge = labels.judged_by(adapter.build_method(known.facts), accelerator.device)
         return StateModel(judge, labels.states, labels.mask, labels.mean).to(accelerator.device)
-    backbone = load_frozen(
-        accelerator, ranks, known, output_layer=method.reads_hypotheses, written=method.trains_backbone
-    )
-    injected = method.injected_tokens(adapter.labels.hypothesis_tokens)
-    hidden = window_warning(method, backbone.facts, injected, adapter.config.data.max_length)
+    injected = method.injected_tokens(labels.hypothesis_tokens)
+    hidden = window_warning(method, known.facts, injected, adapter.config.data.max_length)
     if hidden and ranks.is_main:
         log.warning("%s: %s", stage, hidden)
-    continuations = adapter.continuations(known.tokenizer, backbone.facts, adapter.labels.hypotheses)
-    built = adapter.build_method(backbone.facts)
-    whole = build_model(accelerator, known.config, backbone, built, adapter.labels, continuations)
-    load_inside(whole, adapter.method_state)
-    return prepare_inference(accelerator, whole, known.config.dtype)
+    return trained_model(accelerator, ranks, known, adapter)

@@ -8,7 +8,7 @@ from pipeline.core.bounds import MOST_REWORDINGS, MOST_TEXTS, MOST_TOKENS_OF_PAS
 from pipeline.core.settings import Distinct, Settings
 from pipeline.core.templates import LabelTemplate
 
-Split = Literal["train", "validation", "test"]
+SplitName = Literal["train", "validation", "test"]
 
 
 def _rewording(given: Any, read: ValidatorFunctionWrapHandler) -> Any:
@@ -29,7 +29,7 @@ Rewording = Annotated[
 class EvaluateConfig(Settings):
     """What is evaluated, and how much at a time."""
 
-    splits: Distinct[Split] = Field(default=["validation", "test"], min_length=1)
+    splits: Distinct[SplitName] = Field(default=["validation", "test"], min_length=1)
     """Splits to score, of train, validation and test; a split that the data lacks is left out."""
     batch_size: int = Field(default=64, ge=1, le=MOST_TEXTS)
     """(text, label) pairs per forward pass and rank."""

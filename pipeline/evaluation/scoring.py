@@ -119,7 +119,7 @@ def read_with_labels(
     device: torch.device,
     before_batch: Callable[[], None] | None = None,
 ) -> Tensor:
-    """What the backbone makes of N texts, these `rows` [N], with each of their own candidates [N, C]: [N, C, H].
+    """What the backbone makes of N texts, these `rows` [N], with each of their own candidates [N, C]: [N, C, M].
 
     As `score` reads them, the same on all of `ranks`, in float32. Raises PassTooLargeError where memory is short.
     """

@@ -122,9 +122,7 @@ def _set_trained(loaded: LoadedAdapter, wrapped: Any) -> None:
     assert isinstance(method, TextClassifier)
     with torch.no_grad():
         if (injection := method.inject(1)) is not None:
-            values = injection.prompt if injection.prompt is not None else injection.prefix
-            assert values is not None
-            wrapped.prompt_encoder["default"].embedding.weight.copy_(values[0])
+            wrapped.prompt_encoder["default"].embedding.weight.copy_(injection.content[0])
             return
         inside, prefix = loaded.model.inside(), wrapped.base_model.model.base_model_prefix
         theirs = dict(wrapped.named_parameters())

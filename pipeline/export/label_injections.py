@@ -36,13 +36,11 @@ def save_label_injections(adapter: Adapter, facts: BackboneFacts, folder: Path) 
     assert isinstance(method, LabelTuning)
     with torch.no_grad():
         injection = method.inject(labels.states, labels.mask, labels.start)
-    start = injection.prompt if injection.prompt is not None else injection.prefix
-    assert start is not None
     kept = EXPORTED[config.name]
     every_position = bool((injection.mask != labels.mask).any())
     stored = kept(**shared_keys(config, kept), every_position=every_position)
     made_from = {**labels.fingerprint, START_PART: str(stored.form)}
-    start = (start * injection.mask.unsqueeze(-1)).to(labels.states.dtype)
+    start = (injection.content * injection.mask.unsqueeze(-1)).to(labels.states.dtype)
     state = {name: tensor for name, tensor in adapter.method_state.items() if not name.startswith("producer.")}
     save_adapter(
         folder,

@@ -11,7 +11,7 @@ from pipeline.backbone.config import Pooling
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, KeptTexts
 from pipeline.backbone.pooling import pool
-from pipeline.backbone.text_reader import as_kept_texts, as_trunk
+from pipeline.backbone.text_reader import as_kept_texts
 from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
 from pipeline.methods.base import Reader, TuningMethod
@@ -175,7 +175,7 @@ class _Reader:
         if form is None or form.first_layer == 0:
             return None
         if self.token_states is not None:
-            return as_trunk(self.token_states, form)
+            return Trunk(form.first_layer, self.token_states)
         return self.model.backbone.trunk(self.input_ids, self.attention_mask, form.first_layer, self.token_type_ids)
 
     def start(self, labels: Tensor, /) -> Tensor | None:

@@ -21,13 +21,13 @@ class ZeroShotConfig(MethodConfig):
     name: Literal["zero_shot"] = "zero_shot"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> TuningMethod:
-        return WordingLikelihood() if facts.is_decoder else StateSimilarity()
+        return HypothesisLikelihood() if facts.is_decoder else StateSimilarity()
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         return 0
 
 
-class WordingLikelihood(TuningMethod):
+class HypothesisLikelihood(TuningMethod):
     """Mean log-probability per token of the hypothesis, read right behind the text.
 
     Per token, so that long hypotheses are not punished (GPT-3, arXiv 2005.14165, Sec. 2.4).

@@ -40,12 +40,7 @@ def learning_curve(rows: Rows, field: str, title: str, colour: str, width: int) 
     size, opacity = (30, 1) if len(rows) < 25 else (8, 0.35)
     dots = base.mark_point(filled=True, color=colour, size=size, opacity=opacity)
     layers = alt.layer(base.mark_line(color=colour, strokeWidth=1.8), dots)
-    return _fitted(
-        layers.properties(title=title),
-        width,
-        120 if width == WIDTH else 95,
-        f"{title.capitalize()} by step",
-    )
+    return _fitted(layers.properties(title=title), width, _height(width, 120, 95), f"{title.capitalize()} by step")
 
 
 def _height(width: int, wide: int, phone: int) -> int:
@@ -89,7 +84,7 @@ def confusion_matrix(cells: Rows, labels: Sequence[str], width: int) -> Spec:
     ink = alt.condition("datum.share > 0.5", alt.value(PAPER), alt.value(INK))
     counts = base.transform_filter("datum.count > 0").mark_text(fontSize=11).encode(text="count:Q", color=ink)
     squares = base.mark_rect(color=FIRST, stroke=PAPER, strokeWidth=1).encode(opacity=shade)
-    return _fitted(alt.layer(squares, counts), width, height, "Confusion matrix; a table of the mistakes follows")
+    return _fitted(alt.layer(squares, counts), width, height, "Confusion matrix")
 
 
 def class_scores(classes: Rows, width: int) -> Spec:
@@ -127,7 +122,7 @@ def reliability_diagram(before: Rows, after: Rows | None, width: int) -> Spec:
         layers.append(base.mark_line(strokeWidth=1.5))
     layers.append(base.mark_point(filled=True, opacity=0.9).encode(size=size))
     side = min(width, 420)
-    return _fitted(alt.layer(*layers), side, _height(width, 340, 220), "Accuracy against confidence; a table follows")
+    return _fitted(alt.layer(*layers), side, _height(width, 340, 220), "Accuracy against confidence")
 
 
 def score_histogram(bars: Rows, width: int) -> Spec:
@@ -139,7 +134,7 @@ def score_histogram(bars: Rows, width: int) -> Spec:
         y=alt.Y("texts:Q", stack=None, title="texts", axis=alt.Axis(tickCount=_whole(bars, "texts"), format=",d")),
         color=_two_colours("label", ["true label", "best wrong label"]),
     )
-    return _fitted(encoded, width, _height(width, 200, 150), "Scores of true and of wrong labels; a table follows")
+    return _fitted(encoded, width, _height(width, 200, 150), "Scores of true and of wrong labels")
 
 
 def label_map(points: Rows, width: int) -> Spec:

@@ -93,7 +93,7 @@ def size_order(size: str) -> float:
     return float("inf") if size == "all" else float(size)
 
 
-def load_comparison(folders: Sequence[Path]) -> Comparison:
+def read_comparison(folders: Sequence[Path]) -> Comparison:
     """All directories together; of what several hold, the first counts, and a note says so.
 
     Raises UserError where a directory holds no finished comparison, or a file of it is damaged.

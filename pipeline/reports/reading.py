@@ -1,4 +1,4 @@
-"""What choose-reading tells: a table, lines to paste into a config, a picture."""
+"""What choose-reading reports: a table, lines to paste into a config, a picture."""
 
 from dataclasses import asdict
 from shlex import quote

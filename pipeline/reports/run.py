@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,7 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, read_json_lines
 from pipeline.core.run_dir import RunDir
+from pipeline.data.config import SPLITS
 from pipeline.data.sources import texts_of_rows
 from pipeline.engine.provenance import (
     REWORDINGS_PART,
@@ -31,7 +32,6 @@ from pipeline.engine.provenance import (
     evaluation_fingerprint,
     texts_have_changed,
 )
-from pipeline.evaluation.config import Split
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
@@ -84,7 +84,7 @@ def load_run(path: Path, trust_remote_code: bool = False) -> Run:
         sections = (config.method, config.train, config.backbone, config.run.seed)
         trained = training_fingerprint(*sections, manifest, adapter.labels)
         _check_training(run_dir, config.method, trained)
-        splits = [name for name in metrics if name in get_args(Split)]
+        splits = [name for name in metrics if name in SPLITS]
         name = "test" if "test" in splits else splits[-1]
         log = read_json_lines(run_dir.metrics_log)
         scored = _scored(run_dir, name, metrics[name]["labels"])
@@ -135,18 +135,23 @@ def finding(run: Run, worst: Rows) -> str:
 def mistakes(run: Run, *, texts: bool) -> tuple[Rows, str]:
     """The most confident mistakes with their texts; and why there are none, where they are not wanted or gone."""
     rows = run_metrics.confident_mistakes(run.split, run.temperature or 1.0)
-    if not texts:
-        return [row | {"texts": []} for row in rows], "The page was made without the texts."
-    origin = run.config.data.origin(run.split.name)
-    source = getattr(run.config.data, origin)
+    numbers = {row["row"] for row in rows}
+    found, why_not = _texts(run, numbers) if texts else ({}, "The page was made without the texts.")
+    return [row | {"texts": found.get(row["row"], [])} for row in rows], why_not
+
+
+def _texts(run: Run, numbers: set[int]) -> tuple[dict[int, list[str]], str]:
+    """The text, or the two, of rows of the shown split's source; or why there are none."""
+    data = run.config.data
+    origin = data.origin(run.split.name)
+    source = getattr(data, origin)
     try:
-        if texts_have_changed(run.config.data, run.split.name, run.manifest):
+        if texts_have_changed(data, run.split.name, run.manifest):
             # Row numbers would lead to other texts.
-            return [row | {"texts": []} for row in rows], f"{source} has changed since preprocess read the texts."
-        found = texts_of_rows(source, origin, run.config.data, {row["row"] for row in rows})
+            return {}, f"{source} has changed since preprocess read the texts."
+        return texts_of_rows(source, origin, data, numbers), ""
     except (UserError, OSError) as error:
-        return [row | {"texts": []} for row in rows], f"the texts cannot be read any more: {error}"
-    return [row | {"texts": found.get(row["row"], [])} for row in rows], ""
+        return {}, f"the texts cannot be read any more: {error}"
 
 
 def label_points(run: Run) -> tuple[Rows, str]:

@@ -14,7 +14,7 @@ from pipeline.core.errors import UserError
 from pipeline.core.paths import is_plain_name
 from pipeline.data.config import OneOrSeveral, weighted
 from pipeline.distributed.ranks import Ranks
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.loaded_adapter import LoadedAdapter, device_named, frozen_backbone
 
 Key: TypeAlias = tuple[int, tuple[str, ...], tuple[tuple[str, tuple[tuple[str, float], ...]], ...]]
@@ -95,17 +95,14 @@ class SharedBackbone:
             )
 
     def _config(self, adapter: Adapter) -> BackboneConfig:
-        config = adapter.config.backbone.trusted(self._choices.trust_remote_code)
-        if self._choices.backbone is not None:
-            config = config.model_copy(update={"name_or_path": self._choices.backbone, "revision": None})
-        return config
+        return adapter.config.backbone.trusted(self._choices.trust_remote_code).moved(self._choices.backbone)
 
     def _read_as(self, adapter: Adapter) -> Backbone:
         """The backbone's files and tokenizer, as this adapter reads texts."""
         data = adapter.config.data
         key = data.special_tokens, data.chat
         if key not in self._known:
-            self._known[key] = Backbone(self.config, special_tokens=key[0], chat=key[1])
+            self._known[key] = backbone_of(self.config, data)
         return self._known[key]
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError
-from pipeline.data.batches import longest_first
+from pipeline.data.batches import longest_first, width
 from pipeline.distributed.device import free_memory
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.serving.monitor import Monitor
@@ -22,8 +22,6 @@ from pipeline.serving.together import Job, OutOfMemoryError, score_together
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-PADDED_TO = 8
-"""Tokens to a multiple of which `collate` fills texts up."""
 
 
 class BusyError(Exception):
@@ -254,7 +252,7 @@ def _jobs(batch: Sequence[Text]) -> list[list[Text]]:
     is_alone = len({id(text.request) for text in batch}) == 1
     by_adapter: dict[tuple[int, int], list[Text]] = {}
     for text in batch:
-        length = 0 if is_alone else -(-len(text.request.rows[text.place]["input_ids"]) // PADDED_TO)
+        length = 0 if is_alone else width(len(text.request.rows[text.place]["input_ids"]))
         by_adapter.setdefault((id(text.request.adapter), length), []).append(text)
     jobs = []
     for texts in by_adapter.values():

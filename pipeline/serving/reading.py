@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, join_prefix, split_prefix
+from pipeline.backbone.injection import NO_TOKEN, Injection
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.sites import Edits, edits_by_rows
+from pipeline.backbone.text_reader import as_kept_texts, of_kept_texts
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
@@ -44,10 +45,10 @@ class Texts:
 class Asked:
     """Rows that a method wants to be read; what it gets for them, row by row, is what `Kind` says.
 
-    alone, prompt, prefix: last hidden states [R, T, H], read with that injection or none, from layer `first_layer` on
-    where `before` has what the layers below made of the texts. trunk: that, [R, T, H]. kept: the last hidden states,
-    and every layer's keys and values, side by side, [R, T, H + W]. behind: the last hidden states [R, P, H] of prompts
-    behind texts that are so kept in `before`. likelihood: [R] of `words`, behind kept texts or read with them.
+    alone, prompt, prefix: hidden states [R, T, M], read with that injection or none, from layer `first_layer` on where
+    `before` has what the layers below made of the texts. trunk: that, [R, T, H]. kept: hidden states, and every layer's
+    keys and values, side by side, [R, T, M + W]. behind: the hidden states [R, P, M] of prompts behind texts that are
+    so kept in `before`. likelihood: [R] of `words`, behind kept texts or read with them.
     """
 
     kind: Kind
@@ -257,22 +258,14 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
     texts = asked.texts
     if asked.kind == "likelihood":
         assert asked.words is not None
-        kept = None if asked.before is None else _kept(backbone, texts, asked.before)
+        kept = None if asked.before is None else as_kept_texts(asked.before, texts.mask, backbone.facts)
         return backbone.likelihood(texts.ids, texts.mask, asked.words, kept)
     if asked.kind == "trunk":
         return backbone.trunk(texts.ids, texts.mask, asked.first_layer, texts.types).states
     if asked.kind == "kept":
-        kept = backbone.keep(texts.ids, texts.mask)
-        return torch.cat([kept.hidden, join_prefix(kept.layers)], dim=-1)
+        return of_kept_texts(backbone.keep(texts.ids, texts.mask))
     if asked.kind == "behind":
         assert asked.before is not None and asked.injection is not None
-        return backbone.behind(_kept(backbone, texts, asked.before), asked.injection)
+        return backbone.behind(as_kept_texts(asked.before, texts.mask, backbone.facts), asked.injection)
     trunk = None if asked.before is None else Trunk(asked.first_layer, asked.before)
     return backbone(texts.ids, texts.mask, asked.injection, texts.types, trunk=trunk, edits=asked.edits)
-
-
-def _kept(backbone: FrozenBackbone, texts: Texts, before: Tensor) -> KeptTexts:
-    """What was kept of texts, [R, T, H + W], taken apart."""
-    hidden, layers = before.tensor_split([backbone.facts.state_width], dim=-1)
-    # Texts are padded on the right, so that their real tokens come first.
-    return KeptTexts(hidden, texts.mask.bool(), split_prefix(layers, backbone.facts.prefix_layers))

@@ -23,7 +23,7 @@ from pipeline.core.output import say
 from pipeline.core.progress import counted
 from pipeline.core.run_dir import RunDir
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokens import balanced_subset
+from pipeline.data.subsets import balanced_subset
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_states
@@ -68,7 +68,7 @@ def choose_reading(
         valid = _drawn(run, "validation", validation_texts, config.run.seed)
         _announce(whole, len(train.rows), len(valid.rows))
         model = prepare_inference(
-            accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.dtype
+            accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.torch_dtype
         )
         reader = LayerReader(accelerator, ranks, model, whole, config.evaluate.batch_size)
         states = reader.read(train.split, train.rows, "train"), reader.read(valid.split, valid.rows, "validation")

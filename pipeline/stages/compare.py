@@ -7,13 +7,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipeline.comparison.config import ComparisonConfig, Group, cell_config, configs_of, groups, settings, share_of
+from pipeline.comparison.config import ComparisonConfig, Group, configs_of, groups, settings, share_of
 from pipeline.comparison.tables import write_tables
 from pipeline.core.errors import DivergedError, UserError
 from pipeline.core.files import write_json
 from pipeline.core.ownership import claim
 from pipeline.core.run_lock import RunLock
-from pipeline.distributed.ranks import Ranks
 from pipeline.engine.agreement import check_alike
 from pipeline.engine.checks import check_all
 from pipeline.engine.startup import join, start
@@ -43,7 +42,7 @@ def compare(comparison: ComparisonConfig, share: tuple[int, int] | None = None, 
     rows: list[dict[str, Any]] = []
     chosen = share_of(groups(comparison), share or (0, 1))
     backbones: Backbones = {}
-    first = cell_config(comparison, groups(comparison)[0], settings(comparison)[0], comparison.seeds[0])
+    first = next(configs_of(comparison, groups(comparison)[0]))
     join(first).on_main(lambda: check_cells(comparison, chosen, backbones))
     _, ranks = start(first)
     check_alike({**comparison.model_dump(mode="json"), "--cells": share, "--overwrite": overwrite}, ranks)
@@ -114,17 +113,13 @@ def _own_group(comparison: ComparisonConfig, group: Group) -> Iterator[None]:
 
     Raises UserError where another process is at them.
     """
-    ranks = _start(comparison, group)
+    _, ranks = start(next(configs_of(comparison, group)))
     lock = RunLock(Path(comparison.dir, group.path))
     ranks.on_main(lock.acquire)
     try:
         yield
     finally:
         lock.release()
-
-
-def _start(comparison: ComparisonConfig, group: Group) -> Ranks:
-    return start(cell_config(comparison, group, settings(comparison)[0], comparison.seeds[0]))[1]
 
 
 @contextmanager

@@ -66,7 +66,7 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     tokens = texts.hypotheses(words.texts, form)
     check_positions(config.method, backbone.facts, tokens.kept.shape[1], data.max_length)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
-    model = prepare_inference(accelerator, reader, config.backbone.dtype)
+    model = prepare_inference(accelerator, reader, config.backbone.torch_dtype)
     if backbone.facts.family not in TESTED:
         wanted |= _checked(model, reader)
         check_verdict(config.method, wanted)

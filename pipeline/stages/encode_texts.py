@@ -28,7 +28,6 @@ from pipeline.data.text_states import (
     write_chunk,
     write_states_file,
 )
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import WantedStates, kept_form, reading_pooling, texts_artefact, wanted_states
@@ -73,7 +72,7 @@ def encode_texts(config: RunConfig, backbone: Backbone | None = None, others: Se
         return
     ranks.on_main(lambda: _announce(plans, wanted, config.engine.states_gib))
     reader = TextReader(load_frozen(accelerator, ranks, backbone), reading_pooling(backbone))
-    model = prepare_inference(accelerator, reader, config.backbone.dtype)
+    model = prepare_inference(accelerator, reader, config.backbone.torch_dtype)
     reading = _Reading(accelerator, ranks, model, backbone, config.evaluate.batch_size)
     for name, plan in plans.items():
         todo = ranks.on_main(partial(_begin, run.texts, name, plan, found))
@@ -116,7 +115,6 @@ class _Reading:
 
     def _states(self, wanted: WantedStates, rows: range, batches: list[Ints], work: Counted) -> Tensor:
         """States [rows, M], or [tokens, W], read in batches of texts of like length."""
-        pad_token = pad_token_id(self.backbone.tokenizer, self.backbone.facts.vocab_size)
         lengths = wanted.split.lengths[rows.start : rows.stop]
         if wanted.form is None:
             lengths = np.ones_like(lengths)
@@ -124,7 +122,7 @@ class _Reading:
         states = torch.zeros(int(ends[-1]), wanted.width, dtype=wanted.dtype)
         with torch.no_grad():
             for batch in batches:
-                inputs = wanted.split.batch(rows.start + batch, pad_token)
+                inputs = wanted.split.batch(rows.start + batch, self.backbone.pad_token_id)
                 found = self.model(**{key: value.to(self.accelerator.device) for key, value in inputs.items()})
                 for row, read in zip(batch.tolist(), found.cpu(), strict=True):
                     states[ends[row] - lengths[row] : ends[row]] = read[: lengths[row]] if wanted.form else read

@@ -28,7 +28,7 @@ from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import with_states
 from pipeline.engine.memory_limit import in_smaller_passes, within_memory
 from pipeline.engine.provenance import current_data, evaluated_from, evaluation_artefact, evaluation_fingerprint
-from pipeline.engine.rewordings import Reworded, judged, read_rewordings, reworded_hypotheses
+from pipeline.engine.rewordings import Reworded, inner_model, read_rewordings, reworded_hypotheses
 from pipeline.engine.scorer import Scorer, loaded_scorer
 from pipeline.engine.startup import start
 from pipeline.evaluation.calibration import Calibration, calibrated_metrics, fit_temperature, keep_calibration
@@ -107,7 +107,7 @@ def _score_splits(
     if adapter.config.method.reads_stored:
         loaded = with_states(run_dir, backbone, ranks, loaded)
     with loaded_scorer(accelerator, ranks, backbone, adapter, settings, "evaluate") as scorer:
-        metrics, scored = _Judging(scorer, loaded, majority_label(manifest)).by_split(reworded)
+        metrics, scored = _Evaluation(scorer, loaded, majority_label(manifest)).by_split(reworded)
     if "validation" in scored:
         calibration = fit_temperature(scored["validation"], loaded["validation"].labels)
         for name, scores in scored.items():
@@ -118,7 +118,7 @@ def _score_splits(
 
 
 @dataclass(frozen=True)
-class _Judging:
+class _Evaluation:
     """How splits are scored."""
 
     scorer: Scorer
@@ -131,7 +131,7 @@ class _Judging:
         metrics = {name: self._metrics(name, scores, f"{name} split") for name, scores in scored.items()}
         under: dict[str, list[dict[str, Any]]] = {name: [] for name in self.splits}
         for number, one in enumerate(reworded, start=1):
-            one.put_into(judged(self.scorer.model))
+            one.put_into(inner_model(self.scorer.model))
             for name in self.splits:
                 what = f"{name} split, rewording {number}"
                 under[name].append(self._metrics(name, self._scores(name, what), what))

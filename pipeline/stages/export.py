@@ -37,10 +37,7 @@ def export(
     if name not in (*EXPORTED, *MODELS, *ADAPTERS):
         raise UserError(f"method {name} has nothing to export: take {', '.join((*EXPORTED, *MODELS, *ADAPTERS))}")
     if name in EXPORTED:
-        config = known.config.backbone.trusted(trust_remote_code)
-        if backbone is not None:
-            config = config.model_copy(update={"name_or_path": backbone, "revision": None})
-        facts = Backbone(config).facts
+        facts = Backbone(known.config.backbone.trusted(trust_remote_code).moved(backbone)).facts
         save_label_injections(known, facts, target)
         kind, count = name.removeprefix("lt_"), len(known.labels.names)
         log.info("export: one %s for each of %d labels, in %s", kind, count, target)

@@ -76,8 +76,7 @@ class _Answers:
 
     def __init__(self, classifier: LoadedAdapter, input: Input, write: Callable[[str], None]) -> None:
         self.classifier, self.input, self.write = classifier, input, write
-        data = classifier.adapter.config.data
-        self.texts = [data.text] + ([data.text_pair] if data.text_pair else [])
+        self.texts = classifier.adapter.config.data.columns
         self.where = Source(input.place).name
         self.waiting: list[tuple[Row, list[str]]] = []
         self.count = self.faulty = 0

@@ -24,7 +24,7 @@ from pipeline.data.unlabelled import Input
 from pipeline.distributed.launcher import rank, world_size
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.answers import FIELDS, OF_LABELS, Answer, AnswerTable, kept_types
-from pipeline.engine.backbone import Backbone
+from pipeline.engine.backbone import backbone_of
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.own_texts import OwnTexts, local_device
 from pipeline.engine.startup import start
@@ -116,12 +116,9 @@ def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts
     if scoring.deepspeed is None:
         return Ranks.alone(), partial(_whole, scoring)
     adapter = load_adapter(adapter_folder(scoring.adapter), calibrated=scoring.calibrated)
-    backbone = adapter.config.backbone.trusted(scoring.trust_remote_code)
-    if scoring.backbone is not None:
-        backbone = backbone.model_copy(update={"name_or_path": scoring.backbone, "revision": None})
-    data = adapter.config.data
+    backbone = adapter.config.backbone.trusted(scoring.trust_remote_code).moved(scoring.backbone)
     accelerator, ranks = start(_run_config(adapter, folder, scoring.deepspeed))
-    known = Backbone(backbone, special_tokens=data.special_tokens, chat=data.chat)
+    known = backbone_of(backbone, adapter.config.data)
     return ranks, lambda: OwnTexts.sharded(accelerator, ranks, adapter, known, scoring.pass_size)
 
 
@@ -178,8 +175,7 @@ class _Work:
     ) -> None:
         self.input, self.output, self.parts = input, output, parts
         data = adapter.config.data
-        self.columns = [data.text] + ([data.text_pair] if data.text_pair else [])
-        self.quoting = data.quoting
+        self.columns, self.quoting = data.columns, data.quoting
         self.labels = labels
         self.where = Source(input.place).name
         self.schema: pa.Schema | None = None

@@ -36,10 +36,9 @@ from pipeline.data.hypotheses import hypotheses
 from pipeline.data.labelled import check_labels_of_format_1, each_split, read_splits
 from pipeline.data.labels import Labels, doubt, look_alikes
 from pipeline.data.sources import CheckedSplit, overlap
+from pipeline.data.subsets import balanced_subset, rows_per_label
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokens import (
-    balanced_subset,
-    rows_per_label,
     rows_with_special_tokens,
     special_token_rows,
     summary,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from pipeline.core.errors import UserError
 from pipeline.core.output import check_output
-from pipeline.reports.comparison import load_comparison
+from pipeline.reports.comparison import read_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import write_page
 from pipeline.stages.report import files_in, page_of
@@ -20,6 +20,6 @@ def report_comparison(folders: Sequence[str], output: str | None = None) -> Path
         raise UserError("several directories are shown on one page: say where to write it, with --output FILE")
     path = Path(output) if output else page_of(Path(folders[0]))
     check_output(str(path), [file for folder in folders for file in files_in(Path(folder))])
-    comparison = load_comparison([Path(folder) for folder in folders])
+    comparison = read_comparison([Path(folder) for folder in folders])
     write_page(path, "comparison.html.j2", **page_values(comparison))
     return path

@@ -19,7 +19,6 @@ from pipeline.data.batches import PassSize
 from pipeline.data.config import UNLABELLED, DataConfig, LabelsConfig
 from pipeline.data.pseudo_labels import PseudoLabels, joined
 from pipeline.data.splits import Split, load_split
-from pipeline.data.tokenizer import pad_token_id
 from pipeline.distributed.ranks import Ranks
 from pipeline.distributed.zero import element_count
 from pipeline.engine.backbone import Backbone
@@ -33,7 +32,7 @@ from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Readings
 from pipeline.methods.limits import check_positions, check_shortlist, check_size, check_verdict, window_warning
 from pipeline.stages.encode_labels import current_label_states
-from pipeline.training.adapter_writer import Fit
+from pipeline.training.adapter_writer import FittedMethod
 from pipeline.training.config import TrainConfig
 from pipeline.training.judging import Judging
 from pipeline.training.provenance import training_fingerprint
@@ -77,18 +76,18 @@ class TrainingTask:
             self.method, self.settings, config, self.seed, manifest, states, self.pseudo
         )
 
-    def fitted(self, ranks: Ranks, labels: LabelStates) -> Fit:
+    def fitted(self, ranks: Ranks, labels: LabelStates) -> FittedMethod:
         """A method that takes no steps. Collective."""
         splits = self.splits(ranks)
         counts = np.bincount(splits["train"].labels, minlength=len(labels.names))
         if not self.method.from_states:
-            return Fit(self.method.untrained_state(counts.tolist()))
+            return FittedMethod(self.method.untrained_state(counts.tolist()))
         readings = self._readings(splits, labels)
 
-        def fit() -> Fit:
+        def fit() -> FittedMethod:
             started = time.perf_counter()
             state = self.method.fitted_state(readings)
-            found = Fit(state, readings=len(readings.train.labels), seconds=time.perf_counter() - started)
+            found = FittedMethod(state, readings=len(readings.train.labels), seconds=time.perf_counter() - started)
             if readings.validation is None:
                 return found
             method = self.method.build(self.backbone.facts, labels.hypothesis_tokens, len(labels.names))
@@ -150,7 +149,7 @@ class TrainingTask:
             self.as_read(self._texts(splits)),
             method=self.method,
             seed=self.seed,
-            pad_token_id=pad_token_id(self.backbone.tokenizer, backbone.facts.vocab_size),
+            pad_token_id=self.backbone.pad_token_id,
             state=state.optimizer if state else None,
         )
 

@@ -12,7 +12,7 @@ from pipeline.core.run_dir import RunDir
 
 
 @dataclass(frozen=True)
-class Fit:
+class FittedMethod:
     """A method that takes no steps, as its training texts make it."""
 
     state: dict[str, Tensor]
@@ -54,7 +54,7 @@ class AdapterWriter:
         progress = {"steps": steps, "best_step": best_step, "converged": converged, "readings": readings}
         return {"fingerprint": self.fingerprint, **progress, "validation": figures}
 
-    def write_fitted(self, fit: Fit) -> dict[str, Any]:
+    def write_fitted(self, fit: FittedMethod) -> dict[str, Any]:
         """Writes both for a method that takes no steps; gives the summary."""
         summary = self.summary(0, 0, fit.figures, converged=True, readings=fit.readings) | {"seconds": fit.seconds}
         self.write_best(fit.state, fit.figures)

@@ -26,7 +26,7 @@ from pipeline.training.trainer import Trainer
 log = logging.getLogger(__name__)
 
 MOST_TEXTS = 2_000
-"""Texts of a split that are read for the judge, which has only H numbers to find."""
+"""Texts of a split that are read for the judge, which has only M numbers to find."""
 MOST_LABELS = 8
 """Labels that a training text is read with: the true one, and others drawn at random. Those that the probe takes for
 true would be chosen by its errors, which on the texts that it was fitted to are others than elsewhere."""

@@ -9,7 +9,6 @@ from typing import Any, NoReturn
 import numpy as np
 from safetensors import SafetensorError
 
-from pipeline.core import progress
 from pipeline.core.errors import DivergedError, Preempted, UserError
 from pipeline.core.files import write_json
 from pipeline.data.batches import PassSize
@@ -59,13 +58,7 @@ class TrainingRun:
         stop, keep = self.settings.on_write_error == "stop", self.settings.keep_checkpoints
         self.writer = CheckpointWriter(self.run_dir.checkpoints, keep, stop_on_error=stop)
         self.clock = time.perf_counter()
-        self.progress = Progress(
-            self.step,
-            trainer.total_steps,
-            trainer.global_batch,
-            shown=ranks.is_main,
-            every_seconds=progress.EVERY_SECONDS,
-        )
+        self.progress = Progress(self.step, trainer.total_steps, trainer.global_batch, shown=ranks.is_main)
 
     def to_end(self, preemption: Preemption) -> None:
         """Trains until the last step, or until patience is over. Raises Preempted after a signal to stop."""

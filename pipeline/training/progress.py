@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from tqdm import tqdm
 
-from pipeline.core.progress import is_hidden
+from pipeline.core import progress
 
 log = logging.getLogger(__name__)
 
@@ -14,9 +14,9 @@ log = logging.getLogger(__name__)
 class Progress:
     """Steps, loss, speed and the time left. `shown`: on this rank."""
 
-    def __init__(self, step: int, total_steps: int, texts_per_step: int, *, shown: bool, every_seconds: float) -> None:
-        self.total_steps, self.texts_per_step, self.every_seconds = total_steps, texts_per_step, every_seconds
-        self.bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", disable=is_hidden(shown))
+    def __init__(self, step: int, total_steps: int, texts_per_step: int, *, shown: bool) -> None:
+        self.total_steps, self.texts_per_step = total_steps, texts_per_step
+        self.bar = tqdm(total=total_steps, initial=step, desc="train", unit="step", disable=progress.is_hidden(shown))
         self._speaks = shown and self.bar.disable
         self._said_step, self._said_at = step, time.monotonic()
 
@@ -24,7 +24,7 @@ class Progress:
         """After every step."""
         self.bar.update()
         seconds = time.monotonic() - self._said_at
-        if self._speaks and seconds >= self.every_seconds:
+        if self._speaks and seconds >= progress.EVERY_SECONDS:
             done, left = step - self._said_step, self.total_steps - step
             log.info(
                 "train: step %s of %s, loss %.4f, %.1f texts/s, %s left",

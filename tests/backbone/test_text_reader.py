@@ -7,7 +7,8 @@ from torch import Tensor
 from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.text_reader import TextReader, as_kept_texts, as_trunk, keeps_tokens, token_width
+from pipeline.backbone.text_reader import TextReader, as_kept_texts, keeps_tokens, token_width
+from pipeline.backbone.trunk import Trunk
 from tests.backbone import test_behind as behind
 from tests.backbone import test_trunk as trunk
 
@@ -27,7 +28,7 @@ def test_layers_above_read_on_from_kept_states(family: str, kind: str) -> None:
     states = kept(backbone, form, trunk.IDS, trunk.MASK)
     read = backbone.trunk(trunk.IDS, trunk.MASK, 2)
     found, expected = (
-        backbone(trunk.IDS, trunk.MASK, given, trunk=each)[trunk.MASK] for each in (as_trunk(states, form), read)
+        backbone(trunk.IDS, trunk.MASK, given, trunk=each)[trunk.MASK] for each in (Trunk(2, states), read)
     )
     assert torch.equal(found, expected)
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.cli import main
-from pipeline.comparison.wording import over_rewordings
+from pipeline.comparison.wording import wording_means
 from tests.support.tiny_comparison import write_comparison
 
 TEMPLATES = ["This text is about {label}.", "{label}"]
@@ -51,7 +51,7 @@ def test_over_seeds_it_is_the_mean_and_a_seed_that_reads_none_has_its_own_value(
         for value, found in ((0.7, read), (0.8, {"read": False}))
     ]
     expected = {"reworded_mean": 0.7, "reworded_worst": 0.65, "reworded_spread": 0.1}
-    found = over_rewordings(rows)
+    found = wording_means(rows)
     assert found.pop("words_read") and found == pytest.approx(expected)
-    unasked = over_rewordings([{"metric": "accuracy", "figures": {"accuracy": np.nan}}])
+    unasked = wording_means([{"metric": "accuracy", "figures": {"accuracy": np.nan}}])
     assert set(unasked.values()) == {None}

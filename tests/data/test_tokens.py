@@ -1,4 +1,4 @@
-"""Texts as tokens: cut, marked and counted, by processes as by one; subsets of rows; damaged tokenizers.
+"""Texts as tokens: cut, marked and counted, by processes as by one; damaged tokenizers.
 
 covers data/tokenizer
 """
@@ -7,11 +7,8 @@ import importlib.util
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from datasets import Dataset
-from hypothesis import given
-from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
@@ -20,7 +17,7 @@ from pipeline.core.errors import UserError
 from pipeline.data import tokens
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import check_vocabulary, encode, load_tokenizer, pad_token_id, tokenizer_fingerprint
-from pipeline.data.tokens import balanced_subset, rows_per_label, summary, tokenize, unknown_warning
+from pipeline.data.tokens import summary, tokenize, unknown_warning
 from tests.support.tiny import save_tiny, tiny_tokenizer
 
 TEXTS = ["a gripping film", "the plot is thin and the jokes fall flat", "politics, business or science"] * 5
@@ -132,36 +129,6 @@ def test_texts_of_unknown_tokens_alone_are_counted(tmp_path):
         rows_of(tmp_path / "framed", texts[:3]), framed, {"a": 0, "b": 1, "c": 0}, 1, tmp_path / "x.arrow", "train"
     )
     assert str(unknown_warning(rows, framed, "train")).endswith(": row 2")
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(0, 2**31 - 1), st.data())
-def test_subset_keeps_shares(labels, seed, data):
-    labels = np.array(labels)
-    kinds = len(set(labels.tolist()))
-    limit = data.draw(st.integers(kinds, len(labels)))
-    chosen = balanced_subset(labels, limit, seed)
-    assert len(chosen) == limit and np.all(np.diff(chosen) > 0)
-    for value in set(labels.tolist()):
-        exact = np.sum(labels == value) * limit / len(labels)
-        kept = np.sum(labels[chosen] == value)
-        assert kept >= 1 and kept <= np.sum(labels == value)
-        assert -kinds < kept - exact <= 1
-    assert np.array_equal(chosen, balanced_subset(labels, limit, seed))
-
-
-@given(st.lists(st.integers(0, 6), min_size=1, max_size=300), st.integers(1, 50), st.integers(0, 2**31 - 1))
-def test_rows_per_label(labels, count, seed):
-    labels = np.array(labels)
-    chosen = rows_per_label(labels, count, seed)
-    assert np.all(np.diff(chosen) > 0)
-    for value in set(labels.tolist()):
-        assert np.sum(labels[chosen] == value) == min(count, np.sum(labels == value))
-    assert np.array_equal(chosen, rows_per_label(labels, count, seed))
-
-
-def test_subset_changes_with_the_seed():
-    labels = np.arange(1000) % 4
-    assert not np.array_equal(balanced_subset(labels, 100, 0), balanced_subset(labels, 100, 1))
 
 
 def test_padding_token_falls_back():

@@ -30,7 +30,7 @@ def read(folder: Path, batch_size: int) -> tuple[LayerStates, torch.Tensor]:
     preprocess(config)
     accelerator, ranks = start(config)
     backbone = backbone_of(config.backbone, config.data)
-    model = prepare_inference(accelerator, EveryLayer(load_frozen(accelerator, ranks, backbone)), "float32")
+    model = prepare_inference(accelerator, EveryLayer(load_frozen(accelerator, ranks, backbone)), torch.float32)
     states = LayerReader(accelerator, ranks, model, backbone, batch_size).read(
         load_split(config.run_dir.data / "train"), ROWS, "train"
     )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.reports import comparison_metrics as metrics
-from pipeline.reports.comparison import NEWER, Method, Place, load_comparison
+from pipeline.reports.comparison import NEWER, Method, Place, read_comparison
 from pipeline.reports.comparison_page import page_values
 from pipeline.reports.page import render
 from pipeline.reports.palette import COLOURS, style_of
@@ -30,7 +30,7 @@ def line(method: str, **values: Any) -> dict[str, Any]:
 
 def test_methods_come_in_the_order_of_the_page(tmp_path: Path) -> None:
     methods = ("majority", "prompt", "zero_shot", "lt_prompt", "probe")
-    comparison = load_comparison([invent(tmp_path, ["sst2"], methods=methods)])
+    comparison = read_comparison([invent(tmp_path, ["sst2"], methods=methods)])
     expected = ["lt_prompt", "prompt", "probe", "zero_shot", "majority"]
     assert [method.name for method in comparison.methods] == expected
     assert [line["method"] for line in comparison.places[0].lines] == expected
@@ -40,7 +40,7 @@ def test_methods_come_in_the_order_of_the_page(tmp_path: Path) -> None:
 def test_what_two_directories_hold_counts_once(tmp_path: Path) -> None:
     first = invent(tmp_path / "sst2", ["sst2"], methods=("lt_prefix", "prompt"))
     second = invent(tmp_path / "sizes", ["sst2"], methods=("lt_prefix", "majority"), sizes=("16", "64", "all"))
-    comparison = load_comparison([first, second])
+    comparison = read_comparison([first, second])
     assert [(place.size, len(place.lines)) for place in comparison.places] == [("all", 2), ("16", 2), ("64", 2)]
     assert comparison.notes == ["sst2, minilm: shown from sst2, left out from sizes"]
     assert comparison.sizes == ["all", "64", "16"] and comparison.largest() == [comparison.places[0]]
@@ -50,7 +50,7 @@ def test_what_two_directories_hold_counts_once(tmp_path: Path) -> None:
 
 def test_an_ablation_on_validation_and_one_without_baselines_can_be_shown(tmp_path: Path) -> None:
     invented = invent(tmp_path, ["sst2"], methods=("lt_prefix", "lt_prompt"), split="validation", seeds=1)
-    values = page_values(load_comparison([invented]))
+    values = page_values(read_comparison([invented]))
     assert ("judged on", "60 validation texts") in values["facts"]
     assert "differences" not in [anchor for anchor, _ in values["sections"]] and values["verdicts"] == []
     assert "sst2" in render("comparison.html.j2", **values)
@@ -76,7 +76,7 @@ def test_the_page_of_an_older_comparison(tmp_path: Path) -> None:
 
 
 def page_of(folders: list[Path]) -> str:
-    return render("comparison.html.j2", **page_values(load_comparison(folders)))
+    return render("comparison.html.j2", **page_values(read_comparison(folders)))
 
 
 def test_a_mean_curve_holds_the_steps_of_all_seeds() -> None:
@@ -108,7 +108,7 @@ def test_differences_are_cut_where_l_tuning_would_not_be_seen_any_more() -> None
 
 
 def test_the_grid_keeps_its_columns_where_a_setting_failed(tmp_path: Path) -> None:
-    place = load_comparison([invent(tmp_path, ["sst2"], methods=("lt_prefix", "prompt"))]).places[0]
+    place = read_comparison([invent(tmp_path, ["sst2"], methods=("lt_prefix", "prompt"))]).places[0]
     for run in place.runs:
         if run["method"] == "lt_prefix":
             run["grid"] = json.dumps(json.loads(run["grid"])[1:])

@@ -1,6 +1,6 @@
 """The report in a real browser: every picture drawn, nothing loaded, hostile texts and labels harmless.
 
-covers reports/charts, reports/page, reports/run
+covers reports/charts, reports/page, reports/run, reports/run_page
 """
 
 import re
@@ -15,7 +15,8 @@ from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
-from pipeline.stages.report import SECTIONS, report
+from pipeline.reports.run_page import SECTIONS
+from pipeline.stages.report import report
 from pipeline.stages.run import run
 from tests.support.browser import (
     check_access,

@@ -37,7 +37,7 @@ def test_speed_and_time_left(monkeypatch: pytest.MonkeyPatch, caplog: pytest.Log
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     with caplog.at_level(logging.INFO, logger="pipeline"):
-        told = Progress(100, 2000, 32, shown=True, every_seconds=60)
+        told = Progress(100, 2000, 32, shown=True)
         for step in range(101, 107):
             now += 10
             told.update(step, 0.5)
@@ -56,9 +56,10 @@ def test_a_terminal_has_the_bar_and_other_ranks_nothing(
     terminal = io.StringIO()
     terminal.isatty = lambda: True  # type: ignore[method-assign]
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(progress, "EVERY_SECONDS", 0.0)
     with caplog.at_level(logging.INFO, logger="pipeline"):
         for shown in (True, False):
-            told = Progress(0, 2, 8, shown=shown, every_seconds=0)
+            told = Progress(0, 2, 8, shown=shown)
             told.update(1, 0.5)
             told.close()
             assert ("1/2" in terminal.getvalue()) == shown
