@@ -280,7 +280,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
             set_key(values, key, value)
         config = parse_config(values, source="LTuningClassifier").trusted(self.trust_remote_code)
         settings = config.train
-        steps = settings.steps(-(-rows["train"] // settings.batch_size))
+        steps = settings.steps(-(-rows["train"] // (settings.batch_size * settings.gradient_accumulation)))
         often = settings.model_copy(update={"eval_every": max(1, -(-steps // EVALUATIONS))})
         return config if "train.eval_every" in overrides else config.model_copy(update={"train": often})
 

@@ -70,6 +70,20 @@ class RunConfig(Settings):
         return self
 
     @model_validator(mode="after")
+    def _starts_from_what_stays(self) -> "RunConfig":
+        if self.train.start_from is None:
+            return self
+        start, run = Path(self.train.start_from).resolve(), self.run_dir
+        replaced = {path.resolve() for path in (run.path, run.adapter, run.adapter_final)}
+        # A new adapter would take the place of the one that training is said to have started from.
+        if start in replaced or start.is_relative_to(run.sessions.resolve()):
+            raise ValueError(
+                f"train.start_from={self.train.start_from} is of this run itself, whose adapter training replaces: "
+                "choose another run.dir"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _is_fitted_where_no_step_is_taken(self) -> "RunConfig":
         if self.train.max_steps == 0 and self.method.takes_steps and not self.method.wants_states:
             raise ValueError(

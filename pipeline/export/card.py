@@ -66,6 +66,8 @@ def export_card(settings: Mapping[str, Any], library: str, backbone: str) -> str
     words = (
         "\nPut those words around each text that were there in training: `template`, `chat` in `ltune_export.json`.\n"
     )
+    if not settings["special_tokens"]:
+        words += "A special token that is written in a text itself was read there as text; these lines read a token.\n"
     return _CARD.format(
         front_matter=dump_yaml(head),
         library=library,

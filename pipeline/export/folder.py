@@ -31,7 +31,7 @@ def save_model(loaded: LoadedAdapter, folder: Path) -> float:
     Raises UserError where the classifier cannot be one of transformers' models.
     """
     _classifier(loaded).save_pretrained(folder)
-    loaded.tokenizer.save_pretrained(folder)
+    _save_tokenizer(loaded, folder)
     _write_use(loaded, folder, "transformers")
     again = AutoModelForTokenClassification.from_pretrained(folder, dtype=loaded.model.backbone.model.dtype)
     return check_equal(loaded, again.to(loaded.device).eval())
@@ -56,7 +56,7 @@ def save_peft(loaded: LoadedAdapter, folder: Path) -> float:
     _set_trained(loaded, wrapped)
     wrapped.save_pretrained(str(folder))
     del wrapped
-    loaded.tokenizer.save_pretrained(folder)
+    _save_tokenizer(loaded, folder)
     _write_use(loaded, folder, "PEFT")
     untrained = _classifier(loaded, trained=False)
     return check_equal(loaded, peft.PeftModel.from_pretrained(untrained, str(folder)).to(loaded.device).eval())
@@ -130,6 +130,15 @@ def _set_trained(loaded: LoadedAdapter, wrapped: Any) -> None:
             theirs[f"base_model.model.{prefix}.{name.removeprefix('backbone.model.')}"].copy_(parameter)
 
 
+def _save_tokenizer(loaded: LoadedAdapter, folder: Path) -> None:
+    """As it reads texts here. Words around a text have special tokens of their own, which it must not read as text."""
+    data = loaded.adapter.config.data
+    if not data.special_tokens and data.template is None and not data.chat:
+        # Where save_pretrained looks: what `load_tokenizer` has set is left out.
+        loaded.tokenizer.init_kwargs["split_special_tokens"] = True
+    loaded.tokenizer.save_pretrained(folder)
+
+
 def _write_use(loaded: LoadedAdapter, folder: Path, library: str) -> None:
     """What others must know beside the weights."""
     config = loaded.adapter.config
@@ -139,6 +148,7 @@ def _write_use(loaded: LoadedAdapter, folder: Path, library: str) -> None:
         "max_length": config.data.max_length,
         "template": config.data.template,
         "chat": config.data.chat,
+        "special_tokens": config.data.special_tokens,
         "pairs": config.data.text_pair is not None,
         "method": config.method.name,
     }

@@ -56,6 +56,14 @@ def test_answers(fitted: LTuningClassifier) -> None:
     assert fitted.predict([]).shape == (0,) and fitted.predict_proba([]).shape == (0, 3)
 
 
+def test_it_evaluates_ten_times_whatever_a_step_holds(backbone: str, tmp_path: Path) -> None:
+    keys = {"method.head": "label_aware", "train.gradient_accumulation": 3}
+    tiny(backbone, run_dir=tmp_path / "run", max_steps=None, epochs=7, overrides=keys).fit(X, Y, validation=(X, Y))
+    lines = map(json.loads, (tmp_path / "run" / "logs" / "metrics.jsonl").read_text().splitlines())
+    # 36 texts in steps of 12: 21 steps, of which every third is followed by an evaluation.
+    assert [line["step"] for line in lines if "validation/accuracy" in line] == [3, 6, 9, 12, 15, 18, 21]
+
+
 def test_it_trains_as_the_command_line_does(backbone: str, tmp_path: Path) -> None:
     """The same adapter, bit for bit, from the same texts and settings in a file; and it is left as a run directory."""
     classifier = tiny(backbone, run_dir=tmp_path / "python", seed=3).fit(X, Y)

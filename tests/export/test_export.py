@@ -107,6 +107,24 @@ def test_others_compute_the_same_scores(tmp_path: Path, name: str, capsys: pytes
     assert capsys.readouterr().out.strip().splitlines()[-1] == str([each.label for each in loaded.predict(ASKED)])
 
 
+def test_special_tokens_in_a_text_are_read_as_in_training(tmp_path: Path) -> None:
+    loaded, out = trained(tmp_path, *CASES["probe first"]), tmp_path / "out"
+    export(tmp_path / "adapter", out, device="cpu")
+    text = "a goal </s> in the <s> last minute"
+    expected = loaded.rows([text])[0]["input_ids"]
+    assert AutoTokenizer.from_pretrained(out)(text)["input_ids"] == expected
+    assert AutoTokenizer.from_pretrained(tmp_path / "backbone")(text)["input_ids"] != expected
+
+
+def test_special_tokens_of_the_words_around_a_text_stay_tokens(tmp_path: Path) -> None:
+    words = {"data.template": "{text}</s>answer:"}
+    loaded, out = trained(tmp_path, "bert", CASES["probe first"][1] | words), tmp_path / "out"
+    export(tmp_path / "adapter", out, device="cpu")
+    expected = loaded.rows(["a goal"])[0]["input_ids"]
+    assert AutoTokenizer.from_pretrained(out)("a goal</s>answer:")["input_ids"] == expected
+    assert "read there as text" in (out / "README.md").read_text()
+
+
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("lt_")])
 def test_injections_of_labels_need_no_producer(tmp_path: Path, name: str) -> None:
     loaded, out = trained(tmp_path, *CASES[name]), tmp_path / "out"

@@ -108,6 +108,14 @@ def test_methods_without_an_injection_are_refused(tmp_path: Path) -> None:
         started(tmp_path / "probe", source, {"name": "probe"})
 
 
+@pytest.mark.parametrize("part", ["", "adapter", "adapter-final", "sessions/00"])
+def test_a_run_does_not_start_from_its_own_adapter(part: str, tmp_path: Path) -> None:
+    """Which training replaces: evaluation would find a run that started from something else."""
+    with pytest.raises(UserError, match=r"train\.start_from=.* is of this run itself.*: choose another run\.dir"):
+        tiny_config(tmp_path, method=PROMPT, train={"start_from": str(tmp_path / "run" / part)})
+    assert tiny_config(tmp_path, method=PROMPT, train={"start_from": str(tmp_path / "run" / "kept")})
+
+
 def interrupted(folder: Path) -> dict[str, list[list[int]]]:
     """Statuses of a run, of one from its prompt, and of another that is killed on the way."""
     source = tiny_config(folder / "source", method=PROMPT, train={"max_steps": 1})
