@@ -70,12 +70,12 @@ class ReadingChoice:
 def worth_joining(probed: Sequence[Probed], layers: int) -> list[tuple[list[int], Pooling]]:
     """Layers to join and their pooling, worth a probe once each of L = `layers` has been probed by itself.
 
-    They are spread over half, three quarters and all of the layers, and over those up to the best. Where that is a mean
-    they are probed with the deviation beside it too.
+    They are spread over half, three quarters and all of the layers, and over those up to the best, and pooled as the
+    best and by statistics.
     """
     best = max(probed, key=lambda one: one.quality)
     depths = {-(-layers // 2), -(-3 * layers // 4), layers, best.depth}
-    poolings: list[Pooling] = ["mean", "statistics"] if best.pooling == "mean" else [best.pooling]
+    poolings: list[Pooling] = list(dict.fromkeys([best.pooling, "statistics"]))
     return [(joined, pooling) for depth in sorted(depths) for joined in _spread(depth) for pooling in poolings]
 
 

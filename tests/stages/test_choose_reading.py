@@ -29,6 +29,7 @@ def test_one_pass_a_table_and_files(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert [(one["layers"], one["pooling"]) for one in found["probed"]] == [
         *((layers, pooling) for layers in (1, 2) for pooling in ("mean", "last", "first")),
         ([1, 2], max(found["probed"][:6], key=lambda one: (one["accuracy"], -one["log_loss"]))["pooling"]),
+        ([1, 2], "statistics"),
     ]
     assert "accuracy on 3 validation texts of a probe fitted to 9 (standard error" in said
     assert "\nas configured: 1 layer, last: accuracy" in said
