@@ -32,7 +32,7 @@ def check_earlier_run(task: TrainingTask, ranks: Ranks) -> None:
     labels = path and ranks.on_main(lambda: _labels_in(task.run.labels))
     if not path or not labels:
         return
-    state, absent = ranks.on_every(lambda: load_state(path)), training_absent(task.method)
+    state, absent = load_state(ranks, path), training_absent(task.method)
     wanted = _wanted(task, labels, state.fingerprint, ranks)
     ranks.on_every(lambda: check_resumable(task.settings, state, wanted, absent, ranks.size))
 

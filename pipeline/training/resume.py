@@ -39,8 +39,7 @@ def state_to_resume(ranks: Ranks, resume: str, run_dir: RunDir) -> RunState | No
     path = ranks.on_main(lambda: checkpoint_to_resume(resume, run_dir))
     if path is None:
         return None
-    with about(f"checkpoint '{path}'"):
-        state = ranks.on_every(lambda: load_state(path))
+    state = load_state(ranks, path)
     log.info("train: goes on after step %d, from %s", state.step, path)
     return state
 
@@ -98,8 +97,13 @@ def _share_batch(settings: TrainConfig, global_batch: int, world_size: int) -> T
     return settings.model_copy(update={"batch_size": micro, "gradient_accumulation": share // micro})
 
 
-def load_state(path: Path) -> RunState:
-    """Reads a checkpoint on this rank. Raises UserError where it is damaged or not there."""
+def load_state(ranks: Ranks, path: Path) -> RunState:
+    """A checkpoint, read by every rank. Collective. Raises UserError where it is damaged or not there."""
+    with about(f"checkpoint '{path}'"):
+        return ranks.on_every(lambda: _read(path))
+
+
+def _read(path: Path) -> RunState:
     if not path.is_dir():
         raise UserError(f"train.resume: '{path}' is not a checkpoint directory: give checkpoints/step-NNNNNN, or auto")
     return read_checkpoint(path)
