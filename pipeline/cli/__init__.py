@@ -98,14 +98,16 @@ def _run(options: argparse.Namespace) -> None:
         _stage(options)
         return
     config = _load(options)
-    from pipeline.stages.dry_run import plan
+    with quick_imports():
+        from pipeline.stages.dry_run import plan
 
     plan(config)
 
 
 def _estimate(options: argparse.Namespace) -> None:
     config = _load(options)
-    from pipeline.stages.estimate import estimate
+    with quick_imports():
+        from pipeline.stages.estimate import estimate
 
     estimate(config, world_size=options.world_size, gpu=options.gpu, bandwidth=options.bandwidth)
 
@@ -130,7 +132,8 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _doctor(options: argparse.Namespace) -> None:
-    from pipeline.stages.doctor import doctor
+    with quick_imports():
+        from pipeline.stages.doctor import doctor
 
     doctor(options.run)
 
