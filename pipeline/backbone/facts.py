@@ -10,6 +10,7 @@ from pipeline.core.errors import UserError
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
+    from pipeline.backbone.config import BackboneConfig
     from pipeline.backbone.probe import Probe
 
 CarrierName = Literal["cache", "attention", "deberta"]
@@ -112,9 +113,10 @@ class Form(NamedTuple):
         return f"{self.kind}{place}{' behind the text' if self.is_behind else ''}"
 
 
-def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = (), pooled: int = 1) -> BackboneFacts:
-    """Facts of the base model (without head) that AutoModel builds from a transformers config.
+def facts_of(config: "PreTrainedConfig", settings: "BackboneConfig | None" = None) -> BackboneFacts:
+    """Facts of the base model (without head) that AutoModel builds from a transformers config, read as `settings` say.
 
+    Without `settings`: its last layer, one state per text.
     Raises UserError for a model that does not read plain text, such as one of images.
     """
     from pipeline.backbone.probe import probe  # late: it takes two seconds, and a config is read without it
@@ -134,8 +136,8 @@ def facts_of(config: "PreTrainedConfig", joined: tuple[int, ...] = (), pooled: i
         sliding_layers=len(windows),
         vocab_size=found.vocab_size,
         carrier=carrier,
-        joined=joined,
-        pooled=pooled,
+        joined=settings.joined if settings else (),
+        pooled=settings.pooled if settings else 1,
     )
 
 

@@ -39,7 +39,7 @@ class Backbone:
 
     @cached_property
     def facts(self) -> BackboneFacts:
-        return facts_of(self.model_config, self.config.joined, self.config.pooled)
+        return facts_of(self.model_config, self.config)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

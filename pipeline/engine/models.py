@@ -64,7 +64,7 @@ def load_frozen(
     else:
         model = kept.model(zero_config, device)
         backbone.kept = None if written else kept
-    facts = facts_of(model.config, config.joined, config.pooled)
+    facts = facts_of(model.config, config)
     return FrozenBackbone(model, facts, gradient_checkpointing=config.gradient_checkpointing)
 
 

@@ -75,7 +75,7 @@ def build_case(
     """
     gpu = gpu or next(iter(GPUS))
     _check_options(world_size, gpu, bandwidth, hypothesis_tokens)
-    facts = facts_of(hf_config, config.backbone.joined, config.backbone.pooled)
+    facts = facts_of(hf_config, config.backbone)
     check_injection(config.method, facts)
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     form = config.method.form

@@ -100,7 +100,7 @@ def take_inventory(
 
     Raises UserError for unsupported models.
     """
-    facts = facts_of(hf_config, config.joined, config.pooled)
+    facts = facts_of(hf_config, config)
     dtype = config.torch_dtype
     model = empty_model(hf_config, dtype, experts=WITHOUT_CONTENTS)
     with torch.device("meta"):

@@ -159,7 +159,7 @@ def label_points(run: Run) -> tuple[Rows, str]:
     labels = run.adapter.labels
     try:
         backbone = run.adapter.config.backbone.trusted(run.config.backbone.trust_remote_code)
-        facts = facts_of(load_model_config(backbone), backbone.joined, backbone.pooled)
+        facts = facts_of(load_model_config(backbone), backbone)
     except UserError:
         return [], "The backbone is not where it was in training, so the tuned labels cannot be computed."
     method = run.adapter.build_method(facts).float()

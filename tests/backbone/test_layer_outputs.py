@@ -36,8 +36,7 @@ def folder(tmp_path: Path, family: str) -> Path:
 def frozen(path: Path, layers: int | list[int], *, checkpointing: bool = False) -> FrozenBackbone:
     config = BackboneConfig(name_or_path=str(path), dtype="float32", layers=layers)
     model = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
-    facts = facts_of(model.config, config.joined)
-    return FrozenBackbone(model, facts, gradient_checkpointing=checkpointing).train()
+    return FrozenBackbone(model, facts_of(model.config, config), gradient_checkpointing=checkpointing).train()
 
 
 def random(*shape: int) -> Tensor:
@@ -127,6 +126,6 @@ def test_a_family_that_shows_no_layers_is_refused() -> None:
     config = AlbertConfig(vocab_size=50, embedding_size=8, hidden_size=8, num_attention_heads=2, num_hidden_layers=2)
     model = AlbertModel(config)
     with pytest.raises(UserError, match=r"backbone\.layers: those of albert do not stand in one list"):
-        FrozenBackbone(model, facts_of(config, (1, 2)))
+        FrozenBackbone(model, facts_of(config, BackboneConfig(name_or_path="a", layers=[1, 2])))
     with pytest.raises(UserError, match="albert"):
         EveryLayer(FrozenBackbone(model, facts_of(config)))

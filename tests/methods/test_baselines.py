@@ -4,6 +4,7 @@ covers methods/base, methods/majority, methods/p_tuning, methods/prefix, methods
 covers methods/text_classifier, methods/zero_shot
 """
 
+from dataclasses import replace
 from typing import Any
 
 import peft
@@ -75,7 +76,7 @@ def texts() -> dict[str, Tensor]:
 @pytest.mark.parametrize("keys", CLASSIFIERS + STEPLESS, ids=label)
 @pytest.mark.parametrize(("joined", "pooled"), [((), 1), ((1, 2), 2)])
 def test_the_formula_is_the_count(keys: dict[str, Any], family: str, joined: tuple[int, ...], pooled: int) -> None:
-    facts = facts_of(tiny_model(family).config, joined, pooled)
+    facts = replace(facts_of(tiny_model(family).config), joined=joined, pooled=pooled)
     config = config_of(**keys)
     method = config.build(facts, P, K)
     assert sum(parameter.numel() for parameter in method.parameters()) == config.trainable_count(facts, P, K)
