@@ -17,12 +17,14 @@ from pipeline.methods.limits import check_positions, check_shortlist, check_size
 from pipeline.stages.preprocess import preprocess
 from pipeline.training.config import TrainConfig
 from pipeline.training.judging import judge_readings
+from pipeline.training.start import check_start
 
 
 def plan(config: RunConfig) -> None:
     """Prints rows, steps, tokens per step, trainable parameters and memory. The data are read and checked for it."""
     backbone = backbone_of(config.backbone, config.data)
     check_all([(config, backbone)], config.run_dir.path)
+    check_start(config.train.start_from, config.method, config.run_dir)
     with TemporaryDirectory() as folder:
         elsewhere = config.run.model_copy(update={"dir": folder})
         manifest = preprocess(config.model_copy(update={"run": elsewhere}), backbone)

@@ -15,6 +15,7 @@ from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
 from pipeline.stages.single_training import Training
 from pipeline.stages.train import train
+from pipeline.training.start import check_start
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ def run(config: RunConfig, *, overwrite: bool = False) -> dict[str, Any]:
     backbone = backbone_of(config.backbone, config.data)
     ranks = join(config)
     ranks.on_main(lambda: check_all([(config, backbone)], config.run_dir.path))
+    ranks.on_main(lambda: check_start(config.train.start_from, config.method, config.run_dir, overwrite=overwrite))
     if not overwrite:
         check_earlier_run(Training(config, backbone, config.run_dir).task, ranks)
     preprocess(config, backbone)

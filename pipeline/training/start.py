@@ -11,6 +11,7 @@ from torch import Tensor
 
 from pipeline.adapter.directory import Adapter, adapter_fingerprint, adapter_folder, load_adapter
 from pipeline.core.errors import UserError
+from pipeline.core.run_dir import RunDir
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone
 from pipeline.methods import AnyMethodConfig, TuningMethod
@@ -35,6 +36,15 @@ def start_fingerprint(path: str | None) -> dict[str, str]:
         return {}
 
 
+def check_start(path: str | None, config: AnyMethodConfig, run: RunDir, *, overwrite: bool = False) -> None:
+    """Raises UserError where training cannot start from that adapter, as far as is known before labels are read.
+
+    What has begun goes on without it, where it does not `overwrite`.
+    """
+    if path is not None and (overwrite or not run.is_trained):
+        _load(path, config)
+
+
 def start_values(
     path: str, config: AnyMethodConfig, method: TuningMethod, backbone: Backbone, ranks: Ranks
 ) -> dict[str, Tensor]:
@@ -42,9 +52,8 @@ def start_values(
 
     Raises UserError where it is damaged, of another method or backbone, or of other sizes.
     """
+    other = _load(path, config)
     try:
-        other = load_adapter(adapter_folder(path))
-        _check_method(other, config)
         other.check_backbone(backbone.opened(ranks).fingerprint, backbone.tokenizer_fingerprint)
         own = {name: tensor for name, tensor in method.named_parameters() if not name.startswith(HEAD)}
         _check_sizes(other, own)
@@ -52,6 +61,15 @@ def start_values(
         raise UserError(f"train.start_from: {error}") from error
     log.info("train: starts from %d tensors of '%s', with a new head", len(own), path)
     return {name: other.method_state[name] for name in own}
+
+
+def _load(path: str, config: AnyMethodConfig) -> Adapter:
+    try:
+        other = load_adapter(adapter_folder(path))
+        _check_method(other, config)
+    except UserError as error:
+        raise UserError(f"train.start_from: {error}") from error
+    return other
 
 
 def _check_method(other: Adapter, config: AnyMethodConfig) -> None:

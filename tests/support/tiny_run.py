@@ -84,8 +84,7 @@ def estimated(config: RunConfig) -> Sections:
 
 
 def tiny_facts(backbone: BackboneConfig | None = None) -> BackboneFacts:
-    read = (backbone.joined, backbone.pooled) if backbone else ()
-    return facts_of(tiny_model("llama_gqa").config, *read)
+    return facts_of(tiny_model("llama_gqa").config, backbone)
 
 
 def untrained_state(config: RunConfig, labels: LabelStates) -> dict[str, torch.Tensor]:

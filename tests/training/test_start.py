@@ -14,6 +14,7 @@ import torch
 from pipeline.adapter.directory import load_adapter
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.stages.dry_run import plan
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.run import run
 from pipeline.stages.train import train
@@ -96,7 +97,9 @@ def test_what_does_not_fit_is_refused_in_one_line(
     config = started(tmp_path / "run", source, method, **({"start_from": path} if path else {}))
     with pytest.raises(UserError, match=f"^train.start_from: .*{fault}") as error:
         run(config)
-    assert "\n" not in str(error.value) and not config.run_dir.adapter.exists()
+    assert "\n" not in str(error.value) and not config.run_dir.data.exists(), "before anything is made"
+    with pytest.raises(UserError, match=f"^train.start_from: .*{fault}"):
+        plan(config)
 
 
 def test_methods_without_an_injection_are_refused(tmp_path: Path) -> None:
