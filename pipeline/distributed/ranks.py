@@ -1,7 +1,7 @@
 """The processes that work together, and agreement between them."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, TypeAlias, TypeVar
@@ -47,6 +47,15 @@ class Ranks:
     def is_main(self) -> bool:
         """Whether this is rank 0."""
         return self.rank == 0
+
+    def turns(self, parts: Sequence[T]) -> list[tuple[T, bool]]:
+        """What this rank takes in each turn, and whether it is its own, so that all have as many, as ZeRO-3 needs it.
+
+        The parts go round; a rank that is left without one repeats the last, and drops the result.
+        """
+        last = len(parts) - 1
+        own = range(self.rank, len(parts) + self.rank, self.size)
+        return [(parts[min(part, last)], part <= last) for part in own]
 
     def gather(self, value: T) -> list[T]:
         """`value` of every rank, in order. Collective."""

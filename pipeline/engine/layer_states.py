@@ -68,13 +68,11 @@ class LayerReader:
         facts = self.backbone.facts
         shape = (facts.layers, len(PARTS), len(places[rank]), facts.hidden_size)
         share, done = torch.empty(shape, dtype=self.backbone.config.torch_dtype), 0
-        turns = range(0, len(batches), size)
+        turns = self.ranks.turns(batches)
         with counted(log, f"choose-reading: {name}", len(turns), shown=self.ranks.is_main) as work:
-            for first in turns:
-                # A rank without a batch of its own reads the last one, and drops the result.
-                batch = batches[min(first + rank, len(batches) - 1)]
+            for batch, is_own in turns:
                 states = self._states(split, rows[batch])
-                if first + rank < len(batches):
+                if is_own:
                     share[:, :, done : done + len(batch)] = states
                     done += len(batch)
                 work.update()

@@ -61,16 +61,14 @@ def score(
     batches = _batches(lengths, size, readings or len(chunks[0]) * hypotheses)
     scores = torch.zeros(len(lengths), label_count)
     scorer = _Scorer(model, texts, chunks, pad_token_id, device, readings, hypotheses)
-    steps = range(0, len(batches), ranks.size)
+    turns = ranks.turns(batches)
     shown = description is not None and ranks.is_main
-    with _evaluation(model), torch.no_grad(), counted(log, description or "", len(steps), shown=shown) as work:
-        for first in steps:
+    with _evaluation(model), torch.no_grad(), counted(log, description or "", len(turns), shown=shown) as work:
+        for rows, is_own in turns:
             if before_batch is not None:
                 before_batch()
-            # A rank without a batch of its own repeats the last one, and drops the result.
-            rows = batches[min(first + ranks.rank, len(batches) - 1)]
             result = scorer.scores(rows)
-            if first + ranks.rank < len(batches):
+            if is_own:
                 scores[torch.from_numpy(rows)] = result
             work.update()
     return _sum_over_ranks(scores, ranks, device).numpy()
@@ -125,26 +123,25 @@ def read_with_labels(
     """
     lengths, count = texts.lengths[rows], candidates.shape[1]
 
-    def read(own: Ints) -> Tensor:
-        batch = texts.batch(rows[own], pad_token_id) | {"candidates": candidates[torch.from_numpy(own)]}
-        states: Tensor = model(**{name: part.to(device) for name, part in batch.items()}, unscored=True)
+    def read(batch: Ints) -> Tensor:
+        given = texts.batch(rows[batch], pad_token_id) | {"candidates": candidates[torch.from_numpy(batch)]}
+        states: Tensor = model(**{name: part.to(device) for name, part in given.items()}, unscored=True)
         return states.float().cpu()
 
     batches = _batches(lengths, size, count)
     found = torch.zeros(0)
-    steps = range(0, len(batches), ranks.size)
-    with _evaluation(model), torch.no_grad(), counted(log, "judge", len(steps), shown=ranks.is_main) as work:
-        for first in steps:
+    turns = ranks.turns(batches)
+    with _evaluation(model), torch.no_grad(), counted(log, "judge", len(turns), shown=ranks.is_main) as work:
+        for batch, is_own in turns:
             if before_batch is not None:
                 before_batch()
-            own = batches[min(first + ranks.rank, len(batches) - 1)]
-            states = _unless_too_large(read, own)
+            states = _unless_too_large(read, batch)
             if states is None:
-                raise _too_large(lengths[own], count, can_shrink=len(own) > 1)
+                raise _too_large(lengths[batch], count, can_shrink=len(batch) > 1)
             if not len(found):
                 found = torch.zeros(len(rows), *states.shape[1:])
-            if first + ranks.rank < len(batches):
-                found[torch.from_numpy(own)] = states
+            if is_own:
+                found[torch.from_numpy(batch)] = states
             work.update()
     return _sum_over_ranks(found, ranks, device)
 

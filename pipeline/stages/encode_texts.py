@@ -99,16 +99,15 @@ class _Reading:
         """Writes the chunks `todo` of a split, each rank its own. All run the same number of forwards, for ZeRO-3."""
         batch_size = min(self.batch_size, max(1, CHUNK_BYTES // wanted.largest))
         forwards = -(-plan.chunk_rows // batch_size)
-        turns = range(0, len(todo), self.ranks.size)
+        turns = self.ranks.turns(todo)
         what, batches = f"encode-texts: {name}", len(turns) * forwards
         with counted(log, what, batches, shown=self.ranks.is_main) as work:
-            for first in turns:
-                # A rank without a chunk of its own reads the last one, and drops the result.
-                rows = plan.rows_of(chunk := todo[min(first + self.ranks.rank, len(todo) - 1)])
+            for chunk, is_own in turns:
+                rows = plan.rows_of(chunk)
                 cuts = longest_first(wanted.split.lengths[rows.start : rows.stop], batch_size)
                 cuts += cuts[-1:] * (forwards - len(cuts))
                 states = self._states(wanted, rows, cuts, work)
-                if first + self.ranks.rank < len(todo):
+                if is_own:
                     self.ranks.on_every(lambda: write_chunk(folder, name, chunk, states))  # noqa: B023 (called at once)
                 else:
                     self.ranks.on_every(lambda: None)

@@ -146,6 +146,16 @@ def test_work_on_rank_0_may_outlast_the_timeout(tmp_path: Path) -> None:
     assert run_worlds("tests.distributed.test_ranks:wait_long", [2], tmp_path, 120)[2] == [["result", "done"]] * 2
 
 
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("count", [0, 1, 4, 6, 7])
+def test_in_turns_every_part_is_taken_once_and_all_ranks_take_as_many(count: int, size: int) -> None:
+    parts = list(range(count))
+    turns = [Ranks(rank, size).turns(parts) for rank in range(size)]
+    assert [len(taken) for taken in turns] == [-(-count // size)] * size
+    assert [part for turn in zip(*turns, strict=True) for part, is_own in turn if is_own] == parts
+    assert all(is_own or part == parts[-1] for taken in turns for part, is_own in taken)
+
+
 @pytest.mark.parametrize("name", FAULTS)
 def test_alone_a_failure_is_what_it_is(name: str) -> None:
     for run in (Ranks.alone().on_main, Ranks.alone().on_every):
