@@ -4,6 +4,7 @@ import base64
 import hashlib
 import logging
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import jinja2
 import vl_convert
 from markupsafe import Markup, escape
 
+from pipeline.core.errors import UserError
 from pipeline.core.escapes import visible
-from pipeline.core.output import opened_output
+from pipeline.core.output import check_output, opened_output
 
 HERE = Path(__file__).parent
 
@@ -21,6 +23,20 @@ _MARKS = re.compile(r' (?:role|aria-label|aria-roledescription)="[^"]*"')
 _DIGITS = re.compile(r"\d+\.\d{3,}")
 
 log = logging.getLogger(__name__)
+
+
+def page_path(output: str | None, folders: Sequence[Path], artefacts: Sequence[Path] = ()) -> Path:
+    """Where to write the page of these runs or comparisons: `output`, or report.html in the first of their folders.
+
+    UserError where it would take the place of a file in these folders that is no page, or be written into one of the
+    `artefacts`, and where report.html is a link, which would let the folder's author choose a file that is replaced.
+    """
+    path = Path(output) if output else folders[0] / "report.html"
+    if not output and path.is_symlink():
+        raise UserError(f"'{path}' is a symbolic link: remove it, or say where to write the page, with --output FILE")
+    files = [file for folder in folders for file in folder.glob("*") if file.is_file() and file.suffix != ".html"]
+    check_output(str(path), [*files, *artefacts])
+    return path
 
 
 def write_page(path: Path, template: str, **values: Any) -> None:

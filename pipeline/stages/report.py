@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from pipeline.core.errors import UserError
 from pipeline.core.output import check_output
 from pipeline.core.run_dir import RunDir
 from pipeline.data.fingerprint import sources_of
-from pipeline.reports.page import write_page
+from pipeline.reports.page import page_path, write_page
 from pipeline.reports.run import load_run
 from pipeline.reports.run_page import page_values
 
@@ -24,27 +23,10 @@ def report(
     Raises UserError where the run has not been evaluated, or a file of it is damaged.
     """
     run_dir = RunDir(run)
-    path = Path(output) if output else page_of(run_dir.path)
     artefacts = [run_dir.data, run_dir.labels, run_dir.adapter, run_dir.adapter_final, run_dir.evaluation, run_dir.logs]
-    check_output(str(path), [*files_in(run_dir.path), *artefacts, run_dir.checkpoints])
+    path = page_path(output, [run_dir.path], [*artefacts, run_dir.checkpoints])
     found = load_run(run_dir.path, trust_remote_code)
     check_output(str(path), [found.config.backbone.location, *sources_of(found.config.data).values()])
     values = page_values(found, run_dir, texts=texts)
     write_page(path, "run.html.j2", title=run_dir.path.resolve().name, **values)
     return path
-
-
-def page_of(folder: Path) -> Path:
-    """Where the page of a run or a comparison is written unless the user says so.
-
-    UserError where that is a link, which would let the directory's author choose a file that is replaced.
-    """
-    path = folder / "report.html"
-    if path.is_symlink():
-        raise UserError(f"'{path}' is a symbolic link: remove it, or say where to write the page, with --output FILE")
-    return path
-
-
-def files_in(folder: Path) -> list[Path]:
-    """The files of a run's or a comparison's directory that are not pages."""
-    return [file for file in folder.glob("*") if file.is_file() and file.suffix != ".html"]

@@ -4,11 +4,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.core.errors import UserError
-from pipeline.core.output import check_output
 from pipeline.reports.comparison import read_comparison
 from pipeline.reports.comparison_page import page_values
-from pipeline.reports.page import write_page
-from pipeline.stages.report import files_in, page_of
+from pipeline.reports.page import page_path, write_page
 
 
 def report_comparison(folders: Sequence[str], output: str | None = None) -> Path:
@@ -18,8 +16,8 @@ def report_comparison(folders: Sequence[str], output: str | None = None) -> Path
     """
     if not output and len(folders) > 1:
         raise UserError("several directories are shown on one page: say where to write it, with --output FILE")
-    path = Path(output) if output else page_of(Path(folders[0]))
-    check_output(str(path), [file for folder in folders for file in files_in(Path(folder))])
-    comparison = read_comparison([Path(folder) for folder in folders])
+    paths = [Path(folder) for folder in folders]
+    path = page_path(output, paths)
+    comparison = read_comparison(paths)
     write_page(path, "comparison.html.j2", **page_values(comparison))
     return path
