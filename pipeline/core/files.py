@@ -18,6 +18,8 @@ from pipeline.core.errors import UserError
 _WRITERS = {
     "data": "preprocess",
     "labels": "encode-labels",
+    "texts": "encode-texts",
+    "adapter": "train",
     "adapter-final": "train",
     "evaluation": "evaluate",
 }

@@ -267,6 +267,8 @@ def test_damaged_json_is_named(tmp_path: Path, damage: str) -> None:
     path = tmp_path / "labels.json"
     with pytest.raises(UserError, match="does not exist: run the stage that writes it first"):
         read_json(path)
+    with pytest.raises(UserError, match="does not exist: run encode-texts first"):
+        read_json(tmp_path / "texts" / "states.json")
     path.write_text(damage, encoding="latin-1")
     with pytest.raises(UserError, match=r"labels\.json' cannot be read"):
         read_json(path)
