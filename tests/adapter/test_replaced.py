@@ -53,7 +53,7 @@ def numbered_adapter(folder: Path, number: int) -> None:
 
 
 def test_a_load_sees_one_whole_adapter_while_others_take_its_place(tmp_path: Path) -> None:
-    folder, count = tmp_path / "adapter", 120
+    folder, count = tmp_path / "adapter", 40
     numbered_adapter(folder, 0)
     (tmp_path / "config.yaml").touch()
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[2])])}
