@@ -16,8 +16,11 @@ import pytest
 
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
+from pipeline.comparison.config import groups, load_comparison
 from pipeline.config import load_config
 from pipeline.core.ownership import MARK
+from pipeline.engine.startup import start
+from pipeline.stages.cell import cell_of
 from tests.support.tiny_comparison import write_comparison
 
 PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
@@ -295,3 +298,17 @@ def test_test_texts_are_read_where_test_is_compared_on(tmp_path: Path, split: st
     [row] = rows_of(tmp_path)
     states = json.loads((tmp_path / "comparison" / row["run"] / "texts" / "states.json").read_text())
     assert states["splits"].keys() == {"train", "validation", split}
+
+
+def test_cells_that_start_from_other_readings_of_the_labels_leave_each_other_theirs(tmp_path: Path) -> None:
+    """As in an array job: a share makes its label states while another, on the same data, is about to train."""
+    file = write_comparison(tmp_path, grid={}, methods={"lt_prompt": {}, "lt_prefix": {}}, seeds=[0])
+    comparison = load_comparison(file)
+    cells = [cell_of(comparison, group, {}, 0, {}) for group in groups(comparison)]
+    ranks = start(cells[0].config)[1]
+    for cell in cells:
+        cell.prepare(ranks, overwrite=False)
+    for cell in cells:
+        assert cell.results(judge=True)["figures"]["n"] == 9
+    runs = [cell.config.run_dir for cell in cells]
+    assert len({run.labels.resolve() for run in runs}) == 2 and len({run.data.resolve() for run in runs}) == 1
