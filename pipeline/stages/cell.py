@@ -118,8 +118,9 @@ class Cell:
         return self._fingerprint(manifest)
 
     def found(self, fingerprint: dict[str, str], judge: bool) -> dict[str, Any] | None:
-        """Its row, if it was run with this config on these data."""
-        if not self.file.is_file():
+        """Its row, if it was run with this config on these data, and what it says is still there."""
+        run = self.config.run_dir
+        if not (self.file.is_file() and run.is_finished and (not judge or run.predictions_file.is_file())):
             return None
         sections = {name: type(section) for name, section in self.config}
         absent = {**defaults_of(**sections), **parts_of_data_absent()}
@@ -217,6 +218,7 @@ class Cell:
             except UserError:
                 if not overwrite:
                     raise
+                remove(self.file)  # first, and always: its fingerprint does not say what all of that was made from
                 run.remove_training()
         elif not self._is_kept():
             # Of a run that was interrupted, and cannot go on with another config.

@@ -13,6 +13,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
@@ -205,6 +206,24 @@ def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys:
     assert [row["steps"] for row in rows_of(tmp_path)] == [6, 6]
     after = files()
     assert main([*command, *changes, "--overwrite"]) == 0 and files() == after, "what is current is not trained again"
+
+
+def test_what_was_trained_on_other_weights_is_not_shown_for_an_overwritten_cell(tmp_path: Path) -> None:
+    methods = {"prompt": {"method": {"tokens": 4}}}
+    command = ["compare", "--config", str(write_comparison(tmp_path, grid={}, methods=methods, seeds=[0]))]
+    assert main(command) == 0
+    [before] = rows_of(tmp_path)
+    file = tmp_path / "backbone" / "model.safetensors"
+    weights = {name: weight.flip(0) for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert main(command) == 2 and rows_of(tmp_path) == [before]
+    assert main([*command, "--overwrite"]) == 0
+    [row] = rows_of(tmp_path)
+    evaluation = tmp_path / "comparison" / row["run"] / "evaluation"
+    assert row["test_log_loss"] != before["test_log_loss"]
+    assert row["test_log_loss"] == json.loads((evaluation / "metrics.json").read_text())["test"]["log_loss"]
+    shutil.rmtree(evaluation)
+    assert main(command) == 0 and evaluation.is_dir() and rows_of(tmp_path) == [row], "what is gone is made again"
 
 
 def test_a_copied_or_moved_comparison_goes_on_where_it_is(finished: Path, tmp_path: Path) -> None:
