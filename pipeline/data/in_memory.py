@@ -113,7 +113,9 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
             raise UserError(f"label {number} is not a string or a whole number, but of type {type(value).__name__}")
     if len({isinstance(value, str) for value in values}) > 1:
         raise UserError("some labels are strings and some are numbers: give one kind")
-    return np.array(values)
+    array = np.array(values)
+    # Whole numbers that no integer type holds together become floats, in which two of them may be one.
+    return np.array(values, dtype=object) if array.dtype.kind == "f" and values else array
 
 
 def classes_of(labels: NDArray[Any]) -> NDArray[Any]:

@@ -89,5 +89,7 @@ def test_labels_that_would_be_one_in_a_file_are_refused(labels: list[str]) -> No
 def test_classes_are_the_distinct_labels() -> None:
     assert classes_of(label_array(["b", "a", "b"])).tolist() == ["a", "b"]
     assert classes_of(label_array([10, 9, 10])).tolist() == [9, 10]
+    large = [2**63 + 1, 2**63, -1]  # as floats, the first two are one
+    assert classes_of(label_array(large)).tolist() == sorted(large)
     with pytest.raises(UserError, match="y has a blank label, ' ': leave its texts out"):
         classes_of(label_array(["a", " "]))
