@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError, some
 from pipeline.core.templates import TEXTS
+from pipeline.data.columnar import names_of_ids
 from pipeline.data.labels import label_name
 
 Text = str | tuple[str, str]
@@ -138,5 +139,9 @@ def write_table(file: Path, table: pa.Table) -> None:
 
 
 def holds(file: Path, table: pa.Table) -> bool:
-    """Is this table in this Parquet file?"""
-    return file.is_file() and bool(pq.read_table(file).equals(table))
+    """Is this table in this Parquet file, with the same names of labels?"""
+    if not file.is_file():
+        return False
+    found = pq.read_table(file)
+    names = [names_of_ids(each.schema, "label") for each in (found, table)]  # the columns hold their ids
+    return bool(found.equals(table)) and names[0] == names[1]

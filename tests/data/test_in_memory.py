@@ -67,6 +67,10 @@ def test_a_table_is_read_back_by_the_reader_of_files(classes: list[Any], tmp_pat
     assert not holds(file, table)
     pq.write_table(table, file)
     assert holds(file, table) and not holds(file, table.slice(1))
+    renamed = labelled([("a", "b"), ("c", "\td"), ("e", 'f"')], ["o", "m", "n"], pairs=True).table(
+        np.array(["m", "n", "o"])
+    )
+    assert renamed["label"] == table["label"] and not holds(file, renamed), "other labels by the same ids"
     config = DataConfig(train=str(file), text_pair="text_pair")
     found = read_split(str(file), "train", config, tmp_path / "train.arrow")
     rows = found.rows.to_list()
