@@ -49,15 +49,30 @@ def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Ta
 
 
 def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:
-    """UserError where a Parquet file of a folder has other names of ids: `datasets` takes those of the first file."""
+    """UserError where a file of a folder has other names of ids: `datasets` takes those of the first file."""
     if not Path(folder).is_dir():
         return
     from datasets import load_dataset_builder
 
     files = load_dataset_builder(folder, name).config.data_files or {}
     for file in chain.from_iterable(files.values()):
-        if file.endswith(".parquet") and names_of_ids(pq.read_schema(file), label) not in (names, None):
+        schema = _schema(file)
+        if schema is not None and names_of_ids(schema, label) not in (names, None):
             raise UserError(
                 f"{source}: {file} names the ids of {label!r} otherwise than the first file of the folder, whose names "
-                "would be taken for all: give the file itself, in place of hub:"
+                "would be taken for all: give the file itself in place of hub:, as Parquet"
             )
+
+
+def _schema(file: str) -> pa.Schema | None:
+    """Of a file that may name ids; None for any other."""
+    if file.endswith(".parquet"):
+        return pq.read_schema(file)
+    if not file.endswith(".arrow"):
+        return None
+    try:
+        with pa.memory_map(file) as opened, pa.ipc.open_stream(opened) as stream:
+            return stream.schema
+    except pa.ArrowInvalid:  # Arrow's other form, which has its schemas at the end too
+        with pa.memory_map(file) as opened, pa.ipc.open_file(opened) as whole:
+            return whole.schema

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.core.errors import UserError, some
 from pipeline.core.templates import TEXTS
+from pipeline.data.columnar import names_of_ids
 from pipeline.data.labels import label_name
 
 Text = str | tuple[str, str]
@@ -113,7 +114,9 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
             raise UserError(f"label {number} is not a string or a whole number, but of type {type(value).__name__}")
     if len({isinstance(value, str) for value in values}) > 1:
         raise UserError("some labels are strings and some are numbers: give one kind")
-    return np.array(values)
+    array = np.array(values)
+    # Whole numbers that no integer type holds together become floats, in which two of them may be one.
+    return np.array(values, dtype=object) if array.dtype.kind == "f" and values else array
 
 
 def classes_of(labels: NDArray[Any]) -> NDArray[Any]:
@@ -136,5 +139,9 @@ def write_table(file: Path, table: pa.Table) -> None:
 
 
 def holds(file: Path, table: pa.Table) -> bool:
-    """Is this table in this Parquet file?"""
-    return file.is_file() and bool(pq.read_table(file).equals(table))
+    """Is this table in this Parquet file, with the same names of labels?"""
+    if not file.is_file():
+        return False
+    found = pq.read_table(file)
+    names = [names_of_ids(each.schema, "label") for each in (found, table)]  # the columns hold their ids
+    return bool(found.equals(table)) and names[0] == names[1]

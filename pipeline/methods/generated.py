@@ -134,6 +134,8 @@ class SentenceTuning(PromptTuning):
         prompt = self.inject(len(candidates))
         if self.reads_alone:
             assert prompt is not None and prompt.prompt is not None
-            prompt = Injection(mask=prompt.mask, prompt=prompt.prompt + self.bottleneck(read(None, 1)))
+            # Where states are joined, the last layer's, and of its statistics the mean: a prompt is no wider.
+            sentences = read(None, 1)[:, -self.bottleneck.hidden_size :]
+            prompt = Injection(mask=prompt.mask, prompt=prompt.prompt + self.bottleneck(sentences))
         scores: Tensor = self.head(read(prompt, 1), states, mask, self.trained)
         return scores.gather(1, candidates).float()

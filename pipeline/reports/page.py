@@ -21,6 +21,8 @@ HERE = Path(__file__).parent
 _TAG = re.compile(r'<\w(?:[^>"]|"[^"]*")*>')
 _MARKS = re.compile(r' (?:role|aria-label|aria-roledescription)="[^"]*"')
 _DIGITS = re.compile(r"\d+\.\d{3,}")
+_NOT_XML = {0xFFFE: "\\ufffe", 0xFFFF: "\\uffff"}
+"""Characters that are none, which XML refuses as it does most controls."""
 
 log = logging.getLogger(__name__)
 
@@ -81,11 +83,20 @@ def _shown(value: Any) -> Any:
 
 def drawn(spec: dict[str, Any]) -> Markup:
     """The picture of a Vega-Lite specification, as an SVG element. Vega escapes the labels in it."""
-    svg = vl_convert.vegalite_to_svg(spec, allowed_base_urls=[])
+    svg = vl_convert.vegalite_to_svg(_drawable(spec), allowed_base_urls=[])
     svg = _TAG.sub(_plain, svg)
     # One picture with one description for a screen reader, not hundreds of marks: a table says what they say.
     svg = svg.replace("<svg ", f'<svg role="img" aria-label="{escape(spec["description"])}" ', 1)
     return Markup(visible(svg.replace("><", ">\n<"), keep="\n"))
+
+
+def _drawable(part: Any) -> Any:
+    """A part of a specification, with what no SVG can hold written out: at a label with it the process would abort."""
+    if isinstance(part, str):
+        return visible(part, keep="\n\t").translate(_NOT_XML)
+    if isinstance(part, dict):
+        return {key: _drawable(value) for key, value in part.items()}
+    return list(map(_drawable, part)) if isinstance(part, list) else part
 
 
 def _plain(tag: re.Match[str]) -> str:

@@ -1,6 +1,8 @@
 """The routes of a server."""
 
-from collections.abc import Mapping
+import json
+from collections import Counter
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -8,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse, JSONResponse
+from fastapi.routing import APIRoute
 from jinja2 import Environment, StrictUndefined
 from starlette.exceptions import HTTPException
 
@@ -30,9 +33,38 @@ FAILURES: dict[int | str, dict[str, Any]] = {
 }
 
 
+class _Request(Request):
+    """One of which the `json` module does not keep the last of equal keys, such as two hypotheses of one label."""
+
+    async def json(self) -> Any:
+        return json.loads(await self.body(), object_pairs_hook=_object)
+
+
+class _Route(APIRoute):
+    """Reads such requests."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handle_once(request: Request) -> Response:
+            return await handle(_Request(request.scope, request.receive))
+
+        return handle_once
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """JSONDecodeError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        [(key, _)] = Counter(key for key, _ in pairs).most_common(1)
+        raise json.JSONDecodeError(f"the key {key[:80]!r} is there twice", "", 0)
+    return found
+
+
 def create_app(service: Service, tokens: Tokens) -> Guard:
     """The ASGI application."""
     app = FastAPI(title="ltune serve", version=__version__, docs_url=None, redoc_url=None, responses=FAILURES)
+    app.router.route_class = _Route
     guard = Guard(app, service.limits, service.monitor, tokens)
     _add_faults(app)
     _add_scoring(app, service)

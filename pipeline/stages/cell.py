@@ -98,7 +98,8 @@ class Cell:
         # Other ranks of this process group must be let in, other processes not.
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
             manifest = preprocess(common, self.backbone)
-            labels = encode_labels(common, self.backbone)
+            of_labels = self._config_of_labels(common, ranks)
+            labels = encode_labels(of_labels, self.backbone)
             reworded_hypotheses(labels, config.evaluate.rewordings)  # what does not fit is refused before the long work
             encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
         given = (config.method, config.train, config.backbone, config.run.seed)
@@ -109,7 +110,7 @@ class Cell:
             cell.create()
             self._make_room(training, overwrite)
             _link(source.data, cell.data)
-            _link(source.labels, cell.labels)
+            _link(of_labels.run_dir.labels, cell.labels)
             if config.method.wants_states or kept_form(config.method, config.train.keep_token_states):
                 _link(source.texts, cell.texts)
 
@@ -117,8 +118,9 @@ class Cell:
         return self._fingerprint(manifest)
 
     def found(self, fingerprint: dict[str, str], judge: bool) -> dict[str, Any] | None:
-        """Its row, if it was run with this config on these data."""
-        if not self.file.is_file():
+        """Its row, if it was run with this config on these data, and what it says is still there."""
+        run = self.config.run_dir
+        if not (self.file.is_file() and run.is_finished and (not judge or run.predictions_file.is_file())):
             return None
         sections = {name: type(section) for name, section in self.config}
         absent = {**defaults_of(**sections), **parts_of_data_absent()}
@@ -168,6 +170,26 @@ class Cell:
             return 0
         return sum(tensor.numel() for tensor in load_adapter(self.config.run_dir.adapter).method_state.values())
 
+    def _config_of_labels(self, common: RunConfig, ranks: Ranks) -> RunConfig:
+        """Of the shared run directory that its label states lie in. Collective.
+
+        What injections start from is kept with them. It has a folder of its own, since that of another method would
+        take its place, perhaps while another process trains on it.
+        """
+        method = self.config.method
+        start = [str(part) for part in (method.starts_from, method.starts_with) if part is not None]
+        if not start:
+            return common
+        folder = f"{common.run.dir}-{sha256_of(*start)[:8]}"
+        own = common.model_copy(update={"run": common.run.model_copy(update={"dir": folder})})
+
+        def link() -> None:
+            own.run_dir.create()
+            _link(common.run_dir.data, own.run_dir.data)
+
+        ranks.on_main(link)
+        return own
+
     def _shared_name(self) -> str:
         """Of the folder of data and label states: the same for all cells that can have them in common."""
         config = self.config
@@ -196,6 +218,7 @@ class Cell:
             except UserError:
                 if not overwrite:
                     raise
+                remove(self.file)  # first, and always: its fingerprint does not say what all of that was made from
                 run.remove_training()
         elif not self._is_kept():
             # Of a run that was interrupted, and cannot go on with another config.

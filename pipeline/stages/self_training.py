@@ -120,8 +120,8 @@ def _keep(session: RunDir, adapters: AdapterWriter, summary: dict[str, Any]) -> 
     run = adapters.run_dir
     run.logs.mkdir(exist_ok=True)
     for source, target in ((session.metrics_log, run.metrics_log), (session.cost_file, run.cost_file)):
+        target.unlink(missing_ok=True)  # of an earlier training, where there is no other: fitted methods log no steps
         if source.is_file():
-            target.unlink(missing_ok=True)
             link_or_copy(source, target)
     adapters.write_best(load_adapter(session.adapter).method_state, summary["validation"])
     adapters.write_final(load_adapter(session.adapter_final).method_state, summary)

@@ -8,6 +8,7 @@ from torch import Tensor
 from pipeline.adapter.config import AdapterConfig
 from pipeline.adapter.directory import save_adapter
 from pipeline.adapter.label_states import LabelStates
+from pipeline.core.files import remove
 from pipeline.core.run_dir import RunDir
 
 
@@ -56,6 +57,8 @@ class AdapterWriter:
 
     def write_fitted(self, fit: FittedMethod) -> dict[str, Any]:
         """Writes both for a method that takes no steps; gives the summary."""
+        for file in (self.run_dir.metrics_log, self.run_dir.cost_file, self.run_dir.trace_file):
+            remove(file)  # of an earlier training by steps, whose curve and cost would be taken for this one's
         summary = self.summary(0, 0, fit.figures, converged=True, readings=fit.readings) | {"seconds": fit.seconds}
         self.write_best(fit.state, fit.figures)
         self.write_final(fit.state, summary)

@@ -67,6 +67,10 @@ def test_a_table_is_read_back_by_the_reader_of_files(classes: list[Any], tmp_pat
     assert not holds(file, table)
     pq.write_table(table, file)
     assert holds(file, table) and not holds(file, table.slice(1))
+    renamed = labelled([("a", "b"), ("c", "\td"), ("e", 'f"')], ["o", "m", "n"], pairs=True).table(
+        np.array(["m", "n", "o"])
+    )
+    assert renamed["label"] == table["label"] and not holds(file, renamed), "other labels by the same ids"
     config = DataConfig(train=str(file), text_pair="text_pair")
     found = read_split(str(file), "train", config, tmp_path / "train.arrow")
     rows = found.rows.to_list()
@@ -89,5 +93,7 @@ def test_labels_that_would_be_one_in_a_file_are_refused(labels: list[str]) -> No
 def test_classes_are_the_distinct_labels() -> None:
     assert classes_of(label_array(["b", "a", "b"])).tolist() == ["a", "b"]
     assert classes_of(label_array([10, 9, 10])).tolist() == [9, 10]
+    large = [2**63 + 1, 2**63, -1]  # as floats, the first two are one
+    assert classes_of(label_array(large)).tolist() == sorted(large)
     with pytest.raises(UserError, match="y has a blank label, ' ': leave its texts out"):
         classes_of(label_array(["a", " "]))

@@ -6,8 +6,9 @@ covers core/errors, data/checks, data/hub, data/labelled
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
-from datasets import ClassLabel, Dataset, Features, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from pipeline.core.errors import UserError, nearest, some
 from pipeline.data.config import DataConfig
@@ -140,6 +141,23 @@ def test_a_hub_folder_whose_files_name_the_ids_otherwise_is_refused(tmp_path, hu
     with pytest.raises(UserError, match=r"set/test.parquet names the ids of 'label' otherwise than .* give the file"):
         read(tmp_path, f"{hub_folder}:test", text="sentence")
     assert read(tmp_path, tmp_path / "set" / "test.parquet", text="sentence").rows["label"][:] == ["good"]
+
+
+@pytest.mark.parametrize("as_file", [False, True])
+def test_a_saved_data_set_whose_splits_name_the_ids_otherwise_is_refused(tmp_path, monkeypatch, as_file):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    splits = {"train": ["bad", "good"], "test": ["good", "bad"]}
+    saved = DatasetDict()
+    for split, names in splits.items():
+        features = Features({"text": Value("string"), "label": ClassLabel(names=names)})
+        saved[split] = Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}, features=features)
+    saved.save_to_disk(tmp_path / "set")
+    for file in (tmp_path / "set").rglob("*.arrow") if as_file else ():
+        table = Dataset.from_file(str(file)).data.table
+        with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+            writer.write_table(table)
+    with pytest.raises(UserError, match=r"set/test/.*\.arrow names the ids of 'label' otherwise than"):
+        read(tmp_path, f"hub:{tmp_path / 'set'}:test")
 
 
 @pytest.mark.parametrize(

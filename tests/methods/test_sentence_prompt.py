@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from pipeline.backbone.facts import facts_of
+from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.pooling import pool
 from pipeline.core.errors import UserError
@@ -104,6 +105,22 @@ def test_before_each_layer_the_slots_are_those_of_the_formula(n: int | None, tex
             expected = unedited[:TOKENS] + added(last) + method.shifts[0].bias
             torch.testing.assert_close(second[row, :TOKENS], expected)
             torch.testing.assert_close(second[row, TOKENS : TOKENS + length], unedited[TOKENS:])
+
+
+def test_of_joined_layers_and_statistics_the_last_layers_mean_makes_the_prompt(texts: dict[str, Tensor]) -> None:  # noqa: F811
+    network, config = tiny_model("llama_gqa").double(), config_of(**keys_of({"layers": [0]}))
+    facts = facts_of(network.config, (1, 2), 2)
+    method = config.build(facts, P, K).double()
+    assert isinstance(method, SentenceTuning)
+    nn.init.normal_(method.bottleneck.get_parameter("up.weight"))
+    states, mask = torch.zeros(K, P, H, dtype=torch.double), torch.ones(K, P, dtype=torch.bool)
+    model = LTuningModel(FrozenBackbone(network, facts), method, states, mask, "statistics")
+    with torch.no_grad():
+        first = as_they_go_in(model, texts)[0]
+        last = FrozenBackbone(network, facts_of(network.config))(texts["input_ids"], texts["attention_mask"])
+        sentences = pool(last, texts["attention_mask"], "mean")
+        expected = method.inject(len(sentences)).prompt + method.bottleneck(sentences)
+    torch.testing.assert_close(first[:, :TOKENS], expected)
 
 
 def test_one_product_is_a_plain_map() -> None:

@@ -147,6 +147,14 @@ def test_malformed_bodies(client: httpx2.Client, body: bytes) -> None:
     assert found.status_code in (400, 422) and found.json()["error_type"] == "validation"
 
 
+def test_a_key_that_is_there_twice_is_refused(client: httpx2.Client) -> None:
+    """Of two hypotheses of a label the first would be lost without a word."""
+    body = b'{"model": "prefix", "texts": "a goal", "labels": {"sport": "A goal.", "it": null, "sport": "A match."}}'
+    found = client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
+    assert found.status_code == 400 and found.json()["error_type"] == "validation"
+    assert "the key 'sport' is there twice" in found.json()["error"]
+
+
 def test_bodies_that_are_too_large_or_too_slow(client: httpx2.Client) -> None:
     large = b" " * 20_001
     assert client.post("/v1/classify", content=large).status_code == 413

@@ -48,6 +48,19 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("sessions", [0, 1])
+def test_what_is_fitted_in_the_place_of_a_training_by_steps_keeps_no_log_of_it(tmp_path: Path, sessions: int) -> None:
+    """Its report would show the other method's curve and cost, and a comparison its seconds."""
+    unlabelled = {"unlabelled": str(tmp_path / "test.tsv"), "test": None}
+    sections: dict[str, Any] = {"data": unlabelled, "train": SHORT | {"self_training": sessions}}
+    run(tiny_config(tmp_path, method={"name": "prompt", "tokens": 2}, **sections))
+    config = tiny_config(tmp_path, method={"name": "probe"}, **sections)
+    logged = [config.run_dir.metrics_log, config.run_dir.cost_file]
+    assert all(file.is_file() for file in logged)
+    run(config, overwrite=True)
+    assert not any(file.exists() for file in logged)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_trains_evaluates_and_predicts(folder: Path, name: str) -> None:
     before = (folder / "backbone" / "model.safetensors").read_bytes()

@@ -13,11 +13,15 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file, save_file
 
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.cli import main
+from pipeline.comparison.config import groups, load_comparison
 from pipeline.config import load_config
 from pipeline.core.ownership import MARK
+from pipeline.engine.startup import start
+from pipeline.stages.cell import cell_of
 from tests.support.tiny_comparison import write_comparison
 
 PUBLISHED = {"tiny": {"news": {"lt_prompt": 0.925}}}
@@ -204,6 +208,24 @@ def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys:
     assert main([*command, *changes, "--overwrite"]) == 0 and files() == after, "what is current is not trained again"
 
 
+def test_what_was_trained_on_other_weights_is_not_shown_for_an_overwritten_cell(tmp_path: Path) -> None:
+    methods = {"prompt": {"method": {"tokens": 4}}}
+    command = ["compare", "--config", str(write_comparison(tmp_path, grid={}, methods=methods, seeds=[0]))]
+    assert main(command) == 0
+    [before] = rows_of(tmp_path)
+    file = tmp_path / "backbone" / "model.safetensors"
+    weights = {name: weight.flip(0) for name, weight in load_file(file).items()}
+    save_file(weights, file, metadata={"format": "pt"})
+    assert main(command) == 2 and rows_of(tmp_path) == [before]
+    assert main([*command, "--overwrite"]) == 0
+    [row] = rows_of(tmp_path)
+    evaluation = tmp_path / "comparison" / row["run"] / "evaluation"
+    assert row["test_log_loss"] != before["test_log_loss"]
+    assert row["test_log_loss"] == json.loads((evaluation / "metrics.json").read_text())["test"]["log_loss"]
+    shutil.rmtree(evaluation)
+    assert main(command) == 0 and evaluation.is_dir() and rows_of(tmp_path) == [row], "what is gone is made again"
+
+
 def test_a_copied_or_moved_comparison_goes_on_where_it_is(finished: Path, tmp_path: Path) -> None:
     command = ["compare", "--config", str(finished / "compare.yaml")]
     original = finished / "comparison"
@@ -295,3 +317,17 @@ def test_test_texts_are_read_where_test_is_compared_on(tmp_path: Path, split: st
     [row] = rows_of(tmp_path)
     states = json.loads((tmp_path / "comparison" / row["run"] / "texts" / "states.json").read_text())
     assert states["splits"].keys() == {"train", "validation", split}
+
+
+def test_cells_that_start_from_other_readings_of_the_labels_leave_each_other_theirs(tmp_path: Path) -> None:
+    """As in an array job: a share makes its label states while another, on the same data, is about to train."""
+    file = write_comparison(tmp_path, grid={}, methods={"lt_prompt": {}, "lt_prefix": {}}, seeds=[0])
+    comparison = load_comparison(file)
+    cells = [cell_of(comparison, group, {}, 0, {}) for group in groups(comparison)]
+    ranks = start(cells[0].config)[1]
+    for cell in cells:
+        cell.prepare(ranks, overwrite=False)
+    for cell in cells:
+        assert cell.results(judge=True)["figures"]["n"] == 9
+    runs = [cell.config.run_dir for cell in cells]
+    assert len({run.labels.resolve() for run in runs}) == 2 and len({run.data.resolve() for run in runs}) == 1

@@ -15,6 +15,8 @@ from pipeline.cli import main
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json
+from pipeline.reports.charts import confusion_matrix
+from pipeline.reports.page import drawn
 from pipeline.reports.run_page import SECTIONS
 from pipeline.stages.report import report
 from pipeline.stages.run import run
@@ -80,6 +82,14 @@ def test_it_is_small_and_refers_to_nothing_outside(page_file: Path) -> None:
         assert word not in head.replace("&lt;img src=x", "")
     assert "\\u202eturned \\u001b[2J" in head, "what would turn the words around it, or hide them, is written out"
     assert all(character.isprintable() or character in "\n\u200b" for character in head)
+
+
+def test_labels_that_no_svg_can_hold_are_written_out() -> None:
+    """What draws the picture would abort the process, not raise."""
+    labels = ["half \ud800", "cleared \x1b[2J", "none \ufffe"]
+    cells = [{"true": true, "predicted": other, "count": 1, "share": 0.5} for true in labels for other in labels]
+    picture = drawn(confusion_matrix(cells, labels, 660))
+    assert all(picture.count(shown) == 2 for shown in ("half \\ud800", "cleared \\u001b[2J", "none \\ufffe"))
 
 
 @needs_browser
