@@ -3,6 +3,7 @@
 covers methods/generated, methods/prompt_generators
 """
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -109,7 +110,7 @@ def test_before_each_layer_the_slots_are_those_of_the_formula(n: int | None, tex
 
 def test_of_joined_layers_and_statistics_the_last_layers_mean_makes_the_prompt(texts: dict[str, Tensor]) -> None:  # noqa: F811
     network, config = tiny_model("llama_gqa").double(), config_of(**keys_of({"layers": [0]}))
-    facts = facts_of(network.config, (1, 2), 2)
+    facts = replace(facts_of(network.config), joined=(1, 2), pooled=2)
     method = config.build(facts, P, K).double()
     assert isinstance(method, SentenceTuning)
     nn.init.normal_(method.bottleneck.get_parameter("up.weight"))
