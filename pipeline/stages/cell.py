@@ -17,6 +17,7 @@ from pipeline.config import RunConfig, load_config
 from pipeline.core.artefact import FORMAT, Artefact, defaults_of, sha256_of, within
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, remove
+from pipeline.core.run_dir import RunDir
 from pipeline.core.settings import flat
 from pipeline.core.yaml import load_yaml
 from pipeline.data.config import DataConfig
@@ -89,17 +90,15 @@ class Cell:
         Returns the fingerprint of its row. Raises UserError where it is finished with another config.
         """
         config, shared = self.config, self.root / "shared" / self.group.dataset / self.group.backbone
-        run = config.run.model_copy(update={"dir": str(shared / f"{self.group.size}-{self._shared_name()}")})
-        evaluated = config.evaluate.model_copy(update={"splits": [self.split]})
-        common = config.model_copy(update={"run": run, "evaluate": evaluated})
+        common = self._config_in(shared / f"{self.group.size}-{self._shared_name()}")
         if not overwrite:
             check_finished(Training(config, self.backbone, config.run_dir).task, ranks)
         shared.mkdir(parents=True, exist_ok=True)
         # Other ranks of this process group must be let in, other processes not.
         with FileLock(shared / ".lock") if ranks.is_main else nullcontext():
             manifest = preprocess(common, self.backbone)
-            of_labels = self._config_of_labels(common, ranks)
-            labels = encode_labels(of_labels, self.backbone)
+            of_labels = ranks.on_main(lambda: self._run_of_labels(common.run_dir))
+            labels = encode_labels(self._config_in(of_labels.path), self.backbone)
             reworded_hypotheses(labels, config.evaluate.rewordings)  # what does not fit is refused before the long work
             encode_texts(common, self.backbone, sorted(shared.glob("*/texts")))
         given = (config.method, config.train, config.backbone, config.run.seed)
@@ -110,7 +109,7 @@ class Cell:
             cell.create()
             self._make_room(training, overwrite)
             _link(source.data, cell.data)
-            _link(of_labels.run_dir.labels, cell.labels)
+            _link(of_labels.labels, cell.labels)
             if config.method.wants_states or kept_form(config.method, config.train.keep_token_states):
                 _link(source.texts, cell.texts)
 
@@ -170,8 +169,14 @@ class Cell:
             return 0
         return sum(tensor.numel() for tensor in load_adapter(self.config.run_dir.adapter).method_state.values())
 
-    def _config_of_labels(self, common: RunConfig, ranks: Ranks) -> RunConfig:
-        """Of the shared run directory that its label states lie in. Collective.
+    def _config_in(self, folder: Path) -> RunConfig:
+        """Its config, for a run directory that cells share."""
+        run = self.config.run.model_copy(update={"dir": str(folder)})
+        evaluated = self.config.evaluate.model_copy(update={"splits": [self.split]})
+        return self.config.model_copy(update={"run": run, "evaluate": evaluated})
+
+    def _run_of_labels(self, common: RunDir) -> RunDir:
+        """The shared run directory that its label states lie in.
 
         What injections start from is kept with them. It has a folder of its own, since that of another method would
         take its place, perhaps while another process trains on it.
@@ -180,14 +185,9 @@ class Cell:
         start = [str(part) for part in (method.starts_from, method.starts_with) if part is not None]
         if not start:
             return common
-        folder = f"{common.run.dir}-{sha256_of(*start)[:8]}"
-        own = common.model_copy(update={"run": common.run.model_copy(update={"dir": folder})})
-
-        def link() -> None:
-            own.run_dir.create()
-            _link(common.run_dir.data, own.run_dir.data)
-
-        ranks.on_main(link)
+        own = RunDir(f"{common.path}-{sha256_of(*start)[:8]}")
+        own.create()
+        _link(common.data, own.data)
         return own
 
     def _shared_name(self) -> str:
