@@ -181,6 +181,13 @@ def test_a_family_that_others_read_otherwise_is_refused(tmp_path: Path) -> None:
         export(tmp_path / "adapter", tmp_path / "out", device="cpu")
 
 
+def test_a_prefix_that_a_family_takes_from_this_program_alone_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, "deberta_v2", {"method.name": "prefix", "method.tokens": 3})
+    with pytest.raises(UserError, match="deberta-v2 takes no keys and values from outside"):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+
+
 def test_scores_that_differ_are_found_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path, "llama_gqa", {"method.name": "prompt"})
     monkeypatch.setattr("pipeline.export.folder._set_trained", lambda *_: None)  # the prompt gets lost
