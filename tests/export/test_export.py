@@ -122,7 +122,8 @@ def test_special_tokens_of_the_words_around_a_text_stay_tokens(tmp_path: Path) -
     export(tmp_path / "adapter", out, device="cpu")
     expected = loaded.rows(["a goal"])[0]["input_ids"]
     assert AutoTokenizer.from_pretrained(out)("a goal</s>answer:")["input_ids"] == expected
-    assert "read there as text" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "read there as text" in card and "more than 64 tokens, the text was cut there and all words stayed" in card
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("lt_")])
