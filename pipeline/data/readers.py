@@ -119,7 +119,7 @@ def _delimited_rows(
 ) -> Iterator[Row]:
     number = 0
     for line, fields, fault in records:
-        if not fault and not any(fields) and len(fields) <= 1 and not undecodable:
+        if not fault and not fields and not undecodable:
             continue  # a blank line
         number += 1
         if undecodable:
@@ -134,13 +134,17 @@ def _delimited_rows(
 
 
 def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """(line, fields, fault) of every line; a double quote is an ordinary character."""
+    """(line, fields, fault) of every line, none of a blank one; a double quote is an ordinary character."""
     for number, line in enumerate(lines, 1):
-        yield number, line.rstrip("\r\n").split(delimiter), None
+        content = line.rstrip("\r\n")
+        yield number, content.split(delimiter) if content else [], None
 
 
 def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
-    """(first line, fields, fault) of every record; a quoted field may hold line breaks."""
+    """(first line, fields, fault) of every record; a quoted field may hold line breaks.
+
+    A blank line has no field. `""` has one, an empty one: so an empty cell is written where it is a row's only one.
+    """
     csv.field_size_limit(LONGEST_LINE_BYTES)  # for the whole csv module, whose 128 KiB are too few for documents
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     while True:

@@ -65,6 +65,8 @@ def export_card(settings: Mapping[str, Any], library: str, backbone: str) -> str
     where = {"last": "last token", "first": "first token", "mean": "mean of all tokens"}
     words = (
         "\nPut those words around each text that were there in training: `template`, `chat` in `ltune_export.json`.\n"
+        f"Where text and words were more than {settings['max_length']} tokens, the text was cut there and all words "
+        "stayed: cut such a text before you put it into its words, since these lines cut the end, words and all.\n"
     )
     if not settings["special_tokens"]:
         words += "A special token that is written in a text itself was read there as text; these lines read a token.\n"

@@ -1,5 +1,6 @@
 """Folders that plain transformers, or transformers and PEFT, load: each is loaded so and checked before it stays."""
 
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,12 @@ def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
     shape = shapes[0]
     if shape is None or set(shapes) != {shape} or shape.key_dim != shape.value_dim:
         raise UserError("PEFT knows prefixes only where all layers' keys and values have one shape: not this backbone")
+    model: Any = loaded.model.backbone.model
+    if "past_key_values" not in inspect.signature(type(model).forward).parameters:
+        raise UserError(
+            f"transformers' {model.config.model_type} takes no keys and values from outside, by which PEFT gives a "
+            "model its prefix: only methods probe, full, lora, prompt and p_tuning can be exported from this backbone"
+        )
     return peft.PrefixTuningConfig(
         task_type="TOKEN_CLS",
         num_virtual_tokens=method.tokens,

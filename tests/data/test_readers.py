@@ -150,6 +150,19 @@ def test_byte_order_mark_line_ends_and_blank_lines(tmp_path):
         ]
 
 
+def test_a_quoted_empty_cell_is_a_row_and_a_blank_line_is_none(tmp_path):
+    """Where it is the row's only cell. pandas writes empty and missing texts so."""
+    (tmp_path / "a.csv").write_text('text\na\n""\n\nb\n')
+    rows = list(open_file(tmp_path / "a.csv", None, ["text"], None).rows)
+    assert [(row.number, row.line, row.values) for row in rows] == [
+        (1, 2, {"text": "a"}),
+        (2, 3, {"text": ""}),
+        (3, 5, {"text": "b"}),
+    ]
+    _, rows = read(tmp_path / "b.csv", 'text,label\n""\na,b\n')
+    assert [row.fault for row in rows] == ["1 fields where the header has 2", None]
+
+
 def test_parquet_with_names_of_integer_labels(tmp_path):
     features = Features({"text": Value("string"), "label": ClassLabel(names=["no", "yes"])})
     Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]}, features=features).to_parquet(tmp_path / "a.parquet")

@@ -122,7 +122,8 @@ def test_special_tokens_of_the_words_around_a_text_stay_tokens(tmp_path: Path) -
     export(tmp_path / "adapter", out, device="cpu")
     expected = loaded.rows(["a goal"])[0]["input_ids"]
     assert AutoTokenizer.from_pretrained(out)("a goal</s>answer:")["input_ids"] == expected
-    assert "read there as text" in (out / "README.md").read_text()
+    card = (out / "README.md").read_text()
+    assert "read there as text" in card and "more than 64 tokens, the text was cut there and all words stayed" in card
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("lt_")])
@@ -179,6 +180,13 @@ def test_a_family_that_others_read_otherwise_is_refused(tmp_path: Path) -> None:
     trained(tmp_path, "opt", {"method.name": "probe", "method.prior": "never"})
     with pytest.raises(UserError, match="transformers has no model of tokens for opt"):
         export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+
+
+def test_a_prefix_that_a_family_takes_from_this_program_alone_is_refused(tmp_path: Path) -> None:
+    trained(tmp_path, "deberta_v2", {"method.name": "prefix", "method.tokens": 3})
+    with pytest.raises(UserError, match="deberta-v2 takes no keys and values from outside"):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_that_differ_are_found_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
