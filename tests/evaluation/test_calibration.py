@@ -34,8 +34,9 @@ def test_no_temperature_of_a_grid_is_better(seed: int, labels: int, sureness: fl
     found = fit_temperature(scores, truth).temperature
     rows = np.arange(len(truth))
     losses = [
-        -np.log(tempered_softmax(scores, temperature)[rows, truth] + 1e-300).mean()
+        -logs[rows, truth].sum() - logs.mean()  # the texts, and one with any label
         for temperature in [found, *np.geomspace(LOWEST, HIGHEST, 200)]
+        for logs in [np.log(tempered_softmax(scores, temperature) + 1e-300)]
     ]
     assert losses[0] <= min(losses) + 1e-9
 
@@ -50,11 +51,14 @@ def test_the_temperature_that_made_the_scores_is_found(sureness: float) -> None:
     assert figures["log_loss"] <= log_loss(truth, tempered_softmax(scores)) + 1e-9
 
 
-def test_labels_stay_and_a_faultless_split_has_a_bound() -> None:
-    scores = np.eye(3, dtype=np.float32)
-    calibration = fit_temperature(scores, np.arange(3))
-    assert LOWEST <= calibration.temperature < 2 * LOWEST
-    assert predictions(tempered_softmax(scores, calibration.temperature)).tolist() == [0, 1, 2]
+@pytest.mark.parametrize("texts", [3, 12, 300])
+def test_labels_stay_and_a_faultless_split_is_not_taken_for_certainty(texts: int) -> None:
+    """The doubt that is left is that of one text more, with a label drawn at random."""
+    truth = np.arange(texts) % 3
+    scores = np.eye(3, dtype=np.float32)[truth]
+    probabilities = tempered_softmax(scores, fit_temperature(scores, truth).temperature)
+    assert 1 - probabilities.max(axis=1) == pytest.approx(2 / 3 / (texts + 1), rel=1e-3)
+    assert predictions(probabilities).tolist() == truth.tolist()
 
 
 def test_evaluate_fits_it_and_predict_uses_it(tmp_path: Path) -> None:
