@@ -167,7 +167,7 @@ def _two_shapes(field: str, names: Sequence[str]) -> alt.Shape:
 
 
 def _legend() -> alt.Legend:
-    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=14)
+    return alt.Legend(title=None, orient="top", symbolStrokeWidth=0, columnPadding=28)
 
 
 def inline(rows: Rows) -> alt.InlineData:
