@@ -56,8 +56,9 @@ class TrainConfig(Settings):
     """When a checkpoint cannot be written (full disk): warn loudly and go on, or stop at the next one."""
     early_stopping_patience: int | None = Field(default=None, ge=1, le=MOST_STEPS)
     """Stop when best_metric has not improved for this many evaluations in a row: training has converged. The evaluation
-    before the first step does not count, even if it stays the best. max_steps or epochs is then only a cap; a training
-    that reaches it has not been shown to converge. null: train to the last step."""
+    before the first step does not count, even if it stays the best. Stop also when none can be better, as after an
+    accuracy of 1. max_steps or epochs is then only a cap; a training that reaches it has not been shown to converge.
+    null: train to the last step."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
     """Validation metric by which the best adapter is chosen: accuracy, macro_f1, mcc or log_loss."""
     resume: PathSetting = "auto"

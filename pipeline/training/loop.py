@@ -113,14 +113,19 @@ class TrainingRun:
     def _is_over(self) -> bool:
         if self._is_out_of_patience():
             since, metric = self.best.evaluations_since, self.settings.best_metric
-            log.info("train: %d evaluations without a better %s, stopped", since, metric)
+            if self.best.is_perfect(metric):
+                log.info("train: no %s on validation can be better, stopped", metric)
+            else:
+                log.info("train: %d evaluations without a better %s, stopped", since, metric)
             return True
         return self.step >= self.trainer.total_steps
 
     def _is_out_of_patience(self) -> bool:
-        """Has it converged: have so many evaluations in a row brought nothing better?"""
+        """Has it converged: have so many evaluations in a row brought nothing better, or can none?"""
         patience = self.settings.early_stopping_patience
-        return patience is not None and self.best.evaluations_since >= patience
+        if patience is None:
+            return False
+        return self.best.evaluations_since >= patience or self.best.is_perfect(self.settings.best_metric)
 
     def _stop_if_signalled(self, preemption: Preemption) -> None:
         """Every rank must call this at the same point of the loop."""

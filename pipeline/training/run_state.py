@@ -42,6 +42,10 @@ class Best:
             self.evaluations_since += 1
         return value > self.value
 
+    def is_perfect(self, metric: str) -> bool:
+        """Whether no evaluation can be better."""
+        return self.value >= (0.0 if metric == "log_loss" else 1.0)
+
     def replace(self, metric: str, step: int, figures: dict[str, Any], parameters: dict[str, Tensor]) -> None:
         """Takes these metrics as the best."""
         self.value, self.step = worth(metric, figures), step

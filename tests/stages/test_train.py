@@ -159,6 +159,18 @@ def test_early_stopping_keeps_the_best(folder: Path) -> None:
     assert summary["readings"] == 3 * 8 * 3, "steps of 8 texts, each read with 3 labels"
 
 
+@pytest.mark.parametrize(("metric", "steps"), [("accuracy", 0), ("log_loss", 4)])
+def test_where_no_evaluation_can_be_better_patience_takes_no_step_more(folder: Path, metric: str, steps: int) -> None:
+    """The probe, which is the start, knows all texts that it was fitted to."""
+    data = f"data.validation={folder / 'train.tsv'}"
+    settled = ["train.max_steps=4", "train.eval_every=2", "train.early_stopping_patience=3", "train.warmup_ratio=0"]
+    options = [data, "method={name: lt_prefix}", *settled, f"train.best_metric={metric}", "train.learning_rate=1e-9"]
+    assert main(arguments(folder, f"perfect-{metric}", *options)) == 0
+    summary = json.loads((folder / f"perfect-{metric}" / "adapter-final" / "summary.json").read_text())
+    assert summary["validation"]["accuracy"] == 1.0 and summary["best_step"] == 0
+    assert (summary["steps"], summary["converged"]) == (steps, steps == 0)
+
+
 @pytest.mark.parametrize("options", [["train.early_stopping_patience=2"], []])
 def test_a_training_that_reaches_its_last_step_has_not_shown_that_it_converged(
     folder: Path, options: list[str]
