@@ -115,7 +115,7 @@ def test_what_is_read_behind_a_text_needs_a_decoder_that_keeps_all_of_it() -> No
 
 
 def test_layers_below_an_injection_are_not_joined() -> None:
-    facts = facts_of(tiny_model("llama_gqa").config, (1, 2))
+    facts = replace(facts_of(tiny_model("llama_gqa").config), joined=(1, 2))
     for first_layer in (0, 1):
         check_injection(LTPrefixConfig(first_layer=first_layer), facts)
     with pytest.raises(
