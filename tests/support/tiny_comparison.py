@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import yaml
 
 from tests.support.tiny_run import tiny_config
@@ -25,3 +26,8 @@ def write_comparison(folder: Path, **changes: Any) -> Path:
     file = folder / "compare.yaml"
     file.write_text(yaml.safe_dump(values | changes, sort_keys=False))
     return file
+
+
+def rows_of(folder: Path, name: str = "results") -> list[dict[str, Any]]:
+    """Of the table of that name, which the comparison wrote."""
+    return pq.read_table(folder / "comparison" / f"{name}.parquet").to_pylist()
