@@ -1,9 +1,11 @@
 """Data sets of the hub, and local folders that `datasets` reads, as tables: hub:NAME@REVISION:CONFIG:SPLIT."""
 
+import csv
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -11,6 +13,9 @@ import pyarrow.parquet as pq
 from pipeline.core.errors import UserError, one_line
 from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.rows import Table
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 _HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
 
@@ -23,18 +28,17 @@ def hub_arguments(source: str) -> dict[str, str | None]:
     return match.groupdict()
 
 
-def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Table:
+def open_hub(source: str, wanted: Sequence[str], quoting: bool | None, label: str | None = None) -> Table:
     """A data set of the hub, or of a local folder, of which only these columns are read. UserError where it has none.
 
-    `label`: the column of the labels, if it has some.
+    `quoting`: are fields of csv and tsv quoted, as in `open_table`. `label`: the column of the labels, if it has some.
     """
     # Slow to import, and other tables are read without it.
-    from datasets import load_dataset
     from datasets.exceptions import DatasetsError
 
     arguments = hub_arguments(source)
     try:
-        dataset = load_dataset(**arguments)
+        dataset = _loaded(arguments, quoting)
         names = None
         if label is not None:
             names = names_of_ids(dataset.features.arrow_schema, label)
@@ -46,6 +50,23 @@ def open_hub(source: str, wanted: Sequence[str], label: str | None = None) -> Ta
     read = dataset.select_columns([name for name in dict.fromkeys(wanted) if name in columns])
     rows = arrow_rows(read.with_format("arrow").iter(ARROW_BATCH_ROWS))
     return Table(columns, rows, names, schema=dataset.features.arrow_schema)
+
+
+def _loaded(arguments: Mapping[str, str | None], quoting: bool | None) -> "Dataset":
+    """As `load_dataset`, but fields of csv and tsv stay as they are written: "01" would be 1 and "NA" would be missing.
+
+    They do not where the data set itself says what its columns hold.
+    """
+    from datasets import Features, Value, load_dataset, load_dataset_builder
+    from datasets.packaged_modules.csv.csv import CsvConfig
+
+    builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
+    if not isinstance(builder.config, CsvConfig) or builder.info.features is not None:
+        return load_dataset(**arguments)
+    quoted = builder.config.sep != "\t" if quoting is None else quoting
+    options = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "keep_default_na": False}
+    columns = load_dataset(**arguments, **options).column_names
+    return load_dataset(**arguments, **options, features=Features({name: Value("string") for name in columns}))
 
 
 def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:

@@ -131,7 +131,7 @@ def _open(source: str, split: str, config: DataConfig) -> Table:
     file, texts, label = split_file(source, split), _text_columns(config), _label_column(split, config)
     if file is not None:
         return open_file(file, config.quoting, texts, label)
-    return open_hub(source, texts if label is None else [*texts, label], label)
+    return open_hub(source, texts if label is None else [*texts, label], config.quoting, label)
 
 
 def _write(arrow_file: Path, rows: Iterable[tuple[Any, ...]], has_pair: bool) -> None:

@@ -83,7 +83,7 @@ class Input:
         """Opens the input; its rows hold the columns of the texts and those to keep. `before_wait`: see `Source`."""
         source = Source(self.place, before_wait)
         if self.is_hub:
-            table = open_hub(self.place, [*texts, *self.keep])
+            table = open_hub(self.place, [*texts, *self.keep], quoting)
         else:
             table = open_table(source, self.resolved_format(), quoting, texts, others=self.keep)
         if table.columns is not None:

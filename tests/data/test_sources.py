@@ -143,6 +143,18 @@ def test_a_hub_folder_whose_files_name_the_ids_otherwise_is_refused(tmp_path, hu
     assert read(tmp_path, tmp_path / "set" / "test.parquet", text="sentence").rows["label"][:] == ["good"]
 
 
+@pytest.mark.parametrize(("ending", "separator"), [("csv", ","), ("tsv", "\t")])
+def test_fields_of_a_hub_csv_stay_as_they_are_written(tmp_path, hub_folder, ending, separator):
+    """`datasets` alone makes 1 of "01", and no label of "NA"; in tsv a quote that is not closed took all behind it."""
+    lines = [["sentence", "label"], ["12", "01"], ["None", "NA"], ["c", "1"]]
+    if ending == "tsv":
+        lines.append(['"never closed', "01"])
+    (tmp_path / "csv").mkdir()
+    file = write(tmp_path / "csv" / f"train.{ending}", "".join(separator.join(line) + "\n" for line in lines))
+    hub, plain = (read(tmp_path / "read", x, text="sentence").rows[:] for x in (f"hub:{file.parent}:train", file))
+    assert hub == plain and hub["label"][:3] == ["01", "NA", "1"] and hub["text"][:2] == ["12", "None"]
+
+
 @pytest.mark.parametrize("as_file", [False, True])
 def test_a_saved_data_set_whose_splits_name_the_ids_otherwise_is_refused(tmp_path, monkeypatch, as_file):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
