@@ -6,8 +6,7 @@ import os
 import reprlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import UnionType
-from typing import Annotated, Any, Union, get_args, get_origin
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
@@ -17,7 +16,7 @@ from pipeline.core.config_file import apply_override, read_yaml
 from pipeline.core.errors import UserError, about
 from pipeline.core.ownership import run_of_config
 from pipeline.core.run_dir import RunDir
-from pipeline.core.settings import PathSetting, Settings, defaults, flat
+from pipeline.core.settings import PathSetting, Settings, classes_in, defaults, flat
 from pipeline.core.yaml import dump_yaml
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig, LoggingConfig
@@ -177,8 +176,9 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        faults = "; ".join(_describe(dict(fault)) for fault in error.errors())
-        raise UserError(f"{source}: {faults}") from error
+        # A default that follows from a faulty key is no fault of its own.
+        faults = [fault for fault in error.errors() if fault["type"] != "default_factory_not_called"]
+        raise UserError(f"{source}: {'; '.join(_describe(dict(fault)) for fault in faults)}") from error
 
 
 def unusual(config: AdapterConfig) -> dict[str, Any]:
@@ -234,7 +234,7 @@ def _nearest(key: str, method: str) -> str:
 def _known_keys(method: str) -> list[str]:
     """Every key; once the method is known, its keys alone and not those of other methods."""
     keys = list(dict.fromkeys(name for name, _, _ in config_keys()))
-    for part in _classes(RunConfig.model_fields["method"].annotation):
+    for part in classes_in(RunConfig.model_fields["method"].annotation):
         if issubclass(part, BaseModel) and part.model_fields["name"].default == method:
             keys = [key for key in keys if not key.startswith("method.")]
             keys += [f"method.{name}" for name in part.model_fields]
@@ -245,7 +245,7 @@ def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
     """Every key with its default and help text: (`section.key`, default, help)."""
     values = defaults(model)
     for name, field in model.model_fields.items():
-        nested = [part for part in _classes(field.annotation) if issubclass(part, BaseModel)]
+        nested = [part for part in classes_in(field.annotation) if issubclass(part, BaseModel)]
         if field.exclude:  # given on the command line alone
             continue
         for part in nested:
@@ -253,12 +253,3 @@ def config_keys(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterato
         if not nested:
             shown = "required" if field.is_required() else json.dumps(values[name])
             yield f"{prefix}{name}", shown, " ".join((field.description or "").split())
-
-
-def _classes(annotation: Any) -> Iterator[type]:
-    """The classes inside a type annotation, through unions and Annotated."""
-    if get_origin(annotation) in (Union, UnionType, Annotated):
-        for part in get_args(annotation):
-            yield from _classes(part)
-    elif isinstance(annotation, type) and get_origin(annotation) is None:
-        yield annotation

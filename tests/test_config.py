@@ -84,6 +84,11 @@ def test_faults_are_in_the_users_words(sections: dict[str, Any], words: str) -> 
     assert words in str(fault.value) and "\n" not in str(fault.value)
 
 
+def test_a_default_that_follows_from_a_faulty_key_is_no_second_fault() -> None:
+    with pytest.raises(UserError, match=r"'method\.first_layer': [^;]*$"):
+        parse_config(values(method={"name": "lt_prefix", "first_layer": "x"}))
+
+
 def test_a_method_needs_a_name() -> None:
     with pytest.raises(UserError, match=r"'method\.name' is missing: take one of lt_prefix, lt_prompt"):
         parse_config(values() | {"method": {"dropout": 0.1}})

@@ -1,9 +1,10 @@
 """The base of every config class: typed, frozen, unknown keys refused, documented by field docstrings."""
 
-from collections.abc import Hashable, Mapping
-from typing import Annotated, Any, TypeVar
+from collections.abc import Hashable, Iterator, Mapping
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.paths import expanded
 
@@ -24,12 +25,31 @@ class Settings(BaseModel):
         allow_inf_nan=False,
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _switches_are_no_numbers(cls, values: Any) -> Any:
+        """Pydantic takes `true` for the number 1."""
+        for name, value in values.items() if isinstance(values, Mapping) else ():
+            field = cls.model_fields.get(name)
+            if field and isinstance(value, bool) and bool not in classes_in(field.annotation):
+                raise ValueError(f"{name} cannot be true or false")
+        return values
+
     @field_validator("*", mode="after")
     @classmethod
     def _has_no_null(cls, value: Any) -> Any:
         if isinstance(value, str) and "\0" in value:
             raise ValueError("a null character cannot stand in it")
         return value
+
+
+def classes_in(annotation: Any) -> Iterator[type]:
+    """The classes inside a type annotation, through unions and Annotated."""
+    if get_origin(annotation) in (Union, UnionType, Annotated):
+        for part in get_args(annotation):
+            yield from classes_in(part)
+    elif isinstance(annotation, type) and get_origin(annotation) is None:
+        yield annotation
 
 
 def defaults(model: type[BaseModel]) -> dict[str, Any]:

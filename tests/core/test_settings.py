@@ -56,6 +56,13 @@ def test_counts_are_whole_and_not_negative(method: str, key: str, value: Any) ->
         given(method, key, value)
 
 
+@pytest.mark.parametrize("value", [True, False])
+@pytest.mark.parametrize(("method", "key"), all_keys(int) + all_keys(float))
+def test_a_switch_is_no_number(method: str, key: str, value: bool) -> None:
+    with pytest.raises(UserError, match=f"{key.partition('.')[2]} cannot be true or false"):
+        given(method, key, value)
+
+
 def test_there_are_numbers_to_look_at() -> None:
     floats, ints = {key for _, key in all_keys(float)}, {key for _, key in all_keys(int)}
     assert {"train.learning_rate", "backbone.int8_threshold", "method.dropout", "method.init_std"} <= floats
