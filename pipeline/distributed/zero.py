@@ -8,6 +8,7 @@ name.
 import logging
 import math
 from contextlib import AbstractContextManager
+from inspect import getclosurevars
 from typing import Any, cast
 
 import torch
@@ -26,6 +27,9 @@ NAMES = (
     "deepspeed.utils.groups._get_zero_param_intra_parallel_group",
     "deepspeed.runtime.zero.config.DeepSpeedZeroConfig",
     "deepspeed.zero.Init._convert_to_deepspeed_param",
+    "deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK",
+    "deepspeed.runtime.zero.partitioned_param_coordinator.PartitionedParameterCoordinator."
+    "_PartitionedParameterCoordinator__params_to_release",
     "deepspeed.zero.GatheredParameters",
     "deepspeed.utils.safe_get_full_fp32_param",
     "deepspeed.utils.safe_set_full_fp32_param",
@@ -160,11 +164,19 @@ def whole(parameter: nn.Parameter, *, written: bool = False) -> AbstractContextM
     return deepspeed.zero.GatheredParameters([parameter], modifier_rank=writer, enabled=is_partitioned(parameter))
 
 
-def give_back(parameter: nn.Parameter) -> None:
-    """Frees the memory of a parameter, which DeepSpeed may keep in its lists and hooks beyond the engine's end."""
-    for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
-        if tensor is not None:
-            tensor.data = tensor.data.new_empty(0)
+def give_back(module: nn.Module) -> None:
+    """Frees a module and the memory of its parameters, which DeepSpeed 0.19.8 keeps beyond its engine's end."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    own = set(module.modules())
+    FWD_MODULE_STACK[:] = [kept for kept in FWD_MODULE_STACK if own.isdisjoint(kept.modules())]
+    cached = PartitionedParameterCoordinator._PartitionedParameterCoordinator__params_to_release
+    getclosurevars(cached).nonlocals["func"].cache_clear()  # a decorator hides the cache
+    for parameter in module.parameters():
+        for tensor in (parameter, getattr(parameter, "ds_tensor", None)):
+            if tensor is not None:
+                tensor.data = tensor.data.new_empty(0)
 
 
 def flat_masters(optimizer: Any) -> list[Tensor]:

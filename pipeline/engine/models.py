@@ -188,12 +188,10 @@ def build_engine(accelerator: Accelerator, module: nn.Module, *optimizer: Optimi
 def release(accelerator: Accelerator, module: nn.Module) -> None:
     """Ends the use of a model: its engine is destroyed, its weights are given back.
 
-    DeepSpeed 0.19.8 keeps modules in lists and hooks of its own beyond their engine's end. A comparison, which has an
-    engine per stage and cell, would hold all their backbones.
+    Else a comparison, which has an engine per stage and cell, would hold all their backbones.
     """
     accelerator.free_memory()
-    for parameter in module.parameters():
-        give_back(parameter)
+    give_back(module)
     trim_heap()
 
 
