@@ -35,10 +35,11 @@ class LabelTuningConfig(MethodConfig):
     start: Literal["hypothesis", "random"] = "hypothesis"
     """What a label injects before the first step. hypothesis: what the backbone computed for its hypothesis, so that a
     text is read as if it followed the hypothesis; training adds to that. random: the output of a random map."""
-    judge: Literal["fitted", "probe"] = "probe"
+    judge: Literal["fitted", "label_aware", "probe"] = "probe"
     """With head=fitted, what scores a text that is read with a label. fitted: a judge, one direction for all labels,
     fitted before the first step to training texts read with labels (the default with position=after, where it does
-    best); probe: the same probe as for the text alone."""
+    best); label_aware: a head of that kind, which the steps train by itself; probe: the probe, as for the text alone.
+    """
     first_layer: int = Field(default=0, ge=0)
     """The lowest layer of the backbone that reads the injection. The layers below run once per text, not once per
     label, and without a gradient."""
@@ -56,8 +57,8 @@ class LabelTuningConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _a_judge_has_labels_to_compare(self) -> Self:
-        if self.judge == "fitted" and self.head != "fitted":
-            raise ValueError("method.judge=fitted needs method.head=fitted: drop one of the two")
+        if self.judge != "probe" and self.head != "fitted":
+            raise ValueError(f"method.judge={self.judge} needs method.head=fitted: drop one of the two")
         if self.wants_judge and self.shortlist == 1:
             raise ValueError("method.shortlist=1 leaves a judge nothing to compare: set 2 or more, or judge=probe")
         return self
@@ -84,21 +85,29 @@ class LabelTuningConfig(MethodConfig):
         return self.judge == "fitted"
 
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "LabelTuning":
-        head = build_head(self.head, facts, label_count)
+        head = build_head(self.trained_head, facts, label_count)
         shortlist, producer = self.joint_readings(label_count), self.build_producer(facts, hypothesis_tokens)
         if self.wants_judge:
             judge = FittedJudge(facts.pooled_width, label_count)
             return JudgedLabelTuning(producer, head, shortlist, self.form, judge)
+        if self.judge == "label_aware":
+            probe = FittedHead(facts.pooled_width, label_count)
+            return LabelTuningBesideProbe(producer, head, shortlist, self.form, probe)
         kind = FittedLabelTuning if self.head == "fitted" else LabelTuning
         return kind(producer, head, shortlist, self.form)
 
     def trainable_count(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> int:
         """With the linear head 2*P^2*L*G*D + 3H (LT-prefix) or H^2 + 2H (LT-prompt)."""
-        head = head_parameters(self.head, facts)
+        head = head_parameters(self.trained_head, facts)
         return self.producer_parameters(facts, hypothesis_tokens) + head
 
+    @property
+    def trained_head(self) -> HeadName:
+        """What scores a text that is read with a label, if it is no fitted judge."""
+        return "label_aware" if self.judge == "label_aware" else self.head
+
     def fitted_state(self, readings: Readings) -> dict[str, Tensor]:
-        return fitted_head(readings)
+        return fitted_head(readings, "probe" if self.judge == "label_aware" else "head")
 
     def joint_readings(self, label_count: int) -> int | None:
         # The linear head sees no label in a text that is read alone.
@@ -168,11 +177,10 @@ class LabelTuning(TuningMethod):
         return scores.float()
 
 
-class FittedLabelTuning(LabelTuning):
-    """Label tuning that adds to the probe: scores are the mean of the text's, read alone and read with the label.
+class ProbeFirst(LabelTuning):
+    """Label tuning that is the probe before the first step, and reads nothing else.
 
-    Before the first step it is the probe, and reads nothing else. So training is kept only where it does better, and
-    where it never does, the adapter costs no more than the probe.
+    So training is kept only where it does better, and where it never does, the adapter costs no more than the probe.
     """
 
     is_tuned: Tensor
@@ -185,12 +193,56 @@ class FittedLabelTuning(LabelTuning):
         self.is_tuned.fill_(1)
 
     @property
+    @abstractmethod
+    def fitted(self) -> FittedHead:
+        """The probe."""
+
+    @property
     def depends_on_hypotheses(self) -> bool:
-        return bool(self.is_tuned) or (isinstance(self.head, FittedHead) and self.head.reads_labels)
+        return bool(self.is_tuned) or self.fitted.reads_labels
+
+    def _alone(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """The probe's scores [B, C] of the texts alone."""
+        scores: Tensor = self.fitted(read(None, 1), states, mask, self.trained)
+        return scores.float().gather(1, candidates)
+
+
+class LabelTuningBesideProbe(ProbeFirst):
+    """Scores are the mean of the probe's and of a label tuning's that is trained by itself, with a head of its own.
+
+    Where training texts are few, the probe makes no error on them: through it, or in a sum with it, there would be
+    nothing to learn. So steps see what they train alone.
+    """
+
+    def __init__(
+        self, producer: nn.Module, head: nn.Module, shortlist: int | None, form: Form, probe: FittedHead
+    ) -> None:
+        super().__init__(producer, head, shortlist, form)
+        self.probe = probe
+
+    @property
+    def fitted(self) -> FittedHead:
+        return self.probe
+
+    def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
+        """Every candidate's score; in training the head's alone."""
+        if self.training:
+            return super().scores(read, candidates, states, mask)
+        alone = self._alone(read, candidates, states, mask)
+        return (alone + super().scores(read, candidates, states, mask)) / 2 if self.is_tuned else alone
+
+
+class FittedLabelTuning(ProbeFirst):
+    """Label tuning that adds to the probe: scores are the mean of the text's, read alone and read with the label."""
+
+    @property
+    def fitted(self) -> FittedHead:
+        assert isinstance(self.head, FittedHead)
+        return self.head
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
         """Every candidate's score, beyond a shortlist that of the text read alone."""
-        alone = self.head(read(None, 1), states, mask, self.trained).float().gather(1, candidates)
+        alone = self._alone(read, candidates, states, mask)
         if not self.is_tuned:
             return alone
         nearest = _nearest(alone, candidates, self.shortlist or candidates.shape[1])

@@ -98,10 +98,10 @@ class Scale:
         return ((states.double() - self.mean) / self.deviation).to(states)
 
 
-def fitted_head(readings: Readings) -> dict[str, Tensor]:
-    """The state of a method's `FittedHead`, under the name `head`."""
+def fitted_head(readings: Readings, module: str = "head") -> dict[str, Tensor]:
+    """The state of a method's `FittedHead`, under that name."""
     state = FittedHead.state_of(fit_to_readings(readings, CS, (False, True)))
-    return {f"head.{name}": value for name, value in state.items()}
+    return {f"{module}.{name}": value for name, value in state.items()}
 
 
 def fit_to_readings(readings: Readings, cs: Sequence[float], priors: Sequence[bool]) -> Fit:

@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 START_PART = "train.start_from: adapter"
 """The part of a training's fingerprint that says what it started from, by content; absent: nothing, or it is gone."""
 HEAD = "head."
-OWN = {"head", "shortlist", "dropout", "init", "init_text", "init_std"}
+OWN = {"head", "judge", "shortlist", "dropout", "init", "init_text", "init_std"}
 """Keys of a method that may differ: of the head and of the training, not of what is copied."""
 
 

@@ -107,6 +107,7 @@ def test_other_labels_leave_the_method_as_it_is() -> None:
     [
         {"name": "lt_prefix"},
         {"name": "lt_prompt"},
+        {"name": "lt_prefix", "judge": "label_aware"},
         {"name": "lt_prompt", "position": "after"},
         {"name": "prefix", "tokens": 2, "head": "fitted"},
     ],
