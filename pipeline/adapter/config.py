@@ -69,7 +69,8 @@ class AdapterConfig(Settings):
 
     def flat(self) -> dict[str, str]:
         """Everything scores depend on, by key. Which backbone it is, its fingerprint says instead."""
-        aside = {"name_or_path", "revision", "gradient_checkpointing"}
+        # Kernels round otherwise, no more; one that training had may be lacking where its adapter is evaluated.
+        aside = {"name_or_path", "revision", "gradient_checkpointing", "attention"}
         # How special tokens are read matters where there are some; the data's fingerprint knows that.
         sections = self.model_dump(
             mode="json", exclude={"version": True, "backbone": aside, "data": {"special_tokens"}}

@@ -58,7 +58,8 @@ class BackboneConfig(Settings):
     quantization: Quantization = "none"
     """How the linear layers' weights are stored: none, int8 (LLM.int8()), int8_weight_only, or int4 (in blocks)."""
     int8_threshold: float = Field(default=6.0, ge=0)
-    """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none)."""
+    """Activation columns with a magnitude above this are multiplied in the compute dtype (int8 only; 0: none). They are
+    those of all texts that are read together, whose scores depend on one another by that."""
     attention: Attention = "auto"
     """The attention kernel, by transformers' name: sdpa, eager, flash_attention_2, flash_attention_3, flash_attention_4
     or flex_attention. auto: transformers' choice, as a rule sdpa."""

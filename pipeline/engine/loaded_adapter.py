@@ -104,6 +104,9 @@ class LoadedAdapter:
         judge = labels.judged_by(method, device)
         states, mask, start = labels.states, labels.mask, labels.start
         model = LTuningModel(backbone, judge, states, mask, pooling, continuations, start, labels.mean)
+        for parameter in model.inside().values():
+            # As in training: beside weights in few bits PEFT makes its own in float32.
+            parameter.data = parameter.data.to(adapter.config.backbone.torch_dtype)
         model.load_inside(adapter.method_state)
         names = list(labels.names)
         return cls(adapter, model.to(device).eval(), tokenizer, device, names, temperature=adapter.temperature)

@@ -1,7 +1,7 @@
 """A trained adapter on its backbone, which scores the splits of a run."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -37,10 +37,10 @@ class Scorer:
     pad_token_id: int
     device: torch.device
 
-    def scores(self, split: Split, what: str) -> NDArray[np.float32]:
+    def scores(self, split: Split, what: str, before_batch: Callable[[], None] | None = None) -> NDArray[np.float32]:
         """Scores [N, K] of a split, under the hypotheses that the model judges by now. Collective.
 
-        `what`: labels the progress.
+        `what`: labels the progress; `before_batch`: as for `score`.
         """
         method, count = self.adapter.config.method, len(self.adapter.labels.names)
         return score(
@@ -54,6 +54,7 @@ class Scorer:
             readings=method.joint_readings(count),
             hypotheses=inner_model(self.model).most_hypotheses,
             description=what,
+            before_batch=before_batch,
         )
 
 

@@ -12,6 +12,7 @@ from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import BackboneFacts, facts_of
 from pipeline.core.bounds import MOST_RANKS
 from pipeline.core.errors import UserError
+from pipeline.data.batches import width
 from pipeline.data.config import DataConfig, LabelsConfig
 from pipeline.engine.config import EngineConfig
 from pipeline.engine.deepspeed_config import resolve_deepspeed, zero_stage
@@ -54,6 +55,11 @@ class Sections:
         return max(ASSUMED_LABELS, len(self.labels.texts))
 
     @property
+    def texts_of_step(self) -> int:
+        """Of each rank."""
+        return self.train.batch_size * self.train.gradient_accumulation
+
+    @property
     def why_no_steps(self) -> str | None:
         """What keeps training from taking steps; None where it takes some."""
         if not self.method.takes_steps:
@@ -79,13 +85,14 @@ def build_case(
     check_injection(config.method, facts)
     hypothesis_tokens = hypothesis_tokens or ASSUMED_HYPOTHESIS_TOKENS
     form = config.method.form
+    rows, texts = _rows_per_text(config, world_size), _texts_of_pass(config, world_size)
     workload = Workload(
-        rows=config.train.batch_size * _rows_per_text(config, world_size),
+        rows=texts * rows,
         text_tokens=config.data.max_length,
         injected_tokens=config.method.injected_tokens(hypothesis_tokens),
         injects=config.method.injects,
         first_layer=0 if form is None else form.first_layer,
-        texts_behind=config.train.batch_size if form is not None and form.is_behind else 0,
+        texts_behind=texts if form is not None and form.is_behind else 0,
     )
     sizes = (facts, hypothesis_tokens, config.label_count or config.assumed_labels)
     with torch.device("meta"):
@@ -101,10 +108,10 @@ def build_case(
         zero=_zero_settings(config, world_size),
         sharded=zero_stage(_resolved(config, world_size)) == 3,
         zero_of_nodes=_preset(config, "multinode", world_size),
-        accumulation=config.train.gradient_accumulation,
-        texts=config.train.batch_size,
+        accumulation=-(-config.texts_of_step // texts),
+        texts=texts,
         label_elements=_label_elements(config.method, *sizes) * config.labels.most_hypotheses,
-        shortlist_rows=_shortlist_rows(config),
+        shortlist_rows=texts if _is_read_alone(config) else 0,
         keeps_token_states=kept_form(config.method, config.train.keep_token_states) is not None,
         bytes_per_second=None if bandwidth is None else bandwidth * 1e9,
     )
@@ -152,11 +159,20 @@ def rows_per_text(
     return rows
 
 
-def _shortlist_rows(config: Sections) -> int:
-    """Texts that are read alone first, for a shortlist or a prompt, in a pass; none where it takes stored states."""
+def _texts_of_pass(config: Sections, world_size: int) -> int:
+    """As training cuts a step into passes, of texts of the longest length."""
+    tokens = config.train.tokens_per_batch
+    if tokens is None:
+        return config.train.batch_size
+    readings = _rows_per_text(config, world_size) + _is_read_alone(config)
+    return min(config.texts_of_step, max(1, tokens // readings // width(config.data.max_length)))
+
+
+def _is_read_alone(config: Sections) -> bool:
+    """Is a text read alone first, for a shortlist or a prompt? Not where its stored states are taken."""
     method = config.method
     shortlisted = method.joint_readings(config.label_count or sys.maxsize) is not None
-    return config.train.batch_size if shortlisted and method.reads_alone and not method.reads_stored else 0
+    return shortlisted and method.reads_alone and not method.reads_stored
 
 
 def _resolved(config: Sections, world_size: int) -> dict[str, Any]:

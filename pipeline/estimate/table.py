@@ -84,7 +84,7 @@ def _totals(config: Sections, case: Case, steps: int | None) -> list[str]:
     if config.why_no_steps is not None:
         return [f"steps: none, {config.why_no_steps}"]
     plan = configured_plan(case, config.backbone.gradient_checkpointing)
-    texts = config.train.batch_size * case.accumulation * case.world_size
+    texts = config.texts_of_step * case.world_size
     kind = f"{plan.backbone}{', with' if plan.checkpointing else ', without'} checkpointing"
     speed = f"as configured ({kind}): {plan.step_seconds:.3g} s per step, {texts / plan.step_seconds:,.0f} texts/s"
     steps = steps or config.train.max_steps
@@ -109,7 +109,8 @@ def advice(config: Sections, case: Case, gpu: str) -> str:
         if plan := best_plan(larger):
             return "; or ".join([f"{lacking}; on {larger.world_size}: {_as_keys(plan, config)}", *ways])
     activations = plans(case)[-1].memory.activations / 1e9
-    smaller = f"lower train.batch_size or data.max_length ({activations:.1f} GB of activations with checkpointing)"
+    key = "train.batch_size" if config.train.tokens_per_batch is None else "train.tokens_per_batch"
+    smaller = f"lower {key} or data.max_length ({activations:.1f} GB of activations with checkpointing)"
     return f"{lacking} or on more: {', or take '.join([smaller, *ways])}"
 
 

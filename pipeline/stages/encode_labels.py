@@ -22,9 +22,11 @@ from pipeline.backbone.facts import TESTED, Form
 from pipeline.backbone.verdict import CHECK_PART
 from pipeline.config import RunConfig
 from pipeline.core.artefact import FORMAT, sha256_of
+from pipeline.core.errors import some
 from pipeline.core.files import atomic_dir
 from pipeline.core.run_dir import RunDir
-from pipeline.data.config import DataConfig, LabelsConfig
+from pipeline.core.templates import has_field
+from pipeline.data.config import DataConfig, LabelsConfig, weighted
 from pipeline.data.hypotheses import Hypotheses, HypothesisTokens, all_in_one, hypotheses
 from pipeline.data.texts import TextEncoder
 from pipeline.data.tokenizer import special_texts
@@ -63,6 +65,8 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
         if found is not None and artefact.is_current(found.fingerprint, wanted | verdict_in(found)):
             check_verdict(config.method, found.fingerprint)
             return found
+    if ranks.is_main:
+        _warn_of_fields(config.labels)
     tokens = texts.hypotheses(words.texts, form)
     check_positions(config.method, backbone.facts, tokens.kept.shape[1], data.max_length)
     reader = AsInjection(load_frozen(accelerator, ranks, backbone), form)
@@ -77,6 +81,21 @@ def encode_labels(config: RunConfig, backbone: Backbone | None = None) -> LabelS
     ranks.on_main(lambda: _write(states, folder))
     log.info("encode-labels: %d labels, %d tokens each, in %s", len(names), states.hypothesis_tokens, folder)
     return states
+
+
+def _warn_of_fields(labels: LabelsConfig) -> None:
+    """Someone may have meant them as those of a template; a label may be called so, too."""
+    names = [
+        repr(name)
+        for name, own in labels.texts.items()
+        if any(has_field(text, "label", ("label",)) for text in weighted(own))
+    ]
+    if names:
+        log.warning(
+            "labels.texts: {label} in what is said of %s is read as it stands: only labels.template has the name put "
+            "in its place, so write the name",
+            some(names),
+        )
 
 
 def current_label_states(

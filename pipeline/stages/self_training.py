@@ -71,12 +71,14 @@ class SelfTraining:
         session = self.run.session(number)
         ranks.on_main(session.create)
         log.info("train: session %d of self-training%s", number, "" if number else ": the labelled texts alone")
-        pseudo = self._pseudo_labels(self.run.session(number - 1), session, ranks) if number else None
+        pseudo = None
+        if number:
+            pseudo = self._pseudo_labels(self.run.session(number - 1), session, ranks, preemption)
         supervised = {"self_training": 0, "pseudo_labels": "hard", "pseudo_weights": "confidence"}
         config = self.config.model_copy(update={"train": self.config.train.model_copy(update=supervised)})
         return Training(config, self.backbone, session, pseudo).to_end(preemption)
 
-    def _pseudo_labels(self, teacher: RunDir, session: RunDir, ranks: Ranks) -> PseudoLabels:
+    def _pseudo_labels(self, teacher: RunDir, session: RunDir, ranks: Ranks, preemption: Preemption) -> PseudoLabels:
         """What the teacher's adapter says of the unlabelled texts, kept in the session's directory. Collective.
 
         Raises UserError where ranks cannot read what rank 0 has written.
@@ -84,7 +86,7 @@ class SelfTraining:
         split, file = load_split(session.data / UNLABELLED), session.pseudo_labels
         made_from = ranks.on_main(lambda: {"teacher": adapter_fingerprint(teacher.adapter), "texts": split.digest()})
         if not ranks.on_main(lambda: read_pseudo_labels(file, made_from) is not None):
-            scores = self._scores(load_adapter(teacher.adapter), split, session, ranks)
+            scores = self._scores(load_adapter(teacher.adapter), split, session, ranks, preemption)
             probabilities = tempered_softmax(scores).astype(np.float32)
             ranks.on_main(lambda: write_pseudo_labels(file, probabilities, made_from))
         # All ranks take what the file says, as a run that goes on later does.
@@ -93,14 +95,17 @@ class SelfTraining:
             raise UserError(f"'{file}' is not what rank 0 has written: do all ranks see the same run directory?")
         return PseudoLabels(kept, self.config.train.pseudo_labels, self.config.train.pseudo_weights)
 
-    def _scores(self, adapter: Adapter, split: Split, session: RunDir, ranks: Ranks) -> NDArray[np.float32]:
-        """[N, K] of the unlabelled texts. Collective."""
+    def _scores(
+        self, adapter: Adapter, split: Split, session: RunDir, ranks: Ranks, preemption: Preemption
+    ) -> NDArray[np.float32]:
+        """[N, K] of the unlabelled texts. Collective. A signal interrupts it between two batches."""
         accelerator, _ = start(self.config)
         if adapter.config.method.reads_stored:
             split = with_states(session, self.backbone, ranks, {UNLABELLED: split})[UNLABELLED]
         settings = ranks.on_every(lambda: within_memory(session, self.config.evaluate, "evaluate"))
         with loaded_scorer(accelerator, ranks, self.backbone, adapter, settings, "train") as scorer:
-            return scorer.scores(split, "pseudo labels")
+            where = "before the pseudo labels were made"
+            return scorer.scores(split, "pseudo labels", lambda: preemption.check(accelerator, ranks, session, where))
 
 
 def best_session(summaries: Sequence[Mapping[str, Any]], metric: str) -> int:

@@ -58,7 +58,7 @@ class Training:
         Raises what `pipeline.stages.train` does.
         """
         config, run, task = self.config, self.run, self.task
-        _, ranks = start(config)
+        accelerator, ranks = start(config)
         labels, fingerprint = task.given(ranks)
         if not overwrite:
             summary = ranks.on_main(lambda: finished_summary(run, config.method, fingerprint))
@@ -69,7 +69,9 @@ class Training:
         if not config.method.takes_steps:
             fitted = task.fitted(ranks, labels)
             ranks.on_main(begin)
-            return ranks.on_main(lambda: adapters.write_fitted(fitted))
+            summary = ranks.on_main(lambda: adapters.write_fitted(fitted))
+            preemption.check(accelerator, ranks, run, "when the fit was over")
+            return summary
         state = None if overwrite else state_to_resume(ranks, config.train.resume, run)
         if state is None:
             return self._steps(labels, adapters, begin, None, preemption)

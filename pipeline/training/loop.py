@@ -22,7 +22,7 @@ from pipeline.training.checkpoint_writer import CheckpointWriter
 from pipeline.training.judging import Judging
 from pipeline.training.metrics_log import MetricsLog
 from pipeline.training.peak_memory import peak_memory
-from pipeline.training.preemption import Preemption
+from pipeline.training.preemption import Preemption, leave_sign
 from pipeline.training.progress import Progress
 from pipeline.training.run_state import Best, RunState
 from pipeline.training.trainer import Trainer
@@ -138,15 +138,8 @@ class TrainingRun:
         self.ranks.on_main(self.writer.wait)
         self.progress.close()
         self.metrics_log.close()
-        self.ranks.on_main(lambda: self._leave_sign(signal))
+        self.ranks.on_main(lambda: leave_sign(self.run_dir, {"step": self.step, "signal": signal}))
         raise Preempted(f"train: {signal}: stopped after step {self.step}; the same command goes on from there")
-
-    def _leave_sign(self, signal: str) -> None:
-        """For launchers that lose exit status 85."""
-        try:
-            write_json(self.run_dir.preempted, {"step": self.step, "signal": signal})
-        except UserError as error:
-            log.warning("train: %s", error)
 
     def _save(self) -> None:
         """Lets a checkpoint be written. Raises UserError on every rank where the one before could not, by option."""

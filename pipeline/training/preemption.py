@@ -1,5 +1,6 @@
 """Preemption: a signal requests a stop; all ranks agree on the step at which they do."""
 
+import logging
 import signal
 import threading
 from collections.abc import Sequence
@@ -9,6 +10,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from accelerate import Accelerator
+
+from pipeline.core.errors import Preempted, UserError
+from pipeline.core.files import write_json
+from pipeline.core.run_dir import RunDir
+from pipeline.distributed.ranks import Ranks
+
+log = logging.getLogger(__name__)
 
 
 class Preemption:
@@ -40,7 +48,24 @@ class Preemption:
         dist.all_reduce(number, op=dist.ReduceOp.MAX)
         return signal.Signals(int(number)).name if number else None
 
+    def check(self, accelerator: Accelerator, ranks: Ranks, run: RunDir, where: str) -> None:
+        """Raises Preempted where any rank got a signal, for work that takes no step. Collective.
+
+        `where`: how far it is.
+        """
+        if name := self.requested(accelerator):
+            ranks.on_main(lambda: leave_sign(run, {"signal": name}))
+            raise Preempted(f"train: {name}: stopped {where}; the same command goes on from there")
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number)
         if number == signal.SIGINT:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave_sign(run: RunDir, sign: dict[str, Any]) -> None:
+    """For launchers that lose exit status 85. Rank 0 calls it."""
+    try:
+        write_json(run.preempted, sign)
+    except UserError as error:
+        log.warning("train: %s", error)

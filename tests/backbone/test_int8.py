@@ -68,6 +68,17 @@ def test_int8_gradient_equals_bitsandbytes(linear: nn.Linear, threshold: float) 
     assert torch.allclose(x.grad, same.grad, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(("quantization", "threshold"), [("int8", 0.0), ("int8_weight_only", 6.0)])
+def test_rows_depend_on_one_another_by_outliers_alone(linear: nn.Linear, quantization: str, threshold: float) -> None:
+    """docs/configuration.md says so: a row beside one with an outlier, and by itself."""
+    rows = torch.zeros(2, 24)
+    rows[0, 3], rows[:, 7] = 5.9, torch.tensor([0.02, 50])  # 0.02 is less than half a step of the first row
+    with torch.no_grad():
+        layer, outliers = quantized(linear, quantization, threshold), quantized(linear, "int8", 6.0)
+        assert torch.allclose(layer(rows)[:1], layer(rows[:1]), rtol=1e-5, atol=1e-6)
+        assert (outliers(rows)[:1] - outliers(rows[:1])).abs().max() > 1e-3
+
+
 def test_weights_are_rounded_by_at_most_half_a_step(linear: nn.Linear) -> None:
     halves = linear.weight.half().double()  # LLM.int8() quantizes from float16
     step = halves.abs().amax(1, keepdim=True) / 127

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import torch.distributed as dist
 from datasets import Dataset
@@ -20,8 +21,9 @@ from pipeline.data.texts import TextEncoder
 from pipeline.data.tokens import tokenize
 from pipeline.distributed.zero import end_process_group
 from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.stages.run import run
 from tests.support.tiny import save_tiny, tiny_tokenizer
-from tests.support.tiny_run import TEXTS, tiny_run
+from tests.support.tiny_run import TEXTS, tiny_config, tiny_run
 from tests.support.worlds import run_worlds
 
 LABELS = sorted(TEXTS)
@@ -186,6 +188,23 @@ def test_a_score_does_not_depend_on_the_neighbours_length(tmp_path: Path) -> Non
     for text, together in zip(texts, classifier.predict(texts), strict=True):
         alone = classifier.predict([text])[0]
         assert alone.scores == pytest.approx(together.scores, abs=1e-5)
+
+
+@pytest.mark.parametrize("quantization", ["none", "int8", "int4"])
+def test_lora_scores_as_evaluate_does(tmp_path: Path, quantization: str) -> None:
+    """Beside weights in few bits too, whose codes do not say in which dtype to compute."""
+    config = tiny_config(
+        tmp_path,
+        method={"name": "lora", "targets": "all"},
+        backbone={"quantization": quantization, "dtype": "bfloat16"},
+        train={"max_steps": 2, "batch_size": 4, "learning_rate": 0.05},
+        evaluate={"splits": ["train"]},
+    )
+    run(config)
+    expected = pq.read_table(config.run_dir.predictions_file).to_pandas()
+    texts = pd.read_csv(tmp_path / "train.tsv", sep="\t").text.tolist()
+    for score, row in zip(LoadedAdapter.load(config.run_dir.adapter).predict(texts), expected.iloc, strict=True):
+        assert score.scores == {label: row[f"score/{label}"] for label in LABELS}
 
 
 def test_another_backbone_is_refused(config: RunConfig, tmp_path: Path) -> None:

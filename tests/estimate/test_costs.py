@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoConfig
@@ -16,6 +17,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.model_config import load_model_config
 from pipeline.core.errors import UserError
+from pipeline.data.batches import rank_slice_within
 from pipeline.estimate import inventory as inventories
 from pipeline.estimate.case import build_case
 from pipeline.estimate.costs import best_plan, plans
@@ -210,6 +212,21 @@ def test_candidates_are_rows() -> None:
         build_case(sections_of(train={"objective": "candidates", "candidates": "all"}), tiny, 1, "h200")
     unknown = build_case(sections_of(train={"objective": "candidates"}), tiny, 1, "h200")
     assert unknown.workload.rows == 8 * pairs.workload.rows
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts", "passes"), [(None, 16, 3), (100, 1, 48), (5 * 256, 5, 10), (16 * 256, 16, 3), (10**6, 48, 1)]
+)
+def test_a_pass_has_the_texts_that_its_tokens_allow(tokens: int | None, texts: int, passes: int) -> None:
+    """As the trainer cuts a step of 48 texts of 256 tokens, three readings each, into passes."""
+    names = {"labels": {"names": list("abc")}, "method": {"shortlist": None}}
+    train = {"objective": "candidates", "gradient_accumulation": 3}
+    limit = None if tokens is None else 3 * tokens
+    case = build_case(sections_of(**names, train=train | {"tokens_per_batch": limit}), LLAMA_7B, 1, "h200")
+    assert (case.workload.rows, case.texts, case.accumulation) == (3 * texts, texts, passes)
+    if tokens is not None:
+        cut = rank_slice_within(np.full(48, 256), 0, 1, tokens)
+        assert (max(map(len, cut)), len(cut)) == (texts, passes)
 
 
 def test_a_shortlist_reads_every_text_alone_first() -> None:

@@ -76,7 +76,8 @@ def test_offload_is_offered_where_it_helps() -> None:
 
 
 def test_totals_of_the_config_as_given() -> None:
-    config = sections_of(train={"max_steps": 3000}, backbone={"gradient_checkpointing": True})
+    train = {"max_steps": 3000, "gradient_accumulation": 2}
+    config = sections_of(train=train, backbone={"gradient_checkpointing": True})
     case = replace(case_of("llama-3-70b"), world_size=8, accumulation=2)
     seconds = plans(case)[3].step_seconds
     [speed, cost] = report(config, case, "a100-80").split("\n\n")[-2].splitlines()[-2:]

@@ -151,6 +151,16 @@ def test_stale_states_say_what_changed_and_are_made_again(config: RunConfig, cap
         encode_labels(config)
 
 
+def test_a_field_in_a_labels_own_text_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Only templates are filled; braces that are no field of one are nobody's mistake."""
+    texts = {"sport": "{label} and games", "science": ["a {{label}}", "{finding}"]}
+    config = tiny_config(tmp_path, labels={"texts": texts})
+    preprocess(config)
+    assert encode_labels(config).by_label["sport"] == {"{label} and games": 1}
+    [said] = [message for message in caplog.messages if "labels.texts" in message]
+    assert "what is said of 'sport' is read as it stands" in said
+
+
 def test_labels_that_cannot_be_told_apart_or_do_not_fit_leave_the_old_states(config: RunConfig) -> None:
     before = {name: (config.run_dir.labels / name).read_bytes() for name in os.listdir(config.run_dir.labels)}
     same = changed(config, "labels", texts={"sport": "One thing.", "science": "One thing."})

@@ -120,6 +120,15 @@ def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> N
         evaluate(unevaluable)
 
 
+def test_another_attention_kernel_is_no_other_training(config: RunConfig) -> None:
+    """To `train` the run is finished with it too, so that `evaluate` must not send back to it."""
+    first = evaluate(config)
+    other = config.model_copy(update={"backbone": config.backbone.model_copy(update={"attention": "eager"})})
+    assert evaluate(other) == first
+    (config.run_dir.evaluation / "fingerprint.json").unlink()
+    assert evaluate(other)["test"]["log_loss"] == pytest.approx(first["test"]["log_loss"], rel=1e-4)
+
+
 def two_ranks(folder: Path) -> list[int]:
     return launch(["evaluate", "--config", str(folder / "config.yaml")], folder / "two-ranks.log", world=2)
 

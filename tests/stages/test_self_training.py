@@ -195,6 +195,27 @@ def script(folder: Path) -> dict[str, Any]:
         (folder / f"{name}.yaml").write_text(config.to_yaml())
         arguments = ["run", "--config", str(folder / f"{name}.yaml")]
         found[name] = [launch(arguments, folder / f"{name}.log", world=world, fault=fault) for fault in faults]
+    return found | signalled(folder)
+
+
+def signalled(folder: Path) -> dict[str, Any]:
+    """A probe, which takes no steps: undisturbed, and signalled in its first fit, then before the second one."""
+    found: dict[str, Any] = {"steps of a signal": []}
+    for name, world, faults in (
+        ("probe", 2, [None]),
+        ("signalled", 2, ["strike:SIGTERM,evaluation,1,0", "strike:SIGTERM,evaluation,1,0", None]),
+    ):
+        run = folder / name
+        config = self_training_config(
+            folder, run={"dir": str(run)}, method=PROBE, engine={"threads": 1}, evaluate={"batch_size": 4}
+        )
+        (folder / f"{name}.yaml").write_text(config.to_yaml())
+        found[name] = []
+        for fault in faults:
+            log, arguments = folder / f"{name}.log", ["run", "--config", str(folder / f"{name}.yaml")]
+            found[name].append(launch(arguments, log, world=world, fault=fault))
+            if fault:
+                found["steps of a signal"].append([read_json(run / "PREEMPTED"), (run / "adapter").exists()])
     return found
 
 
@@ -221,6 +242,18 @@ def test_interrupted_in_every_session_it_ends_as_if_it_had_not_been(statuses: di
     # Of session 1 the checkpoint of step 4 may have been whole when it was killed in step 6.
     assert re.search("session 1 of self-training\ntrain: goes on after step [24],", log)
     assert f"{folder / 'killed' / 'adapter'} is current" in log
+
+
+def test_a_signal_stops_what_takes_no_steps(statuses: dict[str, Any], folder: Path) -> None:
+    """Behind the fit that it comes in, and between two batches of the texts that get pseudo labels."""
+    assert statuses["probe"] == [[0, 0]] and statuses["signalled"] == [[85, 85], [85, 85], [0, 0]]
+    assert statuses["steps of a signal"] == [[{"signal": "SIGTERM"}, False]] * 2
+    log = (folder / "signalled.log").read_text()
+    for where in ("when the fit was over", "before the pseudo labels were made"):
+        assert log.count(f"train: SIGTERM: stopped {where}; the same command goes on from there") == 1
+    for name in ("adapter", "adapter-final"):
+        expected, found = (state_of(folder / run / name) for run in ("probe", "signalled"))
+        assert all(torch.equal(value, expected[tensor]) for tensor, value in found.items())
 
 
 @pytest.mark.parametrize("name", ["pair", "whole"])
