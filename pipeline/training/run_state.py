@@ -34,12 +34,17 @@ class Best:
             self.value_of_steps = self.value
 
     def count(self, metric: str, step: int, figures: dict[str, Any]) -> bool:
-        """Counts an evaluation; whether its metrics are the best."""
+        """Counts an evaluation; whether its metrics are the best: of equally good ones, those of the least log-loss.
+
+        A few validation texts tell few values of accuracy apart, and the probe that training starts from is too sure.
+        """
         value = worth(metric, figures)
         if step and (self.value_of_steps is None or value > self.value_of_steps):
             self.value_of_steps, self.evaluations_since = value, 0
         elif step:
             self.evaluations_since += 1
+        if value == self.value:
+            return bool(figures["log_loss"] < self.figures["log_loss"])
         return value > self.value
 
     def is_perfect(self, metric: str) -> bool:

@@ -11,7 +11,7 @@ def evaluated(values: list[float], metric: str = "accuracy") -> tuple[Best, list
     """After evaluations at steps 0, 10, ...; and how many in a row had brought nothing, after each."""
     best, counts = Best(), []
     for index, value in enumerate(values):
-        figures = {metric: value}
+        figures = {"log_loss": 1.0, metric: value}
         if best.count(metric, 10 * index, figures):
             best.replace(metric, 10 * index, figures, {})
         counts.append(best.evaluations_since)
@@ -30,6 +30,14 @@ def test_one_that_gets_no_better_runs_out_of_patience() -> None:
     best, counts = evaluated([0.5, 0.7, 0.6, 0.7])
     assert (best.step, counts) == (10, [0, 0, 1, 2])
     assert evaluated([0.5, 0.7, 0.6], "log_loss")[0].step == 0
+
+
+def test_of_equally_good_states_the_one_of_the_least_log_loss_is_the_best() -> None:
+    best = Best()
+    best.replace("accuracy", 0, {"accuracy": 0.9, "log_loss": 0.5}, {})
+    assert not best.count("accuracy", 10, {"accuracy": 0.9, "log_loss": 0.5})
+    assert best.count("accuracy", 20, {"accuracy": 0.9, "log_loss": 0.4}) and best.evaluations_since == 1
+    assert not best.count("accuracy", 30, {"accuracy": 0.8, "log_loss": 0.1})
 
 
 @pytest.mark.parametrize(("step", "expected"), [(0, None), (30, 0.8)])
