@@ -60,7 +60,8 @@ class TrainConfig(Settings):
     accuracy of 1. max_steps or epochs is then only a cap; a training that reaches it has not been shown to converge.
     null: train to the last step."""
     best_metric: Literal["accuracy", "macro_f1", "mcc", "log_loss"] = "accuracy"
-    """Validation metric by which the best adapter is chosen: accuracy, macro_f1, mcc or log_loss."""
+    """Validation metric by which the best adapter is chosen: accuracy, macro_f1, mcc or log_loss. Of equally good ones
+    it is that of the least log-loss."""
     resume: PathSetting = "auto"
     """auto: from the newest whole checkpoint, if there is one; never; or the path of a checkpoint."""
     start_from: PathSetting | None = None
