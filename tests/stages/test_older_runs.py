@@ -236,7 +236,7 @@ def test_an_evaluation_of_an_older_format_is_made_again(folder: Path, caplog: py
 
 
 def test_the_fingerprints_of_the_quickstart_of_version_0_1_are_current() -> None:
-    was = ("method.judge=probe", "train.eval_every=30", "train.learning_rate=3.0e-3")
+    was = ("method.judge=probe", "train.max_steps=60", "train.eval_every=30", "train.learning_rate=3.0e-3")
     config = load_config(REPOSITORY / "launch" / "recipes" / "quickstart.yaml", (*was, *OLD_WAYS))
     manifest = FROZEN["manifest"]
     states, mask = torch.zeros(2, 1, 4), torch.ones(2, 1, dtype=torch.bool)
