@@ -15,7 +15,7 @@ from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.rows import Table
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, DatasetBuilder
 
 _HUB = re.compile(r"hub:(?P<path>[^:@]+)(@(?P<revision>[^:]+))?(:(?P<name>[^:\[\]]+))?:(?P<split>\w[^:\[\]]*(\[.*\])?)")
 
@@ -34,15 +34,17 @@ def open_hub(source: str, wanted: Sequence[str], quoting: bool | None, label: st
     `quoting`: are fields of csv and tsv quoted, as in `open_table`. `label`: the column of the labels, if it has some.
     """
     # Slow to import, and other tables are read without it.
+    from datasets import load_dataset_builder
     from datasets.exceptions import DatasetsError
 
     arguments = hub_arguments(source)
     try:
-        dataset = _loaded(arguments, quoting)
+        builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
+        dataset = _loaded(builder, arguments, quoting)
         names = None
         if label is not None:
             names = names_of_ids(dataset.features.arrow_schema, label)
-            _check_names_of_parts(source, str(arguments["path"]), arguments["name"], label, names)
+            _check_names_of_parts(source, str(arguments["path"]), builder, label, names)
     # RuntimeError: a folder with a script
     except (OSError, ValueError, RuntimeError, DatasetsError, pa.ArrowException) as error:
         raise UserError(f"{source}: the data set cannot be loaded: {one_line(error)}") from error
@@ -52,15 +54,14 @@ def open_hub(source: str, wanted: Sequence[str], quoting: bool | None, label: st
     return Table(columns, rows, names, schema=dataset.features.arrow_schema)
 
 
-def _loaded(arguments: Mapping[str, str | None], quoting: bool | None) -> "Dataset":
+def _loaded(builder: "DatasetBuilder", arguments: Mapping[str, str | None], quoting: bool | None) -> "Dataset":
     """As `load_dataset`, but fields of csv and tsv stay as they are written: "01" would be 1 and "NA" would be missing.
 
     They do not where the data set itself says what its columns hold.
     """
-    from datasets import Features, Value, load_dataset, load_dataset_builder
+    from datasets import Features, Value, load_dataset
     from datasets.packaged_modules.csv.csv import CsvConfig
 
-    builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
     if not isinstance(builder.config, CsvConfig) or builder.info.features is not None:
         return load_dataset(**arguments)
     quoted = builder.config.sep != "\t" if quoting is None else quoting
@@ -69,13 +70,13 @@ def _loaded(arguments: Mapping[str, str | None], quoting: bool | None) -> "Datas
     return load_dataset(**arguments, **options, features=Features({name: Value("string") for name in columns}))
 
 
-def _check_names_of_parts(source: str, folder: str, name: str | None, label: str, names: list[str] | None) -> None:
+def _check_names_of_parts(
+    source: str, folder: str, builder: "DatasetBuilder", label: str, names: list[str] | None
+) -> None:
     """UserError where a file of a folder has other names of ids: `datasets` takes those of the first file."""
     if not Path(folder).is_dir():
         return
-    from datasets import load_dataset_builder
-
-    files = load_dataset_builder(folder, name).config.data_files or {}
+    files = builder.config.data_files or {}
     for file in chain.from_iterable(files.values()):
         schema = _schema(file)
         if schema is not None and names_of_ids(schema, label) not in (names, None):
