@@ -146,22 +146,33 @@ class _Reader:
     token_states: Tensor | None
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
+        if injection is None:
+            return self._pooled_alone.repeat_interleave(copies, 0)
+        if self._is_behind:
+            return pool(self.model.backbone.behind(self._kept, injection), injection.mask, self.model.pooling)
+        return self._read(injection, copies)
+
+    @cached_property
+    def _pooled_alone(self) -> Tensor:
+        """[B, M]. A probe and what is tuned beside it both ask for it."""
+        if self.alone is not None and self.model.method.edits_of(None) is None:
+            return self.alone
+        if self._is_behind:
+            return pool(self._kept.hidden, self.attention_mask, self.model.pooling)
+        return self._read(None, 1)
+
+    def _read(self, injection: Injection | None, copies: int) -> Tensor:
         edits = self.model.method.edits_of(injection)
-        if injection is None and edits is None and self.alone is not None:
-            return self.alone.repeat_interleave(copies, 0)
-        if self.model.method.form is not None and self.model.method.form.is_behind:
-            return self._behind(injection, copies)
         ids, mask = self.input_ids.repeat_interleave(copies, 0), self.attention_mask.repeat_interleave(copies, 0)
         types = None if self.token_type_ids is None else self.token_type_ids.repeat_interleave(copies, 0)
         trunk = None if self._trunk is None else self._trunk.repeat(copies)
         hidden = self.model.backbone(ids, mask, injection, types, trunk=trunk, edits=edits)
         return pool(hidden, mask, self.model.pooling)
 
-    def _behind(self, injection: Injection | None, copies: int) -> Tensor:
-        """The texts' own states, or those of what is read behind them."""
-        if injection is None:
-            return pool(self._kept.hidden, self.attention_mask, self.model.pooling).repeat_interleave(copies, 0)
-        return pool(self.model.backbone.behind(self._kept, injection), injection.mask, self.model.pooling)
+    @property
+    def _is_behind(self) -> bool:
+        form = self.model.method.form
+        return form is not None and form.is_behind
 
     @cached_property
     def _kept(self) -> KeptTexts:

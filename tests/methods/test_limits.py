@@ -204,6 +204,7 @@ def test_a_backbone_that_takes_no_prefix_is_refused_for_prefix_methods_alone() -
         {"name": "lt_prompt", "start": "random"},
         {"name": "lt_prompt", "start": "random", "shortlist": 3},
         {"name": "lt_prompt", "start": "random", "shortlist": None},
+        {"name": "lt_prompt", "start": "random", "judge": "label_aware", "shortlist": 3},
         {"name": "lt_prompt", "start": "random", "head": "linear"},
         {"name": "prompt", "tokens": 4},
         {"name": "probe"},
@@ -227,3 +228,20 @@ def test_readings_are_the_rows_of_the_backbone(keys: dict[str, Any], candidates:
     stored = {"alone": torch.randn(B, facts.hidden_size)} if is_stored else {}
     model(ids, torch.ones_like(ids), torch.arange(candidates).expand(B, -1), **stored)
     assert sum(rows) == B * readings_per_text(config, K, candidates, hypotheses)
+
+
+def test_a_text_is_read_alone_once_for_all_who_ask() -> None:
+    """As `predict` reads it, without stored states: the probe asks, and so does what is tuned beside it."""
+    config = TypeAdapter(AnyMethodConfig).validate_python(
+        {"name": "lt_prompt", "start": "random", "judge": "label_aware", "shortlist": 3}
+    )
+    network = tiny_model("bert")
+    facts = facts_of(network.config)
+    states, mask = torch.randn(K, P, facts.hidden_size), torch.ones(K, P, dtype=torch.bool)
+    model = LTuningModel(FrozenBackbone(network, facts), config.build(facts, P, K), states, mask, "mean").eval()
+    model.method.begin_tuning()
+    rows: list[int] = []
+    model.backbone.register_forward_pre_hook(lambda module, inputs: rows.append(len(inputs[0])))
+    ids = torch.randint(4, 300, (B, T))
+    model(ids, torch.ones_like(ids), torch.arange(K).expand(B, -1))
+    assert sum(rows) == B * (1 + 3)
