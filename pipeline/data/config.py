@@ -113,7 +113,7 @@ class DataConfig(Settings):
         name = values.get("public") if isinstance(values, dict) else None
         if name is None:
             return values
-        if name not in PUBLIC_SETS:
+        if not isinstance(name, str) or name not in PUBLIC_SETS:
             raise ValueError(f"there is no public set {name!r}: take one of {', '.join(PUBLIC_SETS)}")
         if given := [split for split in SPLITS if values.get(split) is not None]:
             named = f"data.public names the files of all splits, and data.{given[0]} is given too"

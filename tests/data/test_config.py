@@ -29,6 +29,12 @@ def test_labels_faults_are_named(keys, complaint):
         LabelsConfig(**keys)
 
 
+@pytest.mark.parametrize("name", [["sst2"], {"sst2": 1}, 5])
+def test_a_public_set_has_a_name(name):
+    with pytest.raises(ValidationError, match="there is no public set"):
+        DataConfig(public=name)
+
+
 def test_every_key_has_help():
     for config in (DataConfig, LabelsConfig):
         assert all(field.description for field in config.model_fields.values())
