@@ -92,3 +92,9 @@ def test_the_first_layers_of_a_decoder_are_not_asked_for_likelihoods(tmp_path: P
         load_frozen(*start(config), backbone_of(config.backbone, config.data), output_layer=True)
     whole = tiny_config(tmp_path, method={"name": "zero_shot"})
     check_all([with_backbone(whole)], whole.run_dir.path)
+
+
+def test_a_first_layer_is_looked_for_among_those_that_each_cell_reads(tmp_path: Path) -> None:
+    method = {"name": "lt_prefix", "first_layer": 1}
+    configs = [tiny_config(tmp_path, method=method, backbone={"layers": layers}) for layers in (2, 1)]
+    assert "method.first_layer=1: the backbone has only layers 0 to 0" in told(configs, tmp_path / "run")

@@ -18,8 +18,10 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
+from pipeline.methods.label_tuning import LabelTuningConfig
 from pipeline.methods.limits import check_injection, check_verdict, readings_per_text, window_warning
 from pipeline.methods.lt_prefix import LTPrefixConfig
+from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.model import LTuningModel
 from pipeline.stages.dry_run import plan
 from pipeline.stages.encode_labels import encode_labels
@@ -122,6 +124,14 @@ def test_layers_below_an_injection_are_not_joined() -> None:
         UserError, match=r"method\.first_layer=2: below it, .* layer 1 of backbone\.layers .*=1 or less"
     ):
         check_injection(LTPrefixConfig(first_layer=2), facts)
+
+
+@pytest.mark.parametrize("config", [LTPrefixConfig, LTPromptConfig])
+def test_a_first_layer_that_is_not_there_is_refused(config: type[LabelTuningConfig]) -> None:
+    facts = facts_of(tiny_model("llama").config)
+    check_injection(config(first_layer=1), facts)
+    with pytest.raises(UserError, match=r"method\.first_layer=2: the backbone has only layers 0 to 1"):
+        check_injection(config(first_layer=2), facts)
 
 
 def test_with_one_layer_that_sees_all_something_is_left() -> None:
