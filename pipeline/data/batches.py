@@ -126,19 +126,21 @@ def wrong_label(seed: int, epoch: int, example: ArrayLike, truth: ArrayLike, lab
 
 
 def pair_candidates(
-    examples: Ints, labels: Ints, seed: int, epoch: int, label_count: int
+    examples: Ints, labels: Ints, seed: int, epoch: int, label_count: int, before: int = 0
 ) -> tuple[Ints, NDArray[np.float32]]:
-    """One (text, label) pair per row: even positions get their true label, odd ones a wrong one (paper, A.3).
+    """One (text, label) pair per row: every second one gets its true label, the others a wrong one (paper, A.3).
 
     Slices of even length give the same pairs as slicing the result for the whole batch.
 
     Args:
         examples: row indices [B]. labels: their true label indices [B].
+        before: rows of the batches before. Of batches of an odd size every second one begins with a wrong label, or a
+            batch of one row would never have any.
 
     Returns:
         candidates [B, 1] and targets [B], 1 for true and 0 for wrong.
     """
-    is_true = np.arange(len(examples)) % 2 == 0
+    is_true = (before + np.arange(len(examples))) % 2 == 0
     wrong = wrong_label(seed, epoch, examples, labels, label_count)
     return np.where(is_true, labels, wrong)[:, None], is_true.astype(np.float32)
 

@@ -78,7 +78,7 @@ class Trainer:
             group["lr"] = learning_rate(step, self.total_steps, self.settings)
         self.engine.train()
         self.model.method.begin_tuning()
-        candidates, targets, offsets = self._candidates(rows, step // self.steps_per_epoch)
+        candidates, targets, offsets = self._candidates(rows, step)
         parts = self._parts(rows, self._readings_per_text(candidates.shape[1]))
         self.accelerator.step, self.accelerator.gradient_accumulation_steps = 0, len(parts)
         losses = []
@@ -114,9 +114,7 @@ class Trainer:
     def readings(self, steps: int) -> int:
         """How many texts the backbone reads in so many steps, on all ranks, each as often as it is read."""
         if self.settings.objective == "batch":
-            counts = (
-                self._candidates(self._rows(step), step // self.steps_per_epoch)[0].shape for step in range(steps)
-            )
+            counts = (self._candidates(self._rows(step), step)[0].shape for step in range(steps))
             return sum(texts * self._readings_per_text(candidates) for texts, candidates in counts)
         candidates = 1 if self.settings.objective == "pairs" else self.candidate_count
         return steps * self.global_batch * self._readings_per_text(candidates)
@@ -138,24 +136,25 @@ class Trainer:
             return rank_slice_within(self.texts.lengths[rows], rank, world, tokens)
         return rank_slice(np.arange(len(rows)), rank, world, settings.batch_size, settings.gradient_accumulation)
 
-    def _candidates(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
-        """Labels and targets of a whole global batch, so that they do not depend on how ranks share it.
+    def _candidates(self, rows: Ints, step: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
+        """Labels and targets of a step's whole global batch, so that they do not depend on how ranks share it.
 
         And what is added to every text's scores of the candidates, if anything is. Targets are places among the
         candidates [B] or, with soft labels, the weighted share of each of them [B, C].
         """
-        candidates, targets, offsets = self._of_labels(rows, epoch)
+        candidates, targets, offsets = self._of_labels(rows, step)
         if self.texts.targets is not None:
             targets = self.texts.targets.among(rows, candidates)
         return candidates, targets, offsets
 
-    def _of_labels(self, rows: Ints, epoch: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
+    def _of_labels(self, rows: Ints, step: int) -> tuple[Ints, np.ndarray, np.ndarray | None]:
         """The same by the texts' labels alone."""
-        labels = self.texts.labels[rows]
+        labels, epoch = self.texts.labels[rows], step // self.steps_per_epoch
         if self.settings.objective == "batch":
             return batch_candidates(labels)
         if self.settings.objective == "pairs":
-            return *pair_candidates(rows, labels, self.seed, epoch, self.label_count), None
+            before = step * self.global_batch
+            return *pair_candidates(rows, labels, self.seed, epoch, self.label_count, before), None
         return *sampled_candidates(rows, labels, self.seed, epoch, self.label_count, self.candidate_count), None
 
     def _seed_dropout(self, step: int, position: int) -> None:

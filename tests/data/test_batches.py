@@ -105,6 +105,15 @@ def test_pairs_are_half_true_and_slices_of_even_length_agree(seed, epoch, label_
     assert np.array_equal(np.concatenate(parts), candidates)
 
 
+@given(seeds, epochs, st.integers(1, 9))
+def test_half_of_the_pairs_of_odd_batches_are_wrong_too(seed, epoch, size):
+    batches = [np.arange(size) + size * step for step in range(4)]
+    targets = [
+        pair_candidates(rows, rows % 3, seed, epoch, 3, before=size * step)[1] for step, rows in enumerate(batches)
+    ]
+    assert np.concatenate(targets).sum() == 2 * size
+
+
 @given(seeds, epochs, st.integers(2, 30), st.integers(2, 40))
 def test_sampled_candidates_are_distinct_and_hold_the_truth(seed, epoch, label_count, sample):
     labels = np.arange(label_count)

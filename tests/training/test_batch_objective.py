@@ -74,3 +74,14 @@ REFUSED = [({"candidates": 4}, "train.candidates has no meaning"), ({"batch_size
 def test_settings_that_do_not_go_with_it_are_refused(keys: dict, fault: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=fault):
         tiny_config(tmp_path, train={"objective": "batch"} | keys)
+
+
+def test_pairs_of_one_text_per_step_have_wrong_labels_too(tmp_path: Path) -> None:
+    """The first text of each step would get its true label, and there is no second."""
+    train = {"objective": "pairs", "batch_size": 1, "max_steps": 4}
+    config = tiny_config(tmp_path, method={"name": "prompt", "tokens": 2}, train=train)
+    preprocess(config)
+    encode_labels(config)
+    trainer = trainer_of(config)
+    targets = [float(trainer._candidates(trainer._rows(step), step)[1][0]) for step in range(4)]
+    assert targets == [1, 0, 1, 0]

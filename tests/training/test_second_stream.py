@@ -64,7 +64,7 @@ def test_a_step_has_the_weighted_mean_of_the_texts_losses(method: dict, train: d
     for step in range(4):
         rows = trainer._rows(step)
         seen |= set(rows.tolist())
-        candidates, _, offsets = trainer._candidates(rows, step // trainer.steps_per_epoch)
+        candidates, _, offsets = trainer._candidates(rows, step)
         with torch.no_grad():
             batch = trainer.texts.batch(rows, trainer.pad_token_id)
             scores = trainer.engine(**batch, candidates=torch.from_numpy(candidates)).double()
