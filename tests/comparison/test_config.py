@@ -74,6 +74,8 @@ def test_a_group_that_another_process_is_at_is_refused(
         ({"reference": "lt_prefix"}, [], "not one of methods: lt_prompt, prompt, majority"),
         ({"published": {"tiny": {"news": {"bert": 0.9}}}}, [], "published.tiny.news.bert is not a cell"),
         ({"methds": {}}, [], "'methds'"),
+        ({"grid": {"run.seed": [1, 2]}}, [], "section run follows from the comparison's dir and seeds"),
+        ({"methods": {"lt_prompt": {"run": {"seed": 7}}}}, [], "cell news/tiny/lt_prompt: section run follows"),
     ],
 )
 def test_faults_are_told_before_anything_runs(
