@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterable
 from contextlib import suppress
+from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -144,6 +145,15 @@ class DataConfig(Settings):
     @model_validator(mode="after")
     def _words_fit_the_columns(self) -> "DataConfig":
         check_words(self.template, self.chat, self.text_pair)
+        return self
+
+    @model_validator(mode="after")
+    def _columns_differ(self) -> "DataConfig":
+        """A text that is its own label is learnt without a mistake."""
+        columns = {"text": self.text, "text_pair": self.text_pair, "label": self.label}
+        for first, second in combinations(columns, 2):
+            if columns[first] == columns[second]:
+                raise ValueError(f"data.{first} and data.{second} are the same column, {columns[first]!r}: name two")
         return self
 
     @model_validator(mode="after")

@@ -35,6 +35,12 @@ def test_a_public_set_has_a_name(name):
         DataConfig(public=name)
 
 
+@pytest.mark.parametrize("keys", [{"text": "label"}, {"text_pair": "text"}, {"text_pair": "label"}, {"label": "text"}])
+def test_a_column_is_read_as_one_thing(keys):
+    with pytest.raises(ValidationError, match=r"data\.\w+ and data\.\w+ are the same column, '(text|label)'"):
+        DataConfig(train="a.csv", **keys)
+
+
 def test_every_key_has_help():
     for config in (DataConfig, LabelsConfig):
         assert all(field.description for field in config.model_fields.values())

@@ -109,9 +109,8 @@ def test_overlap_ignores_case_and_punctuation_and_takes_pairs_together(tmp_path)
     first = read(tmp_path / "1", write(tmp_path / "a.tsv", "text\tlabel\nHello, World!\tx\n...\tx\nGrüße\tx\n"))
     second = read(tmp_path / "2", write(tmp_path / "b.tsv", "text\tlabel\nnew\tx\nhello world\tx\n???\tx\ngrüße.\tx\n"))
     assert overlap(first, second) == [1, 3]
-    columns = {"text": "text", "text_pair": "label", "label": "label"}
-    pair = read(tmp_path / "3", write(tmp_path / "c.tsv", "text\tlabel\nab\tc\n"), **columns)
-    other = read(tmp_path / "4", write(tmp_path / "d.tsv", "text\tlabel\na\tbc\n"), **columns)
+    pair = read(tmp_path / "3", write(tmp_path / "c.tsv", "text\tto\tlabel\nab\tc\tx\n"), text_pair="to")
+    other = read(tmp_path / "4", write(tmp_path / "d.tsv", "text\tto\tlabel\na\tbc\tx\n"), text_pair="to")
     assert overlap(pair, other) == []
     assert pair.text_hashes.dtype == np.uint64 and len(pair.text_hashes) == 1
 

@@ -105,7 +105,7 @@ def test_the_same_content_under_another_name_is_the_same(folder: Path) -> None:
     [
         ("data.max_length=32", "data.max_length was '64', now '32'"),
         ("data.test_limit=3", "data.test_limit was 'None', now '3'"),
-        ("data.text=label", "data.text was 'text', now 'label'"),
+        ("data.text=title", "data.text was 'text', now 'title'"),
         ("data.test=null", "data.test was"),
         ("labels.names=[sport,business,science]", "labels.names was 'null', now"),
     ],
