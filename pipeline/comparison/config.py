@@ -185,9 +185,17 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
     folder = Path(comparison.dir, group.path, _folder_of(setting), f"seed-{seed}")
     values["run"] = {"dir": str(folder), "seed": seed}
     if group.size != "all":
-        values["data"] = values.get("data", {}) | {"train_limit": None, "train_per_label": group.size}
+        _check_size(comparison, group, data := values.get("data", {}))
+        values["data"] = data | {"train_limit": None, "train_per_label": group.size}
     config = parse_config(values, source=group.cell)
     return config.trusted(comparison.trust_remote_code)
+
+
+def _check_size(comparison: ComparisonConfig, group: Group, data: dict[str, Any]) -> None:
+    """Beside the size `all` a limit is that of all texts; where there is no such size it would count for nothing."""
+    for key in ("train_limit", "train_per_label"):
+        if "all" not in comparison.sizes and data.get(key) is not None:
+            raise UserError(f"{group.cell}: data.{key} and sizes both say how many texts to train on: drop one")
 
 
 def _folder_of(setting: dict[str, Any]) -> str:
