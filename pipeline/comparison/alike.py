@@ -23,7 +23,7 @@ def check_alike(cells: Iterable[tuple[str, str, RunConfig]], split: str) -> None
     """
     firsts: dict[str, tuple[str, Judged]] = {}
     for dataset, name, config in cells:
-        judged = _judged(config.data, config.labels.names, config.train.best_metric, split)
+        judged = _judged(config.data, config.labels.names, config.train.compared_by, split)
         other, first = firsts.setdefault(dataset, (name, judged))
         for key, value in judged.items():
             if not _is_same(key, value, first[key]):

@@ -27,7 +27,6 @@ from pipeline.core.paths import LONGEST_NAME, is_plain_name
 from pipeline.core.settings import Distinct, PathSetting, Settings
 from pipeline.data.config import DataConfig
 from pipeline.methods import MethodConfig
-from pipeline.training.config import TrainConfig
 
 Part = dict[str, dict[str, Any]]
 """Sections of a run config, e.g. {train: {max_steps: 100}}."""
@@ -53,7 +52,7 @@ class ComparisonConfig(Settings):
     backbones: dict[str, Part] = Field(min_length=1)
     """Name -> sections, with backbone.name_or_path."""
     datasets: dict[str, Part] = Field(min_length=1)
-    """Name -> sections: data, labels, and train.best_metric, the metric that counts."""
+    """Name -> sections: data, labels, and train.best_metric, the metric that counts; log_loss compares by accuracy."""
     methods: dict[str, Part] = Field(min_length=1)
     """Name -> sections; method.name is the name itself unless given."""
     about: dict[str, str] = {}
@@ -224,18 +223,14 @@ def _checked(comparison: ComparisonConfig, group: Group) -> list[RunConfig]:
     """The configs that a group is run with, with the first seed. Faults at any point of the grid are raised."""
     configs = list(configs_of(comparison, group))
     for config in configs:
-        _check(group.cell, config.train, config.data)
+        _check(group.cell, config.data)
     own = settings(comparison, configs[0].method)
     if own == settings(comparison):
         return configs
     return [cell_config(comparison, group, setting, comparison.seeds[0]) for setting in own]
 
 
-def _check(where: str, train: TrainConfig, data: DataConfig) -> None:
-    if train.best_metric == "log_loss":
-        raise UserError(
-            f"{where}: train.best_metric must be accuracy, macro_f1 or mcc, which can be compared text by text"
-        )
+def _check(where: str, data: DataConfig) -> None:
     if not {"validation", "test"} <= set(data.splits):
         raise UserError(
             f"{where}: data.validation (to choose settings on) and data.test (to compare on) are needed, or data.split"

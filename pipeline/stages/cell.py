@@ -78,7 +78,7 @@ class Cell:
             "size": str(self.group.size),
             "seed": self.config.run.seed,
             "setting": self.setting,
-            "metric": self.config.train.best_metric,
+            "metric": self.config.train.compared_by,
             "split": self.split,
             "patience": self.config.train.early_stopping_patience,
             "run": self.run,
@@ -141,7 +141,7 @@ class Cell:
     def _results(self, judge: bool) -> dict[str, Any]:
         config = self.config
         summary = _completed(train(config, self.backbone))
-        metric = config.train.best_metric
+        metric = config.train.compared_by
         judged, validation = None, summary["validation"]
         splits = ({self.split} if judge else set()) | (set() if config.method.is_trained else {"validation"})
         if splits:

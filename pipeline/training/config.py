@@ -83,6 +83,11 @@ class TrainConfig(Settings):
     log_every: int = Field(default=10, ge=1, le=MOST_STEPS)
     """Steps between two lines in logs/metrics.jsonl."""
 
+    @property
+    def compared_by(self) -> str:
+        """The metric by which the adapter is compared with others: one that can be taken text by text."""
+        return "accuracy" if self.best_metric == "log_loss" else self.best_metric
+
     def steps(self, per_epoch: int) -> int:
         """All of a training whose epochs have so many."""
         return self.epochs * per_epoch if self.max_steps is None else self.max_steps

@@ -59,7 +59,6 @@ def test_a_group_that_another_process_is_at_is_refused(
     [
         ({"methods": {"lt_prefx": {}}}, [], "cell news/tiny/lt_prefx: 'method.name' must be one of"),
         ({"grid": {"train.learning_rat": [1]}}, [], "did you mean 'train.learning_rate'?"),
-        ({"base": {"train": {"best_metric": "log_loss"}}}, [], "train.best_metric must be accuracy"),
         ({"base": {"data": {"validation": None}}, "datasets": {"x": {"data": {"train": "t"}}}}, [], "data.validation"),
         ({}, ["--cells", "2/2"], "write I/N"),
         ({}, ["--cells", f"0/{10**18}"], "N up to 10000"),

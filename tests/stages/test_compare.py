@@ -164,6 +164,18 @@ def test_sizes_are_texts_per_label_drawn_by_the_seed(tmp_path: Path) -> None:
     assert {row["size"] for row in rows_of(tmp_path)} == {"2"}
 
 
+def test_adapters_that_are_chosen_by_log_loss_are_compared_by_accuracy(tmp_path: Path) -> None:
+    by_log_loss = {"method": {"tokens": 4}, "train": {"best_metric": "log_loss"}}
+    changes = {"grid": {}, "seeds": [0], "methods": {"prompt": by_log_loss, "majority": {}}}
+    assert main(["compare", "--config", str(write_comparison(tmp_path, **changes))]) == 0
+    prompt = next(row for row in rows_of(tmp_path) if row["method"] == "prompt")
+    lines = (tmp_path / "comparison" / prompt["run"] / "logs" / "metrics.jsonl").read_text().splitlines()
+    evaluated = [line for line in map(json.loads, lines) if "validation/log_loss" in line]
+    best = min(evaluated, key=lambda line: line["validation/log_loss"])
+    assert prompt["metric"] == "accuracy" and prompt["best_step"] == best["step"]
+    assert prompt["validation"] == best["validation/accuracy"]
+
+
 def test_a_copied_or_moved_comparison_goes_on_where_it_is(finished: Path, tmp_path: Path) -> None:
     command = ["compare", "--config", str(finished / "compare.yaml")]
     original = finished / "comparison"
