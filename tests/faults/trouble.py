@@ -105,15 +105,16 @@ def read_only_disk(workshop: Workshop) -> dict[str, Any]:
 def second_process(workshop: Workshop) -> dict[str, Any]:
     """Another command on a run directory in use is refused, on all its ranks; one after a kill is not."""
     run = workshop.copy("prepared", "twice")
+    is_held, tell = os.pipe()
     child = os.fork()
     if child == 0:
         from pipeline.core.run_lock import RunLock
 
         lock = RunLock(workshop.folder / run)
         lock.acquire()
+        os.write(tell, b".")
         signal.pause()
-    while not (workshop.folder / run / ".lock").exists():
-        time.sleep(0.01)
+    os.read(is_held, 1)  # the file alone may be there before it is locked
     refused = workshop.start(run, world=2)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
