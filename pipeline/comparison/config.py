@@ -184,7 +184,8 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
     folder = Path(comparison.dir, group.path, _folder_of(setting), f"seed-{seed}")
     values["run"] = {"dir": str(folder), "seed": seed}
     if group.size != "all":
-        _check_size(comparison, group, data := values.get("data", {}))
+        data = values.get("data", {})
+        _check_size(comparison, group, data)
         values["data"] = data | {"train_limit": None, "train_per_label": group.size}
     config = parse_config(values, source=group.cell)
     return config.trusted(comparison.trust_remote_code)
