@@ -114,7 +114,9 @@ def second_process(workshop: Workshop) -> dict[str, Any]:
         lock.acquire()
         os.write(tell, b".")
         signal.pause()
+    os.close(tell)  # or a child that died would leave the read waiting
     os.read(is_held, 1)  # the file alone may be there before it is locked
+    os.close(is_held)
     refused = workshop.start(run, world=2)
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
