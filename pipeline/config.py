@@ -33,7 +33,7 @@ _SHORT.maxstring = _SHORT.maxother = 100
 class RunSettings(Settings):
     """The run itself."""
 
-    dir: PathSetting = Field(min_length=1)
+    dir: PathSetting
     """Run directory: everything this run reads and writes. Its own config.yaml leaves it out."""
     seed: Seed = 0
     """Seed of every random choice: initial weights, order of the texts, wrong labels."""

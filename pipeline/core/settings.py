@@ -4,7 +4,7 @@ from collections.abc import Hashable, Iterator, Mapping
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from pipeline.core.paths import expanded
 
@@ -28,10 +28,11 @@ class Settings(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _switches_are_no_numbers(cls, values: Any) -> Any:
-        """Pydantic takes `true` for the number 1."""
+        """Pydantic takes `true` for the number 1, in a list too. No key has a list of switches."""
         for name, value in values.items() if isinstance(values, Mapping) else ():
             field = cls.model_fields.get(name)
-            if field and isinstance(value, bool) and bool not in classes_in(field.annotation):
+            given = value if isinstance(value, list) else [value]
+            if field and any(isinstance(one, bool) for one in given) and bool not in classes_in(field.annotation):
                 raise ValueError(f"{name} cannot be true or false")
         return values
 
@@ -85,5 +86,5 @@ def _path(value: str, info: ValidationInfo) -> str:
     return value if info.context == FOREIGN else expanded(value)
 
 
-PathSetting = Annotated[str, AfterValidator(_path)]
+PathSetting = Annotated[str, Field(min_length=1), AfterValidator(_path)]
 """A path, or a source that may be one: `~` and environment variables in it are replaced."""

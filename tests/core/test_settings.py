@@ -63,6 +63,18 @@ def test_a_switch_is_no_number(method: str, key: str, value: bool) -> None:
         given(method, key, value)
 
 
+@pytest.mark.parametrize(("method", "key"), [("edit", "method.layers"), ("probe", "method.c"), ("lora", "data.split")])
+def test_a_switch_in_a_list_is_no_number(method: str, key: str) -> None:
+    with pytest.raises(UserError, match=f"{key.partition('.')[2]} cannot be true or false"):
+        given(method, key, [True])
+
+
+@pytest.mark.parametrize("key", ["train.resume", "train.start_from", "data.train", "backbone.name_or_path"])
+def test_a_path_is_not_empty(key: str) -> None:
+    with pytest.raises(UserError, match=f"'{key}': string should have at least 1 character"):
+        given("lora", key, "")
+
+
 def test_there_are_numbers_to_look_at() -> None:
     floats, ints = {key for _, key in all_keys(float)}, {key for _, key in all_keys(int)}
     assert {"train.learning_rate", "backbone.int8_threshold", "method.dropout", "method.init_std"} <= floats
