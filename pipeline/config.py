@@ -184,9 +184,9 @@ def parse_config(values: dict[str, Any], source: str = "config") -> RunConfig:
 def unusual(config: AdapterConfig) -> dict[str, Any]:
     """`section.key` -> value, of what is not a run config's default, in what an adapter keeps."""
     kept = config.model_dump(mode="json", include={"backbone", "method", "data", "labels"})
-    names = {"backbone": {"name_or_path": ""}, "method": {"name": config.method.name}}
-    usual = flat(parse_config({"run": {"dir": "."}, "data": {"train": ""}, **names}).model_dump(mode="json"))
-    usual["method.name"] = None
+    names = {"backbone": {"name_or_path": "."}, "method": {"name": config.method.name}}
+    usual = flat(parse_config({"run": {"dir": "."}, "data": {"train": "."}, **names}).model_dump(mode="json"))
+    usual |= {"backbone.name_or_path": None, "method.name": None}
     return {key: value for key, value in flat(kept).items() if value != usual.get(key)}
 
 
