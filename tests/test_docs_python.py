@@ -1,6 +1,6 @@
 """The code of docs/python.md runs as it stands, but on a tiny backbone and for fewer steps.
 
-covers classifier
+covers classifier/__init__
 """
 
 import re
@@ -24,7 +24,7 @@ def test_the_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(tmp_path)
     backbone = save_tiny(tmp_path / "backbone", "llama_gqa")
     code = "\n".join(re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
-    assert code.count("LTuningClassifier(") == 3 and "max_steps=60" in code
+    assert code.count("LTuningClassifier(") == 2 and "max_steps=60" in code
     code = code.replace("LTuningClassifier(", f"LTuningClassifier({str(backbone)!r}, ").replace("=60", "=2")
     names: dict[str, Any] = {}
     exec(code, names)

