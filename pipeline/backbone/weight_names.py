@@ -54,7 +54,9 @@ def match_names(model: PreTrainedModel, checkpoint: Checkpoint, *, first_layers:
     stored = _renamed(model, checkpoint, wanted)
     unused = sorted(set(stored) - set(wanted))
     if first_layers:
-        unused = [name for name in unused if not _is_cut(model, name, wanted)]
+        paths = [name.removeprefix(f"{model.base_model_prefix}.").split(".") for name in wanted]
+        stems = {".".join(path[:place]) for path in paths for place in range(1, len(path))}
+        unused = [name for name in unused if not _is_cut(model, name, stems)]
     if unexpected := [name for name in unused if not _is_head(model, checkpoint, name)]:
         raise UserError(f"{_origin(checkpoint)}: tensors that {type(model).__name__} lacks: {shortened(unexpected)}")
     if unused:
@@ -113,13 +115,15 @@ def _natural(name: str) -> list[int]:
     return [int(number) for number in re.findall(r"\d+", name)]
 
 
-def _is_cut(model: PreTrainedModel, name: str, wanted: dict[str, Tensor]) -> bool:
-    """Whether a tensor belongs to a layer behind those that are kept: the first layer has one like it."""
-    parts = name.split(".")
-    firsts = [
-        ".".join([*parts[:place], "0", *parts[place + 1 :]]) for place, part in enumerate(parts) if part.isdigit()
-    ]
-    return any(first in wanted or first.removeprefix(f"{model.base_model_prefix}.") in wanted for first in firsts)
+def _is_cut(model: PreTrainedModel, name: str, stems: set[str]) -> bool:
+    """Whether a tensor belongs to a layer behind those that are kept: there is a first layer, and none of its number.
+
+    It need not be like the first layer, whose kind of attention, norms or experts may be another. `stems`: what the
+    names of the model's tensors begin with.
+    """
+    parts = name.removeprefix(f"{model.base_model_prefix}.").split(".")
+    lists = [parts[:place] for place, part in enumerate(parts) if part.isdigit()]
+    return any(".".join([*owner, "0"]) in stems and ".".join(parts[: len(owner) + 1]) not in stems for owner in lists)
 
 
 def _is_head(model: PreTrainedModel, checkpoint: Checkpoint, name: str) -> bool:

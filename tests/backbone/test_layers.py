@@ -17,6 +17,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.model_config import load_model_config
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 4, 250]])
@@ -61,6 +62,15 @@ def test_kinds_of_layers_are_cut_too(tmp_path: Path) -> None:
     assert config.layer_types == ["full_attention", "sliding_attention"] and facts_of(config).sliding_layers == 1
 
 
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", "modernbert"])
+def test_layers_of_another_kind_than_the_first_are_cut_too(tmp_path: Path, kind: str) -> None:
+    """Those behind have tensors that the first layer lacks: of attention, of experts, of a norm."""
+    family_model(kind).save_pretrained(tmp_path)
+    with torch.no_grad():
+        cut = first_layers(tmp_path, 1)
+    assert facts_of(cut.config).layers == 1
+
+
 def test_a_table_of_embeddings_for_all_layers_is_not_cut(tmp_path: Path) -> None:
     """And its size is not taken for a number of layers: of Gemma 4 it has 262,144 rows."""
     AutoConfig.for_model("gemma4_text").save_pretrained(tmp_path)
@@ -83,6 +93,6 @@ def test_more_layers_than_there_are_and_strangers_are_refused(tmp_path: Path) ->
     with pytest.raises(UserError, match=r"^backbone\.layers is 3, but the backbone has 2 layers: set 2 or fewer$"):
         first_layers(tmp_path, 3)
     tensors = load_file(tmp_path / "model.safetensors")
-    save_file(tensors | {"layers.1.other.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
+    save_file(tensors | {"layers.0.other.weight": torch.zeros(2, 2)}, tmp_path / "model.safetensors")
     with pytest.raises(UserError, match="tensors that LlamaModel lacks"):
         first_layers(tmp_path, 1)
