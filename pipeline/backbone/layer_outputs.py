@@ -6,21 +6,23 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from pipeline.backbone.probe import probe
 from pipeline.backbone.trunk import layers_of
 from pipeline.core.errors import UserError
-
-BEHIND = ("norm", "ln_f", "final_layer_norm", "project_out")
-"""What a family has behind its last layer, in this order, beside the list of layers: `norm` (Gemma, Llama, Mistral,
-Qwen), `ln_f` (BLOOM, Falcon, GPT-2), `final_layer_norm` (GPT-NeoX, OPT), `project_out` (OPT-350m). Encoders: none."""
 
 
 def check_layers_are_seen(model: nn.Module) -> None:
     """Raises UserError for families whose layers cannot be looked at one by one."""
     config: Any = model.config
+    reason = ""
     if layers_of(model) is None:
+        reason = "do not stand in one list, each of them once"
+    elif getattr(config, "altup_num_inputs", 0):  # Gemma 3n
+        reason = "hand on several states of each token"
+    if reason:
         raise UserError(
-            f"backbone.layers: those of {config.model_type} do not stand in one list, each of them once, so that "
-            "only the last one's states can be read: set a number or null"
+            f"backbone.layers: those of {config.model_type} {reason}, so that only the last one's states can be read: "
+            "set a number or null"
         )
 
 
@@ -34,7 +36,8 @@ def seen(model: nn.Module, layers: Sequence[int], take: Callable[[Tensor], None]
     """
     found = layers_of(model)
     assert found is not None, "checked by check_layers_are_seen"
-    behind = [module for name in BEHIND if (module := getattr(found.owner, name, None)) is not None]
+    config: Any = model.config
+    behind = [getattr(found.owner, name) for name in probe(config).behind]
 
     def look(_: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
         hidden = given[0] if given else named["hidden_states"]

@@ -30,6 +30,7 @@ from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import sdpa_mask
 
 from pipeline.backbone.injection import KeyValueShape
+from pipeline.backbone.trunk import end_of
 from pipeline.core.errors import UserError, first_line
 
 TOKENS = 3
@@ -77,6 +78,10 @@ class Probe:
     first_position: int
     """Number of the first token's position: behind the padding's, in RoBERTa and its kin."""
     is_rotary: bool
+    behind: tuple[str, ...]
+    """What runs behind the last layer, in this order, by its name beside the list of layers: mostly a norm."""
+    gives_tuples: bool
+    """Its layers give tuples, in which their states come first."""
 
 
 def probe(config: PreTrainedConfig) -> Probe:
@@ -226,6 +231,7 @@ def _probe(config: PreTrainedConfig) -> Probe:
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             make_fake(model)
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
+            end = end_of(model)
             output = model(input_ids=ids, attention_mask=torch.ones_like(ids), **given).last_hidden_state
     except UserError:
         raise
@@ -245,6 +251,8 @@ def _probe(config: PreTrainedConfig) -> Probe:
         is_causal=_is_causal(model),
         first_position=_first_position(model),
         is_rotary=any(name.endswith("inv_freq") for name, _ in model.named_buffers()),
+        behind=tuple(end.behind),
+        gives_tuples=end.gives_tuples,
     )
 
 

@@ -6,6 +6,7 @@ them; only the layers that are not wanted hand on what they get.
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -46,6 +47,35 @@ def layers_of(model: nn.Module) -> LayerList | None:
         if isinstance(child, nn.ModuleList) and len(child) and isinstance(child[0], GradientCheckpointingLayer)
     ]
     return found[0] if [len(each.layers) for each in found] == [config.num_hidden_layers] else None
+
+
+@dataclass
+class End:
+    """What a call of the model, on one text, shows of its end."""
+
+    behind: list[str] = field(default_factory=list)
+    """What runs behind the last layer, in this order, by its name beside the list of layers."""
+    gives_tuples: bool = False
+    """Layers give tuples, in which their states come first."""
+
+    def of_layer(self, _: nn.Module, __: Any, output: Any) -> None:
+        """A hook of the last layer."""
+        self.behind, self.gives_tuples = [], isinstance(output, tuple)
+
+    def of_other(self, name: str, _: nn.Module, __: Any, output: Any) -> None:
+        """A hook of a module beside the layers. A pooler, of which there are some, gives no state per token."""
+        if isinstance(output, Tensor) and output.ndim == 3:
+            self.behind.append(name)
+
+
+def end_of(model: nn.Module) -> End:
+    """Filled when the model, which is not used any more then, is called; not where layers do not stand in one list."""
+    end, found = End(), layers_of(model)
+    if found is not None:
+        found.layers[-1].register_forward_hook(end.of_layer)
+        for name, module in found.owner.named_children():
+            module.register_forward_hook(partial(end.of_other, name))
+    return end
 
 
 def check_split(config: Any) -> None:

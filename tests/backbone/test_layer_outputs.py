@@ -16,6 +16,7 @@ from pipeline.backbone.injection import Injection
 from pipeline.backbone.loading import load_backbone
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, save_tiny
 
 LAYERS = [1, 2, 3]
@@ -129,3 +130,6 @@ def test_a_family_that_shows_no_layers_is_refused() -> None:
         FrozenBackbone(model, facts_of(config, BackboneConfig(name_or_path="a", layers=[1, 2])))
     with pytest.raises(UserError, match="albert"):
         EveryLayer(FrozenBackbone(model, facts_of(config)))
+    several = family_model("gemma3n_text")
+    with pytest.raises(UserError, match="those of gemma3n_text hand on several states of each token"):
+        EveryLayer(FrozenBackbone(several, facts_of(several.config)))

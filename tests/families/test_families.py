@@ -16,15 +16,28 @@ from transformers import AutoModelForSeq2SeqLM, PreTrainedModel
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.check import check_reading
 from pipeline.backbone.config import BackboneConfig, Quantization
+from pipeline.backbone.every_layer import EveryLayer
 from pipeline.backbone.experts import _by_rows, _matrix, expert_weights
 from pipeline.backbone.facts import Form, behind_refusal, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, split_prefix
 from pipeline.backbone.loading import load_backbone
+from pipeline.backbone.pooling import pool
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.backbone.verdict import PASSED
 from pipeline.distributed.ranks import Ranks
-from tests.families.models import NO_SDPA, PAD_ID, SAMPLE, TYPES, WITHOUT_PREFIX, WITHOUT_PROMPT, config_of, tiny_model
+from tests.families.models import (
+    FIRST_WITHOUT_ATTENTION,
+    NO_SDPA,
+    PAD_ID,
+    SAMPLE,
+    SHOWS_NO_LAYERS,
+    TYPES,
+    WITHOUT_PREFIX,
+    WITHOUT_PROMPT,
+    config_of,
+    tiny_model,
+)
 from tests.families.table import HEAD, row
 
 B, T, P = 3, 5, 4
@@ -118,6 +131,19 @@ def test_words_are_read_behind_kept_texts_as_with_them(kind: str) -> None:
     close(kept.hidden[MASK], together[:, :T][MASK])
     if kind not in WITHOUT_PROMPT:
         close(behind[MASK.flip(0)], together[:, T:][MASK.flip(0)])
+
+
+@every_type
+def test_every_layer_is_the_model_that_ends_there(kind: str, tmp_path: Path) -> None:
+    """Whatever the family has behind its last layer, and calls it."""
+    if kind in SHOWS_NO_LAYERS:
+        return
+    tiny_model(kind).save_pretrained(tmp_path)
+    whole, first = load(tmp_path, "none"), load(tmp_path, "none", layers=1)
+    if kind not in FIRST_WITHOUT_ATTENTION:
+        with torch.no_grad():
+            found = EveryLayer(FrozenBackbone(whole, facts_of(whole.config)))(IDS, MASK)[0, 1]
+            close(found, pool(FrozenBackbone(first, facts_of(first.config))(IDS, MASK), MASK, "mean"))
 
 
 @with_prefix
@@ -215,6 +241,6 @@ def test_the_documents_say_it(kind: str) -> None:
     assert HEAD in DOCUMENT and f"{row(kind)}\n" in DOCUMENT, "python -m tests.families.table prints the table"
 
 
-def load(path: Path, quantization: Quantization) -> PreTrainedModel:
-    config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype="float32")
+def load(path: Path, quantization: Quantization, layers: int | None = None) -> PreTrainedModel:
+    config = BackboneConfig(name_or_path=str(path), quantization=quantization, dtype="float32", layers=layers)
     return load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
