@@ -147,7 +147,7 @@ class FrozenBackbone(nn.Module):
         Raises UserError for families that cannot be split.
         """
         if self._split is None:
-            self._split = Split(self.model)
+            self._split = Split(self.model, gives_tuples=probe(self.model.config).gives_tuples)
         return self._split
 
     @property

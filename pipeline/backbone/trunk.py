@@ -106,8 +106,8 @@ class Split:
     What edits a layer's states (`pipeline.backbone.sites`) hooks it later, and so gets those that are put in here.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        """Raises UserError for families that cannot be split."""
+    def __init__(self, model: nn.Module, *, gives_tuples: bool) -> None:
+        """`gives_tuples`: see `Probe`. Raises UserError for families that cannot be split."""
         check_split(model.config)
         found = layers_of(model)
         if found is None:
@@ -116,7 +116,7 @@ class Split:
         self._runs_lower = self._runs_upper = True
         self._states: Tensor | None = None
         """What layer `first_layer` got from those below, or gets in the place of that."""
-        self._gives_tuples = False
+        self._gives_tuples = gives_tuples
         for index, layer in enumerate(found.layers):
             enter = partial(exchange_states, partial(self._enter, index))
             layer.register_forward_pre_hook(enter, with_kwargs=True)
@@ -153,8 +153,6 @@ class Split:
 
     def _forward(self, index: int, run: Any, *args: Any, **kwargs: Any) -> Any:
         if self._runs_lower if index < self._first_layer else self._runs_upper:
-            output = run(*args, **kwargs)
-            self._gives_tuples = isinstance(output, tuple)
-            return output
+            return run(*args, **kwargs)
         hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, None) if self._gives_tuples else hidden

@@ -100,6 +100,12 @@ def test_without_an_injection_it_is_the_model_bit_for_bit(family: str) -> None:
     assert torch.equal(backbone(IDS, MASK)[MASK], expected[MASK])
 
 
+@every_family
+def test_a_model_that_has_run_no_layer_reads_on_from_states_that_were_kept(family: str) -> None:
+    expected, trunk = backbone_of(family)(IDS, MASK), backbone_of(family).trunk(IDS, MASK, 2)
+    assert torch.equal(backbone_of(family)(IDS, MASK, trunk=trunk)[MASK], expected[MASK])
+
+
 @pytest.mark.parametrize("family", ["llama_gqa", "bert", "deberta_v2"])
 def test_lower_layers_run_once_and_upper_ones_once_per_label(family: str) -> None:
     backbone = backbone_of(family)
