@@ -83,6 +83,8 @@ def check_split(config: Any) -> None:
     reason = ""
     if getattr(config, "num_kv_shared_layers", 0):  # Gemma 3n
         reason = "its layers use the keys and values of layers below them"
+    elif hasattr(config, "relative_attention_num_buckets") and config.model_type != "umt5":  # T5, MPNet
+        reason = "its first layer alone knows what distances mean, and tells the others"
     elif getattr(config, "word_embed_proj_dim", config.hidden_size) != config.hidden_size:  # OPT-350m
         reason = "the states between its layers are wider than those that it takes and gives"
     if reason:

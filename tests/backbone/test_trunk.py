@@ -5,12 +5,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig
 
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.backbone.facts import Form, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
-from pipeline.backbone.trunk import layers_of
+from pipeline.backbone.trunk import check_split, layers_of
 from pipeline.core.errors import UserError
 from tests.support.tiny import FAMILIES, PAD_ID, tiny_model
 
@@ -156,5 +157,9 @@ def test_what_cannot_be_split_says_so() -> None:
     for model, reason in ((shared, "keys and values of layers below"), (tiny_model("opt_projected"), "are wider")):
         with pytest.raises(UserError, match=reason):
             FrozenBackbone(model, facts_of(model.config)).trunk(IDS, MASK, 1)
+    for kind in ("t5", "mpnet"):
+        with pytest.raises(UserError, match=f"first_layer: {kind} cannot be split .its first layer alone knows"):
+            check_split(AutoConfig.for_model(kind))
+    check_split(AutoConfig.for_model("umt5"))  # each of its layers knows
     with pytest.raises(UserError, match=r"first_layer=3: the backbone has only layers 0 to 2"):
         Form("prefix", 3).width(backbone_of("bert").facts)
