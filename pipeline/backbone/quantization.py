@@ -57,7 +57,7 @@ def quantized_like(module: nn.Module, config: BackboneConfig) -> QuantizedLinear
     # The excepted class is the output projection that torch's own attention reads without calling it.
     if not isinstance(module, nn.Linear | Conv1D) or isinstance(module, NonDynamicallyQuantizableLinear):
         return None
-    if isinstance(module, nn.Linear) and not type(module).__name__.endswith("Linear"):  # a router, which gives more
+    if _is_router(module):
         return None
     # Conv1D keeps its weight as [in, out].
     out_features, in_features = module.weight.shape[::-1] if isinstance(module, Conv1D) else module.weight.shape
@@ -69,4 +69,9 @@ def quantized_like(module: nn.Module, config: BackboneConfig) -> QuantizedLinear
 
 def is_linear(module: nn.Module) -> bool:
     """Whether it is a linear layer, GPT-2's Conv1D and those in few bits included."""
-    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear)
+    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear) and not _is_router(module)
+
+
+def _is_router(module: nn.Module) -> bool:
+    """Of experts (Llama 4, PhiMoE): it is made as a linear layer, but gives more than its product."""
+    return isinstance(module, nn.Linear) and not type(module).__name__.endswith("Linear")

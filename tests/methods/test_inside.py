@@ -24,6 +24,7 @@ from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.methods.full import FullConfig
 from pipeline.methods.lora import LoRAConfig
 from pipeline.methods.model import LTuningModel
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, PAD_ID, save_tiny, tiny_model
 
 K, RANK = 3, 2
@@ -96,6 +97,14 @@ def test_lora_on_all_layers_is_scaled_by_the_root_of_its_rank(family: str, texts
     plain.method.load_state_dict(stable.method.state_dict())
     found, expected = (model(**texts, candidates=ALL.expand(3, K)) for model in (stable, plain))
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["llama4_text", "phimoe"])
+def test_lora_on_all_layers_leaves_the_choice_of_experts_alone(kind: str, texts: dict[str, Tensor]) -> None:
+    """Their router is a linear layer by its class, and gives more than PEFT's layer around it could hand on."""
+    model = model_on(family_model(kind), LoRAConfig(rank=RANK, targets="all"))
+    assert model.inside() and not any("router" in name for name in model.inside())
+    assert model(**texts, candidates=ALL.expand(3, K)).isfinite().all()
 
 
 def test_lora_on_8_bit_weights(tmp_path: Path, texts: dict[str, Tensor]) -> None:
