@@ -50,12 +50,17 @@ def load_model_config(config: BackboneConfig) -> PreTrainedConfig:
     return model_config
 
 
+def can_be_cut(model_config: PreTrainedConfig) -> bool:
+    """Whether a model of fewer layers can be had: not of Gemma 3n and 4."""
+    return not getattr(model_config, "hidden_size_per_layer_input", 0)
+
+
 def _keep_layers(model_config: PreTrainedConfig, count: int) -> None:
     """Makes it the config of a model of the first `count` layers. UserError where it has fewer."""
     there = model_config.num_hidden_layers
     if count > there:
         raise UserError(f"backbone.layers is {count}, but the backbone has {there} layers: set {there} or fewer")
-    if count < there and getattr(model_config, "hidden_size_per_layer_input", 0):  # Gemma 3n and 4
+    if count < there and not can_be_cut(model_config):
         raise UserError(
             f"backbone.layers is {count}, but {model_config.model_type} has one table of embeddings for all of "
             f"its layers: set null, or a list that ends with {there}"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.backbone.config import Pooling
 from pipeline.backbone.every_layer import PARTS, EveryLayer
+from pipeline.backbone.model_config import can_be_cut
 from pipeline.backbone.pooling import resolve_pooling
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
@@ -59,6 +60,8 @@ def choose_reading(
     whole = backbone_of(config.backbone.model_copy(update={"layers": None}), config.data)
     now = (list(facts.joined) or facts.layers, resolve_pooling(config.backbone.pooling, facts))
     given = (config.run_dir, config.data, config.labels, config.run.seed, whole)
+    lowest = 1 if can_be_cut(whole.model_config) else whole.facts.layers  # what is advised has to be had
+    single = list(product(range(lowest, whole.facts.layers + 1), ALONE))
     with _place(config.run_dir, partial(current_data, *given), ranks) as run:
         place = config.run.model_copy(update={"dir": str(run.path)})
         manifest = preprocess(config.model_copy(update={"run": place}), whole)
@@ -66,7 +69,7 @@ def choose_reading(
             raise UserError("choose-reading judges by validation texts: set data.validation, or data.split to cut some")
         train = _drawn(run, "train", train_texts, config.run.seed)
         valid = _drawn(run, "validation", validation_texts, config.run.seed)
-        _announce(whole, len(train.rows), len(valid.rows))
+        _announce(whole, len(train.rows), len(valid.rows), len(single))
         model = prepare_inference(
             accelerator, EveryLayer(load_frozen(accelerator, ranks, whole)), config.backbone.torch_dtype
         )
@@ -74,9 +77,8 @@ def choose_reading(
         states = reader.read(train.split, train.rows, "train"), reader.read(valid.split, valid.rows, "validation")
         release(accelerator, model)
     fitted = partial(_probed, states, (train.labels, valid.labels), len(manifest["labels"]), ranks)
-    single = list(product(range(1, whole.facts.layers + 1), ALONE))
     probed = fitted(single)
-    several = worth_joining(probed, whole.facts.layers)
+    several = [kind for kind in worth_joining(probed, whole.facts.layers) if kind[0][-1] >= lowest]
     probed += fitted(several if now in [*single, *several] else [*several, now])
     configured = next(one for one in probed if (one.layers, one.pooling) == now)
     choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(valid.rows), configured)
@@ -130,7 +132,7 @@ def _drawn(run: RunDir, name: str, most: int, seed: int) -> _Drawn:
     return _Drawn(split, every if count >= len(split) else balanced_subset(split.labels, count, seed))
 
 
-def _announce(backbone: Backbone, train: int, validation: int) -> None:
+def _announce(backbone: Backbone, train: int, validation: int, probes: int) -> None:
     log.info(
         "choose-reading: %s training and %s validation texts are read once with all %d layers (%.3g MB of states), "
         "then %d probes fitted, and a few of layers joined",
@@ -138,7 +140,7 @@ def _announce(backbone: Backbone, train: int, validation: int) -> None:
         f"{validation:,}",
         backbone.facts.layers,
         bytes_of_states(backbone, train + validation) / 1e6,
-        backbone.facts.layers * len(ALONE),
+        probes,
     )
 
 

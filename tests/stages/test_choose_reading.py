@@ -10,7 +10,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from pipeline.cli import main
 from pipeline.core.files import read_json
 from pipeline.stages.choose_reading import choose_reading
-from tests.support.tiny import save_tiny
+from tests.families.models import tiny_model as family_model
+from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_config
 from tests.support.worlds import run_worlds
 
@@ -70,6 +71,15 @@ def test_what_is_pasted_is_what_was_probed(tmp_path: Path) -> None:
         assert main(["run", "--config", config, *pasted]) == 0
         figures = read_json(place / "evaluation" / "metrics.json")["validation"]
         assert figures["accuracy"] == pytest.approx(one["accuracy"])
+
+
+def test_a_depth_that_no_config_may_ask_for_is_not_advised(tmp_path: Path) -> None:
+    """Gemma 4, which has one table of embeddings for all layers, is read with all of them."""
+    family_model("gemma4_text").save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    assert main(["choose-reading", "--config", given(tmp_path, method={"name": "probe"})]) == 0
+    found = read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]
+    assert {str(one["layers"]) for one in found} == {"2", "[1, 2]"}
 
 
 def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
