@@ -29,7 +29,10 @@ parse_job_options() {
                 shift
                 ;;
             -*) given+=("$1") ;;
-            *=*) overrides+=("$1") ;;
+            *=*)
+                # The config of a comparison's cell lies in a folder such as learning_rate=0.01.
+                if [ -z "$recipe" ] && [ -f "$1" ]; then recipe="$1"; else overrides+=("$1"); fi
+                ;;
             *)
                 [ -z "$recipe" ] || fail "'$1' is neither an option nor key=value; sbatch options are written --option=value"
                 recipe="$1"

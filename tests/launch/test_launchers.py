@@ -99,3 +99,24 @@ def test_help_is_the_comment_at_the_top(launcher: str) -> None:
     ended = subprocess.run(script(launcher, "--help"), cwd=REPOSITORY, capture_output=True, text=True)
     assert ended.returncode == 0 and launcher in ended.stdout.splitlines()[0]
     assert "--node-rank R" in ended.stdout and "set -euo" not in ended.stdout
+
+
+@pytest.mark.parametrize("name", ["submit", "sweep"])
+def test_a_recipe_may_lie_in_a_folder_that_reads_like_a_key(name: str, tmp_path: Path) -> None:
+    """Such as that of a comparison's cell."""
+    recipe = tmp_path / "learning_rate=0.01" / "recipe.yaml"
+    recipe.parent.mkdir()
+    recipe.write_text((REPOSITORY / "launch" / "recipes" / "quickstart.yaml").read_text())
+    options = [
+        "--dry-run",
+        f"run.dir={tmp_path}/run",
+        *(["--methods=lt_prefix", "--seeds=0"] if name == "sweep" else []),
+    ]
+    shown = subprocess.run(
+        script(f"slurm/{name}", str(recipe), *options),
+        cwd=REPOSITORY,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert shown.returncode == 0 and f"--config {recipe}" in shown.stderr, shown.stderr
