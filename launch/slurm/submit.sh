@@ -25,7 +25,8 @@ export LTUNE_RUN_DIR LTUNE_LAUNCHER="$launcher" LTUNE_STAGE_IN="$stage_in"
 
 # sbatch options of one stage, in `options`.
 options_of() {
-    options=(--export=ALL "--job-name=$(basename "$LTUNE_RUN_DIR")-$1" "--output=$LTUNE_RUN_DIR/logs/slurm/$1-%j.log")
+    local logs="${LTUNE_RUN_DIR//%/%%}/logs/slurm" # sbatch would fill in its own words for %j and the like
+    options=(--export=ALL "--job-name=$(basename "$LTUNE_RUN_DIR")-$1" "--output=$logs/$1-%j.log")
     if [ "$1" = preprocess ]; then
         options+=("${given[@]}" "${CPU_OPTIONS[@]}")
     else

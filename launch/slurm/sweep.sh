@@ -22,7 +22,8 @@ LTUNE_RUN_DIR="$(realpath -m "$LTUNE_RUN_DIR")"
 export LTUNE_RUN_DIR LTUNE_LAUNCHER="$launcher" LTUNE_STAGE_IN="$stage_in" LTUNE_METHODS="$methods" LTUNE_SEEDS="$seeds"
 
 cells=$((${#each_method[@]} * ${#each_seed[@]}))
-options=(--export=ALL "--job-name=$(basename "$LTUNE_RUN_DIR")-sweep" "--output=$LTUNE_RUN_DIR/logs/slurm/sweep-%A_%a.log")
+logs="${LTUNE_RUN_DIR//%/%%}/logs/slurm" # sbatch would fill in its own words for %j and the like
+options=(--export=ALL "--job-name=$(basename "$LTUNE_RUN_DIR")-sweep" "--output=$logs/sweep-%A_%a.log")
 # shellcheck disable=SC2207 # one word per option
 options+=($(ranks_options) "${GPU_OPTIONS[@]}" "${given[@]}" "--signal=B:USR1@$SIGNAL_LEAD")
 options+=("--array=0-$((cells - 1))${parallel:+%$parallel}")

@@ -103,13 +103,13 @@ def test_help_is_the_comment_at_the_top(launcher: str) -> None:
 
 @pytest.mark.parametrize("name", ["submit", "sweep"])
 def test_a_recipe_may_lie_in_a_folder_that_reads_like_a_key(name: str, tmp_path: Path) -> None:
-    """Such as that of a comparison's cell."""
+    """Such as that of a comparison's cell; and the run directory's name may have a %, which sbatch must not read."""
     recipe = tmp_path / "learning_rate=0.01" / "recipe.yaml"
     recipe.parent.mkdir()
     recipe.write_text((REPOSITORY / "launch" / "recipes" / "quickstart.yaml").read_text())
     options = [
         "--dry-run",
-        f"run.dir={tmp_path}/run",
+        f"run.dir={tmp_path}/run%j",
         *(["--methods=lt_prefix", "--seeds=0"] if name == "sweep" else []),
     ]
     shown = subprocess.run(
@@ -120,3 +120,4 @@ def test_a_recipe_may_lie_in_a_folder_that_reads_like_a_key(name: str, tmp_path:
         text=True,
     )
     assert shown.returncode == 0 and f"--config {recipe}" in shown.stderr, shown.stderr
+    assert f"--output={tmp_path}/run%%j/logs/slurm/" in shown.stderr
