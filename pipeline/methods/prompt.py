@@ -13,6 +13,7 @@ from torch import nn
 from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import MOST_TOKENS
+from pipeline.core.errors import UserError
 from pipeline.methods.base import Vocabulary
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
@@ -102,7 +103,9 @@ class PromptTuning(TextClassifier):
         count = self.config.tokens
         if self.config.init == "text":
             tokens = vocabulary.encode(self.config.init_text or "")
+            if not tokens:
+                raise UserError("method.init_text becomes no token of this backbone's: give other words")
             return [[tokens[place % len(tokens)]] for place in range(count)]
-        words = [vocabulary.encode(name) for name in names] if self.config.init == "labels" else []
+        words = [ids for name in names if (ids := vocabulary.encode(name))] if self.config.init == "labels" else []
         drawn = torch.randint(len(vocabulary.tokens), (count,)).tolist()
         return [*words, *([vocabulary.tokens[place]] for place in drawn)][:count]

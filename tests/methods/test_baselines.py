@@ -18,6 +18,7 @@ from pipeline.backbone.config import Pooling
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
+from pipeline.core.errors import UserError
 from pipeline.data.batches import collate
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import MethodConfig, Vocabulary
@@ -200,6 +201,18 @@ def test_majority_is_the_same_in_bfloat16(counts: list[int]) -> None:
     method.to(torch.bfloat16)
     scores = method.scores(None, torch.arange(3).expand(1, 3), torch.zeros(3, P, H), torch.ones(3, P))  # type: ignore[arg-type]
     assert int(scores.argmax()) == 1 and int((scores == scores.max()).sum()) == 1
+
+
+def test_words_that_become_no_token_start_no_prompt() -> None:
+    """As an invisible space does with some tokenizers."""
+    vocabulary = Vocabulary([5], lambda text: [7] if text == "sports" else [], lambda ids: torch.ones(len(ids), H))
+    method = config_of(name="prompt", tokens=2, init="labels").build(facts_of(tiny_model("bert").config), P, 2)
+    method.initialize(vocabulary, ["sports", "\u200b"])
+    found = method.inject(1)
+    assert found is not None and found.prompt is not None and found.prompt.isfinite().all()
+    empty = config_of(name="prompt", init="text", init_text="\u200b").build(facts_of(tiny_model("bert").config), P, 2)
+    with pytest.raises(UserError, match=r"^method\.init_text becomes no token"):
+        empty.initialize(vocabulary, [])
 
 
 @pytest.mark.parametrize("init", ["vocabulary", "text", "labels"])
