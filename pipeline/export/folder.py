@@ -104,20 +104,34 @@ def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
         raise UserError(f"PEFT puts a prompt before the first layer: not with method.first_layer={method.first_layer}")
     if method.name in ("prompt", "p_tuning"):
         return peft.PromptTuningConfig(task_type="TOKEN_CLS", num_virtual_tokens=method.tokens)
-    shapes = loaded.model.backbone.facts.prefix_layers
-    shape = shapes[0]
-    if shape is None or set(shapes) != {shape} or shape.key_dim != shape.value_dim:
+    return _prefix_config(loaded)
+
+
+def _prefix_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
+    """UserError where a cache of keys and values, PEFT's way, is not what the adapter was trained with."""
+    import peft
+
+    config, facts, model = loaded.adapter.config, loaded.model.backbone.facts, loaded.model.backbone.model
+    method: Any = config.method
+    shape = facts.prefix_layers[0]
+    if shape is None or set(facts.prefix_layers) != {shape} or shape.key_dim != shape.value_dim:
         raise UserError("PEFT knows prefixes only where all layers' keys and values have one shape: not this backbone")
-    model: Any = loaded.model.backbone.model
     if "past_key_values" not in inspect.signature(type(model).forward).parameters:
         raise UserError(
             f"transformers' {model.config.model_type} takes no keys and values from outside, by which PEFT gives a "
             "model its prefix: only methods probe, full, lora, prompt and p_tuning can be exported from this backbone"
         )
+    window, length = facts.sliding_window, config.data.max_length
+    if facts.carrier == "attention" and window is not None and method.tokens + length > window:
+        raise UserError(
+            f"a sliding window of {window} positions is shorter than method.tokens={method.tokens} and "
+            f"data.max_length={length}: here every token of a text sees the whole prefix, in PEFT it slides out of "
+            f"sight: train with both together at most {window}"
+        )
     return peft.PrefixTuningConfig(
         task_type="TOKEN_CLS",
         num_virtual_tokens=method.tokens,
-        num_layers=len(shapes),
+        num_layers=len(facts.prefix_layers),
         num_attention_heads=shape.heads,
         token_dim=shape.heads * shape.key_dim,
     )

@@ -189,6 +189,20 @@ def test_a_prefix_that_a_family_takes_from_this_program_alone_is_refused(tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+def test_a_prefix_that_slides_out_of_sight_there_is_refused(tmp_path: Path) -> None:
+    """The hypotheses, by which the scores are compared, are shorter than the window."""
+    save_tiny(tmp_path / "backbone", "mistral", vocab_size=len(tiny_tokenizer()), sliding_window=48)
+    overrides = {"backbone.dtype": "float32", "method.tokens": 3, "engine.threads": 1}
+    backbone, rest = str(tmp_path / "backbone"), {"max_steps": 1, "batch_size": 6, "validation_split": 0}
+    for length in (46, 45):
+        classifier = LTuningClassifier(backbone, "prefix", max_length=length, overrides=overrides, **rest)
+        classifier.fit(SENTENCES, LABELS).save(tmp_path / str(length))
+    with pytest.raises(UserError, match=r"sliding window of 48 positions .* both together at most 48"):
+        export(tmp_path / "46", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
+    export(tmp_path / "45", tmp_path / "out", device="cpu")
+
+
 def test_scores_that_differ_are_found_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained(tmp_path, "llama_gqa", {"method.name": "prompt"})
     monkeypatch.setattr("pipeline.export.folder._set_trained", lambda *_: None)  # the prompt gets lost
