@@ -67,9 +67,14 @@ def quantized_like(module: nn.Module, config: BackboneConfig) -> QuantizedLinear
     return QuantizedLinear(in_features, out_features, bias, dtype, FORMATS[config.quantization])
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether it is a linear layer, GPT-2's Conv1D and those in few bits included."""
-    return isinstance(module, nn.Linear | Conv1D | QuantizedLinear) and not _is_router(module)
+def linear_layers(model: nn.Module) -> list[str]:
+    """Names of all linear layers that are called: GPT-2's Conv1D and those in few bits included, but for routers."""
+    kinds = nn.Linear | Conv1D | QuantizedLinear
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, kinds) and not _is_router(module) and not name.endswith(READ_FROM_OUTSIDE)
+    ]
 
 
 def _is_router(module: nn.Module) -> bool:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import AutoModelForTokenClassification
 
 from pipeline.adapter.hub import SETTINGS
-from pipeline.core.errors import UserError
+from pipeline.core.errors import UserError, first_line
 from pipeline.core.files import write_json, write_text
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.export.card import export_card
@@ -53,7 +53,10 @@ def save_peft(loaded: LoadedAdapter, folder: Path) -> float:
         )
     config = _peft_config(loaded)
     config.base_model_name_or_path, config.revision = backbone.name_or_path, backbone.revision
-    wrapped = peft.get_peft_model(_classifier(loaded), config)
+    try:
+        wrapped = peft.get_peft_model(_classifier(loaded), config)
+    except ValueError as error:
+        raise UserError(f"PEFT makes no such adapter for this family ({first_line(error)})") from error
     _set_trained(loaded, wrapped)
     wrapped.save_pretrained(str(folder))
     del wrapped
@@ -95,7 +98,8 @@ def _peft_config(loaded: LoadedAdapter) -> "peft.PeftConfig":
     method: Any = loaded.adapter.config.method
     if method.name == "lora":
         wrapped = {name for name, _ in loaded.model.backbone.model.named_modules() if name.endswith(".base_layer")}
-        targets = sorted({name.split(".")[-2] for name in wrapped}) if method.targets == "all" else method.targets
+        leaves = sorted({name.split(".")[-2] for name in wrapped})
+        targets = method.targets if isinstance(method.targets, list) else leaves
         ranks = {"r": method.rank, "lora_alpha": method.alpha, "lora_dropout": 0.0}
         return peft.LoraConfig(
             task_type="TOKEN_CLS", target_modules=targets, use_rslora=method.rank_stabilized, **ranks
@@ -145,10 +149,19 @@ def _set_trained(loaded: LoadedAdapter, wrapped: Any) -> None:
         if (injection := method.inject(1)) is not None:
             wrapped.prompt_encoder["default"].embedding.weight.copy_(injection.content[0])
             return
-        inside, prefix = loaded.model.inside(), wrapped.base_model.model.base_model_prefix
-        theirs = dict(wrapped.named_parameters())
-        for name, parameter in inside.items():
-            theirs[f"base_model.model.{prefix}.{name.removeprefix('backbone.model.')}"].copy_(parameter)
+        prefix = f"base_model.model.{wrapped.base_model.model.base_model_prefix}."
+        ours = {
+            f"{prefix}{name.removeprefix('backbone.model.')}": tensor for name, tensor in loaded.model.inside().items()
+        }
+        theirs = {name: tensor for name, tensor in wrapped.named_parameters() if ".lora_" in name}
+        if ours.keys() != theirs.keys():  # in a mixture of experts
+            [name, *_] = sorted(ours.keys() ^ theirs.keys())
+            raise UserError(
+                f"PEFT does not adapt the layers of this family that were adapted here ({name.removeprefix(prefix)}): "
+                "train with layers of attention alone in method.targets"
+            )
+        for name, tensor in ours.items():
+            theirs[name].copy_(tensor)
 
 
 def _save_tokenizer(loaded: LoadedAdapter, folder: Path) -> None:

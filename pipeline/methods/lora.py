@@ -1,6 +1,6 @@
 """LoRA: trained low-rank matrices beside the backbone's frozen ones, through PEFT (Hu et al., arXiv 2106.09685)."""
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator
 from torch import nn
@@ -12,6 +12,8 @@ from pipeline.core.errors import UserError
 from pipeline.core.settings import distinct
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
+
+_HELD = "model"
 
 
 class LoRAConfig(TextClassifierConfig):
@@ -47,27 +49,43 @@ class LoRA(TextClassifier):
         self.config = config
 
     def attach(self, model: nn.Module) -> None:
-        """Puts PEFT's layers around the linear ones. UserError where the model has none of the targets."""
+        """Puts PEFT's layers around the linear ones. UserError where the model has not all of the targets."""
         import peft  # takes seconds, and only this method needs it
         from peft.tuners.lora.layer import Linear
 
         config = peft.LoraConfig(
             r=self.config.rank,
             lora_alpha=self.config.alpha,
-            target_modules=_linear_names(model) if self.config.targets == "all" else self.config.targets,
+            target_modules=[f"{_HELD}.{name}" for name in _targets(model, self.config.targets)],
             lora_dropout=0.0,
             use_rslora=self.config.rank_stabilized,
         )
         config._register_custom_module({QuantizedLinear: Linear})
-        try:
-            peft.inject_adapter_in_model(config, model)
-        except ValueError as error:
-            linear = ", ".join(_linear_names(model))
-            raise UserError(f"method.targets: {error}; linear layers here: {linear}") from error
+        # Held by a module without a config: of a mixture of experts that PEFT knows, it would take these names for the
+        # experts' matrices, and read them outside of their module, where they may be codes, or another rank's.
+        peft.inject_adapter_in_model(config, nn.ModuleDict({_HELD: model}))
 
 
-def _linear_names(model: nn.Module) -> list[str]:
-    """The last parts of the names of all linear layers, each once."""
-    from pipeline.backbone.quantization import is_linear  # late: it imports models, which no config needs
+def _targets(model: Any, wanted: list[str] | str | None) -> list[str]:
+    """Whole names of the layers to adapt. UserError for a name in `wanted` that none of them has."""
+    from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as CHOSEN
 
-    return sorted({name.rpartition(".")[2] for name, module in model.named_modules() if is_linear(module)})
+    from pipeline.backbone.quantization import linear_layers  # late: it imports models, which no config needs
+
+    linear = linear_layers(model)
+    if wanted == "all":
+        return linear
+    # What a text's tokens are looked up in is no product, but PEFT has a layer for it too.
+    embeddings = [name for name, module in model.named_modules() if module is model.get_input_embeddings()]
+    names = CHOSEN.get(model.config.model_type, []) if wanted is None else wanted
+    found = {each: [name for name in linear + embeddings if f".{name}".endswith(f".{each}")] for each in names}
+    strays = [each for each, layers in found.items() if not layers]
+    if not any(found.values()) or (wanted is not None and strays):
+        problem = (
+            f"no linear layer that can be adapted is called {strays[0]!r}"
+            if strays
+            else f"PEFT has no choice for {model.config.model_type}"
+        )
+        known = ", ".join(sorted({name.rpartition(".")[2] for name in linear}))
+        raise UserError(f"method.targets: {problem}: set all, or some of the linear layers {known}")
+    return sorted({name for layers in found.values() for name in layers})

@@ -24,6 +24,7 @@ from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsC
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.stages.export import export
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import save_tiny, tiny_tokenizer
 from tests.support.tiny_run import TEXTS
 
@@ -201,6 +202,24 @@ def test_a_prefix_that_slides_out_of_sight_there_is_refused(tmp_path: Path) -> N
         export(tmp_path / "46", tmp_path / "out", device="cpu")
     assert not (tmp_path / "out").exists()
     export(tmp_path / "45", tmp_path / "out", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [("all", "does not adapt .*layers.0.mlp.down_proj"), (["gate_proj"], "makes no such adapter")],
+)
+def test_layers_whose_names_mean_experts_to_others_are_refused(
+    tmp_path: Path, targets: list[str] | str, message: str
+) -> None:
+    family_model("deepseek_v3").save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    overrides = {"backbone.dtype": "float32", "method.targets": targets, "engine.threads": 1}
+    rest = {"max_steps": 1, "batch_size": 6, "validation_split": 0, "max_length": 64}
+    classifier = LTuningClassifier(str(tmp_path / "backbone"), "lora", overrides=overrides, **rest)
+    classifier.fit(SENTENCES, LABELS).save(tmp_path / "adapter")
+    with pytest.raises(UserError, match=message):
+        export(tmp_path / "adapter", tmp_path / "out", device="cpu")
+    assert not (tmp_path / "out").exists()
 
 
 def test_scores_that_differ_are_found_before_anything_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

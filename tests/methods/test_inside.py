@@ -124,9 +124,39 @@ def test_lora_on_8_bit_weights(tmp_path: Path, texts: dict[str, Tensor]) -> None
     assert torch.equal(layer.base_layer.weight, codes)
 
 
-def test_targets_that_do_not_exist_are_refused() -> None:
-    with pytest.raises(UserError, match=r"method\.targets: .*nothing"):
-        model_on(tiny_model("bert"), LoRAConfig(targets=["nothing"]))
+@pytest.mark.parametrize("kind", ["deepseek_v3", "glm4_moe", "jamba", "mamba"])
+def test_lora_on_all_layers_takes_those_beside_experts_and_recurrences(kind: str, texts: dict[str, Tensor]) -> None:
+    """PEFT would take the names of dense layers for the experts' matrices, and refuse some of a recurrence."""
+    linear = {name for name, module in family_model(kind).named_modules() if isinstance(module, nn.Linear)}
+    called = {name for name in linear if not name.endswith("dt_proj")}
+    model = model_on(family_model(kind), LoRAConfig(rank=RANK, targets="all"))
+    model(**texts, candidates=ALL.expand(3, K)).square().sum().backward()
+    found = {
+        name.partition(".lora_A")[0].removeprefix("backbone.model.") for name in model.inside() if "lora_A" in name
+    }
+    assert found == called
+    for name, parameter in model.trainable().items():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+def test_lora_on_a_mixture_of_experts_needs_no_targets() -> None:
+    names = list(model_on(family_model("mixtral"), LoRAConfig(rank=RANK)).inside())
+    assert len(names) == 8 and all("q_proj" in name or "v_proj" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "stray"),
+    [
+        ("bert", ["nothing"], "nothing"),
+        ("bert", ["query", "valeu"], "valeu"),
+        ("qwen3_moe", ["q_proj", "down_proj"], "down_proj"),  # of experts: a matrix in a parameter
+        ("jamba", ["dt_proj"], "dt_proj"),  # its owner multiplies its weight itself
+        ("phimoe", ["router"], "router"),
+    ],
+)
+def test_targets_that_do_not_exist_are_refused(kind: str, targets: list[str], stray: str) -> None:
+    with pytest.raises(UserError, match=rf"method\.targets: .*'{stray}': set all, or some of the linear layers \w+, "):
+        model_on(family_model(kind), LoRAConfig(targets=targets))
 
 
 def test_full_fine_tuning_trains_every_weight(texts: dict[str, Tensor]) -> None:
