@@ -127,6 +127,8 @@ def _build(
     try:
         with init_empty_weights(include_buffers=False):
             model = build(model_class, model_config, dtype)
+            if dtype != torch.float32:
+                _set_buffers(model, build(model_class, model_config, torch.float32))
     except (ImportError, ValueError, KeyError) as error:
         if config.attention == "auto":
             raise
@@ -134,6 +136,20 @@ def _build(
     model.tie_weights()
     model.requires_grad_(False)
     return model, match_names(model, checkpoint, first_layers=config.depth is not None)
+
+
+def _set_buffers(model: PreTrainedModel, precise: nn.Module) -> None:
+    """Gives a model of few bits the buffers of one in float32, rounded where its own have fewer bits.
+
+    Its constructor computes in few bits also what it keeps in more (GPT-J's sines of positions), and its family may
+    need some in float32 (DeepSeek's biases in the choice of experts). transformers loads them so.
+    """
+    in_float32 = [f".{name}." for name in getattr(model, "_keep_in_fp32_modules_strict", None) or ()]
+    for name, buffer in list(model.named_buffers()):
+        owner, _, leaf = name.rpartition(".")
+        found = precise.get_buffer(name)
+        is_kept = any(each in f".{name}." for each in in_float32)
+        setattr(model.get_submodule(owner), leaf, found if is_kept else found.to(buffer.dtype))
 
 
 def check_output_layer(config: BackboneConfig, model_config: PreTrainedConfig) -> None:

@@ -22,6 +22,7 @@ from pipeline.backbone.loading import load_backbone, open_alike, say_kernel
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.errors import UserError
 from pipeline.distributed.ranks import Ranks
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 
 LLAMA = Path(__file__).resolve().parents[2] / ".." / "shared" / "models" / "stories260k-llama"
@@ -55,6 +56,17 @@ def test_equals_transformers(tmp_path: Path, family: str) -> None:
     assert not ours.training
     assert not any(parameter.requires_grad for parameter in ours.parameters())
     assert not any("pooler" in name for name, _ in ours.named_parameters())
+
+
+@pytest.mark.parametrize("kind", ["gptj", "deepseek_v3", "falcon_h1"])
+def test_buffers_have_the_precision_of_transformers(tmp_path: Path, kind: str) -> None:
+    """GPT-J's sines of positions are exact, and DeepSeek's biases of experts stay as stored."""
+    model = family_model(kind)
+    for name, buffer in model.named_buffers():
+        if name.endswith("e_score_correction_bias"):
+            buffer.normal_()
+    model.save_pretrained(tmp_path)
+    assert_same(load(tmp_path, dtype="bfloat16"), AutoModel.from_pretrained(tmp_path, dtype=torch.bfloat16))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
