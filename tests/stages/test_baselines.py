@@ -19,6 +19,7 @@ from pipeline.cli import main
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.run import run
+from tests.families.models import tiny_model as family_model
 from tests.support.processes import launch, run_script
 from tests.support.tiny import save_tiny, tiny_model, tiny_tokenizer
 from tests.support.tiny_run import TEXTS, tiny_config
@@ -154,10 +155,14 @@ def script(folder: Path) -> dict[str, Any]:
     """Half of all weights, and on sharded 8-bit ones all else, on one rank and two, same global batch."""
     statuses: dict[str, Any] = {}
     save_tiny(folder / "backbone", "llama_gqa", AutoModelForCausalLM, tie_word_embeddings=True)
+    family_model("qwen2_moe").save_pretrained(folder / "experts")
+    tiny_tokenizer().save_pretrained(folder / "experts")
+    beside_experts = ["backbone.quantization=int8_weight_only", f"backbone.name_or_path={folder / 'experts'}"]
     int8 = "backbone.quantization=int8"
     edits = [int8, "method.kind=loreft", "backbone.gradient_checkpointing=true"]
     for name, options in (
         ("lora", [int8, "method.rank=2"]),
+        ("experts", [*beside_experts, "method={name: lora, rank: 2, targets: [down_proj]}"]),
         ("full", ["method.share=0.5"]),
         ("prefix", [int8, "method={name: prefix, start: hypotheses, tokens: 40}"]),
         ("edit", edits),
@@ -170,7 +175,7 @@ def script(folder: Path) -> dict[str, Any]:
     ):
         config = tiny_config(
             folder,
-            method={"name": "generated" if name == "late" else name},
+            method={"name": {"late": "generated", "experts": "lora"}.get(name, name)},
             train=SHORT | {"objective": "candidates", "batch_size": 2, "gradient_accumulation": 2},
             logging={"trackers": ["jsonl"]},
             engine={"threads": 1},
@@ -187,7 +192,7 @@ def script(folder: Path) -> dict[str, Any]:
 def test_two_ranks_work_inside_the_backbone_as_one(tmp_path: Path) -> None:
     statuses = run_script("tests.stages.test_baselines:script", tmp_path, 300)
     assert all(status == 0 for ended in statuses.values() for status in ended), statuses
-    for name in ("lora", "full", "prefix", "edit", "generated", "late"):
+    for name in ("lora", "experts", "full", "prefix", "edit", "generated", "late"):
         logs = [(tmp_path / f"{name}-{world}" / "logs" / "metrics.jsonl").read_text() for world in (1, 2)]
         losses = [[line["loss"] for line in map(json.loads, log.splitlines()) if "loss" in line] for log in logs]
         np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
