@@ -83,7 +83,7 @@ def test_every_method_makes_a_page(config: RunConfig) -> None:
     takes_steps, is_validated = config.method.takes_steps, config.data.validation is not None
     assert ('id="curves"' in page) == ('href="#curves"' in page) == takes_steps
     assert ("Validation metrics as a table" in page) == (takes_steps and is_validated)
-    assert ("the run has no validation split" in page) == (takes_steps and not is_validated)
+    assert ("The run has no validation split" in page) == (takes_steps and not is_validated)
     assert ("with temperature" in page) == is_validated
     assert ("no temperature fitted" in page) == (not is_validated)
     assert ("The map as a table" in page) == (config.method.open_labels and takes_steps and "kind 11" in page)
