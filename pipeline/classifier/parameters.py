@@ -30,9 +30,11 @@ KEYS = {
     "seed": "run.seed",
 }
 """Parameters -> config keys of the same meaning."""
+MAY_BE_LEFT_OPEN = {"epochs", "max_steps", "batch_size", "learning_rate", "validation_split"}
+"""By None."""
 GIVEN_BY_FIT = {"run.dir", "data.train", "data.validation", "data.text", "data.text_pair", "data.label", "labels.names"}
 USUAL: dict[str, Any] = {"data.split": 0.1}
-"""In the place of parameters that are None, where the config's own default does not do."""
+"""In the place of what is left open, where the config's own default does not do."""
 OF_MINILM: dict[str, Any] = {
     "method.judge": "label_aware",
     "train.max_steps": 200,
@@ -63,7 +65,8 @@ def run_config(
     }
     if parameters["run_dir"] is None:  # nobody could go on from a checkpoint
         set_key(values, "train.save_every", MOST_STEPS)
-    own = {key: parameters[name] for name, key in KEYS.items() if parameters[name] is not None}
+    open_ones = {name for name in MAY_BE_LEFT_OPEN if parameters[name] is None}
+    own = {key: parameters[name] for name, key in KEYS.items() if name not in open_ones}
     if "train.epochs" in own or "train.epochs" in overrides:
         own.setdefault("train.max_steps", None)
     for key, value in (_suited(parameters, overrides) | own).items():

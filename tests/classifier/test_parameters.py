@@ -8,6 +8,7 @@ import pytest
 from pipeline import LTuningClassifier
 from pipeline.classifier.parameters import run_config
 from pipeline.config import RunConfig, load_config
+from pipeline.core.errors import UserError
 from pipeline.training.config import TrainConfig
 from tests.test_imports import REPOSITORY
 
@@ -36,6 +37,11 @@ def test_all_else_has_the_defaults_of_the_config(parameters: dict[str, Any]) -> 
         assert getattr(found.train, name) == getattr(usual, name)
     assert found.data.split == 0.1
     assert found.train.eval_every == 30, "ten times in three epochs of 100 steps"
+
+
+def test_a_seed_is_not_left_open() -> None:
+    with pytest.raises(UserError, match=r"'run\.seed'"):
+        config(seed=None)
 
 
 def test_what_is_given_has_precedence() -> None:
