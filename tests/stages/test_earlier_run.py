@@ -169,7 +169,7 @@ def test_a_comparison_keeps_what_its_cells_share(tmp_path: Path, capsys: pytest.
 def test_fit_keeps_what_its_run_directory_has(folder: Path, tmp_path: Path) -> None:
     texts, labels = ["a goal", "the cup", "shares fell", "profit rose"], ["sport", "sport", "money", "money"]
     given = {"backbone": str(folder / "backbone"), "method": "probe", "run_dir": str(tmp_path / "run")}
-    own = LTuningClassifier(**given, validation_split=None, overrides={"data.max_length": 64})
+    own = LTuningClassifier(**given, validation_split=0, overrides={"data.max_length": 64})
     own.fit(texts, labels)
     before = state_of(tmp_path / "run")
     with pytest.raises(UserError, match="holds a finished run, and data: data\\.max_length was '64', now '32'"):
