@@ -105,9 +105,6 @@ def _check_zero(resolved: dict[str, Any], path: str) -> None:
         raise UserError(f'{path}: {autos[0]} is "auto"; write a value (see ds_configs/README.md)')
     if faults := zero_faults(zero):
         raise UserError(f"{path}: zero_optimization: {'; '.join(faults)}")
-    # Of some mixtures of experts DeepSpeed 0.19.8 gathers whole blocks, and frees what LoRA trains in them before its
-    # gradient is there. Ours need no such: an experts module's parameters are read whole, whatever the texts hit.
-    zero.setdefault("leaf_module", {"classes": []})
 
 
 def _autos(section: dict[str, Any], prefix: str = "") -> Iterator[str]:
