@@ -7,7 +7,8 @@ name.
 
 import logging
 import math
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from inspect import getclosurevars
 from typing import Any, cast
 
@@ -144,6 +145,23 @@ def own_share(parameter: nn.Parameter) -> Tensor:
 def whole_shape(parameter: nn.Parameter) -> torch.Size:
     """The shape of the whole parameter, which may be partitioned."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
+
+@contextmanager
+def no_leaf_modules() -> Iterator[None]:
+    """Of some mixtures of experts DeepSpeed 0.19.8 gathers a whole block, and frees what LoRA trains in it too early.
+
+    None need it here: an experts module's parameters are read whole, whatever the texts hit. Its default is emptied,
+    since for a key of the config it would warn in every run.
+    """
+    from deepspeed.runtime.zero.leaf_module_config import DEFAULT_LEAF_MODULE_CLASSES
+
+    given = DEFAULT_LEAF_MODULE_CLASSES[:]
+    DEFAULT_LEAF_MODULE_CLASSES.clear()
+    try:
+        yield
+    finally:
+        DEFAULT_LEAF_MODULE_CLASSES.extend(given)
 
 
 def is_partitioned(parameter: nn.Parameter) -> bool:

@@ -25,7 +25,7 @@ from pipeline.core.errors import about
 from pipeline.data.tokenizer import encode
 from pipeline.distributed.device import trim_heap
 from pipeline.distributed.ranks import Ranks
-from pipeline.distributed.zero import give_back, is_partitioned, keeps_shares, whole
+from pipeline.distributed.zero import give_back, is_partitioned, keeps_shares, no_leaf_modules, whole
 from pipeline.engine.backbone import Backbone
 from pipeline.engine.deepspeed_config import zero_stage
 from pipeline.engine.kept_model import KeptModel
@@ -181,7 +181,7 @@ def build_engine(accelerator: Accelerator, module: nn.Module, *optimizer: Optimi
     DeepSpeed 0.19.8 has one kernel compiled when an engine is first built, of an optimizer that is not used here, for
     which PyTorch imports its compiler: a second in each process. Meanwhile it compiles nothing.
     """
-    with patch_environment(TORCHDYNAMO_DISABLE="1"), exact_buffers(module), _no_leaf_modules():
+    with patch_environment(TORCHDYNAMO_DISABLE="1"), exact_buffers(module), no_leaf_modules():
         return accelerator.prepare(module, *optimizer)
 
 
@@ -193,23 +193,6 @@ def release(accelerator: Accelerator, module: nn.Module) -> None:
     accelerator.free_memory()
     give_back(module)
     trim_heap()
-
-
-@contextmanager
-def _no_leaf_modules() -> Iterator[None]:
-    """Of some mixtures of experts DeepSpeed 0.19.8 gathers a whole block, and frees what LoRA trains in it too early.
-
-    None need it here: an experts module's parameters are read whole, whatever the texts hit. Its default is emptied,
-    since for a key of the config it would warn in every run.
-    """
-    from deepspeed.runtime.zero.leaf_module_config import DEFAULT_LEAF_MODULE_CLASSES
-
-    given = DEFAULT_LEAF_MODULE_CLASSES[:]
-    DEFAULT_LEAF_MODULE_CLASSES.clear()
-    try:
-        yield
-    finally:
-        DEFAULT_LEAF_MODULE_CLASSES.extend(given)
 
 
 @contextmanager
