@@ -12,7 +12,7 @@ All run in turn, round after round, in one process, through `evaluation.scoring.
 passes of `--rows` rows; `texts_per_second` is per second of processor time, which other work on the machine lengthens
 little, from the median; `ratio` is that of the case over that of `all`. Cases of one K score the same texts, fewer with
 more labels. Methods are untrained: it is time that is measured here, and what
-a case does to accuracy is in docs/results.md, where it was measured, or not known.
+a case does to accuracy is in docs/results_steps.md, where it was measured, or not known.
 """
 
 import argparse

@@ -43,7 +43,7 @@ OF_MINILM: dict[str, Any] = {
     "train.best_metric": "log_loss",
     "data.split": 0,
 }
-"""The same for lt_prefix on MiniLM: launch/recipes/csv.yaml has it, and docs/results.md why."""
+"""The same for lt_prefix on MiniLM: launch/recipes/csv.yaml has it, and docs/results_few_texts.md why."""
 
 
 def run_config(
