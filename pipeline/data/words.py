@@ -16,8 +16,8 @@ ANCHOR = "a"
 """A word that no tokenizer joins with the next one."""
 _OPEN, _CLOSE = "\ue000", "\ue001"
 """Around the name of a field, while the words are taken apart: characters of private use."""
-_ONE_DAY = "{% macro strftime_now(format) -%}26 Jul 2024{%- endmacro %}"
-"""Before a chat template that names the day: what a text becomes would depend on when that is."""
+ONE_DAY = "26 Jul 2024"
+"""In a chat template that names the day: what a text becomes would depend on when that is."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Words:
     def _in_chat(self, message: str) -> str:
         template = chat_template(self.tokenizer)
         if "strftime_now" in template:
-            template = _ONE_DAY + template
+            template = f"{{% macro strftime_now(format) -%}}{ONE_DAY}{{%- endmacro %}}{template}"
         try:
             said = self.tokenizer.apply_chat_template(
                 [{"role": "user", "content": message}],

@@ -6,6 +6,7 @@ from typing import Any
 
 from pipeline.core.escapes import for_code_span, for_markdown
 from pipeline.core.yaml import dump_yaml
+from pipeline.data.words import ONE_DAY
 
 LOADED = {
     "transformers": """\
@@ -40,7 +41,7 @@ import json
 import torch
 {loaded}
 tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="right")
-batch = tokenizer({texts}, truncation=True, max_length={length}, padding=True, return_tensors="pt")
+batch = tokenizer({texts}, {special}truncation=True, max_length={length}, padding=True, return_tensors="pt")
 mask = batch["attention_mask"]
 with torch.no_grad():
     logits = model(**batch).logits[:, -mask.shape[1] :]  # without the places of a prompt
@@ -62,12 +63,18 @@ def export_card(settings: Mapping[str, Any], library: str, backbone: str) -> str
     head: dict[str, Any] = {"tags": ["text-classification", "l-tuning"]}
     if library == "PEFT":
         head |= {"library_name": "peft"} | ({} if Path(backbone).exists() else {"base_model": backbone})
+    is_pair = settings["pairs"] and not settings["template"]  # a template has made one text of both
     where = {"last": "last token", "first": "first token", "mean": "mean of all tokens"}
     words = (
         "\nPut those words around each text that were there in training: `template`, `chat` in `ltune_export.json`.\n"
         f"Where text and words were more than {settings['max_length']} tokens, the text was cut there and all words "
         "stayed: cut such a text before you put it into its words, since these lines cut the end, words and all.\n"
     )
+    if settings["chat"]:
+        words += (
+            "The chat template writes the special tokens around a text itself, so that these lines add none; where it "
+            f"names the day, that was {ONE_DAY}.\n"
+        )
     if not settings["special_tokens"]:
         words += "A special token that is written in a text itself was read there as text; these lines read a token.\n"
     return _CARD.format(
@@ -77,7 +84,8 @@ def export_card(settings: Mapping[str, Any], library: str, backbone: str) -> str
         backbone=for_code_span(backbone),
         where=where[settings["pooling"]],
         loaded=LOADED[library].format(count=len(settings["labels"])),
-        texts='["first text"], ["second text"]' if settings["pairs"] else '["a text", "another one"]',
+        texts='["first text"], ["second text"]' if is_pair else '["a text", "another one"]',
+        special="add_special_tokens=False, " if settings["chat"] else "",
         length=settings["max_length"],
         pooled=POOLED[settings["pooling"]],
         words=words if settings["template"] or settings["chat"] else "",

@@ -18,6 +18,7 @@ from transformers import AutoModelForTokenClassification, AutoTokenizer
 from pipeline import LTuningClassifier
 from pipeline.adapter.directory import load_adapter
 from pipeline.core.errors import UserError
+from pipeline.data.words import ONE_DAY
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.startup import leave
 from pipeline.methods.label_injections import LabelPrefixesConfig, LabelPromptsConfig
@@ -31,6 +32,7 @@ from tests.support.tiny_run import TEXTS
 SENTENCES = [text for texts in TEXTS.values() for text in texts]
 LABELS = [label for label, texts in TEXTS.items() for _ in texts]
 ASKED = ["a goal", "the bank raised its rate, and then shares fell on monday", "stars"]
+CHAT = "{{ bos_token }}user on {{ strftime_now('%d') }}: {{ messages[0].content }}</s>\nassistant:"
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "probe last": ("llama_gqa", {"method.name": "probe", "method.prior": "never"}),
     "probe first": ("bert", {"method.name": "probe", "method.prior": "never", "backbone.pooling": "first"}),
@@ -62,14 +64,17 @@ def _no_group() -> None:
     leave()
 
 
-def trained(folder: Path, family: str, overrides: dict[str, Any]) -> LoadedAdapter:
+def trained(folder: Path, family: str, overrides: dict[str, Any], texts: list[Any] = SENTENCES) -> LoadedAdapter:
     """An adapter of three real training steps."""
     save_tiny(folder / "backbone", family, vocab_size=len(tiny_tokenizer()))
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder / "backbone")
     chosen = {"backbone.dtype": "float32", "train.learning_rate": 0.05, "engine.threads": 1, **overrides}
     classifier = LTuningClassifier(
         str(folder / "backbone"), max_steps=3, batch_size=6, max_length=64, validation_split=0, overrides=chosen
     )
-    classifier.fit(SENTENCES, LABELS).save(folder / "adapter")
+    classifier.fit(texts, LABELS).save(folder / "adapter")
     return LoadedAdapter.load(folder / "adapter", "cpu")
 
 
@@ -125,6 +130,28 @@ def test_special_tokens_of_the_words_around_a_text_stay_tokens(tmp_path: Path) -
     assert AutoTokenizer.from_pretrained(out)("a goal</s>answer:")["input_ids"] == expected
     card = (out / "README.md").read_text()
     assert "read there as text" in card and "more than 64 tokens, the text was cut there and all words stayed" in card
+
+
+WORDS = {
+    "chat": ({"data.chat": True}, [f"<s>user on {ONE_DAY}: a goal</s>\nassistant:"]),
+    "pairs": ({"data.template": "{text} or {text_pair}?"}, ["a goal or a cup?"]),
+}
+
+
+@pytest.mark.parametrize("name", WORDS)
+def test_texts_in_their_words_are_read_by_the_folders_lines_as_in_training(tmp_path: Path, name: str) -> None:
+    """A chat template writes the first token itself; and a template makes one text of a pair."""
+    words, worded = WORDS[name]
+    asked: list[Any] = ["a goal"] if name == "chat" else [("a goal", "a cup")]
+    texts = SENTENCES if name == "chat" else [(text, "a cup") for text in SENTENCES]
+    loaded, out = trained(tmp_path, "bert", CASES["probe first"][1] | words, texts), tmp_path / "out"
+    export(tmp_path / "adapter", out, device="cpu")
+    (code,) = re.findall(r"```python\n(.*?)```", (out / "README.md").read_text(), re.DOTALL)
+    found: dict[str, Any] = {}
+    exec(code.replace("path/to/this/folder", str(out)).replace('["a text", "another one"]', repr(worded)), found)
+    assert found["batch"]["input_ids"].tolist() == [row["input_ids"] for row in loaded.rows(asked)]
+    scores = list(loaded.predict(asked)[0].scores.values())
+    torch.testing.assert_close(found["logits"][0], torch.tensor(scores), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name.startswith("lt_")])
