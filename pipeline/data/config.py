@@ -1,7 +1,7 @@
 """Config keys of the data and of the labels' hypotheses."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
@@ -218,10 +218,7 @@ class LabelsConfig(Settings):
     @field_validator("texts")
     @classmethod
     def _are_not_blank(cls, texts: dict[str, OneOrSeveral]) -> dict[str, OneOrSeveral]:
-        blank = [name for name, wordings in texts.items() if not all(text.strip() for text in weighted(wordings))]
-        if blank:
-            raise ValueError(f"the text of {blank[0]!r} is empty")
-        _refuse_repeated(texts)
+        check_texts(texts)
         return texts
 
     @field_validator("names")
@@ -235,6 +232,14 @@ class LabelsConfig(Settings):
             raise ValueError("a label name is empty")
         _refuse_repeated(names)
         return names
+
+
+def check_texts(texts: Mapping[str, OneOrSeveral]) -> None:
+    """ValueError for a label whose hypothesis is blank, and for one that is named twice, in two spellings."""
+    blank = [name for name, wordings in texts.items() if not all(text.strip() for text in weighted(wordings))]
+    if blank:
+        raise ValueError(f"the text of {blank[0]!r} is empty")
+    _refuse_repeated(texts)
 
 
 def _refuse_repeated(names: Iterable[str]) -> None:

@@ -10,7 +10,7 @@ from pipeline.adapter.directory import Adapter
 from pipeline.adapter.label_states import LabelStates, read_hypotheses
 from pipeline.backbone.as_injection import AsInjection
 from pipeline.core.errors import UserError
-from pipeline.data.config import LabelsConfig, OneOrSeveral
+from pipeline.data.config import LabelsConfig, OneOrSeveral, check_texts
 from pipeline.data.hypotheses import Hypotheses, hypotheses
 from pipeline.data.labels import label_name
 from pipeline.distributed.ranks import Ranks
@@ -53,7 +53,7 @@ def reworded_hypotheses(trained: LabelStates, rewordings: Sequence[Rewording]) -
     for rewording in rewordings:
         try:
             words = hypotheses(trained.names, _labels_config(trained.by_label, rewording))
-        except UserError as error:
+        except (UserError, ValueError) as error:
             raise UserError(f"evaluate.rewordings, {rewording!r}: {error}") from error
         if words == Hypotheses(trained.hypotheses, trained.weights):
             raise UserError(
@@ -94,7 +94,9 @@ def inner_model(model: nn.Module) -> LTuningModel | StateModel:
 
 
 def _labels_config(trained: Mapping[str, Mapping[str, float]], rewording: Rewording) -> LabelsConfig:
+    """ValueError for a label that is named twice, of whose two texts one would be lost, or whose text is blank."""
     if isinstance(rewording, str):
         return LabelsConfig(template=rewording)
+    check_texts(rewording)
     given: dict[str, OneOrSeveral] = {label_name(name): dict(own) for name, own in trained.items()}
     return LabelsConfig(texts=given | {label_name(name): text for name, text in rewording.items()})

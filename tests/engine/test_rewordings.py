@@ -71,6 +71,8 @@ def test_the_prior_of_a_probe_is_what_it_reads(tmp_path: Path) -> None:
         ({"sports": "On sport."}, r"'sports', which is not a label \(nearest: 'sport'\)"),
         ({"sport": "This text is about science."}, "have the same hypothesis"),
         ({"sport": "a very long hypothesis " * 3}, "this adapter .* takes at most"),
+        ({"sport": "On sport.", " sport": "A match."}, "'sport' is named twice"),  # one of them would be lost
+        ({"sport": " "}, "the text of 'sport' is empty"),
     ],
 )
 def test_rewordings_that_do_not_fit_are_refused(rewording: Any, fault: str, tmp_path: Path) -> None:
