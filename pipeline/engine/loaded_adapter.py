@@ -172,8 +172,10 @@ class LoadedAdapter:
         known: dict[str, OneOrSeveral] = {
             label_name(name): own for name, own in trained.by_label.items() if label_name(name) in names
         }
-        known |= {label_name(name): _given(own) for name, own in (texts or {}).items()}
-        words = hypotheses(names, _labels_config(self.adapter.config.labels.template, known))
+        template = self.adapter.config.labels.template
+        given = _labels_config(template, {name: _given(own) for name, own in (texts or {}).items()})
+        known |= {label_name(name): own for name, own in given.texts.items()}
+        words = hypotheses(names, _labels_config(template, known))
         old, form = self.model, self.adapter.config.method.starts_from
         tokens = self.adapter.hypothesis_tokens(self.tokenizer, old.backbone.facts, words.texts)
         states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)

@@ -162,6 +162,8 @@ def test_labels_are_strings(classifier: LoadedAdapter) -> None:
         classifier.with_labels(["art", 1])  # type: ignore[list-item]
     with pytest.raises(UserError, match="hypothesis 1 is not a string, but of type NoneType"):
         classifier.with_labels(["art", "war"], {"art": None})  # type: ignore[dict-item]
+    with pytest.raises(UserError, match="hypotheses: 'art' is named twice"):
+        classifier.with_labels(["art", "war"], {"art": "A text on art.", " art": "A text on paint."})
     assert classifier.with_labels(np.array(["art", "war"])).labels == ["art", "war"]
 
 
