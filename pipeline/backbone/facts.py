@@ -100,11 +100,17 @@ class Form(NamedTuple):
     """A prompt that is read behind the text, not before it: the text's own states do not depend on it."""
 
     def width(self, facts: BackboneFacts) -> int:
-        """W: numbers per token. Raises UserError where the backbone has no such layer."""
+        """W: numbers per token. Raises UserError where the backbone has no such layer, or none above takes a prefix."""
         if self.first_layer >= facts.layers:
             raise UserError(
                 f"method.first_layer={self.first_layer}: the backbone has only layers 0 to {facts.layers - 1}, of "
                 "those that it reads (backbone.layers)"
+            )
+        with_attention = [layer for layer, shape in enumerate(facts.prefix_layers) if shape is not None]
+        if self.kind == "prefix" and with_attention and self.first_layer > with_attention[-1]:
+            raise UserError(
+                f"method.first_layer={self.first_layer}: no layer from there on has attention that a prefix could "
+                f"enter: set method.first_layer={with_attention[-1]} or less"
             )
         return facts.hidden_size if self.kind == "prompt" else facts.prefix_width(self.first_layer)
 

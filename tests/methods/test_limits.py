@@ -134,6 +134,18 @@ def test_a_first_layer_that_is_not_there_is_refused(config: type[LabelTuningConf
         check_injection(config(first_layer=2), facts)
 
 
+def test_a_first_layer_above_all_attention_takes_no_prefix() -> None:
+    """In a hybrid whose last layers are recurrences there would be no number to train."""
+    shape = facts_of(tiny_model("llama").config).prefix_layers[0]
+    facts = replace(facts_of(tiny_model("llama").config), prefix_layers=(shape, None), carrier="attention")
+    check_injection(LTPrefixConfig(), facts)
+    check_injection(LTPromptConfig(first_layer=1), facts)
+    with pytest.raises(
+        UserError, match=r"method\.first_layer=1: no layer .* attention .*: set method\.first_layer=0 or"
+    ):
+        check_injection(LTPrefixConfig(first_layer=1), facts)
+
+
 def test_with_one_layer_that_sees_all_something_is_left() -> None:
     backbone = backbone_of("gemma2", 2, layer_types=["sliding_attention", "full_attention"])
     assert (backbone.facts.sliding_window, backbone.facts.sliding_layers) == (2, 1)
