@@ -120,7 +120,9 @@ class _Nothing:
         self._model = model
 
     def run(self, inputs: dict[str, Any], mask: Tensor, prefix: KeysValues, prefix_mask: Tensor) -> Tensor:
-        return self._model(input_ids=inputs["input_ids"], attention_mask=mask.long()).last_hidden_state
+        # Without a cache, as it is read here: one that has room for recurrences' states alone raises.
+        options = {name: inputs[name] for name in ("use_cache",) if name in inputs}
+        return self._model(input_ids=inputs["input_ids"], attention_mask=mask.long(), **options).last_hidden_state
 
     def keep(self, inputs: dict[str, Any], mask: Tensor, kept: KeysValues) -> Tensor:
         raise NotImplementedError

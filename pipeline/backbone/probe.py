@@ -24,7 +24,7 @@ from transformers import (
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.cache_utils import LinearAttentionCacheLayerMixin
+from transformers.cache_utils import CacheLayerMixin, LinearAttentionCacheLayerMixin
 from transformers.dynamic_module_utils import get_class_from_dynamic_module
 from transformers.integrations.moe import ExpertsInterface
 from transformers.masking_utils import sdpa_mask
@@ -227,7 +227,9 @@ def _probe(config: PreTrainedConfig) -> Probe:
     try:
         model = spy.model(config)
         argument, cache = cache_argument(model), DynamicCache(config=model.config)
-        given = {} if argument is None else {argument: cache, "use_cache": True}
+        given: dict[str, Any] = {}
+        if argument is not None:
+            given = {argument: cache, "use_cache": True} if _has_room(cache) else {"use_cache": False}
         with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
             make_fake(model)
             ids = torch.zeros(1, TOKENS, dtype=torch.long)
@@ -254,6 +256,11 @@ def _probe(config: PreTrainedConfig) -> Probe:
         behind=tuple(end.behind),
         gives_tuples=end.gives_tuples,
     )
+
+
+def _has_room(cache: DynamicCache) -> bool:
+    """For keys and values. A cache of recurrences' states alone cannot say how long a text is, and no mask is made."""
+    return not cache.layers or any(isinstance(layer, CacheLayerMixin) for layer in cache.layers)
 
 
 def _cached_shape(layer: Any) -> KeyValueShape | None:

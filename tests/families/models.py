@@ -126,8 +126,6 @@ WITHOUT_PROMPT = {"gemma3n_text", "gemma4_text"}
 """Each token has a second embedding, which a prompt lacks."""
 SHOWS_NO_LAYERS = {"albert", "gemma3n_text", "gemma4_text", "mpnet"}
 """Or cannot be cut behind one."""
-FIRST_WITHOUT_ATTENTION = {"bamba", "granitemoehybrid", "jamba", "lfm2", "qwen3_5_text", "qwen3_next"}
-"""Their first layer is no model by itself."""
 NO_SDPA = {"codegen", "gpt_neo", "gpt_oss", "gptj", "mamba", "mamba2", "megatron-bert", "mpnet", "mpt", "rembert"}
 NO_SDPA |= {"bloom", "deberta", "deberta-v2", "gemma2"}
 SAMPLE = ("qwen3_moe", "gpt_oss", "phi3", "deepseek_v3", "qwen3_5_text", "modernbert", "xlm-roberta", "t5", "mamba2")
