@@ -31,6 +31,7 @@ from pipeline.engine.layer_states import LayerReader, LayerStates, bytes_of_stat
 from pipeline.engine.models import load_frozen, prepare_inference, release
 from pipeline.engine.provenance import current_data
 from pipeline.engine.startup import start
+from pipeline.methods import AnyMethodConfig
 from pipeline.methods.base import Reading
 from pipeline.methods.reading_choice import Probed, ReadingChoice, probe_reading, worth_joining
 from pipeline.reports.page import as_file
@@ -60,7 +61,7 @@ def choose_reading(
     whole = backbone_of(config.backbone.model_copy(update={"layers": None}), config.data)
     now = (list(facts.joined) or facts.layers, resolve_pooling(config.backbone.pooling, facts))
     given = (config.run_dir, config.data, config.labels, config.run.seed, whole)
-    lowest = 1 if can_be_cut(whole.model_config) else whole.facts.layers  # what is advised has to be had
+    lowest = _lowest(whole, config.method)
     single = list(product(range(lowest, whole.facts.layers + 1), ALONE))
     with _place(config.run_dir, partial(current_data, *given), ranks) as run:
         place = config.run.model_copy(update={"dir": str(run.path)})
@@ -84,6 +85,21 @@ def choose_reading(
     choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(valid.rows), configured)
     ranks.on_main(lambda: _tell(choice, config.run_dir))
     return choice
+
+
+def _lowest(whole: Backbone, method: AnyMethodConfig) -> int:
+    """The fewest layers that may be advised: a model of so many can be had, and takes what the method injects.
+
+    1 where none takes that, which training refuses with its reason.
+    """
+    facts, form = whole.facts, method.form
+    if not can_be_cut(whole.model_config):
+        return facts.layers
+    if form is None:
+        return 1
+    counts = range(form.first_layer + 1, facts.layers + 1)
+    taken = counts if form.kind == "prompt" else [count for count in counts if any(facts.prefix_layers[:count])]
+    return next(iter(taken), 1)
 
 
 @contextmanager

@@ -82,6 +82,19 @@ def test_a_depth_that_no_config_may_ask_for_is_not_advised(tmp_path: Path) -> No
     assert {str(one["layers"]) for one in found} == {"2", "[1, 2]"}
 
 
+def test_a_depth_without_attention_is_advised_to_methods_that_need_none(tmp_path: Path) -> None:
+    """The first layer of Qwen 3.5 is a recurrence: a model of it alone is read, but takes no prefix."""
+    family_model("qwen3_5_text").save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    for method, depths in (("probe", {"1", "2", "[1, 2]"}), ("lt_prefix", {"2", "[1, 2]"})):
+        config = given(tmp_path, method={"name": method}, backbone={"quantization": "int8"})
+        assert main(["choose-reading", "--config", config]) == 0
+        found = read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]
+        assert {str(one["layers"]) for one in found} == depths
+    config = given(tmp_path, method={"name": "prompt", "tokens": 3}, train={"max_steps": 2})
+    assert main(["run", "--config", config, "backbone.layers=1"]) == 0
+
+
 def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = given(tmp_path)
     for override, words in (
