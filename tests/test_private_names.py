@@ -17,11 +17,11 @@ PRIVATE_NAMES: dict[str, dict[str, str | None]] = {
     "__main__": {"_run_exitfuncs": "atexit._run_exitfuncs"},
     "backbone.model_config": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.carriers": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
-    "backbone.experts": {"_apply_gate": None},
-    "backbone.loading": {
-        "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
+    "backbone.experts": {
+        "_apply_gate": None,
         "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",
     },
+    "backbone.loading": {"_attn_implementation": "transformers.PretrainedConfig._attn_implementation"},
     "backbone.probe": {
         "_attn_implementation": "transformers.PretrainedConfig._attn_implementation",
         "_experts_implementation": "transformers.PretrainedConfig._experts_implementation",

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
 from pipeline.backbone.quantized import Format, keep_scales
@@ -54,6 +55,20 @@ def expert_weights(module: nn.Module) -> list[str]:
     if not hasattr(module, "is_transposed") or getattr(module, "has_post_expert_norm", False):
         return []
     return [name for name, tensor in module.named_parameters(recurse=False) if name in MATRICES and tensor.ndim == 3]
+
+
+def run_one_by_one(model: PreTrainedModel) -> None:
+    """Makes its mixtures of experts run as `run_experts` does.
+
+    Their activations are called for each expert that a rank's tokens hit, and ZeRO-3 asks all ranks to call the same
+    modules: so they become functions.
+    """
+    model.config._experts_implementation = IMPLEMENTATION
+    for module in model.modules():
+        for name, activation in list(module.named_children()) if expert_weights(module) else ():
+            assert not any(activation.parameters()), f"{name} of experts has parameters"
+            delattr(module, name)
+            setattr(module, name, activation.forward)
 
 
 def run_experts(module: Any, hidden: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.experts import IMPLEMENTATION as EXPERTS
+from pipeline.backbone.experts import run_one_by_one
 from pipeline.backbone.model_config import load_model_config
 from pipeline.backbone.packed_weights import unpacked
 from pipeline.backbone.partition import Partitioner
@@ -74,7 +74,7 @@ def load_backbone(
     quantized = quantize_layers(model, config)
     if quantized or zero_config is not None:
         # transformers' own grouped products need an alignment that ZeRO-3 does not give (DeepSpeed's issue 8276).
-        model.config._experts_implementation = EXPERTS
+        run_one_by_one(model)
     partitioner = Partitioner(zero_config, device)
     _move_buffers(model, device)
     share = _stored_bytes(checkpoint, sources) // partitioner.world_size

@@ -24,7 +24,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str
     folder = tmp_path_factory.mktemp("sharded")
     for family in ("llama_gqa", "bert", "gpt2"):
         save_tiny(folder / family, family)
-    for kind in ("qwen3_moe", "gpt_oss", "mixtral"):
+    for kind in ("qwen3_moe", "gpt_oss", "mixtral", "olmoe"):
         tiny_model(kind).save_pretrained(folder / kind)
     _make_faults(folder)
     return run_worlds("tests.support.sharded:check_world", WORLDS, folder, timeout_seconds=600)
@@ -50,10 +50,14 @@ def _make_faults(folder: Path) -> None:
     (absent / "last" / "model.safetensors").unlink()
 
 
+def test_ranks_that_hit_other_numbers_of_experts_stay_in_step(results: dict) -> None:
+    assert [rank["uneven"] for rank in results[2]] == [True, True]
+
+
 @pytest.mark.parametrize("world", WORLDS)
 def test_a_sharded_backbone_equals_the_whole_one(results: dict, world: int) -> None:
     for rank in results[world]:
-        cases = {name: checks for name, checks in rank.items() if name not in ("losses", "small", "faults")}
+        cases = {name: checks for name, checks in rank.items() if name not in ("losses", "uneven", "small", "faults")}
         assert len(cases) == (10 if world < 3 else 6)
         failed = {name: [check for check, holds in checks.items() if not holds] for name, checks in cases.items()}
         assert not any(failed.values()), json.dumps(failed, indent=1)
