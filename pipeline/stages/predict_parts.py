@@ -124,7 +124,8 @@ def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts
 
 def _run_config(adapter: Adapter, folder: Path, deepspeed: str) -> RunConfig:
     """What a run is started with, of which only the engine's part matters here."""
-    parts = adapter.config.model_dump(mode="json", exclude={"version"})
+    config = adapter.config.model_copy(update={"method": adapter.config.method.trained_as})  # a run has no exported one
+    parts = config.model_dump(mode="json", exclude={"version"})
     data = {**parts["data"], "train": "embedded"}
     return parse_config({**parts, "data": data, "run": {"dir": str(folder)}, "engine": {"deepspeed": deepspeed}})
 

@@ -18,6 +18,7 @@ import pytest
 from pipeline.core.errors import UserError
 from pipeline.data.unlabelled import Input
 from pipeline.engine.loaded_adapter import LoadedAdapter
+from pipeline.stages.export import export
 from pipeline.stages.predict import predict
 from pipeline.stages.predict_parts import PartsOutput, Scoring, predict_parts
 from tests.support.processes import launch, run_script
@@ -36,8 +37,8 @@ def write_input(folder: Path) -> None:
     pq.write_table(pa.table({"id": ids, "text": texts, "unused": [0.5] * ROWS}), folder / "in.parquet")
 
 
-def command(folder: Path, parts: str, *more: str) -> list[str]:
-    source = ["predict", "--run-dir", str(folder / "run"), "--input", str(folder / "in.parquet"), "--keep", "id"]
+def command(folder: Path, parts: str, *more: str, adapter: str = "run") -> list[str]:
+    source = ["predict", "--adapter", str(folder / adapter), "--input", str(folder / "in.parquet"), "--keep", "id"]
     return [*source, "--parts", str(folder / parts), "--part-rows", str(PART_ROWS), *more]
 
 
@@ -46,6 +47,9 @@ def script(folder: Path) -> dict[str, Any]:
     run = {
         "one": launch(command(folder, "one"), folder / "one.log"),
         "sharded": launch(command(folder, "sharded", *ZERO3), folder / "sharded.log", world=2),
+        "exported": launch(
+            command(folder, "exported-sharded", *ZERO3, adapter="exported"), folder / "exported.log", world=2
+        ),
         "whole": launch(command(folder, "whole"), folder / "whole.log", world=2),
         "share": launch(command(folder, "shares", "--share", "1/2"), folder / "share.log"),
     }
@@ -85,7 +89,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(folder: Path) -> dict[str, Any]:
-    tiny_run(folder)  # in another process than the launches, whose ranks begin without a process group
+    config = tiny_run(folder)  # in another process than the launches, whose ranks begin without a process group
+    export(config.run_dir.adapter, folder / "exported")
     write_input(folder)
     return run_script("tests.stages.test_predict_parts:script", folder, 600 + 30 * KILLS)
 
@@ -118,6 +123,13 @@ def test_one_process_writes_what_the_classifier_says(folder: Path, found: dict[s
 def test_two_ranks_write_the_same_bytes(folder: Path, found: dict[str, Any], name: str) -> None:
     assert found["statuses"][name] == [0, 0], (folder / f"{name}.log").read_text()
     assert content(folder / name) == content(folder / "one")
+
+
+def test_two_ranks_score_with_an_exported_adapter_as_with_the_trained_one(folder: Path, found: dict[str, Any]) -> None:
+    """Which no run can name as its method."""
+    assert found["statuses"]["exported"] == [0, 0], (folder / "exported.log").read_text()
+    for part in (folder / "one").glob("part-*"):
+        assert (folder / "exported-sharded" / part.name).read_bytes() == part.read_bytes()
 
 
 def test_shares_of_an_array_make_it_whole(folder: Path, found: dict[str, Any]) -> None:
