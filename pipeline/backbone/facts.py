@@ -35,8 +35,8 @@ TESTED = (
 )
 """Families whose every part is tested with every release. Of others, the loaded model is checked before it is used."""
 DEBERTA = ("deberta", "deberta-v2")
-ALIBI = ("bloom", "mpt")
-"""Families that weigh a token by its distance, which has no bound; Falcon may."""
+ALIBI = ("bloom",)
+"""Families that weigh a token by its distance, which has no bound; Falcon may. MPT does, by a table that ends."""
 COUNTS_PADDING = ("mpt",)
 """Families in which padding between two tokens is part of their distance."""
 
@@ -199,7 +199,7 @@ def _prefix_layers(config: "PreTrainedConfig", found: "Probe", carrier: CarrierN
 
 
 def _max_positions(config: "PreTrainedConfig", found: "Probe") -> int | None:
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config, "max_seq_len" if config.model_type == "mpt" else "max_position_embeddings", None)
     if positions is None or config.model_type in ALIBI or getattr(config, "alibi", False):
         return None
     if not found.is_rotary:

@@ -8,6 +8,7 @@ from transformers import AutoConfig, DynamicCache
 
 from pipeline.backbone.facts import DEBERTA, facts_of
 from pipeline.core.errors import UserError
+from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, tiny_model
 
 
@@ -43,6 +44,14 @@ def test_largest_position_works(family: str) -> None:
 @pytest.mark.parametrize("family", ["bloom", "falcon_alibi"])
 def test_alibi_sets_no_bound(family: str) -> None:
     assert facts_of(tiny_model(family).config).max_positions is None
+
+
+def test_the_table_of_distances_of_mpt_ends() -> None:
+    model = family_model("mpt")
+    assert facts_of(model.config).max_positions == 128
+    model(input_ids=torch.full((1, 128), 5))
+    with pytest.raises(RuntimeError, match="must match"):
+        model(input_ids=torch.full((1, 129), 5))
 
 
 YARN = {"rope_type": "yarn", "factor": 4.0}
