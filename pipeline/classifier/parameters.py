@@ -71,7 +71,7 @@ def run_config(
         own.setdefault("train.max_steps", None)
     for key, value in (_suited(parameters, overrides) | own).items():
         set_key(values, key, value)
-    set_key(values, "labels.texts", {str(label): text for label, text in (parameters["hypotheses"] or {}).items()})
+    set_key(values, "labels.texts", _by_name(parameters["hypotheses"] or {}))
     if "validation" in files or not values["data"]["split"]:
         set_key(values, "data.split", None)
     for key, value in overrides.items():
@@ -94,6 +94,16 @@ def parameters_of(config: AdapterConfig) -> dict[str, Any]:
     if isinstance(config.method, LTPrefixConfig):
         overrides["method.judge"] = config.method.judge  # and this one's the backbone's
     return given | {"overrides": overrides}
+
+
+def _by_name(hypotheses: Mapping[Any, Any]) -> dict[str, Any]:
+    """With names for labels that are numbers. UserError where a number and a string have one name."""
+    found: dict[str, Any] = {}
+    for label, text in hypotheses.items():
+        if str(label) in found:
+            raise UserError(f"hypotheses names the label {str(label)!r} twice, as a number and as a string: take one")
+        found[str(label)] = text
+    return found
 
 
 def _suited(parameters: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:

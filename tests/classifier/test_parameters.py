@@ -44,6 +44,12 @@ def test_a_seed_is_not_left_open() -> None:
         config(seed=None)
 
 
+def test_a_hypothesis_is_lost_to_no_other() -> None:
+    assert config(hypotheses={1: "One.", "2": "Two."}).labels.texts == {"1": "One.", "2": "Two."}
+    with pytest.raises(UserError, match="hypotheses names the label '1' twice"):
+        config(hypotheses={1: "One.", "1": "Another."})
+
+
 def test_what_is_given_has_precedence() -> None:
     assert config(learning_rate=1e-4, validation_split=0.2).train.learning_rate == 1e-4
     assert config(validation_split=0.2).data.split == 0.2
