@@ -152,8 +152,9 @@ def prefix_refusal(facts: BackboneFacts) -> str | None:
     if facts.carrier is not None:
         return None
     return (
-        f"{facts.family} has no attention that a prefix could enter (neither a cache of keys and values in all layers, "
-        "nor in each layer a module of its own that calls transformers' attention function)"
+        f"{facts.family} has no attention that a prefix could enter in the {facts.layers} layer(s) that are read "
+        "(neither a cache of keys and values in all of them, nor in each a module of its own that calls "
+        "transformers' attention function)"
     )
 
 
