@@ -39,12 +39,14 @@ def read_behind(backbone: FrozenBackbone, kind: Any) -> Tensor:
 @pytest.mark.parametrize("kind", ["prompt", "prefix"])
 def test_decoders_read_a_text_as_behind_the_hypothesis(family: str, kind: str) -> None:
     backbone = backbone_of(family)
+    # Eager attention takes the softmax in float32, which rounds otherwise where other tokens stand beside.
+    bounds = (1e-5, 1e-6) if tiny_model(family).config._attn_implementation == "eager" else (1e-9, 1e-9)
     with torch.no_grad():
         found = read_behind(backbone, kind)
         for row, length in enumerate(LENGTHS):
             both = torch.cat([HYPOTHESES[row, :length], TEXT[row]])[None]
             expected = backbone(both, torch.ones_like(both))[0, length:]
-            torch.testing.assert_close(found[row], expected, rtol=1e-9, atol=1e-9)
+            torch.testing.assert_close(found[row], expected, rtol=bounds[0], atol=bounds[1])
     assert not torch.allclose(found[0], found[1])
 
 

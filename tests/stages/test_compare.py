@@ -126,6 +126,7 @@ def test_the_summary_compares_with_the_best_baseline(finished: Path) -> None:
 def test_what_did_not_converge_is_marked(tmp_path: Path) -> None:
     """One method cannot get better, one reaches its last step, one takes none."""
     methods: dict[str, Any] = {name: {"method": {"name": "prompt", "tokens": 4}} for name in ("still", "capped")}
+    methods["still"]["method"]["head"] = "label_aware"  # a linear head starts at zero, and rounding would decide
     methods["still"]["train"] = {"learning_rate": 1e-9, "max_steps": 9}
     train = {"max_steps": 2, "batch_size": 4, "eval_every": 1, "log_every": 1, "early_stopping_patience": 3}
     changes = {"grid": {}, "methods": methods | {"probe": {}}, "base": {"train": train}}
