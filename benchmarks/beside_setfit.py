@@ -20,6 +20,7 @@ import json
 import sys
 import tempfile
 import time
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def setfit_answers(case: Case, iterations: int) -> NDArray[np.int64]:
 
     model = SetFitModel.from_pretrained(case.config.backbone.location)
     model.model_body.max_seq_length = case.config.data.max_length
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):  # its losses are no rows
         settings = TrainingArguments(
             folder, num_iterations=iterations, seed=case.config.run.seed, report_to="none", save_strategy="no"
         )
