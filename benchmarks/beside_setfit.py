@@ -51,7 +51,10 @@ class Case:
 
 def case_of(run: Path) -> Case:
     config = load_config(run / "config.yaml")
-    labels = json.loads((run / "data" / "manifest.json").read_text())["labels"]
+    manifest = json.loads((run / "data" / "manifest.json").read_text())
+    if manifest["has_pair"]:
+        sys.exit(f"{run}: SetFit reads single texts, not pairs")
+    labels = manifest["labels"]
     train, test = (load_from_disk(str(run / "data" / name)) for name in ("train", "test"))
     table = parquet.read_table(run / "evaluation" / "predictions.parquet", filters=[("split", "=", "test")])
     answers = np.array([labels.index(label) for label in table["prediction"].to_pylist()])

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -31,6 +32,13 @@ def test_the_difference_is_the_mean_of_the_runs(case: Case) -> None:
     all_right, all_wrong = replace(case, answers=right), replace(case, answers=wrong)
     assert difference([all_right], [wrong]) == {"difference": 1.0, "low": 1.0, "high": 1.0}
     assert difference([all_right, all_wrong], [right, right])["difference"] == -0.5
+
+
+def test_pairs_are_refused(tmp_path: Path) -> None:
+    config = tiny_run(tmp_path, pairs=True)
+    (config.run_dir.path / "config.yaml").write_text(config.to_yaml())
+    with pytest.raises(SystemExit, match="SetFit reads single texts, not pairs"):
+        case_of(config.run_dir.path)
 
 
 @pytest.mark.skipif(find_spec("setfit") is None, reason="setfit is not installed")
