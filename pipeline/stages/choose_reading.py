@@ -97,9 +97,10 @@ def _lowest(whole: Backbone, method: AnyMethodConfig) -> int:
         return facts.layers
     if form is None:
         return 1
-    counts = range(form.first_layer + 1, facts.layers + 1)
-    taken = counts if form.kind == "prompt" else [count for count in counts if any(facts.prefix_layers[:count])]
-    return next(iter(taken), 1)
+    # A prompt is read by any layer, a prefix only by attention.
+    first, is_prompt = form.first_layer, form.kind == "prompt"
+    counts = range(first + 1, facts.layers + 1)
+    return next((count for count in counts if is_prompt or any(facts.prefix_layers[first:count])), 1)
 
 
 @contextmanager

@@ -95,6 +95,16 @@ def test_a_depth_without_attention_is_advised_to_methods_that_need_none(tmp_path
     assert main(["run", "--config", config, "backbone.layers=1"]) == 0
 
 
+def test_a_late_prefix_needs_attention_above_its_first_layer(tmp_path: Path) -> None:
+    """Of four layers the second and the fourth have attention: from the third on, a prefix enters the fourth alone."""
+    kinds = ["linear_attention", "full_attention"] * 2
+    family_model("qwen3_5_text", num_hidden_layers=4, layer_types=kinds).save_pretrained(tmp_path / "backbone")
+    tiny_tokenizer().save_pretrained(tmp_path / "backbone")
+    assert main(["choose-reading", "--config", given(tmp_path, method={"name": "lt_prefix", "first_layer": 2})]) == 0
+    found = read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]
+    assert {one["layers"] for one in found if isinstance(one["layers"], int)} == {4}
+
+
 def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = given(tmp_path)
     for override, words in (
