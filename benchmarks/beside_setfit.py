@@ -34,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from pipeline.comparison.statistics import compare_predictions
 from pipeline.config import RunConfig, load_config
+from pipeline.core.files import read_json
 
 
 @dataclass(frozen=True)
@@ -51,12 +52,13 @@ class Case:
 
 def case_of(run: Path) -> Case:
     config = load_config(run / "config.yaml")
-    manifest = json.loads((run / "data" / "manifest.json").read_text())
+    place = config.run_dir
+    manifest = read_json(place.manifest_file)
     if manifest["has_pair"]:
         sys.exit(f"{run}: SetFit reads single texts, not pairs")
     labels = manifest["labels"]
-    train, test = (load_from_disk(str(run / "data" / name)) for name in ("train", "test"))
-    table = parquet.read_table(run / "evaluation" / "predictions.parquet", filters=[("split", "=", "test")])
+    train, test = (load_from_disk(str(place.data / name)) for name in ("train", "test"))
+    table = parquet.read_table(place.predictions_file, filters=[("split", "=", "test")])
     answers = np.array([labels.index(label) for label in table["prediction"].to_pylist()])
     return Case(
         config, labels, list(train["text"]), list(train["label"]), list(test["text"]), np.array(test["label"]), answers
