@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, LlamaConfig
 
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
@@ -25,7 +25,7 @@ from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.inventory import Workload, take_inventory
 from pipeline.estimate.sharding import ZeroSettings, at_rest_bytes, backbone_traffic_bytes, gathered_bytes
 from tests.support.estimate_zero import ZERO
-from tests.support.estimated import LLAMA_7B, case_of, sections_of
+from tests.support.estimated import case_of, sections_of
 from tests.support.tiny import FAMILIES, save_tiny, tiny_model
 from tests.support.worlds import run_worlds
 
@@ -39,6 +39,8 @@ PUBLISHED = {
 }
 NOMINAL = {"falcon-7b": 7e9, "roberta-base": 125e6, "deberta-v3-base": 184e6}
 SMALL_WORKLOAD = Workload(rows=1, text_tokens=8, injected_tokens=2)
+EIGHT_LAYERS = LlamaConfig(vocab_size=32000, num_hidden_layers=8)
+"""As wide as Llama-2-7B, and a quarter of it: counted four times as soon."""
 
 
 @pytest.mark.parametrize("name", [*PUBLISHED, *NOMINAL])
@@ -87,11 +89,11 @@ def test_layers_below_the_injection_keep_nothing_and_run_once_per_text(injects: 
     saved = inventories._saved_bytes(backbone, (ids, mask, injection), workload)
     assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
     method, others = f"lt_{injects}", {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
-    early = build_case(sections_of(method={"name": method}, **others), LLAMA_7B, 1, "h200")
-    late = build_case(sections_of(method={"name": method, "first_layer": 16}, **others), LLAMA_7B, 1, "h200")
-    assert late.workload.first_layer == 16 and late.texts * 4 == late.workload.rows
+    early = build_case(sections_of(method={"name": method}, **others), EIGHT_LAYERS, 1, "h200")
+    late = build_case(sections_of(method={"name": method, "first_layer": 4}, **others), EIGHT_LAYERS, 1, "h200")
+    assert late.workload.first_layer == 4 and late.texts * 4 == late.workload.rows
     for less, more in zip(plans(late), plans(early), strict=True):
-        assert less.memory.activations < 0.8 * more.memory.activations
+        assert less.memory.activations < (0.95 if more.checkpointing else 0.8) * more.memory.activations
         passes = 3 if more.checkpointing else 2
         trunk = late.texts * 256 / (early.workload.tokens * passes)
         assert less.compute_seconds == pytest.approx(more.compute_seconds * (1 + trunk) / 2)
@@ -125,7 +127,7 @@ def test_what_is_read_behind_texts_costs_its_own_tokens() -> None:
     assert taken.activation_bytes == pytest.approx(saved, rel=0.1)
     others = {"labels": {"names": list("abcd")}, "train": {"objective": "candidates"}}
     before, behind, stored = (
-        build_case(sections_of(method={"name": "lt_prompt", "position": place}, **settings), LLAMA_7B, 1, "h200")
+        build_case(sections_of(method={"name": "lt_prompt", "position": place}, **settings), EIGHT_LAYERS, 1, "h200")
         for place, settings in (("before", others), ("after", others), ("after", others | STORED))
     )
     texts, text_tokens, tokens = behind.texts, behind.workload.text_tokens, behind.workload.injected_tokens
@@ -222,7 +224,7 @@ def test_a_pass_has_the_texts_that_its_tokens_allow(tokens: int | None, texts: i
     names = {"labels": {"names": list("abc")}, "method": {"shortlist": None}}
     train = {"objective": "candidates", "gradient_accumulation": 3}
     limit = None if tokens is None else 3 * tokens
-    case = build_case(sections_of(**names, train=train | {"tokens_per_batch": limit}), LLAMA_7B, 1, "h200")
+    case = build_case(sections_of(**names, train=train | {"tokens_per_batch": limit}), EIGHT_LAYERS, 1, "h200")
     assert (case.workload.rows, case.texts, case.accumulation) == (3 * texts, texts, passes)
     if tokens is not None:
         cut = rank_slice_within(np.full(48, 256), 0, 1, tokens)
@@ -233,10 +235,10 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
     """Forward only: no activations are kept of it, and weights come once more."""
     read_apart = {"method": {"head": "label_aware", "shortlist": None}, "train": {"objective": "candidates"}}
     every = build_case(
-        sections_of(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"train": read_apart["train"] | {"candidates": 4}}), EIGHT_LAYERS, 8, "h200"
     )
     short = build_case(
-        sections_of(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), LLAMA_7B, 8, "h200"
+        sections_of(**read_apart | {"method": {"head": "label_aware", "shortlist": 4}}), EIGHT_LAYERS, 8, "h200"
     )
     assert short.workload == every.workload and (short.shortlist_rows, every.shortlist_rows) == (16, 0)
     for more, less in zip(plans(short), plans(every), strict=True):
@@ -248,9 +250,9 @@ def test_a_shortlist_reads_every_text_alone_first() -> None:
         assert more.compute_seconds / less.compute_seconds == pytest.approx(1 + 16 * 256 / (64 * 256 * passes))
     for names, rows in (("abcd", 0), ("abcde", 16)):
         pairs = sections_of(method={"head": "label_aware"}, labels={"names": list(names)})
-        assert build_case(pairs, LLAMA_7B, 8, "h200").shortlist_rows == rows
+        assert build_case(pairs, EIGHT_LAYERS, 8, "h200").shortlist_rows == rows
     stored = sections_of(method={"head": "fitted"}, labels={"names": list("abcde")})
-    assert build_case(stored, LLAMA_7B, 8, "h200").shortlist_rows == 0, "those readings are kept by encode-texts"
+    assert build_case(stored, EIGHT_LAYERS, 8, "h200").shortlist_rows == 0, "those readings are kept by encode-texts"
 
 
 def test_without_zero3_configured_the_preset_counts() -> None:
@@ -262,7 +264,7 @@ def test_without_zero3_configured_the_preset_counts() -> None:
 @pytest.mark.parametrize("options", [{"gpu": "abacus"}, {"world_size": 0}, {"bandwidth": -1.0}])
 def test_refuses_nonsense(options: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="--"):
-        build_case(sections_of(), LLAMA_7B, **{"world_size": 1, "gpu": "h200"} | options)
+        build_case(sections_of(), EIGHT_LAYERS, **{"world_size": 1, "gpu": "h200"} | options)
 
 
 def test_a_backbone_that_reads_a_prompt_by_its_values_is_refused() -> None:
