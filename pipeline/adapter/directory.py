@@ -9,6 +9,7 @@ calibration.json            temperature of the probabilities, once evaluate has 
 
 import hashlib
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -228,6 +229,12 @@ def adapter_folder(path: str | Path) -> Path:
     ORG/NAME@REVISION on the hub, in the hub's cache. UserError where that is not there."""
     from pipeline.adapter.hub import fetched, is_hub_name  # late: it imports this module, and the hub's client
 
+    try:
+        os.stat(path)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        pass
+    except (OSError, ValueError) as error:  # a name that is too long, or has a null character
+        raise UserError(f"adapter '{path}' cannot be read ({getattr(error, 'strerror', None) or error})") from error
     if is_hub_name(path):
         return fetched(str(path))
     run_dir = RunDir(path)

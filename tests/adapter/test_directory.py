@@ -140,6 +140,12 @@ def test_the_adapter_of_a_run_directory_is_found(folder: Path) -> None:
     assert adapter_folder(folder.parent) == adapter_folder(folder) == folder
 
 
+@pytest.mark.parametrize("name", ["no\0where", "nowhere" * 1000])
+def test_a_name_that_no_folder_can_have_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=r"^adapter '.* cannot be read"):
+        adapter_folder(name)
+
+
 def test_every_file_can_be_read_by_those_whom_the_umask_lets(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
