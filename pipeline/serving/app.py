@@ -148,10 +148,13 @@ def _add_faults(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        # Of the kinds that a value may be of, the one that it fits furthest says most.
-        found = max(error.errors(), key=lambda one: len(one["loc"]))
+        # Of the kinds that a value may be of, the one that it fits furthest says most; of a list, that of lists.
+        found = max(error.errors(), key=lambda one: (len(one["loc"]), _is_of_lists(one)))
         if found["type"] == "json_invalid":
             line, status = f"the body is not JSON: {found.get('ctx', {}).get('error', found['msg'])}", 400
+        elif isinstance(error.body, bytes) and error.body:
+            # FastAPI reads a body as JSON only where it is called so: curl calls it a form.
+            line, status = "the body is not sent as JSON: add the header 'Content-Type: application/json'", 422
         else:
             place = ".".join(part for part in map(str, found["loc"][1:]) if "[" not in part)  # not the name of a kind
             line, status = f"{place or 'the body'}: {found['msg'].removeprefix('Value error, ')}", 422
@@ -165,6 +168,11 @@ def _add_faults(app: FastAPI) -> None:
     async def failed(request: Request, error: Exception) -> JSONResponse:
         line = f"the server failed ({type(error).__name__}); its log has more, under the request's id"
         return JSONResponse(Refused("backend", line).body, 500)
+
+
+def _is_of_lists(fault: Mapping[str, Any]) -> bool:
+    """Whether a list is refused by what is wrong in it, and not for being no string."""
+    return isinstance(fault["input"], list) and fault["type"] != "string_type"
 
 
 def _gone(request: Request) -> Gone:

@@ -122,10 +122,11 @@ REFUSED: list[tuple[str, Any, int, str]] = [
     ("/v1/classify", {"texts": ["a"], "model": "\ud800\x1b[2J"}, 404, "no adapter is called"),
     ("/v1/classify", {"texts": [["a", "b"]], "model": "prefix"}, 422, "text 1 has 2 part(s)"),
     ("/v1/classify", {"texts": [3], "model": "prefix"}, 422, "texts."),
+    ("/v1/classify", {"texts": [["a", "b", "c"]], "model": "prefix"}, 422, "texts.0: List should have at most 2 items"),
     ("/v1/classify", {"text": "a"}, 422, "texts: Field required"),
     ("/v1/classify", {"texts": "a", "lables": []}, 422, "lables: Extra inputs"),
     ("/v1/classify", [], 422, "the body: Input should be"),
-    ("/predict", {"inputs": []}, 422, "inputs"),
+    ("/predict", {"inputs": []}, 422, "inputs: List should have at least 1 item"),
     ("/nothing", {}, 404, "Not Found"),
 ]
 
@@ -145,6 +146,13 @@ def test_what_cannot_be_answered_gets_one_line(
 def test_malformed_bodies(client: httpx2.Client, body: bytes) -> None:
     found = client.post("/v1/classify", content=body, headers={"Content-Type": "application/json"})
     assert found.status_code in (400, 422) and found.json()["error_type"] == "validation"
+
+
+def test_a_body_that_is_not_called_json_is_refused_for_that(client: httpx2.Client) -> None:
+    """As curl sends one, unless it is told otherwise."""
+    body, headers = b'{"model": "prefix", "texts": "a goal"}', {"Content-Type": "application/x-www-form-urlencoded"}
+    found = client.post("/v1/classify", content=body, headers=headers)
+    assert found.status_code == 422 and "add the header 'Content-Type: application/json'" in found.json()["error"]
 
 
 def test_a_key_that_is_there_twice_is_refused(client: httpx2.Client) -> None:
@@ -184,7 +192,8 @@ def test_adapters_come_and_go_while_it_runs(client: httpx2.Client, adapters: dic
     admin = {"Authorization": f"Bearer {ADMIN}"}
     place = "/v1/adapters/new"
     assert client.put(place, json={"path": str(adapters["prompt"])}).status_code == 401
-    assert client.put(place, json={"path": "/nowhere"}, headers=admin).status_code == 422
+    for path in ("/nowhere", "no\0where", "/nowhere" * 1000):
+        assert client.put(place, json={"path": path}, headers=admin).status_code == 422
     refused = client.put(place, json={"path": str(adapters["lora"])}, headers=admin)
     assert refused.status_code == 422 and "lora changes the backbone's own layers" in refused.json()["error"]
     added = client.put(place, json={"path": str(adapters["prompt"])}, headers=admin).json()
