@@ -76,7 +76,7 @@ def open_table(
         case "tsv":
             return _delimited(source, "\t", quoting is True, wanted)
         case "jsonl" | "json":
-            return _json_table(_json(source, wanted, lines=format == "jsonl"))
+            return _json_table(_json(source, wanted, lines=format == "jsonl"), wanted if source.is_file else ())
         case "parquet":
             return parquet_table(source, wanted, label)
 
@@ -160,13 +160,15 @@ def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int,
             yield first_line, fields, None
 
 
-def _json_table(rows: Iterator[Row]) -> Table:
+def _json_table(rows: Iterator[Row], wanted: Sequence[str]) -> Table:
+    """Columns are those of the first rows, as many as have to be read until each `wanted` one was there."""
     head, columns = [], None
     for row in islice(rows, 100):  # of a slow stream no more than must be
         head.append(row)
         if not row.fault:
-            columns = list(row.values)
-            break
+            columns = list(dict.fromkeys([*(columns or ()), *row.values]))
+            if set(wanted) <= set(columns):
+                break
     return Table(columns, chain(head, rows))
 
 

@@ -43,9 +43,14 @@ class Source:
         return (path.with_suffix("") if self.is_gzip else path).suffix.lower()
 
     @property
+    def is_file(self) -> bool:
+        """Can all of it be read without waiting for whoever sends it?"""
+        return self.place != STANDARD and Path(self.place).is_file()
+
+    @property
     def is_plain_file(self) -> bool:
         """Can its bytes be read in any order?"""
-        return self.place != STANDARD and not self.is_gzip and Path(self.place).is_file()
+        return self.is_file and not self.is_gzip
 
     @contextmanager
     def opened(self) -> Iterator[io.BufferedReader]:

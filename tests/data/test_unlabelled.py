@@ -43,6 +43,19 @@ FILES = {
 }
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "json", "jsonl.gz"])
+def test_a_first_object_need_not_have_every_key(tmp_path: Path, suffix: str) -> None:
+    """JSON often lacks the keys of values that are not there: the first row is not the table's header."""
+    content = b'[{"n": 1}, {"text": "a", "n": 2}, {"text": "b", "id": 3}]'
+    if suffix != "json":
+        content = b"\n".join([b'{"n": 1}', b'{"text": "a", "n": 2}', b'{"text": "b", "id": 3}'])
+    place = write(tmp_path / f"a.{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)
+    rows = read(place, keep=["id"])
+    assert [row.number for row in rows] == [1, 2, 3] and [row.values.get("id") for row in rows] == [None, None, 3]
+    with pytest.raises(UserError, match=r"no column 'size' \(--keep\); columns: 'n', 'text', 'id'"):
+        read(place, keep=["size"])
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_formats_agree(tmp_path: Path, name: str, packed: bool) -> None:
