@@ -99,7 +99,8 @@ def _plain_texts(source: Source, texts: Sequence[str]) -> Iterator[Row]:
         fault = undecodable.pop() if undecodable else None
         if not fault and len(fields) != len(texts):
             fault = f"expected {len(texts)} texts separated by a tab, found {len(fields) - 1} tabs"
-        yield Row(number, line, {} if fault else dict(zip(texts, fields, strict=True)), fault)
+        values = {} if fault else dict(zip(texts, fields, strict=True))
+        yield Row(number, line, values, fault, blank_lines=line - number)
 
 
 def _delimited(source: Source, delimiter: str, quoted: bool, wanted: list[str]) -> Table:
@@ -117,10 +118,11 @@ def _delimited(source: Source, delimiter: str, quoted: bool, wanted: list[str]) 
 def _delimited_rows(
     records: Iterator[tuple[int, list[str], str | None]], columns: list[str], undecodable: list[str]
 ) -> Iterator[Row]:
-    number = 0
+    number = blank = 0
     for line, fields, fault in records:
         if not fault and not fields and not undecodable:
-            continue  # a blank line
+            blank += 1
+            continue
         number += 1
         if undecodable:
             fault = undecodable[0]
@@ -130,7 +132,7 @@ def _delimited_rows(
         if not fault and len(columns) > 1 and [fields[0].lstrip("\ufeff"), *fields[1:]] == columns:
             fault = "is the header again, as where files are joined: remove the line"
         values = {} if fault else dict(zip(columns, fields, strict=True))
-        yield Row(number, line, values, fault, (fault or "").startswith(UNCLOSED))
+        yield Row(number, line, values, fault, (fault or "").startswith(UNCLOSED), blank)
 
 
 def _plain_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int, list[str], str | None]]:
@@ -163,7 +165,7 @@ def _quoted_records(lines: Iterator[str], delimiter: str) -> Iterator[tuple[int,
 def _json_table(rows: Iterator[Row], wanted: Sequence[str]) -> Table:
     """Columns are those of the first rows, as many as have to be read until each `wanted` one was there."""
     head, columns = [], None
-    for row in islice(rows, 100):  # of a slow stream no more than must be
+    for row in islice(rows, 100):
         head.append(row)
         if not row.fault:
             columns = list(dict.fromkeys([*(columns or ()), *row.values]))
@@ -185,13 +187,14 @@ def _json_lines(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:
         if not text.strip():
             continue
         number += 1
+        blank = line - number
         if undecodable:
-            yield Row(number, line, {}, undecodable.pop())
+            yield Row(number, line, {}, undecodable.pop(), blank_lines=blank)
             continue
         try:
-            yield Row(number, line, row_of_line(text, wanted))
+            yield Row(number, line, row_of_line(text, wanted), blank_lines=blank)
         except ValueError as error:
-            yield Row(number, line, {}, str(error))
+            yield Row(number, line, {}, str(error), blank_lines=blank)
 
 
 def _json_array(file: BinaryIO, name: str, wanted: list[str]) -> Iterator[Row]:

@@ -21,6 +21,8 @@ class Row(NamedTuple):
     fault: str | None = None
     ends: bool = False
     """Nothing behind this fault can be read, so that it is more than one row that is lost."""
+    blank_lines: int = 0
+    """Before it, which are no rows: who counts lines counts them too."""
 
     @property
     def place(self) -> str:

@@ -105,9 +105,8 @@ class _Answers:
         """Says what must be known to bring input and output together."""
         if self.faulty:
             log.warning("predict: %d rows are faulty: where their answers would be is what is wrong", self.faulty)
-        has_line_per_row = self.input.resolved_format() in ("txt", "jsonl")
-        if has_line_per_row and last.line is not None and last.line > last.number:
-            log.warning("predict: %d blank lines of the input are not in the output", last.line - last.number)
+        if last.blank_lines:
+            log.warning("predict: %d blank lines of the input are not in the output", last.blank_lines)
 
     def _answer(self, rows: list[tuple[Row, list[str]]]) -> None:
         texts: list[Text] = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for _, parts in rows]

@@ -56,6 +56,20 @@ def test_a_first_object_need_not_have_every_key(tmp_path: Path, suffix: str) -> 
         read(place, keep=["size"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.txt", "one\n\n \ntwo\n\n"),
+        ("a.csv", 'text\n"one\nline"\n\n\ntwo\n\n'),
+        ("a.tsv", "text\none\n\n\ntwo\n"),
+        ("a.jsonl", '{"text": "one"}\n\n\n{"text": "two"}\n\n'),
+    ],
+)
+def test_blank_lines_before_a_row_are_counted(tmp_path: Path, name: str, content: str) -> None:
+    """A cell that is empty in a table of one column may be written so."""
+    assert [row.blank_lines for row in read(write(tmp_path / name, content))] == [0, 2]
+
+
 @pytest.mark.parametrize("name", FILES)
 @pytest.mark.parametrize("packed", [False, True])
 def test_formats_agree(tmp_path: Path, name: str, packed: bool) -> None:

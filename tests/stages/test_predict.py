@@ -227,11 +227,12 @@ def test_a_slow_pipe_gets_its_answers_at_once(config: RunConfig, monkeypatch: py
     assert seen == ["a goal", "profit rose", "they won the cup", "stars", "the probe"]
 
 
+@pytest.mark.parametrize(("name", "content"), [("t.txt", "a goal\n\n \nwon\n"), ("t.csv", "text\na goal\n\n\nwon\n")])
 def test_blank_lines_that_get_no_answer_are_counted(
-    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    config: RunConfig, tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, content: str
 ) -> None:
-    (tmp_path / "texts.txt").write_text("a goal\n\n \nprofit rose\n")
-    assert predict(config.run.dir, str(tmp_path / "texts.txt"), str(tmp_path / "out"), device="cpu") == 2
+    (tmp_path / name).write_text(content)
+    assert predict(config.run.dir, str(tmp_path / name), str(tmp_path / "out"), device="cpu") == 2
     assert "2 blank lines of the input are not in the output" in caplog.text
 
 
