@@ -37,7 +37,7 @@ from pipeline.data.texts import TextEncoder
 from pipeline.evaluation.calibration import FILE as CALIBRATION
 from pipeline.evaluation.calibration import load_calibration
 from pipeline.methods import TuningMethod
-from pipeline.methods.model import without_inside
+from pipeline.methods.model import parameter_count, without_inside
 
 log = logging.getLogger(__name__)
 
@@ -204,7 +204,7 @@ def write_card(path: Path, adapter: Adapter, metrics: Mapping[str, Mapping[str, 
         backbone=config.backbone.name_or_path,
         revision=config.backbone.revision,
         method=config.method.name,
-        parameters=sum(tensor.numel() for tensor in adapter.method_state.values()),
+        parameters=parameter_count(adapter.method_state),
         labels=[(name, "; ".join(words)) for name, words in adapter.labels.by_label.items()],
         pair=config.data.text_pair is not None,
         max_length=config.data.max_length,

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 SIMILARITY_SCALE = 10.0
 """Of cosines that are scores, before any training. Probabilities depend on it, the order of the labels does not."""
+FITTED = "_bits"
+"""What the names of numbers end with that are fitted, and kept as the integers that have their bits."""
 HeadName = Literal["linear", "label_aware", "fitted"]
 
 

@@ -15,6 +15,7 @@ from pipeline.backbone.text_reader import as_kept_texts
 from pipeline.backbone.trunk import Trunk
 from pipeline.core.errors import UserError
 from pipeline.methods.base import Reader, TuningMethod
+from pipeline.methods.heads import FITTED
 from pipeline.methods.hypothesis_mean import HypothesisMean, label_scores
 
 INSIDE = "backbone"
@@ -24,6 +25,11 @@ INSIDE = "backbone"
 def without_inside(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tuning method's part of a trained state."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(f"{INSIDE}.")}
+
+
+def parameter_count(state: Mapping[str, Tensor]) -> int:
+    """Numbers of a trained state that steps have trained or a fit has found; counts of texts and switches are none."""
+    return sum(tensor.numel() for name, tensor in state.items() if tensor.is_floating_point() or name.endswith(FITTED))
 
 
 class LTuningModel(nn.Module):

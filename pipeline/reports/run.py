@@ -35,6 +35,7 @@ from pipeline.engine.provenance import (
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.heads import LabelAwareHead
 from pipeline.methods.label_tuning import LabelTuning
+from pipeline.methods.model import parameter_count
 from pipeline.reports import run_metrics
 from pipeline.reports.run_metrics import Rows, ScoredSplit
 from pipeline.training.provenance import training_changes, training_fingerprint
@@ -192,10 +193,10 @@ def _array(tensor: Tensor) -> NDArray:
 
 def cost(run: Run, run_dir: RunDir) -> list[tuple[str, str]]:
     """What the run took."""
-    parameters = sum(tensor.numel() for tensor in run.adapter.method_state.values())
+    parameters = parameter_count(run.adapter.method_state)
     size = sum(file.stat().st_size for file in run_dir.adapter.iterdir())
-    trained = f"{parameters:,}" if run.config.method.is_trained else "none"
-    rows = [("trained parameters", trained), ("adapter on disk", f"{size / 1e6:.2f} MB")]
+    trained = f"{parameters:,}" if parameters else "none"
+    rows = [("trained or fitted parameters", trained), ("adapter on disk", f"{size / 1e6:.2f} MB")]
     if run.training:
         rows.append(("steps", f"{run.log[-1]['step']:,}"))
         seconds = sum(line.get("seconds", 0.0) for line in run.training)

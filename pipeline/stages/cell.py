@@ -26,6 +26,7 @@ from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.kept_states import kept_form
 from pipeline.engine.rewordings import reworded_hypotheses
+from pipeline.methods.model import parameter_count
 from pipeline.stages.earlier_run import check_finished
 from pipeline.stages.encode_labels import encode_labels
 from pipeline.stages.encode_texts import encode_texts
@@ -159,15 +160,9 @@ class Cell:
             "converged": summary["converged"],
             "readings": summary["readings"],
             "seconds": curve[-1]["seconds"] if curve else summary["seconds"],
-            "parameters": self._parameters(),
+            "parameters": parameter_count(load_adapter(config.run_dir.adapter).method_state),
             "curve": curve,
         }
-
-    def _parameters(self) -> int:
-        """Trained elements, as the adapter holds them."""
-        if not self.config.method.is_trained:
-            return 0
-        return sum(tensor.numel() for tensor in load_adapter(self.config.run_dir.adapter).method_state.values())
 
     def _config_in(self, folder: Path) -> RunConfig:
         """Its config, for a run directory that cells share."""

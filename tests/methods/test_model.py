@@ -9,9 +9,12 @@ from torch import Tensor, nn
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.data.batches import collate
+from pipeline.methods import AnyMethodConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
-from pipeline.methods.model import LTuningModel
+from pipeline.methods.majority import MajorityConfig
+from pipeline.methods.model import LTuningModel, parameter_count
+from pipeline.methods.zero_shot import ZeroShotConfig
 from tests.support.tiny import PAD_ID, tiny_model
 
 K, P, H = 4, 3, 16
@@ -110,3 +113,19 @@ def test_gradients_of_repeated_labels_add_up(texts: dict[str, Tensor]) -> None:
     candidates = torch.tensor([[1], [1], [0]])
     parts = [gradient(candidates, slice(row, row + 1)) for row in range(3)]
     torch.testing.assert_close(gradient(candidates, slice(0, 3)), sum(parts), rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("config", "fitted"),
+    [
+        (LTPromptConfig(head="fitted"), 3 * 16 + 3 + 1),  # the probe's weights, biases and the prior's weight
+        (LTPromptConfig(head="label_aware"), 0),
+        (MajorityConfig(), 0),  # counts of texts
+        (ZeroShotConfig(), 0),
+    ],
+)
+def test_what_steps_have_trained_and_a_fit_has_found_is_counted(config: AnyMethodConfig, fitted: int) -> None:
+    """By formula, and without what is no parameter: whether a label tuning has begun."""
+    facts = facts_of(tiny_model("llama_gqa").config)
+    method = config.build(facts, hypothesis_tokens=5, label_count=3)
+    assert parameter_count(method.state_dict()) == config.trainable_count(facts, 5, 3) + fitted
