@@ -11,7 +11,7 @@ from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -161,15 +161,18 @@ def check_output_layer(config: BackboneConfig, model_config: PreTrainedConfig) -
         )
 
 
+def check_stored(config: BackboneConfig, model_config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
+    """UserError where its files lack a tensor of what `load_backbone` makes with `output_layer`. Reads headers only."""
+    _build(config, own := deepcopy(model_config), unpacked(checkpoint, own), output_layer=True)
+
+
 def _is_decoder(model_config: PreTrainedConfig) -> bool:
     return type(model_config) in MODEL_FOR_CAUSAL_LM_MAPPING and probe(model_config).is_causal
 
 
 def _model_class(model_config: PreTrainedConfig, output_layer: bool) -> type[PreTrainedModel]:
     if output_layer and _is_decoder(model_config):
-        found: Any = MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)]
-        model_class: type[PreTrainedModel] = found
-        return model_class
+        return cast(type[PreTrainedModel], MODEL_FOR_CAUSAL_LM_MAPPING[type(model_config)])
     return base_class(model_config)
 
 

@@ -12,7 +12,8 @@ from typing import Any
 from huggingface_hub import constants
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from pipeline.backbone.loading import check_output_layer
+from pipeline.backbone.loading import check_output_layer, check_stored
+from pipeline.backbone.text_part import text_part
 from pipeline.backbone.trunk import check_split
 from pipeline.backbone.weights import open_checkpoint
 from pipeline.config import RunConfig
@@ -75,7 +76,7 @@ def _checks(
         yield f"likelihood {name}, {backbone.layers}", lambda: check_output_layer(backbone, known.model_config)
     words = f"{data.template!r}, {data.chat}, {data.max_length}"
     yield f"tokenizer {name}, {words}", lambda: text_encoder(known, data).check(known.facts.vocab_size)
-    yield f"weights {name}", lambda: _check_weights(known)
+    yield f"weights {name} {method.reads_hypotheses}", lambda: _check_weights(known, method.reads_hypotheses)
 
 
 def check_max_length(backbone: Backbone, max_length: int) -> None:
@@ -87,14 +88,16 @@ def check_max_length(backbone: Backbone, max_length: int) -> None:
         )
 
 
-def _check_weights(backbone: Backbone) -> None:
+def _check_weights(backbone: Backbone, output_layer: bool) -> None:
     """Of a folder. Those of a hub model may have to be fetched first, which takes its time."""
     if not Path(backbone.config.location).is_dir():
         return
     if world_size() == 1:
-        backbone.opened(Ranks.alone())  # and kept for what comes
+        checkpoint = backbone.opened(Ranks.alone()).checkpoint  # and kept for what comes
     else:  # other ranks open it with this one, later
-        open_checkpoint(backbone.config)
+        checkpoint = text_part(open_checkpoint(backbone.config))
+    if output_layer:
+        check_stored(backbone.config, backbone.model_config, checkpoint)
 
 
 def _check_source(data: DataConfig, split: str, source: str) -> None:

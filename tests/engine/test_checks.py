@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import constants
+from transformers import AutoModelForCausalLM
 
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
@@ -13,6 +14,7 @@ from pipeline.engine.backbone import Backbone, backbone_of
 from pipeline.engine.checks import check_all
 from pipeline.engine.models import load_frozen
 from pipeline.engine.startup import start
+from tests.support.tiny import save_tiny
 from tests.support.tiny_run import tiny_config
 
 
@@ -90,8 +92,13 @@ def test_the_first_layers_of_a_decoder_are_not_asked_for_likelihoods(tmp_path: P
     assert "set backbone.layers=null (in a comparison, methods.zero_shot.backbone.layers)" in told([config], tmp_path)
     with pytest.raises(UserError, match="the whole language model, not its first 1 layers"):
         load_frozen(*start(config), backbone_of(config.backbone, config.data), output_layer=True)
-    whole = tiny_config(tmp_path, method={"name": "zero_shot"})
-    check_all([with_backbone(whole)], whole.run_dir.path)
+
+
+def test_an_output_layer_that_is_not_stored_is_missed_before_anything_is_made(tmp_path: Path) -> None:
+    config = tiny_config(tmp_path, method={"name": "zero_shot"})
+    assert "LlamaForCausalLM needs tensors it lacks: lm_head.weight" in told([config], config.run_dir.path)
+    save_tiny(tmp_path / "backbone", "llama_gqa", AutoModelForCausalLM)
+    check_all([with_backbone(config)], config.run_dir.path)
 
 
 def test_a_first_layer_is_looked_for_among_those_that_each_cell_reads(tmp_path: Path) -> None:
