@@ -206,9 +206,12 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; none where there is no such file."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines]
+    """The objects of a file of JSON lines; none where there is no such file. UserError for a damaged one."""
+    lines = path.read_bytes().splitlines() if path.is_file() else []
+    try:
+        return [json.loads(line) for line in lines]
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"'{path}' is damaged ({error}): remove it, to go on without what it says") from error
 
 
 def read_json(path: Path) -> Any:

@@ -17,7 +17,7 @@ from datasets import Dataset
 from safetensors.torch import save_file
 
 from pipeline.core.errors import UserError
-from pipeline.core.files import atomic_dir, atomic_file, read_json, write_json, write_text
+from pipeline.core.files import atomic_dir, atomic_file, read_json, read_json_lines, write_json, write_text
 from pipeline.core.ownership import MARK
 from pipeline.core.run_dir import RunDir
 from tests.support.devices import device
@@ -284,3 +284,14 @@ def test_create_takes_away_what_a_killed_process_left_half_written_and_nothing_e
         (run.path / name).write_text("somebody else's")
     run.create()
     assert names_in(run.path) == sorted(others)
+
+
+def test_a_line_that_is_cut_off_is_named_with_its_file(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert read_json_lines(file) == []
+    file.write_text('{"step": 1}\n{"step": 2}\n')
+    assert read_json_lines(file) == [{"step": 1}, {"step": 2}]
+    for rest in ('{"ste', "\xff"):
+        file.write_bytes(b'{"step": 1}\n' + rest.encode("latin-1"))
+        with pytest.raises(UserError, match=r"metrics\.jsonl' is damaged \(.*: remove it"):
+            read_json_lines(file)
