@@ -69,7 +69,7 @@ def _checks(
     yield f"trackers {trackers}", lambda: check_trackers(trackers)
     name = f"{backbone.name_or_path} {backbone.revision}"
     yield f"config {name}, {data.max_length}", lambda: check_max_length(known, data.max_length)
-    yield f"injection {name}, {backbone.layers}, {method.form}", lambda: check_injection(method, known.facts)
+    yield f"injection {name}, {backbone.layers}, {method!r}", lambda: check_injection(method, known.facts)
     if method.form is not None and method.form.first_layer:
         yield f"split {name}", lambda: check_split(known.model_config)
     if method.reads_hypotheses:

@@ -122,6 +122,11 @@ class MethodConfig(Settings, ABC):
         """How its injection enters the backbone."""
         return None if self.injects is None else Form(self.injects)
 
+    def check_layers(self, facts: BackboneFacts) -> None:
+        """UserError where the backbone, as far as it is read, lacks a layer that the method names."""
+        if self.form is not None:
+            self.form.width(facts)
+
     @property
     def starts_from(self) -> Form | None:
         """The form in which encode-labels keeps the hypotheses, for injections that start from them."""

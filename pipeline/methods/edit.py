@@ -43,6 +43,9 @@ class EditConfig(TextClassifierConfig):
             raise ValueError("method.rank has a meaning only with method.kind=direft or loreft")
         return self
 
+    def check_layers(self, facts: BackboneFacts) -> None:
+        chosen_layers(self.layers, facts)
+
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> "EditTuning":
         edits = self.build_injector(facts)
         return EditTuning(chosen_layers(self.layers, facts), edits, self.build_head(facts, label_count))

@@ -68,8 +68,7 @@ def check_injection(method: MethodConfig, facts: BackboneFacts) -> None:
             f"method.first_layer={first_layer}: below it, a text is not read with its label, so that layer {lowest} of "
             f"backbone.layers has nothing to show: set method.first_layer={lowest} or less"
         )
-    if method.form is not None:
-        method.form.width(facts)  # or raises UserError: there is no such layer
+    method.check_layers(facts)
 
 
 def check_verdict(method: MethodConfig, fingerprint: Mapping[str, str]) -> None:

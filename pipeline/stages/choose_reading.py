@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -79,7 +79,10 @@ def choose_reading(
         release(accelerator, model)
     fitted = partial(_probed, states, (train.labels, valid.labels), len(manifest["labels"]), ranks)
     probed = fitted(single)
-    several = [kind for kind in worth_joining(probed, whole.facts.layers) if kind[0][-1] >= lowest]
+    # Layers below those that an injection enters show nothing of it.
+    first = 0 if config.method.form is None else config.method.form.first_layer
+    joined = worth_joining(probed, whole.facts.layers)
+    several = [kind for kind in joined if kind[0][0] >= first and kind[0][-1] >= lowest]
     probed += fitted(several if now in [*single, *several] else [*several, now])
     configured = next(one for one in probed if (one.layers, one.pooling) == now)
     choice = ReadingChoice(probed, whole.facts.layers, len(train.rows), len(valid.rows), configured)
@@ -88,19 +91,20 @@ def choose_reading(
 
 
 def _lowest(whole: Backbone, method: AnyMethodConfig) -> int:
-    """The fewest layers that may be advised: a model of so many can be had, and takes what the method injects.
+    """The fewest layers that may be advised: a model of so many can be had, and takes what the method puts into it.
 
     1 where none takes that, which training refuses with its reason.
     """
     facts, form = whole.facts, method.form
     if not can_be_cut(whole.model_config):
         return facts.layers
-    if form is None:
-        return 1
-    # A prompt is read by any layer, a prefix only by attention.
-    first, is_prompt = form.first_layer, form.kind == "prompt"
-    counts = range(first + 1, facts.layers + 1)
-    return next((count for count in counts if is_prompt or any(facts.prefix_layers[first:count])), 1)
+    if form is not None:
+        # A prompt is read by any layer, a prefix only by attention.
+        first, is_prompt = form.first_layer, form.kind == "prompt"
+        counts = range(first + 1, facts.layers + 1)
+        return next((count for count in counts if is_prompt or any(facts.prefix_layers[first:count])), 1)
+    counts = range(1, facts.layers + 1)
+    return next((count for count in counts if _passes(partial(method.check_layers, replace(facts, layers=count)))), 1)
 
 
 @contextmanager

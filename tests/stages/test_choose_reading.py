@@ -105,6 +105,31 @@ def test_a_late_prefix_needs_attention_above_its_first_layer(tmp_path: Path) -> 
     assert {one["layers"] for one in found if isinstance(one["layers"], int)} == {4}
 
 
+@pytest.mark.parametrize(
+    ("method", "refused"),
+    [
+        ({"name": "lt_prompt", "first_layer": 2}, "method.first_layer=2"),
+        ({"name": "edit", "layers": [0, 2]}, "method.layers"),
+    ],
+)
+def test_what_the_method_does_not_take_is_not_advised(
+    tmp_path: Path, capsys: pytest.CaptureFixture, method: dict[str, Any], refused: str
+) -> None:
+    """Of six layers: too few for those that it names, or layers joined from below those where it begins."""
+    save_tiny(tmp_path / "backbone", "llama_gqa", num_hidden_layers=6)
+    config = given(tmp_path, method=method)
+    assert main(["choose-reading", "--config", config]) == 0
+    probed = read_json(tmp_path / "run" / "logs" / "reading.json")["probed"]
+    capsys.readouterr()
+    for layers in range(1, 7):
+        assert main(["estimate", "--config", config, f"backbone.layers={layers}"]) == (0 if layers > 2 else 2)
+    assert refused in capsys.readouterr().err
+    for layers in {str(one["layers"]) for one in probed}:
+        assert main(["estimate", "--config", config, f"backbone.layers={layers}"]) == 0, layers
+    assert {one["layers"] for one in probed if isinstance(one["layers"], int)} == {3, 4, 5, 6}
+    assert any(isinstance(one["layers"], list) for one in probed)
+
+
 def test_what_cannot_be_chosen_from_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     config = given(tmp_path)
     for override, words in (
