@@ -112,11 +112,18 @@ def label_array(labels: Iterable[Any]) -> NDArray[Any]:
     for number, value in enumerate(values, start=1):
         if not isinstance(value, str | bool | int | np.bool_ | np.integer):
             raise UserError(f"label {number} is not a string or a whole number, but of type {type(value).__name__}")
-    if len({isinstance(value, str) for value in values}) > 1:
-        raise UserError("some labels are strings and some are numbers: give one kind")
+    kinds = list(dict.fromkeys(map(_kind_of_label, values)))
+    if len(kinds) > 1:  # an array would make one kind of them, and of True and 1 one label
+        raise UserError(f"some labels are {kinds[0]} and some are {kinds[1]}: give one kind")
     array = np.array(values)
     # Whole numbers that no integer type holds together become floats, in which two of them may be one.
     return np.array(values, dtype=object) if array.dtype.kind == "f" and values else array
+
+
+def _kind_of_label(value: Any) -> str:
+    if isinstance(value, str):
+        return "strings"
+    return "truth values" if isinstance(value, bool | np.bool_) else "numbers"
 
 
 def classes_of(labels: NDArray[Any]) -> NDArray[Any]:

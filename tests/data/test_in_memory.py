@@ -47,6 +47,7 @@ def test_labels_keep_their_kind(labels: Any, kind: type) -> None:
         (["x", "y"], ["a"], "there are 2 texts and 1 labels"),
         ([], ["a"], "there are 0 texts and 1 labels"),
         (["x", "y"], ["a", 1], "some labels are strings and some are numbers"),
+        (["x", "y", "z"], [True, 1, 2], "some labels are truth values and some are numbers"),
         (["x", "y"], ["a", None], "label 2 is not a string or a whole number, but of type NoneType"),
         (["x", "y"], [0.5, 1.0], "label 1 is not a string or a whole number, but of type float"),
         (["x", " "], ["a", "b"], "text 2 is empty"),
