@@ -157,7 +157,11 @@ def _add_report_options(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--run", metavar="DIR", help="run directory that has been evaluated")
     source.add_argument(
-        "--compare", nargs="+", metavar="DIR", help="directory that `compare` has written; several are shown together"
+        "--compare",
+        action="extend",
+        nargs="+",
+        metavar="DIR",
+        help="directory that `compare` has written; several are shown together",
     )
     command.add_argument(
         "--output", metavar="FILE", help="HTML file (default: report.html in the directory; for several it is needed)"

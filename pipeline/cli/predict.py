@@ -34,9 +34,9 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--keep",
-        default="",
+        action="append",
         metavar="A,B",
-        help="columns of the input to put beside the answers; quotes protect a comma, as in CSV",
+        help="columns of the input to put beside the answers; may be repeated; quotes protect a comma, as in CSV",
     )
     command.add_argument(
         "--on-error",
@@ -98,7 +98,7 @@ def predict(options: argparse.Namespace) -> None:
         from pipeline.data.unlabelled import Input
         from pipeline.stages import predict as stage
 
-    keep = stage.fields("--keep", options.keep) if options.keep else []
+    keep = [name for value in options.keep or () if value for name in stage.fields("--keep", value)]
     source = Input(options.input, options.format, keep, options.on_error)
     if options.parts:
         _predict_parts(options, source)

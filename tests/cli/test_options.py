@@ -90,3 +90,10 @@ def test_home_in_the_paths_of_options(monkeypatch: pytest.MonkeyPatch, capsys: p
 def test_the_deepspeed_launchers_rank_is_taken() -> None:
     """It stands before the command, where the launcher puts it; LOCAL_RANK says the same."""
     assert build_parser().parse_args(["--local_rank=1", "train", "--config", "c.yaml"]).command == "train"
+
+
+def test_what_takes_several_values_takes_them_one_by_one_too() -> None:
+    """The last would count alone, and nobody would know."""
+    parse = build_parser().parse_args
+    assert parse(["report", "--compare", "a", "b", "--compare", "c"]).compare == ["a", "b", "c"]
+    assert parse(["predict", "--run", "r", "--keep", "id,day", "--keep", "size"]).keep == ["id,day", "size"]
