@@ -63,7 +63,9 @@ def cost_plane(rows: Rows, styles: Styles, by: str, name: str) -> Spec:
     title = {"seconds": "seconds of training", "parameters": "trained parameters"}[by]
     low, high = min(row[by] for row in rows) / 1.2, max(row[by] for row in rows) * 1.2
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
-    axis = alt.Axis(values=_log_ticks(low, high), format="~s", labelOverlap="greedy", grid=False)
+    # Not 300m for 0.3 seconds, which reads as minutes or millions.
+    plain = "format(datum.value, datum.value < 1 ? '~g' : '~s')"
+    axis = alt.Axis(values=_log_ticks(low, high), labelExpr=plain, labelOverlap="greedy", grid=False)
     base = alt.Chart(inline(_ours_on_top(rows, styles))).encode(
         x=alt.X(f"{by}:Q", title=title, scale=scale, axis=axis), color=_colour(styles)
     )

@@ -12,8 +12,9 @@ import pytest
 
 from pipeline.reports import comparison_metrics as metrics
 from pipeline.reports.comparison import NEWER, Method, Place, read_comparison
+from pipeline.reports.comparison_charts import cost_plane
 from pipeline.reports.comparison_page import page_values
-from pipeline.reports.page import render
+from pipeline.reports.page import as_file, render
 from pipeline.reports.palette import COLOURS, style_of
 from tests.support.compared import invent
 
@@ -105,6 +106,18 @@ def test_differences_are_cut_where_l_tuning_would_not_be_seen_any_more() -> None
     assert (mine["from"], mine["to"], mine["inside"]) == (-0.01, 0.05, True) and not mine["cut_low"]
     assert (cut["from"], cut["to"]) == (pytest.approx(-0.15), -0.1)
     assert cut["cut_low"] and not cut["cut_high"] and not cut["inside"]
+
+
+@pytest.mark.parametrize(("cost", "ticks"), [((0.2, 2.5), ["0.3", "1"]), ((2000, 20000), ["3k", "10k"])])
+def test_costs_are_written_as_they_are_said(cost: tuple[float, float], ticks: list[str]) -> None:
+    """300m would be read as minutes, or millions."""
+    names = ["lt_prefix", "probe"]
+    rows = [
+        {"method": name, "seconds": value, "mean": 0.5, "low": 0.4, "high": 0.6}
+        for name, value in zip(names, cost, strict=True)
+    ]
+    picture = as_file(cost_plane(rows, style_of([Method(name, True, True, False) for name in names]), "seconds", "d"))
+    assert [tick for tick in ticks if f">{tick}</text>" in picture] == ticks
 
 
 def test_the_grid_keeps_its_columns_where_a_setting_failed(tmp_path: Path) -> None:
