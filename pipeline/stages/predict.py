@@ -105,8 +105,7 @@ class _Answers:
         """Says what must be known to bring input and output together."""
         if self.faulty:
             log.warning("predict: %d rows are faulty: where their answers would be is what is wrong", self.faulty)
-        if last.blank_lines:
-            log.warning("predict: %d blank lines of the input are not in the output", last.blank_lines)
+        tell_of_blank_lines(last)
 
     def _answer(self, rows: list[tuple[Row, list[str]]]) -> None:
         texts: list[Text] = [parts[0] if len(parts) == 1 else (parts[0], parts[1]) for _, parts in rows]
@@ -130,6 +129,12 @@ class _Answers:
             raise UserError(f"{self.where}, {row.place}: {fault}")
         self.faulty += 1
         self.write(Answer(row, self.input.kept(row.values), fault=fault).line())
+
+
+def tell_of_blank_lines(last: Row) -> None:
+    """`last`: of the input. Who brings input and output together by line has to know."""
+    if last.blank_lines:
+        log.warning("predict: %d blank lines of the input are not in the output", last.blank_lines)
 
 
 def split_labels(values: Sequence[str], trained: Sequence[str]) -> list[str]:

@@ -28,7 +28,7 @@ from pipeline.engine.backbone import backbone_of
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.own_texts import OwnTexts, local_device
 from pipeline.engine.startup import start
-from pipeline.stages.predict import split_labels
+from pipeline.stages.predict import split_labels, tell_of_blank_lines
 
 log = logging.getLogger(__name__)
 
@@ -202,6 +202,8 @@ class _Work:
             rows.append(row)
         if not self.count:
             raise UserError(f"{self.where} holds no text")
+        if not mine:
+            tell_of_blank_lines(row)
         if rows:
             last = self.count - 1
             yield from self._if_undone(rows, last - (last - mine) % workers)

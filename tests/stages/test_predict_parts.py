@@ -169,6 +169,15 @@ def test_lines_are_those_of_the_stream(run_dir: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["faulty"] == 2
 
 
+def test_blank_lines_that_get_no_row_are_counted(
+    run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.txt").write_text("a goal\n\n \nprofit rose\n\n")
+    output = PartsOutput(tmp_path / "parts", rows=1)
+    assert predict_parts(Scoring(run_dir, device="cpu"), Input(str(tmp_path / "in.txt")), output) == 2
+    assert caplog.text.count("2 blank lines of the input are not in the output") == 1
+
+
 def test_faulty_rows_keep_their_places_in_parquet(run_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "in.csv").write_text(CSV)
     source = Input(str(tmp_path / "in.csv"), keep=["id"], on_error="skip")
