@@ -25,7 +25,7 @@ def add_predict_options(command: argparse.ArgumentParser) -> None:
         "--input",
         default="-",
         metavar="FILE",
-        help="txt, csv, tsv, json, jsonl or parquet, also .gz; hub:NAME:SPLIT; - reads standard input (default)",
+        help="txt, csv, tsv, json or jsonl, also as .gz; parquet; hub:NAME:SPLIT; - reads standard input (default)",
     )
     command.add_argument(
         "--format",

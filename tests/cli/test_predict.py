@@ -3,11 +3,17 @@
 covers cli/predict, cli/common
 """
 
+import gzip
+import re
+from pathlib import Path
+
 import pytest
 from torch.distributed.run import get_args_parser
 
 from pipeline.cli import main
 from pipeline.cli.options import build_parser
+from pipeline.core.errors import UserError
+from pipeline.data.unlabelled import Input
 
 
 def test_torchrun_takes_none_of_its_options() -> None:
@@ -20,6 +26,21 @@ def test_torchrun_takes_none_of_its_options() -> None:
     with pytest.raises(SystemExit):
         get_args_parser().parse_args(["--standalone", "-m", "pipeline", "predict", "--run", "value"])
     assert build_parser().parse_args(["predict", "--run-dir", "mine"]).run == "mine"
+
+
+def test_its_help_promises_gzip_for_the_formats_that_may_be_gzip(tmp_path: Path) -> None:
+    options = {action.dest: action for action in build_parser().commands["predict"]._actions}
+    promised = re.findall(r"\w+", str(options["input"].help).partition(".gz")[0])
+    taken = []
+    for name in options["format"].choices or ():
+        file = tmp_path / f"texts.{name}.gz"
+        file.write_bytes(gzip.compress(b"{}"))
+        try:
+            Input(str(file)).check(())
+        except UserError:
+            continue
+        taken.append(name)
+    assert set(promised) & set(options["format"].choices or ()) == set(taken) != set()
 
 
 @pytest.mark.parametrize(
