@@ -163,7 +163,8 @@ def check_output_layer(config: BackboneConfig, model_config: PreTrainedConfig) -
 
 def check_stored(config: BackboneConfig, model_config: PreTrainedConfig, checkpoint: Checkpoint) -> None:
     """UserError where its files lack a tensor of what `load_backbone` makes with `output_layer`. Reads headers only."""
-    _build(config, own := deepcopy(model_config), unpacked(checkpoint, own), output_layer=True)
+    own = deepcopy(model_config)
+    _build(config, own, unpacked(checkpoint, own), output_layer=True)
 
 
 def _is_decoder(model_config: PreTrainedConfig) -> bool:
