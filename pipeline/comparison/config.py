@@ -181,6 +181,8 @@ def cell_config(comparison: ComparisonConfig, group: Group, setting: dict[str, A
         set_key(values, key, value)
     if "run" in values:  # would be replaced, and nobody would know
         raise UserError(f"{group.cell}: section run follows from the comparison's dir and seeds: set those instead")
+    if "splits" in values.get("evaluate", {}):
+        raise UserError(f"{group.cell}: evaluate.splits follows from the comparison's split: set that instead")
     folder = Path(comparison.dir, group.path, _folder_of(setting), f"seed-{seed}")
     values["run"] = {"dir": str(folder), "seed": seed}
     if group.size != "all":

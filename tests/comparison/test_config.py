@@ -75,6 +75,7 @@ def test_a_group_that_another_process_is_at_is_refused(
         ({"methds": {}}, [], "'methds'"),
         ({"grid": {"run.seed": [1, 2]}}, [], "section run follows from the comparison's dir and seeds"),
         ({"methods": {"lt_prompt": {"run": {"seed": 7}}}}, [], "cell news/tiny/lt_prompt: section run follows"),
+        ({"methods": {"lt_prompt": {"evaluate": {"splits": ["test"]}}}}, [], "evaluate.splits follows from"),
         ({"sizes": [2], "grid": {"data.train_per_label": [1, 3]}}, [], "data.train_per_label and sizes both say"),
     ],
 )
