@@ -76,6 +76,10 @@ class GeneratedConfig(PromptConfig):
     def reads_alone(self) -> bool:
         return self.source == "sentence" and self.first_layer == 0 and (self.layers is None or 0 in self.layers)
 
+    def check_layers(self, facts: BackboneFacts) -> None:
+        super().check_layers(facts)
+        self.text_layers(facts)
+
     def build(self, facts: BackboneFacts, hypothesis_tokens: int, label_count: int) -> PromptTuning:
         kind = GeneratedTuning if self.source == "tokens" else SentenceTuning
         return kind(self, facts, self.build_head(facts, label_count))

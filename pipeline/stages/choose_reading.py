@@ -95,16 +95,17 @@ def _lowest(whole: Backbone, method: AnyMethodConfig) -> int:
 
     1 where none takes that, which training refuses with its reason.
     """
-    facts, form = whole.facts, method.form
+    facts = whole.facts
     if not can_be_cut(whole.model_config):
         return facts.layers
-    if form is not None:
+
+    def is_enough(count: int) -> bool:
+        cut = replace(facts, layers=count, prefix_layers=facts.prefix_layers[:count])
         # A prompt is read by any layer, a prefix only by attention.
-        first, is_prompt = form.first_layer, form.kind == "prompt"
-        counts = range(first + 1, facts.layers + 1)
-        return next((count for count in counts if is_prompt or any(facts.prefix_layers[first:count])), 1)
-    counts = range(1, facts.layers + 1)
-    return next((count for count in counts if _passes(partial(method.check_layers, replace(facts, layers=count)))), 1)
+        is_read = method.injects != "prefix" or any(cut.prefix_layers)
+        return is_read and _passes(lambda: method.check_layers(cut))
+
+    return next(filter(is_enough, range(1, facts.layers + 1)), 1)
 
 
 @contextmanager

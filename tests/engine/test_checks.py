@@ -107,7 +107,8 @@ def test_a_first_layer_is_looked_for_among_those_that_each_cell_reads(tmp_path: 
     assert "method.first_layer=1: the backbone has only layers 0 to 0" in told(configs, tmp_path / "run")
 
 
-def test_layers_that_a_method_names_are_looked_for(tmp_path: Path) -> None:
-    configs = [tiny_config(tmp_path, method={"name": "edit", "layers": layers}) for layers in ([1], [0, 2])]
+@pytest.mark.parametrize("name", ["edit", "generated"])
+def test_layers_that_a_method_names_are_looked_for(tmp_path: Path, name: str) -> None:
+    configs = [tiny_config(tmp_path, method={"name": name, "layers": layers}) for layers in ([1], [0, 2])]
     check_all([with_backbone(configs[0])], tmp_path / "run")
     assert "method.layers: 2 is none of the backbone's layers 0 to 1" in told(configs, tmp_path / "run")

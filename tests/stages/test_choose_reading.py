@@ -110,6 +110,7 @@ def test_a_late_prefix_needs_attention_above_its_first_layer(tmp_path: Path) -> 
     [
         ({"name": "lt_prompt", "first_layer": 2}, "method.first_layer=2"),
         ({"name": "edit", "layers": [0, 2]}, "method.layers"),
+        ({"name": "generated", "layers": [0, 2]}, "method.layers"),
     ],
 )
 def test_what_the_method_does_not_take_is_not_advised(
