@@ -12,8 +12,7 @@ from tests.launch.runs import environment
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_backbone.py"
 PEFT = importlib.util.find_spec("peft") is not None
-CASES = ["ours/int8/late", "ours/none/behind", *(["peft/int8/prefix"] if PEFT else [])]
-"""Each takes a process."""
+CASES = ["ours/int8/lt_prefix", "ours/int8/late", "ours/none/behind", *(["peft/int8/prefix"] if PEFT else [])]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +26,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[dict, str]
     return {case: (json.loads(line), found.stderr[-3000:]) for case, line in zip(CASES, lines, strict=True)}
 
 
-@pytest.mark.parametrize("case", ["ours/int8/late", "ours/none/behind", "peft/int8/prefix"])
+@pytest.mark.parametrize("case", ["ours/int8/lt_prefix", "ours/int8/late", "ours/none/behind", "peft/int8/prefix"])
 def test_measures_a_case(case: str, rows: dict[str, tuple[dict, str]]) -> None:
     if case not in rows:
         pytest.skip("peft is not installed")
