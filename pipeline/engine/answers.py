@@ -2,6 +2,7 @@
 
 import json
 import math
+from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,7 +51,7 @@ class Answer:
 
     def line(self) -> str:
         """The record as a line of JSON."""
-        text = visible(json.dumps(_plain(self.record()), ensure_ascii=False, default=str)) + "\n"
+        text = visible(_json(self.record())) + "\n"
         return _utf8(text)  # half a character, which JSON may have, as it writes it
 
 
@@ -108,7 +109,7 @@ def _kept(value: Any, kind: pa.DataType | None) -> Any:
         return value
     if isinstance(value, str):
         return _utf8(value)
-    return _utf8(json.dumps(_plain(value), ensure_ascii=False, default=str))
+    return _utf8(_json(value))
 
 
 def _text(texts: Sequence[str], place: int) -> str | None:
@@ -122,6 +123,15 @@ def _utf8(text: str) -> str:
 def _rounded(values: dict[str, float]) -> dict[str, float]:
     """Six significant digits: what float32 arithmetic is good for."""
     return {name: float(f"{value:.6g}") for name, value in values.items()}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_plain(value), ensure_ascii=False, default=_without_json)
+
+
+def _without_json(value: Any) -> str:
+    """What stands for a value that JSON has no form for: base64 for bytes, the words for a date or a decimal."""
+    return b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def _plain(value: Any) -> Any:
