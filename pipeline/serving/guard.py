@@ -82,7 +82,9 @@ class Guard:
         except Refused as refused:
             await JSONResponse(refused.body, refused.status_code, refused.headers)(scope, body.receive, answer)
             return
-        await self.app(scope, body.receive, answer)
+        # HEAD is answered as GET; the server that sends the answer leaves its body out.
+        asked = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
+        await self.app(asked, body.receive, answer)
 
     def _check_token(self, scope: Message) -> None:
         """Raises Refused."""

@@ -270,6 +270,15 @@ def test_the_log_has_a_line_for_each_request_and_no_text(
     assert [json.loads(line)["status"] for line in lines if '"event": "request"' in line] == [200, 422, 422, 404]
 
 
+@pytest.mark.parametrize("path", ["/health", "/v1/adapters", "/", "/nowhere"])
+def test_head_has_the_status_and_headers_of_get_and_no_body(path: str, client: httpx2.Client) -> None:
+    found, whole = client.head(path), client.get(path)
+    assert found.status_code == whole.status_code and not found.content
+    for name in ("content-type", "content-length"):
+        assert found.headers[name] == whole.headers[name]
+    assert client.get("/health").json() == {"status": "ok"}  # on the same connection
+
+
 def test_its_schema_names_every_route(client: httpx2.Client) -> None:
     schema = client.get("/openapi.json").json()
     assert set(schema["paths"]) == {
