@@ -154,8 +154,11 @@ def test_a_config_does_not_wait_for_models() -> None:
 
 def test_predict_does_not_wait_for_what_training_needs() -> None:
     code = (
-        "import sys, pipeline.stages.predict\n"
-        "print({'datasets', 'deepspeed', 'sklearn.linear_model'} & set(sys.modules))"
+        "import sys, torch, pipeline.stages.predict\n"
+        "from pipeline.backbone.int8 import Int8Rows\n"
+        "Int8Rows.quantize(torch.ones(1, 4))\n"
+        "late = {'datasets', 'deepspeed', 'sklearn.linear_model', 'torch._inductor.compile_fx'}\n"
+        "print(late & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "set()"

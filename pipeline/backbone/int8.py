@@ -1,19 +1,23 @@
 """8 bits: rows of int8 codes with a scale each, and LLM.int8()'s product of them."""
 
 import logging
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pipeline.backbone.quantized import Format, QuantizedLinear
+from pipeline.core.imports import without_compiler
 
 
+@cache
 def _bitsandbytes() -> Any:
-    """Its functions; imported when first used, since that takes seconds and only 8-bit weights need it."""
+    """Its functions; imported when first used, since only 8-bit weights need it."""
     # bitsandbytes 0.50 asks for an optional package when it is imported, for a 4-bit kernel that is not used here.
     logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
-    from bitsandbytes import functional
+    with without_compiler():
+        from bitsandbytes import functional
 
     return functional
 

@@ -9,6 +9,7 @@ from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.quantized import QuantizedLinear
 from pipeline.core.bounds import WIDEST
 from pipeline.core.errors import UserError
+from pipeline.core.imports import without_compiler
 from pipeline.core.settings import distinct
 from pipeline.methods.heads import ClassHead, FittedHead
 from pipeline.methods.text_classifier import TextClassifier, TextClassifierConfig
@@ -50,8 +51,9 @@ class LoRA(TextClassifier):
 
     def attach(self, model: nn.Module) -> None:
         """Puts PEFT's layers around the linear ones. UserError where the model has not all of the targets."""
-        import peft  # takes seconds, and only this method needs it
-        from peft.tuners.lora.layer import Linear
+        with without_compiler():  # for bitsandbytes, which comes along
+            import peft  # takes half a second, and only this method needs it
+            from peft.tuners.lora.layer import Linear
 
         config = peft.LoraConfig(
             r=self.config.rank,

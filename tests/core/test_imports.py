@@ -1,11 +1,13 @@
 """What is imported with the collector at rest is none of its business afterwards."""
 
 import gc
+import os
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipeline.core.imports import quick_imports
+from pipeline.core.imports import quick_imports, without_compiler
 
 
 @pytest.fixture(autouse=True)
@@ -42,3 +44,19 @@ def test_a_collector_at_rest_stays_so_and_a_failed_import_wakes_it() -> None:
         pass
     assert not gc.isenabled()
     gc.enable()
+
+
+@pytest.mark.parametrize("asked", [None, "0", "1"])
+def test_without_the_compiler_functions_stay_as_they_are(asked: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("TORCHDYNAMO_DISABLE", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("TORCHDYNAMO_DISABLE", asked)
+
+    def double(number: int) -> int:
+        return 2 * number
+
+    with without_compiler():
+        assert torch.compile(double) is double
+    with pytest.raises(ModuleNotFoundError), without_compiler():
+        import ltune_no_such_module  # noqa: F401
+    assert os.environ.get("TORCHDYNAMO_DISABLE") == asked
