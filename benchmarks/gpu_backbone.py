@@ -253,7 +253,7 @@ def build_peft(
 
 def matmul_flops(device: str) -> float:
     """Operations per second of one large bf16 product."""
-    size = 8192 if device == "cuda" else 512
+    size = 8192 if device == "cuda" else 256
     a, b = (torch.randn(size, size, dtype=torch.bfloat16, device=device) for _ in range(2))
     multiply: Callable[[], Any] = lambda: a @ b  # noqa: E731
     _seconds(multiply, 5, device)
