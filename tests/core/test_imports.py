@@ -2,6 +2,8 @@
 
 import gc
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,3 +62,17 @@ def test_without_the_compiler_functions_stay_as_they_are(asked: str | None, monk
     with pytest.raises(ModuleNotFoundError), without_compiler():
         import ltune_no_such_module  # noqa: F401
     assert os.environ.get("TORCHDYNAMO_DISABLE") == asked
+
+
+def test_after_it_functions_are_compiled_as_before() -> None:
+    code = (
+        "from pipeline.core.imports import without_compiler\n"
+        "with without_compiler():\n"
+        "    import bitsandbytes, peft.tuners.lora.layer\n"
+        "import torch\n"
+        "seen = []\n"
+        "torch.compile(lambda x: x + 1, backend=lambda graph, _: seen.append(graph) or graph.forward)(torch.ones(2))\n"
+        "print(len(seen))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.splitlines()[-1] == "1"
