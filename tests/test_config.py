@@ -73,6 +73,7 @@ def file(tmp_path: Path) -> Path:
         ({"train": {"epochs": 0}}, "'train.epochs': input should be greater than or equal to 1 (got 0)"),
         ({"train": {"objective": "pair"}}, "'train.objective': input should be 'candidates', 'pairs' or 'batch' (got"),
         ({"evaluate": {"rewordings": ["x"]}}, "'evaluate.rewordings.0': must be a template with {label}, or a mapping"),
+        ({"train": {"objective": "pairs", "candidates": 4}}, "candidates has no meaning with train.objective=pairs"),
         ({"train": {"candidates": 1}}, "'train.candidates': must be all, or a number from 2 to 1000000 (got 1)"),
         ({"train": 3}, "'train': input should be a valid dictionary or instance of TrainConfig (got 3)"),
         ({"backbone": {"name_or_path": None}}, "'backbone.name_or_path': input should be a valid string (got None)"),

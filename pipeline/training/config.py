@@ -93,12 +93,12 @@ class TrainConfig(Settings):
         return self.epochs * per_epoch if self.max_steps is None else self.max_steps
 
     @model_validator(mode="after")
-    def _a_batch_has_its_own_candidates(self) -> "TrainConfig":
-        if self.objective != "batch":
-            return self
-        if self.candidates is not None:
-            raise ValueError("train.candidates has no meaning with train.objective=batch, whose labels the batch has")
-        if self.batch_size * self.gradient_accumulation < 2:
+    def _the_objective_leaves_candidates_to_choose(self) -> "TrainConfig":
+        labels = {"pairs": "one label per text", "batch": "the labels of the batch"}.get(self.objective)
+        if labels and self.candidates is not None:
+            taken = f"which takes {labels}"
+            raise ValueError(f"train.candidates has no meaning with train.objective={self.objective}, {taken}")
+        if self.objective == "batch" and self.batch_size * self.gradient_accumulation < 2:
             raise ValueError("train.objective=batch needs two texts or more per step: raise train.batch_size")
         return self
 
