@@ -78,7 +78,8 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
         )
         ranks.on_main(lambda: _write(run_dir, adapter, metrics, tables, wanted))
     ranks.on_main(lambda: _keep_temperature(run_dir, metrics))
-    _tell(metrics)
+    if ranks.is_main:  # the notes are warnings, which every rank would repeat
+        _tell(metrics)
     return metrics
 
 

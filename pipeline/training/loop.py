@@ -199,7 +199,7 @@ class TrainingRun:
         self.metrics_log.write(self.step, {f"validation/{key}": value for key, value in shown.items()})
         accuracy, log_loss = shown["accuracy"], shown["log_loss"]
         log.info("train: step %d, validation accuracy %.4f, log-loss %.4f", self.step, accuracy, log_loss)
-        if len(np.unique(scores.argmax(axis=1))) == 1:
+        if self.ranks.is_main and len(np.unique(scores.argmax(axis=1))) == 1:
             log.warning("train: every validation text gets the same label; train longer or change train.learning_rate")
         self._keep_if_best(metrics)
         self.clock += time.perf_counter() - started

@@ -15,6 +15,7 @@ from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
+from pipeline.stages.preprocess import preprocess
 from tests.support.processes import launch, run_script
 from tests.support.tiny_run import TEXTS, tiny_run
 
@@ -134,7 +135,11 @@ def two_ranks(folder: Path) -> list[int]:
 
 
 def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
-    """Under other words for the labels too."""
+    """Under other words for the labels too. What is said of the scores is said once."""
+    validation = Path(str(config.data.validation))
+    rows = [line for line in validation.read_text().splitlines() if not line.endswith("science")]  # which is noted
+    validation.write_text("\n".join(rows) + "\n")
+    preprocess(config)
     asked = config.evaluate.model_copy(update={"rewordings": ["It is {label}.", {"sport": "A team has won."}]})
     config = config.model_copy(update={"evaluate": asked})
     alone = evaluate(config)["test"]["rewordings"]
@@ -143,7 +148,10 @@ def test_two_ranks_under_zero3_give_what_one_gives(config: RunConfig) -> None:
     folder = Path(config.run.dir).parent
     (folder / "config.yaml").write_text(config.to_yaml())
     statuses = run_script("tests.stages.test_evaluate:two_ranks", folder, 300)
-    assert statuses == [0, 0], (folder / "two-ranks.log").read_text()
+    said = (folder / "two-ranks.log").read_text()
+    assert statuses == [0, 0], said
+    notes = json.loads(config.run_dir.metrics_file.read_text())["validation"]["notes"]
+    assert notes and all(said.count(f"validation: {note}") == 1 for note in notes)
     assert (config.run_dir.evaluation / "fingerprint.json").is_file(), "it was made again"
     found = pq.read_table(config.run_dir.predictions_file)
     assert found.select(["split", "row", "label"]) == expected.select(["split", "row", "label"])
