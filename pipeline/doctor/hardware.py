@@ -67,13 +67,13 @@ def _try_cpu() -> Check:
 
 
 def memory() -> list[Check]:
-    """Host memory that is free now."""
+    """Host memory that is free now, and the cores that this process may use: a job has not all of its node."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return []
-    found = f"{available / GIB:.1f} GiB available, {os.cpu_count()} CPU cores"
+    found = f"{available / GIB:.1f} GiB available, {len(os.sched_getaffinity(0))} CPU cores"
     if available < 2 * GIB:
         return [warning("memory", found, "even a small run needs about 2 GiB")]
     return [ok("memory", found)]

@@ -108,6 +108,12 @@ def test_disks_and_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     assert check.state == "warning" and "export HF_HUB_OFFLINE=1" in check.advice and str(tmp_path) in check.advice
 
 
+def test_the_cores_are_those_that_a_job_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)  # of the node
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5, 7})
+    assert hardware.memory()[0].found.endswith(" available, 3 CPU cores")
+
+
 def test_a_check_that_breaks_is_a_failure_of_its_own() -> None:
     def broken() -> list[Check]:
         raise ValueError("a\nb")
