@@ -1,5 +1,6 @@
 """Stage 4: trains the tuning method on the frozen backbone."""
 
+import logging
 from typing import Any
 
 from pipeline.config import RunConfig
@@ -10,6 +11,8 @@ from pipeline.engine.startup import start
 from pipeline.stages.self_training import SelfTraining
 from pipeline.stages.single_training import Training
 from pipeline.training.preemption import Preemption
+
+log = logging.getLogger(__name__)
 
 
 @in_smaller_passes
@@ -29,6 +32,8 @@ def train(config: RunConfig, backbone: Backbone | None = None, *, overwrite: boo
         raise UserError(
             "--overwrite trains afresh, but train.resume names a checkpoint to go on from: give one of them"
         )
+    if config.data.unlabelled is not None and not config.train.self_training:
+        log.info("train: the texts of data.unlabelled are not used: train.self_training is 0")
     backbone = backbone or backbone_of(config.backbone, config.data)
     with Preemption(config.train.preemption_signals) as preemption:
         work = SelfTraining if config.train.self_training else Training

@@ -43,7 +43,9 @@ def session(config: RunConfig, number: int, adapter: str = "adapter-final") -> d
 
 
 @pytest.mark.parametrize("method", [PROBE, PROMPT], ids=["probe", "prompt"])
-def test_the_first_session_is_supervised_training_bit_for_bit(tmp_path: Path, method: dict[str, Any]) -> None:
+def test_the_first_session_is_supervised_training_bit_for_bit(
+    tmp_path: Path, method: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """And so is a run without sessions; the best session is the run's, and evaluated."""
     config = self_training_config(tmp_path, method=method)
     metrics = run(config)
@@ -58,10 +60,13 @@ def test_the_first_session_is_supervised_training_bit_for_bit(tmp_path: Path, me
     assert all(torch.equal(value, kept[name]) for name, value in state_of(config.run_dir.adapter).items())
     best = summary["sessions"][summary["session"]]
     assert metrics["validation"]["accuracy"] == best["accuracy"] == max(one["accuracy"] for one in summary["sessions"])
-    # A run that does not use the texts is current, whatever they are.
+    assert "are not used" not in caplog.text
+    # A run that does not use the texts says so, and is current, whatever they are.
     unused = config.model_copy(update={"run": plain.run, "train": plain.train})
     preprocess(unused)
-    assert train(unused) == read_json(plain.run_dir.summary_file)
+    with caplog.at_level("INFO", "pipeline"):
+        assert train(unused) == read_json(plain.run_dir.summary_file)
+    assert "train: the texts of data.unlabelled are not used: train.self_training is 0" in caplog.text
 
 
 def labelled_by(teacher: Path, file: Path, config: RunConfig) -> RunConfig:
