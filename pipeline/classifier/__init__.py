@@ -112,9 +112,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         place = nullcontext(self.run_dir) if self.run_dir else TemporaryDirectory(prefix="ltune-")
         with self._bars(), place as folder:
             self._train(Path(folder), {name: rows.table(classes) for name, rows in splits.items()}, pairs)
-            self.adapter_ = KeptAdapter.read(folder, trust_remote_code=self.trust_remote_code)
-        self.classes_ = classes
-        return self
+            return self._with(KeptAdapter.read(folder, trust_remote_code=self.trust_remote_code), classes)
 
     @classmethod
     def from_pretrained(
@@ -136,9 +134,8 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         """
         choices = {"device": device, "backbone": backbone, "calibrated": calibrated}
         kept = KeptAdapter.read(path, **choices, trust_remote_code=trust_remote_code)
-        classifier = cls(**parameters_of(kept.loaded.adapter.config), trust_remote_code=trust_remote_code)
-        classifier.adapter_, classifier.classes_ = kept, np.array(kept.loaded.labels)
-        return classifier
+        parameters = parameters_of(kept.loaded.adapter.config)
+        return cls(**parameters, trust_remote_code=trust_remote_code)._with(kept)
 
     def predict(self, texts: Text | Iterable[Text]) -> NDArray[Any]:
         """The label [N] of each text: that with the best score, of equal scores the first. UserError as `details`."""
@@ -147,7 +144,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
 
     def predict_proba(self, texts: Text | Iterable[Text]) -> NDArray[np.float64]:
         """Probabilities [N, K] of the labels `classes_`. UserError as `details`."""
-        found = [list(each.probabilities.values()) for each in self.details(texts)]
+        found = [[each.probabilities[name] for name in self._names] for each in self.details(texts)]
         return np.array(found, dtype=np.float64).reshape(len(found), len(self.classes_))
 
     def details(self, texts: Text | Iterable[Text]) -> list[Prediction]:
@@ -179,10 +176,8 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         Raises UserError for methods that do not read hypotheses, fewer than two labels, what is not a string, labels
         that read alike, and hypotheses too long for the adapter.
         """
-        other = type(self)(**self.get_params())
-        other.adapter_ = self._fitted().among(names if isinstance(names, str) else list(names), texts or {})
-        other.classes_ = np.array(other.adapter_.loaded.labels)
-        return other
+        among = self._fitted().among(names if isinstance(names, str) else list(names), texts or {})
+        return type(self)(**self.get_params())._with(among)
 
     def save(self, path: str | Path) -> None:
         """Writes the adapter directory, for `from_pretrained` and `ltune predict`. It holds labels by their names.
@@ -198,6 +193,18 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
         return tags
+
+    def _with(self, adapter: KeptAdapter, classes: NDArray[Any] | None = None) -> "LTuningClassifier":
+        """This classifier, fitted. `classes`: its labels as `fit` was given them, in the adapter's order.
+
+        Else they are the adapter's names. An adapter may have them in any order, but scikit-learn's metrics take the
+        columns of probabilities to be those of sorted labels, without a word.
+        """
+        labels = adapter.loaded.labels
+        self.adapter_ = adapter
+        self._names = sorted(labels) if classes is None else list(labels)
+        self.classes_ = np.array(self._names) if classes is None else classes
+        return self
 
     def _fitted(self) -> KeptAdapter:
         if not self.__sklearn_is_fitted__():

@@ -17,6 +17,7 @@ import pytest
 import torch
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
+from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
@@ -135,7 +136,7 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
     with pytest.raises(NotFittedError):
         clone(fitted).predict(X)
     renamed = fitted.with_labels(["war", "art"])
-    assert renamed.classes_.tolist() == ["war", "art"]
+    assert renamed.classes_.tolist() == ["art", "war"]
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(renamed)).predict_proba(X), renamed.predict_proba(X))
     with pytest.raises(UserError, match="has the labels of its training: save the classifier that was fitted"):
         renamed.save(tmp_path / "renamed")
@@ -144,6 +145,17 @@ def test_saved_pickled_and_cloned(fitted: LTuningClassifier, backbone: str, tmp_
         with pytest.raises(UserError, match="is not an adapter directory: choose a new folder"):
             fitted.save(place)
     assert (tmp_path / "diary.txt").read_text() == "mine"
+
+
+def test_classes_are_sorted_whatever_order_the_adapter_has(fitted: LTuningClassifier) -> None:
+    """scikit-learn's metrics take the columns to be those of sorted labels."""
+    classifier = fitted.with_labels(["war", "art", "peace"])
+    texts, truth = ["a battle", "a painting", "a treaty"], ["war", "art", "peace"]
+    details, probabilities = classifier.details(texts), classifier.predict_proba(texts)
+    assert list(details[0].probabilities) == truth and classifier.classes_.tolist() == sorted(truth)
+    own = [each.probabilities[label] for each, label in zip(details, truth, strict=True)]
+    assert log_loss(truth, probabilities) == pytest.approx(-np.mean(np.log(own)))
+    assert classifier.predict(texts).tolist() == [each.label for each in details]
 
 
 def test_what_is_saved_answers_like_the_command(fitted: LTuningClassifier, tmp_path: Path) -> None:
