@@ -47,6 +47,7 @@ def test_the_first_session_is_supervised_training_bit_for_bit(
     tmp_path: Path, method: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     """And so is a run without sessions; the best session is the run's, and evaluated."""
+    caplog.set_level("INFO", "pipeline")
     config = self_training_config(tmp_path, method=method)
     metrics = run(config)
     settings = config.train.model_dump() | {"self_training": 0}
@@ -64,8 +65,7 @@ def test_the_first_session_is_supervised_training_bit_for_bit(
     # A run that does not use the texts says so, and is current, whatever they are.
     unused = config.model_copy(update={"run": plain.run, "train": plain.train})
     preprocess(unused)
-    with caplog.at_level("INFO", "pipeline"):
-        assert train(unused) == read_json(plain.run_dir.summary_file)
+    assert train(unused) == read_json(plain.run_dir.summary_file)
     assert "train: the texts of data.unlabelled are not used: train.self_training is 0" in caplog.text
 
 
