@@ -93,11 +93,12 @@ class TrainConfig(Settings):
         return self.epochs * per_epoch if self.max_steps is None else self.max_steps
 
     @model_validator(mode="after")
-    def _the_objective_leaves_candidates_to_choose(self) -> "TrainConfig":
-        labels = {"pairs": "one label per text", "batch": "the labels of the batch"}.get(self.objective)
-        if labels and self.candidates is not None:
-            taken = f"which takes {labels}"
-            raise ValueError(f"train.candidates has no meaning with train.objective={self.objective}, {taken}")
+    def _fits_its_objective(self) -> "TrainConfig":
+        taken = {"pairs": "one label per text", "batch": "the labels of the batch"}.get(self.objective)
+        if taken and self.candidates is not None:
+            raise ValueError(
+                f"train.candidates has no meaning with train.objective={self.objective}, which takes {taken}"
+            )
         if self.objective == "batch" and self.batch_size * self.gradient_accumulation < 2:
             raise ValueError("train.objective=batch needs two texts or more per step: raise train.batch_size")
         return self
