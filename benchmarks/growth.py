@@ -47,7 +47,7 @@ from benchmarks.scoring import scoring
 from benchmarks.train_step import load, tuned
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.config import parse_config
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.stages.encode_labels import encode_labels

@@ -5,7 +5,8 @@
 
 all        LT-prefix, every layer once for each label
 late       LT-prefix, the layers below half of them once per text (`method.first_layer`), the others for each label
-behind     LT-prompt behind the text (`method.position: after`): the text once, each label's tokens alone; decoders
+behind     LT-prompt behind the text (`method.position: after`): the text once, with the four of eight tokens that all
+           hypotheses begin with ("This text is about"), and for each label its own tokens alone; decoders
 shortlist  LT-prefix, each text alone, and then with the labels nearest to it (`method.shortlist: 4`)
 
 All run in turn, round after round, in one process, through `evaluation.scoring.score`, which cuts texts and labels into
@@ -37,14 +38,14 @@ from pipeline.data.batches import PassSize
 from pipeline.data.splits import TokenizedTexts
 from pipeline.distributed.ranks import Ranks
 from pipeline.evaluation.scoring import score
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.model import LTuningModel
 
-HYPOTHESIS_TOKENS, QUICK_LABELS = 8, 77
+HYPOTHESIS_TOKENS, COMMON_TOKENS, QUICK_LABELS = 8, 4, 77
 PREFIX = LTPrefixConfig(head="label_aware", pooling="tokens", rank=16, start="random", shortlist=None)
-PROMPT = LTPromptConfig(head="label_aware", start="random", shortlist=None)
+PROMPT = LTPromptConfig(head="label_aware", shortlist=None)
 Pass = Callable[[], np.ndarray]
 """Scores all texts [N, K]."""
 
@@ -102,10 +103,12 @@ def cases(backbone: FrozenBackbone) -> dict[str, LabelTuningConfig]:
 def scoring(backbone: FrozenBackbone, options: argparse.Namespace, labels: int, config: LabelTuningConfig) -> Pass:
     """A pass over the texts with an untrained method."""
     facts, device = backbone.facts, torch.device("cpu")
-    states = torch.randn(labels, HYPOTHESIS_TOKENS, facts.hidden_size)
+    states, start = torch.randn(2, labels, HYPOTHESIS_TOKENS, facts.hidden_size)
+    start[:, :COMMON_TOKENS] = start[0, :COMMON_TOKENS]
     method = config.build(facts, HYPOTHESIS_TOKENS, labels)
     seen = torch.ones(labels, HYPOTHESIS_TOKENS, dtype=torch.long)
-    model = LTuningModel(backbone, method, states, seen, resolve_pooling("auto", facts))
+    begin = start if config.starts_from else None
+    model = LTuningModel(backbone, method, states, seen, resolve_pooling("auto", facts), label_start=begin)
     words = np.random.default_rng(0).integers(1, facts.vocab_size, (texts_for(options, labels), options.tokens))
     texts = TokenizedTexts([{"input_ids": row} for row in words.tolist()])
     readings = config.joint_readings(labels)

@@ -49,7 +49,7 @@ from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.pooling import pool, resolve_pooling
 from pipeline.backbone.text_reader import TextReader
 from pipeline.distributed.ranks import Ranks
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.model import LTuningModel

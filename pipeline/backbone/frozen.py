@@ -2,21 +2,20 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from inspect import signature
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
-from transformers.modeling_layers import GradientCheckpointingLayer
 
 from pipeline.backbone.carriers import carrier_of
+from pipeline.backbone.checkpointing import checkpoint_layers
 from pipeline.backbone.facts import BackboneFacts, behind_refusal
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
 from pipeline.backbone.layer_outputs import check_layers_are_seen, seen
+from pipeline.backbone.padding import real_first, take
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
@@ -70,6 +69,7 @@ class FrozenBackbone(nn.Module):
         keep: KeysValues | None = None,
         trunk: Trunk | None = None,
         edits: Edits | None = None,
+        behind: Injection | None = None,
     ) -> Tensor:
         """Hidden states [B, T, M] of the text tokens: the last layer's, behind those of others that `facts` joins.
 
@@ -78,7 +78,8 @@ class FrozenBackbone(nn.Module):
         list, gets the text's keys and values in each layer; only without an injection, and with padding on the right.
         With `trunk`, made of the same texts, the layers from `trunk.first_layer` on read on from there, and the
         injection is one into them: its prefix has the numbers of these layers alone. `edits` act on this reading alone,
-        behind a trunk only before these layers.
+        behind a trunk only before these layers. `behind`, a prompt of S tokens, is read right behind the texts, where
+        nothing else is injected: then the states are [B, T + S, M].
         """
         assert injection is None or len(injection.mask) == len(input_ids), "an injection has one row per text"
         assert trunk is None or edits is None or edits.first_layer >= trunk.first_layer, "a trunk is not edited"
@@ -88,17 +89,22 @@ class FrozenBackbone(nn.Module):
             tokens["token_type_ids"] = token_type_ids
         if edits is not None and edits.embeddings is not None:
             tokens["inputs_embeds"] = self._edited_embeddings(tokens.pop("input_ids"), mask, edits.embeddings)
+        if behind is not None:
+            embeddings = self.model.get_input_embeddings()(tokens.pop("input_ids"))
+            tokens["inputs_embeds"] = torch.cat([embeddings, behind.content.to(embeddings.dtype)], dim=1)
+            mask = torch.cat([mask, behind.mask], dim=1)
+        length = mask.shape[1]
         if injection is not None and injection.prompt is not None:
             # Behind a trunk the prompt enters later: at the embeddings it only keeps its place.
             prompt = injection.prompt if trunk is None else injection.prompt.detach()
             tokens, mask = self._behind_prompt(tokens, mask, prompt, injection.mask)
-        order = _real_first(mask)
-        tokens = {name: _take(value, order) for name, value in tokens.items()}
+        order = real_first(mask)
+        tokens = {name: take(value, order) for name, value in tokens.items()}
         mask = mask.gather(1, order)
         first_layer = 0 if trunk is None else trunk.first_layer
         with self._reading_on(trunk, injection, order), self._edited(edits, mask), self._seeing_lower() as lower:
             last = self._run(tokens, mask, injection, keep, first_layer)
-        return _take(_side_by_side(lower, last), order.argsort(dim=1)[:, -input_ids.shape[1] :])
+        return take(_side_by_side(lower, last), order.argsort(dim=1)[:, -length:])
 
     def trunk(
         self, input_ids: Tensor, attention_mask: Tensor, first_layer: int, token_type_ids: Tensor | None = None
@@ -106,25 +112,34 @@ class FrozenBackbone(nn.Module):
         """The texts as the layers below `first_layer` read them, without a gradient. Arguments as for `forward`."""
         with torch.no_grad(), self.split.lower(first_layer) as found:
             self(input_ids, attention_mask, token_type_ids=token_type_ids)
-        return Trunk(first_layer, _take(found[0], _real_first(attention_mask.bool()).argsort(dim=1)))
+        return Trunk(first_layer, take(found[0], real_first(attention_mask.bool()).argsort(dim=1)))
 
-    def keep(self, input_ids: Tensor, attention_mask: Tensor) -> KeptTexts:
-        """Reads texts, without a gradient, so that more can be read behind them. Arguments as for `forward`."""
+    def keep(self, input_ids: Tensor, attention_mask: Tensor, beginning: Injection | None = None) -> KeptTexts:
+        """Reads texts, without a gradient, so that more can be read behind them. Arguments as for `forward`.
+
+        `beginning`: of B rows, the prompt with which all that is read behind a text begins. It is read here, once.
+        """
         layers: KeysValues = []
         with torch.no_grad():
-            hidden = self(input_ids, attention_mask, keep=layers)
-        return KeptTexts(hidden, attention_mask.bool().sort(dim=1, descending=True, stable=True).values, layers)
+            hidden = self(input_ids, attention_mask, keep=layers, behind=beginning)
+        mask = attention_mask.bool()
+        if beginning is not None:
+            mask = torch.cat([mask, beginning.mask], dim=1)
+        order = real_first(mask)
+        return KeptTexts(take(hidden, order), mask.gather(1, order), layers, mask.shape[1] - input_ids.shape[1])
 
     def behind(self, texts: KeptTexts, injection: Injection) -> Tensor:
         """Hidden states [B * C, P, M] of prompts that are read right behind B texts, C in a row behind each.
 
         Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
+        What the prompts begin with is not read again where the texts were kept with it.
         """
-        assert injection.prompt is not None
-        order = _real_first(injection.mask)
-        prompt = _take(injection.prompt, order).to(texts.hidden.dtype)
+        injection, begun = injection.after(texts.begun), texts.beginning
+        order = real_first(injection.mask)
+        prompt = take(injection.content, order).to(texts.hidden.dtype)
         hidden = self._behind({"inputs_embeds": prompt}, injection.mask.gather(1, order), texts)
-        return _take(hidden, order.argsort(dim=1))
+        begun = begun.repeat_interleave(len(hidden) // len(begun), 0)
+        return torch.cat([begun, take(hidden, order.argsort(dim=1))], dim=1)
 
     def _behind(self, tokens: dict[str, Tensor], mask: Tensor, texts: KeptTexts) -> Tensor:
         """Hidden states [B * C, P, M] of right-padded tokens with the mask [B * C, P], behind B texts."""
@@ -172,7 +187,7 @@ class FrozenBackbone(nn.Module):
         states = trunk.states
         if injection is not None and injection.prompt is not None:
             states = torch.cat([injection.prompt.to(states.dtype), states], dim=1)
-        return self.split.upper(trunk.first_layer, _take(states, order))
+        return self.split.upper(trunk.first_layer, take(states, order))
 
     @contextmanager
     def _seeing_lower(self) -> Iterator[list[Tensor]]:
@@ -197,6 +212,7 @@ class FrozenBackbone(nn.Module):
             text, behind = self(tokens, mask).tensor_split([input_ids.shape[1]], dim=1)
         else:
             text, behind = kept.hidden, self._behind({"input_ids": words}, exists, kept)
+            attention_mask = kept.text_mask
         # What predicts each token is the state of the one before it.
         before = torch.cat([pool(text, attention_mask, "last").unsqueeze(1), behind[:, :-1]], dim=1)
         logits: Tensor = self.output(before).float()
@@ -262,36 +278,6 @@ class FrozenBackbone(nn.Module):
             setattr(self.model.get_submodule(owner), leaf, value.to(self.model.get_buffer(name).device))
 
 
-def _real_first(mask: Tensor) -> Tensor:
-    """Places [B, S] that put the real tokens of each row of a mask [B, S] first.
-
-    Relative positions (DeBERTa) and sliding windows count places, so padding inside would be seen; and padding before
-    the text has nothing to attend to, which eager attention can turn into NaN.
-    """
-    return mask.logical_not().int().argsort(dim=1, stable=True)
-
-
 def _side_by_side(lower: list[Tensor], last: Tensor) -> Tensor:
     """[B, S, M] of states [B, S, H]"""
     return torch.cat([*lower, last], dim=-1) if lower else last
-
-
-def _take(sequence: Tensor, places: Tensor) -> Tensor:
-    """Each row of `sequence` [B, S] or [B, S, M] at `places` [B, T] -> [B, T] or [B, T, M]."""
-    if sequence.ndim == 3:
-        places = places[..., None].expand(-1, -1, sequence.shape[-1])
-    return sequence.gather(1, places)
-
-
-def checkpoint_layers(model: PreTrainedModel) -> None:
-    """Makes every transformer layer forget its activations and recompute them in backward.
-
-    transformers' own switch works in training mode only and drops `past_key_values`, and with it the prefix, from each
-    layer's call (its PR #38913; from 5.x the private `_can_checkpoint_with_cache` prevents that, except in GPT-2, whose
-    model drops it by itself). Non-reentrant, since the reentrant kind loses the gradient of tensors that are not
-    positional arguments (its PR #46572); with ZeRO-3 this needs DeepSpeed 0.19.3 (its issue #8148).
-    """
-    for layer in model.modules():
-        if isinstance(layer, GradientCheckpointingLayer):
-            # No dropout inside: random state need not be kept.
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)

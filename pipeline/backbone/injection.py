@@ -7,6 +7,8 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from pipeline.backbone.padding import take
+
 KeysValues = list[tuple[Tensor, Tensor]]
 """Keys [B, G, T, D] and values [B, G, T, D'] of the tokens of a text or prefix, layer by layer."""
 NO_TOKEN = -100
@@ -63,6 +65,11 @@ class Injection(NamedTuple):
             prefix=None if self.prefix is None else self.prefix[rows],
         )
 
+    def after(self, tokens: int) -> "Injection":
+        """A prompt without its first tokens."""
+        assert self.prompt is not None
+        return Injection(mask=self.mask[:, tokens:], prompt=self.prompt[:, tokens:])
+
     def expand(self, rows: int) -> "Injection":
         """The only row of B, `rows` times, without a copy."""
         return Injection(
@@ -73,14 +80,31 @@ class Injection(NamedTuple):
 
 
 class KeptTexts(NamedTuple):
-    """B texts that a decoder has read, and can go on from."""
+    """B texts that a decoder has read, and can go on from: of each row real tokens first."""
 
     hidden: Tensor
-    """[B, T, M], hidden states, in the order and with the padding that the texts came with."""
+    """[B, T + S, M]"""
     mask: Tensor
-    """[B, T] bool, of `layers`: real tokens first."""
+    """[B, T + S] bool"""
     layers: KeysValues
     """Keys and values of all layers."""
+    begun: int = 0
+    """S: so many last tokens of each row are not the text's. All that is read behind the texts begins with them."""
+
+    @property
+    def text_mask(self) -> Tensor:
+        """[B, T + S] bool, of the texts alone."""
+        return self.mask & (self.mask.cumsum(dim=1) <= self._lengths)
+
+    @property
+    def beginning(self) -> Tensor:
+        """[B, S, M], the hidden states of what was begun."""
+        return take(self.hidden, self._lengths + torch.arange(self.begun, device=self.mask.device))
+
+    @property
+    def _lengths(self) -> Tensor:
+        """[B, 1], the texts' tokens."""
+        return self.mask.sum(dim=1, keepdim=True) - self.begun
 
 
 def split_prefix(prefix: Tensor, layers: Sequence[KeyValueShape | None]) -> KeysValues:
@@ -94,6 +118,12 @@ def split_prefix(prefix: Tensor, layers: Sequence[KeyValueShape | None]) -> Keys
 def join_prefix(layers: KeysValues) -> Tensor:
     """What `split_prefix` takes apart: [B, P, W]."""
     return torch.cat([part.transpose(1, 2).flatten(2) for layer in layers for part in layer], dim=-1)
+
+
+def common_tokens(content: Tensor, mask: Tensor) -> int:
+    """How many first tokens all rows of `content` [K, P, W] with the mask [K, P] have in common, at most P - 1."""
+    same = (content == content[:1]).all(dim=-1) & mask.bool()
+    return min(int(same.all(dim=0).cumprod(dim=0).sum()), mask.shape[1] - 1)
 
 
 def put_before(prefix: Tensor, tokens: Tensor) -> Tensor:

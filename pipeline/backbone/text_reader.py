@@ -49,7 +49,10 @@ def of_kept_texts(texts: KeptTexts) -> Tensor:
     return torch.cat([texts.hidden, join_prefix(texts.layers)], dim=-1)
 
 
-def as_kept_texts(states: Tensor, attention_mask: Tensor, facts: BackboneFacts) -> KeptTexts:
-    """The texts to read behind that token states [B, T, W] are; attention_mask [B, T], padding on the right."""
+def as_kept_texts(states: Tensor, mask: Tensor, facts: BackboneFacts, begun: int = 0) -> KeptTexts:
+    """The texts to read behind that token states [B, T, W] are; mask [B, T], padding on the right.
+
+    `begun`: see `KeptTexts`.
+    """
     hidden, layers = states.tensor_split([facts.state_width], dim=-1)
-    return KeptTexts(hidden, attention_mask.bool(), split_prefix(layers, facts.prefix_layers))
+    return KeptTexts(hidden, mask.bool(), split_prefix(layers, facts.prefix_layers), begun)

@@ -13,10 +13,11 @@ from torch._subclasses.fake_tensor import DynamicOutputShapeException, FakeTenso
 from transformers import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from pipeline.backbone.checkpointing import checkpoint_layers
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.experts import WITHOUT_CONTENTS, expert_weights
 from pipeline.backbone.facts import BackboneFacts, facts_of
-from pipeline.backbone.frozen import FrozenBackbone, checkpoint_layers
+from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
 from pipeline.backbone.probe import empty_model, make_fake
 from pipeline.backbone.quantization import quantize_layers

@@ -15,7 +15,8 @@ from pipeline.methods.label_injections import (
     LabelPromptsConfig,
     shared_keys,
 )
-from pipeline.methods.label_tuning import LabelTuning, LabelTuningConfig
+from pipeline.methods.label_tuning import LabelTuning
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 
 EXPORTED: dict[str, type[LabelInjectionsConfig]] = {"lt_prompt": LabelPromptsConfig, "lt_prefix": LabelPrefixesConfig}
 

@@ -217,6 +217,18 @@ class TuningMethod(nn.Module, ABC):
         raise NotImplementedError
 
     @property
+    def injects(self) -> bool:
+        """Are texts read with its injections where they are scored, with the parameters as they are?"""
+        return self.form is not None
+
+    def beginning(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection | None:
+        """A row with what the prompts of all labels begin with, to be read once for all; None: they begin differently.
+
+        Label states [K, P, H], mask [K, P], start [K, P, W].
+        """
+        return None
+
+    @property
     def depends_on_hypotheses(self) -> bool:
         """Do scores depend on the label states, with the parameters as they are?"""
         return self.judges_hypotheses

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig, PlacedPromptsConfig
 

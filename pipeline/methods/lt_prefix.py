@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from pipeline.backbone.facts import BackboneFacts
 from pipeline.backbone.injection import Injection
 from pipeline.core.bounds import WIDEST
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 
 
 class LTPrefixConfig(LabelTuningConfig):

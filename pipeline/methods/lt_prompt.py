@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from pipeline.backbone.facts import BackboneFacts, Form
 from pipeline.backbone.injection import Injection
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 
 
 class PlacedPromptsConfig(LabelTuningConfig):

@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from torch import Tensor, nn
 
 from pipeline.backbone.config import Pooling
@@ -90,12 +91,20 @@ class LTuningModel(nn.Module):
         are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
         injection instead, [B, C, M].
         """
-        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states)
+        injects = unscored or self.method.injects
+        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, injects)
         return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
 
     def scores(self, read: Reader, candidates: Tensor) -> Tensor:
         """The same, of texts that `read` reads: candidates [B, C] -> scores [B, C] float32."""
         return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
+
+    def beginning(self, rows: int) -> Injection | None:
+        """See `TuningMethod.beginning`; None where gradients are wanted, since texts are read without one."""
+        if torch.is_grad_enabled():
+            return None
+        found = self.method.beginning(self.label_states, self.label_mask, self.label_start)
+        return None if found is None else found.expand(rows)
 
     def _injected_states(self, read: Reader, candidates: Tensor) -> Tensor:
         """[B, C, M]"""
@@ -150,6 +159,8 @@ class _Reader:
     token_type_ids: Tensor | None
     alone: Tensor | None
     token_states: Tensor | None
+    injects: bool
+    """Whether they are read with labels, too."""
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         if injection is None:
@@ -164,7 +175,7 @@ class _Reader:
         if self.alone is not None and self.model.method.edits_of(None) is None:
             return self.alone
         if self._is_behind:
-            return pool(self._kept.hidden, self.attention_mask, self.model.pooling)
+            return pool(self._kept.hidden, self._kept.text_mask, self.model.pooling)
         return self._read(None, 1)
 
     def _read(self, injection: Injection | None, copies: int) -> Tensor:
@@ -184,7 +195,8 @@ class _Reader:
     def _kept(self) -> KeptTexts:
         if self.token_states is not None:
             return as_kept_texts(self.token_states, self.attention_mask, self.model.backbone.facts)
-        return self.model.backbone.keep(self.input_ids, self.attention_mask)
+        beginning = self.model.beginning(len(self.input_ids)) if self.injects else None
+        return self.model.backbone.keep(self.input_ids, self.attention_mask, beginning)
 
     @cached_property
     def _trunk(self) -> Trunk | None:

@@ -47,8 +47,9 @@ class Asked:
 
     alone, prompt, prefix: hidden states [R, T, M], read with that injection or none, from layer `first_layer` on where
     `before` has what the layers below made of the texts. trunk: that, [R, T, H]. kept: hidden states, and every layer's
-    keys and values, side by side, [R, T, M + W]. behind: the hidden states [R, P, M] of prompts behind texts that are
-    so kept in `before`. likelihood: [R] of `words`, behind kept texts or read with them.
+    keys and values, side by side, [R, T + S, M + W], of the texts and of a prompt of S tokens right behind them.
+    behind: the hidden states [R, P, M] of prompts behind what is so kept in `before`. likelihood: [R] of `words`,
+    behind kept texts or read with them.
     """
 
     kind: Kind
@@ -76,7 +77,7 @@ class Asked:
         """Positions of the answer."""
         if self.kind == "behind" and self.injection is not None:
             return self.injection.mask.shape[1]
-        return self.texts.ids.shape[1]
+        return self.width if self.kind == "kept" else self.texts.ids.shape[1]
 
     def part(self, start: int, stop: int) -> "Asked":
         """Some of the rows."""
@@ -115,12 +116,14 @@ class AskingReader:
 
     def _behind(self, injection: Injection | None, copies: int) -> Tensor:
         """The texts' own states, or those of what is read behind them."""
+        mask, begun = self._kept_mask, 0 if self._beginning is None else self._beginning.mask.shape[1]
+        kept = as_kept_texts(self._kept, mask, self.model.backbone.facts, begun)
         if injection is None:
-            hidden = self._kept[..., : self.model.backbone.facts.state_width]
-            return pool(hidden, self.texts.mask, self.model.pooling).repeat_interleave(copies, 0)
-        kept = self._kept.repeat_interleave(copies, 0)
-        asked = Asked("behind", self.texts.repeat(copies), injection=injection, before=kept)
-        return pool(self.ask(asked), injection.mask, self.model.pooling)
+            return pool(kept.hidden, kept.text_mask, self.model.pooling).repeat_interleave(copies, 0)
+        texts, before = Texts(mask.long(), mask, None).repeat(copies), self._kept.repeat_interleave(copies, 0)
+        found = self.ask(Asked("behind", texts, injection=injection.after(begun), before=before))
+        found = torch.cat([kept.beginning.repeat_interleave(copies, 0), found], dim=1)
+        return pool(found, injection.mask, self.model.pooling)
 
     @property
     def _form(self) -> Form | None:
@@ -134,7 +137,19 @@ class AskingReader:
 
     @cached_property
     def _kept(self) -> Tensor:
-        return self.ask(Asked("kept", self.texts))
+        return self.ask(Asked("kept", self.texts, injection=self._beginning))
+
+    @property
+    def _kept_mask(self) -> Tensor:
+        """[R, T + S] bool, of the kept states."""
+        seen = self.texts.mask.bool()
+        if self._beginning is not None:
+            seen = torch.cat([seen, self._beginning.mask.bool()], dim=1)
+        return seen.sort(dim=1, descending=True, stable=True).values
+
+    @cached_property
+    def _beginning(self) -> Injection | None:
+        return self.model.beginning(len(self.texts.ids)) if self.model.method.injects else None
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         start = self.model.label_start
@@ -263,7 +278,7 @@ def _read(backbone: FrozenBackbone, asked: Asked) -> Tensor:
     if asked.kind == "trunk":
         return backbone.trunk(texts.ids, texts.mask, asked.first_layer, texts.types).states
     if asked.kind == "kept":
-        return of_kept_texts(backbone.keep(texts.ids, texts.mask))
+        return of_kept_texts(backbone.keep(texts.ids, texts.mask, asked.injection))
     if asked.kind == "behind":
         assert asked.before is not None and asked.injection is not None
         return backbone.behind(as_kept_texts(asked.before, texts.mask, backbone.facts), asked.injection)

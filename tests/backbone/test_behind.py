@@ -1,8 +1,9 @@
 """Prompts read behind texts that were read once: equal to text and prompt read in one.
 
-covers backbone/frozen, backbone/injection
+covers backbone/frozen, backbone/injection, backbone/checkpointing, backbone/padding
 """
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.backbone.facts import behind_refusal, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import Injection, put_before
+from pipeline.backbone.injection import Injection, common_tokens, put_before
 from pipeline.backbone.trunk import layers_of
 from tests.support.tiny import FAMILIES, PAD_ID, tiny_model
 
@@ -20,6 +21,7 @@ MASK = torch.arange(T) < torch.tensor([5, 3, 4])[:, None]
 IDS = torch.randint(4, 200, (B, T), generator=torch.Generator().manual_seed(1)).where(MASK, PAD_ID)
 PROMPT_MASK = (torch.arange(P) < torch.tensor([4, 2, 3])[:, None]).repeat_interleave(C, 0)
 PROMPT_MASK[1, 0] = False  # a hole
+close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
 DECODERS = [family for family in FAMILIES if facts_of(tiny_model(family).config).is_decoder]
 
 
@@ -34,15 +36,15 @@ def prompt_of(backbone: FrozenBackbone) -> Tensor:
     return torch.randn(shape, generator=generator, dtype=torch.double).requires_grad_()
 
 
-def in_one(backbone: FrozenBackbone, prompt: Tensor) -> Tensor:
+def in_one(backbone: FrozenBackbone, prompt: Tensor, mask: Tensor = PROMPT_MASK) -> Tensor:
     """Each text and each prompt behind it as one sequence of embeddings, given to the model itself: [B * C, P, H]."""
     embed, rows = backbone.model.get_input_embeddings(), []
     for row in range(B * C):
         text = embed(IDS[row // C][MASK[row // C]])
-        joined = torch.cat([text, prompt[row][PROMPT_MASK[row]]]).unsqueeze(0)
+        joined = torch.cat([text, prompt[row][mask[row]]]).unsqueeze(0)
         hidden = backbone.model(inputs_embeds=joined, use_cache=False).last_hidden_state[0, len(text) :]
         states = torch.zeros(P, hidden.shape[-1], dtype=hidden.dtype)
-        rows.append(states.masked_scatter(PROMPT_MASK[row, :, None], hidden))
+        rows.append(states.masked_scatter(mask[row, :, None], hidden))
     return torch.stack(rows)
 
 
@@ -60,6 +62,34 @@ def test_equals_text_and_prompt_in_one(family: str, checkpointing: bool) -> None
     assert gradients[0].abs().sum() > 0
 
 
+@pytest.mark.parametrize("family", DECODERS)
+def test_what_all_prompts_begin_with_is_read_with_the_text(family: str) -> None:
+    """Once for all prompts behind it, of which one ends there; texts are padded on either side."""
+    backbone, mask = backbone_of(family), PROMPT_MASK.clone()
+    prompt = prompt_of(backbone).detach()
+    prompt[:, :2], mask[:, :2] = prompt[0, :2], True
+    assert (mask.sum(dim=1) == 2).any() and common_tokens(prompt, mask) == 2
+    expected = in_one(backbone, prompt, mask)
+    order = MASK.int().argsort(dim=1, stable=True)
+    for ids, seen in ((IDS, MASK), (IDS.gather(1, order), MASK.gather(1, order))):
+        texts = backbone.keep(ids, seen, Injection(mask[:1, :2], prompt=prompt[:1, :2]).expand(B))
+        alone = backbone.keep(ids, seen)
+        close(texts.hidden[texts.text_mask], alone.hidden[alone.mask])
+        close(texts.beginning, expected[::C, :2])
+        close(backbone.behind(texts, Injection(mask, prompt=prompt))[mask], expected[mask])
+
+
+def test_tokens_are_common_up_to_the_first_that_is_not() -> None:
+    content, mask = torch.arange(4.0).repeat(3, 1).unsqueeze(-1), torch.ones(3, 4)
+    assert common_tokens(content, mask) == 3, "one is left to be read for each row"
+    mask[1, 2] = 0
+    assert common_tokens(content, mask) == 2
+    content[2, 1] += 1
+    assert common_tokens(content, mask) == 1
+    content[0, 0] += 1
+    assert common_tokens(content, mask) == 0
+
+
 def test_texts_padded_on_the_left_are_the_same() -> None:
     backbone = backbone_of("llama_gqa")
     order = MASK.int().argsort(dim=1, stable=True)
@@ -67,7 +97,7 @@ def test_texts_padded_on_the_left_are_the_same() -> None:
     assert not mask[1, 0] and mask[1, -1]
     injection = Injection(PROMPT_MASK, prompt=prompt_of(backbone))
     kept, other = backbone.keep(IDS, MASK), backbone.keep(ids, mask)
-    torch.testing.assert_close(kept.hidden[MASK], other.hidden[mask])
+    torch.testing.assert_close(kept.hidden[MASK], other.hidden[MASK])
     found, again = (backbone.behind(texts, injection)[PROMPT_MASK] for texts in (kept, other))
     torch.testing.assert_close(found, again)
 

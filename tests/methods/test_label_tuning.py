@@ -1,6 +1,6 @@
 """Label tuning: sizes by the paper's formulas, values by its text, and where gradients go.
 
-covers methods/lt_prefix, methods/lt_prompt
+covers methods/lt_prefix, methods/lt_prompt, methods/label_tuning_config
 """
 
 import itertools

@@ -18,7 +18,7 @@ from pipeline.config import RunConfig, parse_config
 from pipeline.core.errors import UserError
 from pipeline.methods import AnyMethodConfig
 from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
-from pipeline.methods.label_tuning import LabelTuningConfig
+from pipeline.methods.label_tuning_config import LabelTuningConfig
 from pipeline.methods.limits import check_injection, check_verdict, readings_per_text, window_warning
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig

@@ -10,6 +10,7 @@ from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.data.batches import collate
 from pipeline.methods import AnyMethodConfig
+from pipeline.methods.label_tuning import LabelTuning
 from pipeline.methods.lt_prefix import LTPrefixConfig
 from pipeline.methods.lt_prompt import LTPromptConfig
 from pipeline.methods.majority import MajorityConfig
@@ -24,6 +25,7 @@ METHODS = {
     "prompt": LTPromptConfig(head="label_aware", start="random"),
 }
 ALL = torch.arange(K)
+MASK = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
 
 
 def model_of(method: str, family: str = "llama_gqa") -> LTuningModel:
@@ -33,9 +35,8 @@ def model_of(method: str, family: str = "llama_gqa") -> LTuningModel:
     tuning = METHODS[method].build(facts, P, K).double()
     for parameter in tuning.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
-    states = torch.randn(K, P, H, dtype=torch.float64) * mask[..., None]
-    return LTuningModel(FrozenBackbone(network, facts), tuning, states, mask, "last" if facts.is_decoder else "mean")
+    states = torch.randn(K, P, H, dtype=torch.float64) * MASK[..., None]
+    return LTuningModel(FrozenBackbone(network, facts), tuning, states, MASK, "last" if facts.is_decoder else "mean")
 
 
 @pytest.fixture
@@ -68,27 +69,66 @@ def test_candidates_together_equal_one_by_one(method: str, family: str, texts: d
     assert_same(model(**texts, candidates=candidates), scores.gather(1, candidates))
 
 
-@pytest.mark.parametrize("start", ["hypothesis", "random"])
-def test_behind_a_text_a_label_is_judged_by_its_own_tokens(start: Literal["hypothesis", "random"], texts: Any) -> None:
-    """By definition: each text and each label's prompt in one, and the states of the prompt are pooled."""
+def behind_model(start: Tensor | None, states: Tensor, head: Literal["fitted", "label_aware"]) -> LTuningModel:
     network = tiny_model("llama_gqa").double()
-    tuning = LTPromptConfig(head="label_aware", start=start, position="after").build(facts_of(network.config), P, K)
-    for parameter in tuning.double().parameters():
+    facts = facts_of(network.config)
+    begins: Literal["hypothesis", "random"] = "random" if start is None else "hypothesis"
+    tuning = LTPromptConfig(head=head, start=begins, position="after").build(facts, P, K).double().eval()
+    for parameter in tuning.parameters():
         nn.init.normal_(parameter, std=0.3)
-    mask = torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1]]).bool()
-    states, begun = (torch.randn(K, P, H, dtype=torch.float64) * mask[..., None] for _ in range(2))
-    backbone, begin = FrozenBackbone(network, facts_of(network.config)), begun if start == "hypothesis" else None
-    model = LTuningModel(backbone, tuning, states, mask, "mean", label_start=begin)
-    scores = model(**texts, candidates=ALL.expand(3, K))
-    prompts = tuning.inject(states, mask, begin).prompt
+    return LTuningModel(FrozenBackbone(network, facts), tuning, states, MASK, "mean", label_start=start)
+
+
+@pytest.mark.parametrize("common", [None, 0, 1])
+def test_behind_a_text_a_label_is_judged_by_its_own_tokens(common: int | None, texts: Any) -> None:
+    """By definition: each text and each label's prompt in one, and the states of the prompt are pooled.
+
+    The start is random, or a hypothesis of which all labels have so many first tokens in common.
+    """
+    start, states = (torch.randn(K, P, H, dtype=torch.float64) * MASK[..., None] for _ in range(2))
+    for values in (start, states) if common else ():
+        values[:, :common] = values[:1, :common]
+    begin = None if common is None else start
+    model = behind_model(begin, states, "label_aware")
+    with torch.no_grad():
+        found = model(**texts, candidates=ALL.expand(3, K))
+    tuning, network = model.method, model.backbone.model
+    assert isinstance(tuning, LabelTuning)
+    prompts = tuning.inject(states, MASK, begin).content
     embedded, seen = network.get_input_embeddings()(texts["input_ids"]), texts["attention_mask"].bool()
     for row in range(3):
         for label in range(K):
-            tokens = torch.cat([embedded[row][seen[row]], prompts[label][mask[label]]])
+            tokens = torch.cat([embedded[row][seen[row]], prompts[label][MASK[label]]])
             hidden = network(inputs_embeds=tokens[None], use_cache=False).last_hidden_state[0]
             pooled = hidden[seen[row].sum() :].mean(0, keepdim=True)
-            expected = tuning.score(pooled, states[label : label + 1], mask[label : label + 1])
-            assert_same(scores[row, label], expected[0])
+            expected = tuning.score(pooled, states[label : label + 1], MASK[label : label + 1])
+            assert_same(found[row, label], expected[0])
+
+
+def test_what_all_hypotheses_begin_with_is_read_once_per_text(texts: dict[str, Tensor]) -> None:
+    start, states = (torch.randn(K, P, H, dtype=torch.float64) for _ in range(2))
+    start[:, :1], states[:, :1] = start[:1, :1], states[:1, :1]
+    model, read = behind_model(start, states, "fitted"), list[tuple[int, ...]]()
+    first = next(part for part in model.backbone.modules() if isinstance(part, nn.Linear))
+    first.register_forward_hook(lambda _module, given, _found: read.append(tuple(given[0].shape[:2])))
+
+    def shapes(**options: bool) -> list[tuple[int, ...]]:
+        read.clear()
+        model(**texts, candidates=ALL.expand(3, K), **options)
+        return read.copy()
+
+    texts.pop("token_type_ids")
+    rows, length = texts["input_ids"].shape
+    once, each_time = [(rows, length + 1), (rows * K, P - 1)], [(rows, length), (rows * K, P)]
+    with torch.no_grad():
+        assert shapes() == [(rows, length)], "the probe alone reads no more than the text"
+        assert shapes(unscored=True) == once, "so does a judge that is fitted"
+        model.method.begin_tuning()
+        assert shapes() == once
+        model.train()
+        assert shapes() == each_time, "dropout would make the prompts differ"
+    model.eval()
+    assert shapes() == each_time, "gradients go through all of a prompt, and not through the text"
 
 
 def test_only_the_method_is_trained_and_kept(texts: dict[str, Tensor]) -> None:

@@ -13,8 +13,8 @@ from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from pipeline.backbone.checkpointing import checkpoint_layers
 from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.frozen import checkpoint_layers
 from pipeline.backbone.loading import load_backbone
 from pipeline.backbone.partition import Partitioner
 from pipeline.backbone.quantized import QuantizedLinear
