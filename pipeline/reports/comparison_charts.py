@@ -59,8 +59,8 @@ def differences(rows: Rows, reference: str, styles: Styles, name: str) -> Spec:
 
 
 def cost_plane(rows: Rows, styles: Styles, by: str, name: str) -> Spec:
-    """Mean metric against `seconds` of training or trained `parameters`, on a logarithmic axis."""
-    title = {"seconds": "seconds of training", "parameters": "trained parameters"}[by]
+    """Mean metric against `seconds` of training or trained or fitted `parameters`, on a logarithmic axis."""
+    title = {"seconds": "seconds of training", "parameters": "trained or fitted parameters"}[by]
     low, high = min(row[by] for row in rows) / 1.2, max(row[by] for row in rows) * 1.2
     scale = alt.Scale(type="log", domain=[low, high], nice=False)
     # Not 300m for 0.3 seconds, which reads as minutes or millions.
