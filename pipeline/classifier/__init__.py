@@ -23,7 +23,7 @@ from pipeline.data.tokens import without_bars
 from pipeline.distributed.device import announce_device
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import backbone_of
-from pipeline.engine.kept_adapter import KeptAdapter
+from pipeline.engine.kept_adapter import MAKING, KeptAdapter
 from pipeline.engine.loaded_adapter import Prediction
 
 
@@ -110,7 +110,7 @@ class LTuningClassifier(ClassifierMixin, BaseEstimator):
         if len(classes) < 2:
             raise UserError(f"a classifier needs at least two labels, y has {len(classes)} class(es)")
         place = nullcontext(self.run_dir) if self.run_dir else TemporaryDirectory(prefix="ltune-")
-        with self._bars(), place as folder:
+        with self._bars(), MAKING, place as folder:
             self._train(Path(folder), {name: rows.table(classes) for name, rows in splits.items()}, pairs)
             return self._with(KeptAdapter.read(folder, trust_remote_code=self.trust_remote_code), classes)
 

@@ -1,5 +1,6 @@
 """An adapter that outlives its folder: its files in memory, and on its backbone as soon as it is asked something."""
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,6 +13,10 @@ from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir
 from pipeline.data.config import OneOrSeveral
 from pipeline.engine.loaded_adapter import LoadedAdapter
+
+MAKING = threading.RLock()
+"""Held by the thread that trains or loads a model: meanwhile modules that others make would have no memory, and
+accelerate's state is that of the training."""
 
 
 @dataclass
@@ -29,22 +34,22 @@ class KeptAdapter:
     @classmethod
     def read(cls, path: str | Path, **choices: Any) -> "KeptAdapter":
         """An adapter directory, or a run directory's, loaded. UserError as `LoadedAdapter.load`."""
-        loaded = LoadedAdapter.load(path, **choices)
+        with MAKING:
+            loaded = LoadedAdapter.load(path, **choices)
         return cls(read_whole(adapter_folder(path), _files), choices, None, loaded)
 
     @property
     def loaded(self) -> LoadedAdapter:
         """On its backbone. UserError as `LoadedAdapter.load`."""
         if self._loaded is None:
-            with TemporaryDirectory() as folder:
-                self._write(Path(folder) / "adapter")
-                loaded = LoadedAdapter.load(Path(folder) / "adapter", **self.choices)
-            self._loaded = loaded.with_labels(*self.labels) if self.labels else loaded
+            with MAKING:
+                self._loaded = self._loaded or self._load()  # another thread may have loaded it meanwhile
         return self._loaded
 
     def among(self, names: Sequence[str], texts: Mapping[str, OneOrSeveral]) -> "KeptAdapter":
         """The same, among other labels. UserError as `LoadedAdapter.with_labels`."""
-        return replace(self, labels=(names, texts), _loaded=self.loaded.with_labels(names, texts))
+        with MAKING:
+            return replace(self, labels=(names, texts), _loaded=self.loaded.with_labels(names, texts))
 
     def save(self, path: Path) -> None:
         """Writes the adapter directory, whole or not at all.
@@ -59,6 +64,12 @@ class KeptAdapter:
         if path.exists() and not (path / CONFIG).is_file() and not (path.is_dir() and not any(path.iterdir())):
             raise UserError(f"'{path}' is not an adapter directory: choose a new folder to save into")
         self._write(path)
+
+    def _load(self) -> LoadedAdapter:
+        with TemporaryDirectory() as folder:
+            self._write(Path(folder) / "adapter")
+            loaded = LoadedAdapter.load(Path(folder) / "adapter", **self.choices)
+        return loaded.with_labels(*self.labels) if self.labels else loaded
 
     def _write(self, path: Path) -> None:
         with atomic_dir(path) as folder:

@@ -1,7 +1,8 @@
 """A trained adapter on its backbone, whole, on one device: what `predict` and the Python API ask."""
 
+import threading
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,9 @@ class LoadedAdapter:
     pass_size: PassSize = USUAL_PASS
     temperature: float = 1.0
     """What scores are divided by to become probabilities: fitted on validation texts, or 1."""
+    _reading: threading.RLock = field(default_factory=threading.RLock, repr=False, compare=False)
+    """Held by the thread that reads texts: a tokenizer keeps the length to cut to, and modules may keep what is
+    injected, so that one thread's texts would be read as another's."""
 
     @classmethod
     def load(
@@ -119,20 +123,21 @@ class LoadedAdapter:
         Raises UserError, with its position, for what is not a string, or is empty, for single texts in place of pairs
         or the reverse, and for scores that are not finite.
         """
-        rows = self.rows(texts)
-        if not rows:
-            return []
-        scores = score(
-            self.model,
-            TokenizedTexts(rows),
-            len(self.labels),
-            self.pass_size,
-            ranks=Ranks.alone(),
-            pad_token_id=self.pad_token_id,
-            device=self.device,
-            readings=self.readings,
-            hypotheses=self.model.most_hypotheses,
-        )
+        with self._reading:
+            rows = self.rows(texts)
+            if not rows:
+                return []
+            scores = score(
+                self.model,
+                TokenizedTexts(rows),
+                len(self.labels),
+                self.pass_size,
+                ranks=Ranks.alone(),
+                pad_token_id=self.pad_token_id,
+                device=self.device,
+                readings=self.readings,
+                hypotheses=self.model.most_hypotheses,
+            )
         return self.predictions(rows, scores)
 
     def rows(self, texts: Text | Iterable[Text]) -> list[dict[str, Any]]:
@@ -177,9 +182,10 @@ class LoadedAdapter:
         known |= {label_name(name): own for name, own in given.texts.items()}
         words = hypotheses(names, _labels_config(template, known))
         old, form = self.model, self.adapter.config.method.starts_from
-        tokens = self.adapter.hypothesis_tokens(self.tokenizer, old.backbone.facts, words.texts)
-        states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
-        continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words.texts)
+        with self._reading:
+            tokens = self.adapter.hypothesis_tokens(self.tokenizer, old.backbone.facts, words.texts)
+            states, start = read_hypotheses(AsInjection(old.backbone, form), tokens, self.device)
+            continuations = self.adapter.continuations(self.tokenizer, old.backbone.facts, words.texts)
         places = {label_name(name): index for index, name in enumerate(trained.names)}
         own = [places.get(name, -1) for name, texts in zip(names, words.by_label, strict=True) for _ in texts]
         among = old.method.among(torch.tensor(own, device=self.device))
