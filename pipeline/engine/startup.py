@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -114,7 +115,7 @@ def as_guest() -> Iterator[None]:
             "this process belongs to a process group, and training from Python takes one process alone: use "
             "`ltune train` under a launcher, and LTuningClassifier.from_pretrained"
         )
-    environment, threads = dict(os.environ), torch.get_num_threads()
+    environment, threads, hook = dict(os.environ), torch.get_num_threads(), sys.excepthook
     with torch.random.fork_rng(), as_it_was(), warnings.catch_warnings():
         ignore_renamed_collectives()
         try:
@@ -125,6 +126,7 @@ def as_guest() -> Iterator[None]:
                 del os.environ[name]
             os.environ.update(environment)
             torch.set_num_threads(threads)
+            sys.excepthook = hook  # a process group has set one that writes [rank0] before each line
 
 
 def explain_failure(message: str, *, known: bool) -> str | None:

@@ -93,13 +93,13 @@ def test_it_trains_as_the_command_line_does(backbone: str, tmp_path: Path) -> No
 
 def test_the_program_around_it_is_left_as_it_was(backbone: str) -> None:
     torch.use_deterministic_algorithms(False)
-    before, threads = dict(os.environ), torch.get_num_threads()
+    before, threads, hook = dict(os.environ), torch.get_num_threads(), sys.excepthook
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
     tiny(backbone, overrides={"engine.threads": 2}).fit(X, Y)
     assert torch.equal(torch.rand(3), expected)
-    assert dict(os.environ) == before and torch.get_num_threads() == threads
+    assert dict(os.environ) == before and torch.get_num_threads() == threads and sys.excepthook is hook
     assert not torch.are_deterministic_algorithms_enabled() and not torch.distributed.is_initialized()
 
 
