@@ -4,6 +4,7 @@ W ranks. A step is one optimizer step: `accumulation` forward and backward passe
 Not counted: the CUDA context, allocator fragmentation and library workspaces; `USABLE` leaves room for them.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from math import ceil
 from typing import Literal
@@ -17,7 +18,7 @@ from pipeline.estimate.gpus import (
     USABLE,
     Gpu,
 )
-from pipeline.estimate.inventory import Inventory, Workload
+from pipeline.estimate.inventory import Inventory, Weight, Workload
 from pipeline.estimate.sharding import (
     ZeroSettings,
     at_rest_bytes,
@@ -147,13 +148,10 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
     received = _communication_bytes(case, sharded, checkpointing)
     within_node = case.world_size <= GPUS_PER_NODE or (sharded and case.zero.node_ranks > 1)
     speed = case.bytes_per_second or (case.gpu.link_bytes_per_second if within_node else NETWORK_BYTES_PER_SECOND)
-    # Two operations per weight and token, forward and for the inputs' gradient; frozen weights have none of their own.
-    at_peak = sum(
-        weight.numbers * weight.active / (QUANTIZED_EFFICIENCY if weight.quantized else EFFICIENCY)
-        for weight in case.inventory.weights
-        if weight.in_layer
-    )
-    operations = 2 * at_peak * _layer_tokens(case, checkpointing) * case.accumulation
+    # Two operations per weight and token, forward and for the inputs' gradient; trained ones take two for their own.
+    trained = _at_peak(case.inventory.trained)
+    passes = (_at_peak(case.inventory.weights) + trained) * _layer_tokens(case, checkpointing)
+    operations = 2 * (passes + trained * case.workload.tokens) * case.accumulation
     return Plan(
         backbone="sharded" if sharded else "replicated",
         checkpointing=checkpointing,
@@ -162,6 +160,15 @@ def _plan(case: Case, sharded: bool, checkpointing: bool) -> Plan:
         communication_seconds=received / speed,
         compute_seconds=operations / case.gpu.flops,
         per_node=sharded and 1 < case.zero.node_ranks < case.world_size,
+    )
+
+
+def _at_peak(weights: Iterable[Weight]) -> float:
+    """Numbers of the layers that a token runs through, as many as would take as long at the GPU's peak."""
+    return sum(
+        weight.numbers * weight.active / (QUANTIZED_EFFICIENCY if weight.quantized else EFFICIENCY)
+        for weight in weights
+        if weight.in_layer
     )
 
 

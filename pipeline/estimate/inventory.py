@@ -44,7 +44,10 @@ class Weight:
 class Inventory:
     """A backbone's frozen state and the activations of one forward pass, in bytes."""
 
+    parameters: int
+    """Numbers in the backbone itself, however they are stored, frozen or not."""
     weights: tuple[Weight, ...]
+    """The frozen ones."""
     buffer_bytes: int
     """Scales of rows and the model's own buffers, which ZeRO-3 does not partition."""
     layers: int
@@ -54,13 +57,12 @@ class Inventory:
     checkpointed_activation_bytes: int
     """Layer inputs, and one layer's activations while it is recomputed."""
 
-    trained_elements: int = 0
-    """Of parameters that a method trains inside the backbone; they are not among `weights`."""
+    trained: tuple[Weight, ...] = ()
+    """What a method trains inside the backbone: of its own parameters, or beside them."""
 
     @property
-    def parameters(self) -> int:
-        """Numbers in the model, however they are stored."""
-        return sum(weight.numbers for weight in self.weights)
+    def trained_elements(self) -> int:
+        return sum(weight.elements for weight in self.trained)
 
     @property
     def weight_bytes(self) -> int:
@@ -104,6 +106,7 @@ def take_inventory(
     facts = facts_of(hf_config, config)
     dtype = config.torch_dtype
     model = empty_model(hf_config, dtype, experts=WITHOUT_CONTENTS)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
     with torch.device("meta"):
         backbone = FrozenBackbone(model, facts)
         if method is not None:
@@ -120,18 +123,19 @@ def take_inventory(
         numbers = {name: parameter.numel() for name, parameter in model.named_parameters()}
         quantized = quantize_layers(model, config)
     return Inventory(
-        weights=_weights(model, numbers, set(quantized)),
+        parameters=parameters,
+        weights=_weights(model, numbers, set(quantized), trained=False),
         buffer_bytes=sum(buffer.nbytes for buffer in model.buffers()),
         layers=facts.layers,
         compute_item_bytes=dtype.itemsize,
         activation_bytes=saved,
         checkpointed_activation_bytes=boundaries + saved // (facts.layers - workload.first_layer),
-        trained_elements=sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad),
+        trained=_weights(model, numbers, set(quantized), trained=True),
     )
 
 
-def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str]) -> tuple[Weight, ...]:
-    """Every frozen parameter, a tied one once. `numbers`: in each parameter that the unquantized model has."""
+def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str], *, trained: bool) -> tuple[Weight, ...]:
+    """Every frozen or trained parameter, a tied one once. `numbers`: in each that the unquantized model has."""
     layers = [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
     in_layers = {parameter for layer in layers for parameter in layer.parameters()}
     modules: list[Any] = list(model.modules())
@@ -150,7 +154,7 @@ def _weights(model: nn.Module, numbers: dict[str, int], quantized: set[str]) -> 
             active=active.get(parameter, 1.0),
         )
         for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
+        if parameter.requires_grad == trained
     )
 
 

@@ -70,7 +70,7 @@ def _notes(config: Sections, case: Case) -> list[str]:
 
 
 def _of_experts(case: Case) -> str:
-    weights = case.inventory.weights
+    weights = (*case.inventory.weights, *case.inventory.trained)
     stored, active = case.inventory.parameters, sum(weight.numbers * weight.active for weight in weights)
     layer = sum(weight.elements * weight.item_bytes for weight in weights if weight.in_layer) / case.inventory.layers
     return (

@@ -111,6 +111,19 @@ def test_a_late_prompt_of_the_text_costs_the_layers_above_it() -> None:
         assert less.compute_seconds < 0.8 * more.compute_seconds
 
 
+def test_trained_weights_take_half_as_much_again_as_frozen_ones() -> None:
+    """`full` computes the gradients of its weights too, which is as much as a forward pass."""
+    small = tiny_model("llama", num_hidden_layers=4).config
+    keys = {"backbone": {"quantization": "none"}, "labels": {"names": ["a", "b"]}}
+    methods = ({"name": "edit"}, {"name": "full", "share": 0.5}, {"name": "full"})
+    edit, half, full = (build_case(sections_of(method=method, **keys), small, 1, "h200") for method in methods)
+    assert edit.inventory.parameters == half.inventory.parameters == full.inventory.parameters
+    assert full.trainable > full.inventory.parameters and not full.inventory.weights
+    for none, some, every in zip(plans(edit), plans(half), plans(full), strict=True):
+        assert every.compute_seconds / none.compute_seconds == pytest.approx(4 / 3 if none.checkpointing else 3 / 2)
+        assert none.compute_seconds < some.compute_seconds < every.compute_seconds
+
+
 STORED: dict[str, Any] = {"train": {"objective": "candidates", "keep_token_states": True}}
 
 
