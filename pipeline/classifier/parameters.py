@@ -53,9 +53,7 @@ def run_config(
 
     UserError for parameters and overrides that a config does not take.
     """
-    overrides = {} if parameters["overrides"] is None else parameters["overrides"]
-    if not isinstance(overrides, Mapping):
-        raise UserError(f"overrides is a dict of config keys and values, got {type(overrides).__name__}")
+    overrides = _by_key({} if parameters["overrides"] is None else parameters["overrides"])
     values: dict[str, Any] = {
         "run": {"dir": str(folder)},
         "backbone": {"dtype": "bfloat16" if torch.cuda.is_available() else "float32"},
@@ -96,6 +94,22 @@ def parameters_of(config: AdapterConfig) -> dict[str, Any]:
     return given | {"overrides": overrides}
 
 
+def _by_key(overrides: Any) -> dict[str, Any]:
+    """With whole sections as their keys: in the place of a section they would undo what else is said of it.
+
+    UserError for what is no dict, and for keys that are no strings.
+    """
+    if not isinstance(overrides, Mapping):
+        raise UserError(f"overrides is a dict of config keys and values, got {type(overrides).__name__}")
+    found: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if not isinstance(key, str):
+            raise UserError(f"overrides: {key!r} is not the name of a config key, such as 'method.rank'")
+        is_section = "." not in key and isinstance(value, Mapping)
+        found |= {f"{key}.{name}": each for name, each in value.items()} if is_section else {key: value}
+    return found
+
+
 def _by_name(hypotheses: Mapping[Any, Any]) -> dict[str, Any]:
     """With names for labels that are numbers. UserError where a number and a string have one name."""
     found: dict[str, Any] = {}
@@ -109,7 +123,7 @@ def _by_name(hypotheses: Mapping[Any, Any]) -> dict[str, Any]:
 def _suited(parameters: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Config key -> value, of what is left open; who sets a key of the method knows better."""
     known = parameters["backbone"] == MINILM and parameters["method"] == "lt_prefix"
-    return OF_MINILM if known and not any(str(key).startswith("method.") for key in overrides) else USUAL
+    return OF_MINILM if known and not any(key.startswith("method.") for key in overrides) else USUAL
 
 
 def _evaluated(settings: TrainConfig, train_count: int) -> TrainConfig:

@@ -58,3 +58,14 @@ def test_what_is_given_has_precedence() -> None:
         assert (config(**given).train.max_steps, config(**given).train.epochs) == (None, 5)
     assert config(epochs=5, max_steps=7).train.max_steps == 7
     assert config(overrides={"train.eval_every": 3}).train.eval_every == 3
+
+
+def test_a_section_of_overrides_undoes_nothing_else() -> None:
+    mine = config(batch_size=4, overrides={"train": {"epochs": 5}, "method": {"name": "prefix"}})
+    same = config(batch_size=4, overrides={"train.epochs": 5, "method.name": "prefix"})
+    assert mine == same and mine.train.batch_size == 4
+    # In another order of names each label would be answered as another one.
+    with pytest.raises(UserError, match=r"'labels\.names' is what fit itself gives"):
+        config(overrides={"labels": {"names": ["b", "a"]}})
+    with pytest.raises(UserError, match="overrides: 3 is not the name of a config key"):
+        config(overrides={3: 1})
