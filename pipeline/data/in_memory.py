@@ -43,12 +43,13 @@ def strings(values: str | Iterable[str], what: str) -> list[str]:
 def listed(values: Any, what: str) -> list[Any]:
     """What is in a list, array or column, in its order; a string alone is one thing, not its letters.
 
-    UserError for tables and mappings, of which one would get the names, and for sets, which have no order.
+    UserError for tables and mappings, of which one would get the names, for sets, which have no order, and for arrays
+    without a dimension.
     """
     if isinstance(values, str):
         return [values]
     ordered = isinstance(values, Iterable) and not isinstance(values, Mapping | Set | bytes | bytearray)
-    if not ordered or hasattr(values, "columns"):
+    if not ordered or hasattr(values, "columns") or getattr(values, "ndim", 1) == 0:
         raise UserError(f"expected a list of {what}s, got {type(values).__name__}")
     return list(values)
 

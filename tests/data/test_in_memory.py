@@ -53,6 +53,7 @@ def test_labels_keep_their_kind(labels: Any, kind: type) -> None:
         (["x", " "], ["a", "b"], "text 2 is empty"),
         (pd.DataFrame({"text": ["x"]}), ["a"], "expected a list of texts, got DataFrame"),
         (["x"], {"a": 1}, "expected a list of labels, got dict"),
+        (np.array("x"), ["a"], "expected a list of texts, got ndarray"),
     ],
 )
 def test_what_cannot_be_learnt_from_is_refused(texts: Any, labels: Any, message: str) -> None:
