@@ -128,14 +128,18 @@ class LabelStates:
                 start = file.get_tensor("start") if START_PART in words.fingerprint else None
                 all_in_one = file.get_tensor("all_in_one") if ALL_IN_ONE_PART in words.fingerprint else None
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            raise UserError(f"'{path}' is missing or damaged ({error}): run encode-labels again") from error
+            raise UserError(
+                f"'{path}' is missing or damaged ({error}): copy it again, or run encode-labels again"
+            ) from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.hypotheses)
         fits &= start is None or (start.ndim == 3 and start.shape[:2] == mask.shape)
         fits &= all_in_one is None or all_in_one.ndim == 2
         if made_from != words.fingerprint or not fits:
-            raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: run encode-labels again")
+            raise UserError(
+                f"'{path}' does not belong to '{NAMES_FILE}' beside it: copy it again, or run encode-labels again"
+            )
         if fault := _fault(states, mask, start, all_in_one):
-            raise UserError(f"'{path}' is damaged ({fault}): run encode-labels again")
+            raise UserError(f"'{path}' is damaged ({fault}): copy it again, or run encode-labels again")
         check_sums(folder)
         return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start, all_in_one, words.weights)
 
@@ -185,7 +189,7 @@ def _read_words(path: Path) -> _Words:
         return _Words.model_validate(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise UserError(f"'{path}' is damaged ({reason}): run encode-labels again") from error
+        raise UserError(f"'{path}' is damaged ({reason}): copy it again, or run encode-labels again") from error
 
 
 def read_hypotheses(

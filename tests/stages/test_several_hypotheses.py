@@ -123,7 +123,7 @@ def test_weights_that_do_not_fit_are_refused(change: dict[str, Any], several: Ru
     assert LabelStates.load(folder).by_label == labels.by_label
     words = json.loads((folder / NAMES_FILE).read_text())
     (folder / NAMES_FILE).write_text(json.dumps(words | change))
-    with pytest.raises(UserError, match=r"labels\.json' is damaged .*: run encode-labels again"):
+    with pytest.raises(UserError, match=r"labels\.json' is damaged .*: copy it again, or run encode-labels again"):
         LabelStates.load(folder)
 
 
