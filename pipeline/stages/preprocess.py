@@ -229,7 +229,7 @@ def _label_warnings(
         warnings.append(f"{' and '.join(map(repr, alike))} are different labels, but differ by case or style alone")
     if all(name.isdecimal() for name in labels.names) and not worded:
         say = "which say nothing to the backbone: give them words with labels.names or labels.texts"
-        warnings.append(f"the labels are numbers, {say}")
+        warnings.append(f"the labels are numbers, {say} (from Python: hypotheses)")
     doubts = [doubt(split, found.labels, labels) for split, found in splits.items()]
     return warnings + [warning for warning in doubts if warning]
 

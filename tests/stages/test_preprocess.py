@@ -111,7 +111,8 @@ def test_every_warning(tmp_path, config_of):
     manifest = preprocess(config_of(test=test, labels={"names": ["0", "1", "2"]}))
     assert manifest["warnings"] == [
         "no training text has the label(s) '2'",
-        "the labels are numbers, which say nothing to the backbone: give them words with labels.names or labels.texts",
+        "the labels are numbers, which say nothing to the backbone: give them words with labels.names or labels.texts "
+        "(from Python: hypotheses)",
         "1 test texts are in train too: row 1",
         "1 of 3 train texts were cut to data.max_length=64 tokens",
     ]
