@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
+from pipeline.evaluation.metrics import accuracy, confusion_matrix, macro_f1, mcc
+
 Metric = Literal["accuracy", "macro_f1", "mcc"]
 Predictions = NDArray[np.integer]
 """[S, N]: predicted label indices of S seeds on N texts."""
@@ -93,27 +95,7 @@ def _value(
     truth: NDArray[np.integer], prediction: NDArray, label_count: int, metric: Metric, weights: NDArray
 ) -> float:
     """The metric where each text counts as often as its weight says."""
-    cells = np.bincount(truth * label_count + prediction, weights=weights, minlength=label_count**2)
-    return _METRICS[metric](cells.reshape(label_count, label_count))
+    return _METRICS[metric](confusion_matrix(truth, prediction, label_count, weights))
 
 
-def _accuracy(confusion: NDArray) -> float:
-    """[K, K] counts, rows truth, columns prediction."""
-    return float(np.trace(confusion) / confusion.sum())
-
-
-def _macro_f1(confusion: NDArray) -> float:
-    """Over the labels that occur in the truth or the predictions, as in scikit-learn."""
-    seen = confusion.sum(0) + confusion.sum(1)
-    occurring = seen > 0
-    return float((2 * np.diag(confusion)[occurring] / seen[occurring]).mean())
-
-
-def _mcc(confusion: NDArray) -> float:
-    """Matthews correlation for K labels (Gorodkin 2004); 0 where truth or prediction has one class only."""
-    predicted, true, total = confusion.sum(0), confusion.sum(1), confusion.sum()
-    spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
-    return float((np.trace(confusion) * total - (predicted * true).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
-
-
-_METRICS: dict[Metric, Callable[[NDArray], float]] = {"accuracy": _accuracy, "macro_f1": _macro_f1, "mcc": _mcc}
+_METRICS: dict[Metric, Callable[[NDArray], float]] = {"accuracy": accuracy, "macro_f1": macro_f1, "mcc": mcc}

@@ -1,7 +1,5 @@
 """How good a split's scores are: one dictionary per split, always beside the majority baseline."""
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import softmax
@@ -23,18 +21,20 @@ def split_metrics(scores: NDArray, truth: NDArray, names: list[str], majority: i
     """
     assert scores.shape == (len(truth), len(names)) and len(truth) > 0
     prediction = predictions(scores, where)
+    confusion = confusion_matrix(truth, prediction, len(names))
     probabilities = tempered_softmax(scores)
     ties = int(tied(scores).sum())
+    always = confusion_matrix(truth, np.full_like(prediction, majority), len(names))
     return {
-        **_label_metrics(truth, prediction),
+        **_label_metrics(confusion),
         "log_loss": log_loss(probabilities, truth),
         "ece": expected_calibration_error(probabilities, truth),
         "n": len(truth),
         "ties": ties,
-        "majority": {"label": names[majority], **_label_metrics(truth, np.full_like(prediction, majority))},
-        "per_class": _per_class(truth, prediction, names),
+        "majority": {"label": names[majority], **_label_metrics(always)},
+        "per_class": _per_class(confusion, names),
         "labels": list(names),
-        "confusion_matrix": _metrics().confusion_matrix(truth, prediction, labels=np.arange(len(names))).tolist(),
+        "confusion_matrix": confusion.tolist(),
         "notes": _notes(truth, prediction, names, ties),
     }
 
@@ -62,8 +62,13 @@ def tempered_softmax(scores: NDArray, temperature: float = 1.0) -> NDArray[np.fl
 
 
 def log_loss(probabilities: NDArray, truth: NDArray) -> float:
-    """Mean of -log of the true label's probability: probabilities [N, K], truth [N]."""
-    return float(_metrics().log_loss(truth, probabilities, labels=np.arange(probabilities.shape[1])))
+    """Mean of -log of the true label's probability: probabilities [N, K], truth [N].
+
+    A probability counts as no closer to 0 and 1 than its type can tell from 1, as in scikit-learn.
+    """
+    closest = np.finfo(probabilities.dtype).eps
+    given = np.clip(probabilities[np.arange(len(truth)), truth], closest, 1 - closest)
+    return float(-np.log(given).mean())
 
 
 def confidence_bins(confidence: NDArray, bins: int = CALIBRATION_BINS) -> NDArray[np.int64]:
@@ -85,32 +90,61 @@ def expected_calibration_error(probabilities: NDArray, truth: NDArray, bins: int
     return float(np.abs(gaps).sum() / len(truth))
 
 
-def _metrics() -> Any:
-    """scikit-learn's, late: they take half a second, and most commands measure nothing."""
-    from sklearn import metrics
+def confusion_matrix(truth: NDArray, prediction: NDArray, label_count: int, weights: NDArray | None = None) -> NDArray:
+    """[K, K]: rows truth, columns prediction; how many texts each has, or what their `weights` [N] add up to."""
+    cells = np.bincount(truth * label_count + prediction, weights=weights, minlength=label_count**2)
+    return cells.reshape(label_count, label_count)
 
-    return metrics
+
+def accuracy(confusion: NDArray) -> float:
+    """Share of the texts on the diagonal of a confusion matrix [K, K]."""
+    return float(np.trace(confusion) / confusion.sum())
 
 
-def _label_metrics(truth: NDArray, prediction: NDArray) -> dict[str, float]:
+def macro_f1(confusion: NDArray) -> float:
+    """Mean F1 of the labels that occur in the truth or the predictions, as in scikit-learn."""
+    occurring = confusion.sum(0) + confusion.sum(1) > 0
+    return float(_f1(confusion)[occurring].mean())
+
+
+def weighted_f1(confusion: NDArray) -> float:
+    """Mean F1 of the labels, each counted as often as it occurs in the truth."""
+    return float(np.average(_f1(confusion), weights=confusion.sum(1)))
+
+
+def mcc(confusion: NDArray) -> float:
+    """Matthews correlation for K labels (Gorodkin 2004).
+
+    0 where truth or prediction has one class only: the coefficient's limit, and no better than chance.
+    """
+    cells = confusion.astype(np.float64)
+    predicted, true, total = cells.sum(0), cells.sum(1), cells.sum()
+    spread = (total**2 - (predicted**2).sum()) * (total**2 - (true**2).sum())
+    return float((np.trace(cells) * total - (predicted * true).sum()) / np.sqrt(spread)) if spread > 0 else 0.0
+
+
+def _f1(confusion: NDArray) -> NDArray[np.float64]:
+    """[K]: of each label; 0 of one that does not occur."""
+    return _share(2 * np.diag(confusion), confusion.sum(0) + confusion.sum(1))
+
+
+def _share(part: NDArray, whole: NDArray) -> NDArray[np.float64]:
+    """part / whole, 0 where the whole is 0."""
+    return np.divide(part, whole, out=np.zeros(len(part)), where=whole > 0)
+
+
+def _label_metrics(confusion: NDArray) -> dict[str, float]:
     return {
-        "accuracy": float(_metrics().accuracy_score(truth, prediction)),
-        "macro_f1": float(_metrics().f1_score(truth, prediction, average="macro", zero_division=0)),
-        "weighted_f1": float(_metrics().f1_score(truth, prediction, average="weighted", zero_division=0)),
-        "mcc": _matthews(truth, prediction),
+        "accuracy": accuracy(confusion),
+        "macro_f1": macro_f1(confusion),
+        "weighted_f1": weighted_f1(confusion),
+        "mcc": mcc(confusion),
     }
 
 
-def _matthews(truth: NDArray, prediction: NDArray) -> float:
-    """0 where truth or prediction has one class only: the coefficient's limit, and no better than chance."""
-    if len(np.unique(truth)) < 2 or len(np.unique(prediction)) < 2:
-        return 0.0
-    return float(_metrics().matthews_corrcoef(truth, prediction))
-
-
-def _per_class(truth: NDArray, prediction: NDArray, names: list[str]) -> dict[str, dict[str, float | int]]:
-    labels = np.arange(len(names))
-    columns = _metrics().precision_recall_fscore_support(truth, prediction, labels=labels, zero_division=0)
+def _per_class(confusion: NDArray, names: list[str]) -> dict[str, dict[str, float | int]]:
+    right, predicted, true = np.diag(confusion), confusion.sum(0), confusion.sum(1)
+    columns = (_share(right, predicted), _share(right, true), _f1(confusion), true)
     return {
         name: {"precision": float(p), "recall": float(r), "f1": float(f), "support": int(s)}
         for name, p, r, f, s in zip(names, *columns, strict=True)

@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from sklearn import metrics as sk
 
 from pipeline.core.errors import UserError
-from pipeline.evaluation.metrics import expected_calibration_error, predictions, split_metrics, tied
+from pipeline.evaluation.metrics import expected_calibration_error, predictions, split_metrics, tempered_softmax, tied
 
 NAMES = ["a", "b", "c"]
 
@@ -36,6 +37,29 @@ def test_figures_of_a_small_split_by_hand() -> None:
     assert figures["majority"]["mcc"] == 0.0
     assert figures["notes"] == []
     json.dumps(figures, allow_nan=False)
+
+
+@pytest.mark.parametrize("truth", [range(4), (0, 1, 3), (2,)], ids=["all", "three", "one"])
+@pytest.mark.parametrize("scale", [1, 100])
+def test_figures_are_scikit_learns(truth: tuple[int, ...], scale: float) -> None:
+    """Also where labels lack texts or predictions, and where the true label's probability is 0."""
+    generator = np.random.default_rng(0)
+    labels = generator.choice(np.array(truth), 60)
+    scores = scale * generator.normal(size=(60, 5)) - 1000 * np.eye(5)[4]
+    found, names = split_metrics(scores, labels, list("abcde"), majority=0), np.arange(5)
+    predicted = scores.argmax(axis=1)
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(labels, predicted), rel=1e-12)
+    for average in ("macro", "weighted"):
+        f1 = sk.f1_score(labels, predicted, average=average, zero_division=0)
+        assert found[f"{average}_f1"] == pytest.approx(f1, rel=1e-12)
+    correlation = sk.matthews_corrcoef(labels, predicted) if len(truth) > 1 else 0
+    assert found["mcc"] == pytest.approx(correlation, rel=1e-12)
+    shares = tempered_softmax(scores)
+    assert found["log_loss"] == pytest.approx(sk.log_loss(labels, shares, labels=names), rel=1e-12)
+    assert found["confusion_matrix"] == sk.confusion_matrix(labels, predicted, labels=names).tolist()
+    columns = sk.precision_recall_fscore_support(labels, predicted, labels=names, zero_division=0)
+    for name, figures in zip("abcde", zip(*columns, strict=True), strict=True):
+        assert list(found["per_class"][name].values()) == pytest.approx(list(map(float, figures)), rel=1e-12)
 
 
 def test_ties_are_counted_and_go_to_the_lowest_index() -> None:
