@@ -152,13 +152,15 @@ def test_a_config_does_not_wait_for_models() -> None:
     assert ended.stdout.splitlines()[-1] == "set()"
 
 
-def test_predict_does_not_wait_for_what_training_needs() -> None:
+def test_predict_and_train_do_not_wait_for_what_others_need() -> None:
     code = (
         "import sys, torch, pipeline.stages.predict\n"
         "from pipeline.backbone.int8 import Int8Rows\n"
         "Int8Rows.quantize(torch.ones(1, 4))\n"
-        "late = {'datasets', 'deepspeed', 'sklearn.linear_model', 'torch._inductor.compile_fx'}\n"
-        "print(late & set(sys.modules))"
+        "late = {'datasets', 'deepspeed', 'sklearn', 'torch._inductor.compile_fx'}\n"
+        "early = late & set(sys.modules)\n"
+        "import pipeline.stages.train\n"
+        "print(early | {'sklearn', 'torch._inductor.compile_fx'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "set()"

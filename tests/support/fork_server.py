@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pipeline.core.imports import quick_imports
+from pipeline.core.imports import quick_imports, without_compiler
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ENVIRONMENT = {
@@ -63,8 +63,9 @@ def _import_all() -> None:
     """What a stage imports, and what libraries import on its way: seconds of each process's time."""
     for stage in ("run", "compare", "dry_run", "predict", "report"):
         importlib.import_module(f"pipeline.stages.{stage}")
-    for name in ("deepspeed.runtime.zero.muon.muon_optimizer", "sklearn.linear_model", "sklearn.metrics"):
-        importlib.import_module(name)
+    importlib.import_module("sklearn.model_selection")
+    with without_compiler():  # as when an engine is built
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
     for family in ("bert", "gpt2", "llama"):
         importlib.import_module(f"transformers.models.{family}.modeling_{family}")
     from pipeline.distributed.zero import keep_quiet
