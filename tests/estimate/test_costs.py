@@ -33,7 +33,6 @@ from tests.support.worlds import run_worlds
 # (V * H) where it is a matrix of its own, or the encoder's pooler (H^2 + H).
 PUBLISHED = {
     "llama-2-7b": 6_738_415_616 - 32000 * 4096,
-    "llama-3-70b": 70_553_706_496 - 128256 * 8192,
     "bloom-7b1": 7_069_016_064,
     "bert-base": 109_482_240 - 768 * 769,
 }
@@ -189,26 +188,10 @@ def test_one_rank_gathers_and_sends_nothing() -> None:
         assert plan.memory.gathered == plan.communication_bytes == 0
 
 
-@pytest.mark.parametrize(
-    ("name", "world_size", "gpu", "expected"),
-    [
-        ("llama-2-7b", 4, "a100-80", ("replicated", False)),
-        ("llama-2-7b", 1, "a100-40", ("replicated", False)),
-        ("llama-3-70b", 8, "a100-80", ("sharded", True)),
-        ("llama-3-70b", 1, "a100-40", None),
-    ],
-)
-def test_advises_the_simplest_plan_that_fits(name: str, world_size: int, gpu: str, expected: object) -> None:
-    plan = best_plan(replace(case_of(name), world_size=world_size, gpu=GPUS[gpu]))
-    assert (None if plan is None else (plan.backbone, plan.checkpointing)) == expected
-
-
-def test_nodes_of_their_own_cost_memory_and_spare_the_network() -> None:
-    flat = replace(case_of("llama-3-70b"), world_size=64)
-    nodes = replace(flat, zero=replace(flat.zero, node_ranks=8))
-    far, near = plans(flat)[3], plans(nodes)[3]
-    assert near.memory.frozen - far.memory.frozen == pytest.approx(flat.inventory.weight_bytes / 8, rel=0.001)
-    assert near.communication_seconds < far.communication_seconds / 5
+@pytest.mark.parametrize(("world_size", "gpu"), [(4, "a100-80"), (1, "a100-40")])
+def test_advises_the_simplest_plan_that_fits(world_size: int, gpu: str) -> None:
+    plan = best_plan(replace(case_of("llama-2-7b"), world_size=world_size, gpu=GPUS[gpu]))
+    assert plan is not None and (plan.backbone, plan.checkpointing) == ("replicated", False)
 
 
 def test_bandwidth_sets_the_time() -> None:

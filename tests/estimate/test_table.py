@@ -12,7 +12,7 @@ import torch
 
 from pipeline.cli import main
 from pipeline.core.errors import UserError
-from pipeline.estimate.costs import Case, configured_plan, plans, plans_of_nodes
+from pipeline.estimate.costs import Case, best_plan, configured_plan, plans, plans_of_nodes
 from pipeline.estimate.gpus import GPUS
 from pipeline.estimate.table import report
 from pipeline.methods.probe import ProbeConfig
@@ -36,6 +36,25 @@ def test_answers_for_large_backbones_on_8_to_1024_gpus(name: str) -> None:
         totals.append(checkpointed.memory.total)
         assert "advice: " in report(sections_of(), case, "a100-80")
     assert totals == sorted(totals, reverse=True)
+
+
+def test_counts_every_parameter_of_a_large_one() -> None:
+    """The total on its hub page, less lm_head; smaller ones are in test_costs."""
+    assert case_of("llama-3-70b").inventory.parameters == 70_553_706_496 - 128256 * 8192
+
+
+@pytest.mark.parametrize(("world_size", "gpu", "expected"), [(8, "a100-80", ("sharded", True)), (1, "a100-40", None)])
+def test_advises_the_simplest_plan_that_fits(world_size: int, gpu: str, expected: object) -> None:
+    plan = best_plan(replace(case_of("llama-3-70b"), world_size=world_size, gpu=GPUS[gpu]))
+    assert (None if plan is None else (plan.backbone, plan.checkpointing)) == expected
+
+
+def test_nodes_of_their_own_cost_memory_and_spare_the_network() -> None:
+    flat = replace(case_of("llama-3-70b"), world_size=64)
+    nodes = replace(flat, zero=replace(flat.zero, node_ranks=8))
+    far, near = plans(flat)[3], plans(nodes)[3]
+    assert near.memory.frozen - far.memory.frozen == pytest.approx(flat.inventory.weight_bytes / 8, rel=0.001)
+    assert near.communication_seconds < far.communication_seconds / 5
 
 
 def test_says_how_many_gpus_would_do() -> None:
