@@ -1,4 +1,4 @@
-"""Processes forked from one that has imported torch, DeepSpeed and the stages, and has done nothing else.
+"""Processes forked from one that has imported torch, DeepSpeed and the stages, and has read transformers' tables.
 
 Each is as good as a fresh Python with those imports, and starts in a tenth of a second, not in five. Every process of
 the test suite has at most one server, which starts when it is first asked and ends with the process.
@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NoReturn
 
 from pipeline.core.imports import quick_imports, without_compiler
@@ -73,9 +74,24 @@ def _import_all() -> None:
     keep_quiet()
 
 
+def _fill_caches() -> None:
+    """What every process finds out once and does not change: old names of weights, shapes of a tiny Llama."""
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+    from pipeline.backbone.config import BackboneConfig
+    from pipeline.backbone.facts import facts_of
+    from pipeline.backbone.model_config import load_model_config
+    from tests.support.tiny import save_tiny
+
+    get_checkpoint_conversion_mapping("llama")
+    with TemporaryDirectory() as folder:
+        facts_of(load_model_config(BackboneConfig(name_or_path=str(save_tiny(Path(folder), "llama_gqa")))))
+
+
 def _serve() -> None:
     with quick_imports():
         _import_all()
+    _fill_caches()
     for line in sys.stdin.buffer:  # up to the end of the process that asks
         pid = os.fork()
         if pid == 0:
