@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from pipeline.core.imports import quick_imports
+from pipeline.core.imports import quick_imports, without_compiler
 from pipeline.core.run_lock import RunLock
 
 # A loaded machine must not fail a property.
@@ -26,7 +26,7 @@ FIRST = ("tests/slurm", "tests/launch", "tests/faults")
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Iterator[None]:
     """All test files are imported."""
-    with quick_imports():
+    with quick_imports(), without_compiler():
         return (yield)
 
 

@@ -14,7 +14,7 @@ from pipeline.backbone.facts import behind_refusal, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, common_tokens, put_before
 from pipeline.backbone.trunk import layers_of
-from tests.support.tiny import FAMILIES, PAD_ID, tiny_model
+from tests.support.tiny import DECODERS, PAD_ID, tiny_model
 
 B, T, C, P = 3, 5, 2, 4
 MASK = torch.arange(T) < torch.tensor([5, 3, 4])[:, None]
@@ -22,7 +22,6 @@ IDS = torch.randint(4, 200, (B, T), generator=torch.Generator().manual_seed(1)).
 PROMPT_MASK = (torch.arange(P) < torch.tensor([4, 2, 3])[:, None]).repeat_interleave(C, 0)
 PROMPT_MASK[1, 0] = False  # a hole
 close = partial(torch.testing.assert_close, rtol=1e-6, atol=1e-6)
-DECODERS = [family for family in FAMILIES if facts_of(tiny_model(family).config).is_decoder]
 
 
 def backbone_of(family: str, **options: Any) -> FrozenBackbone:

@@ -11,6 +11,7 @@ from pipeline.backbone.text_reader import TextReader, as_kept_texts, keeps_token
 from pipeline.backbone.trunk import Trunk
 from tests.backbone import test_behind as behind
 from tests.backbone import test_trunk as trunk
+from tests.support.tiny import DECODERS
 
 
 def kept(backbone: FrozenBackbone, form: Form, ids: Tensor, mask: Tensor) -> Tensor:
@@ -33,7 +34,7 @@ def test_layers_above_read_on_from_kept_states(family: str, kind: str) -> None:
     assert torch.equal(found, expected)
 
 
-@pytest.mark.parametrize("family", behind.DECODERS)
+@pytest.mark.parametrize("family", DECODERS)
 def test_prompts_are_read_behind_kept_states(family: str) -> None:
     backbone, form = behind.backbone_of(family), Form("prompt", is_behind=True)
     given = Injection(behind.PROMPT_MASK, prompt=behind.prompt_of(backbone))

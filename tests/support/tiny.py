@@ -78,7 +78,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-ENCODERS = ("bert", "roberta", "deberta", "deberta-v2")
+DECODERS = [name for name, (kind, _) in FAMILIES.items() if kind not in ("bert", "roberta", "deberta", "deberta-v2")]
+ENCODERS = [name for name in FAMILIES if name not in DECODERS]
 
 
 def tiny_model(family: str, task: Any = AutoModel, **overrides: Any) -> PreTrainedModel:
