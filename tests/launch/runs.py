@@ -71,12 +71,14 @@ def statuses(*processes: subprocess.Popen[bytes], timeout_seconds: float = 400) 
                     each.kill()
 
 
-def wait_until(condition: Callable[[], object], what: str, timeout_seconds: float = 400) -> None:
-    """Returns when `condition` holds; fails after the timeout."""
+def wait_until(
+    condition: Callable[[], object], what: str, timeout_seconds: float = 400, *, pause_seconds: float = 0.1
+) -> None:
+    """Returns when `condition` holds, looked at after each pause; fails after the timeout."""
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         assert time.monotonic() < deadline, f"not within {timeout_seconds} s: {what}"
-        time.sleep(0.1)
+        time.sleep(pause_seconds)
 
 
 def steps_logged(run: Path) -> int:

@@ -82,14 +82,18 @@ class Lab:
         wait_until(lambda: steps_logged(self.run(name)) >= before + 2, f"steps of {name}")
         assert self.cluster.state(job) == "RUNNING"
 
+    def wait(self, condition: Callable[[], object], what: str) -> None:
+        """For what Slurm is asked: each question is a process of its own."""
+        wait_until(condition, what, pause_seconds=0.5)
+
     def wait_for_restart(self, job: str, restarts: int) -> None:
-        wait_until(lambda: int(self.cluster.job(job)["Restarts"]) >= restarts, f"restart {restarts} of job {job}")
+        self.wait(lambda: int(self.cluster.job(job)["Restarts"]) >= restarts, f"restart {restarts} of job {job}")
 
     def end(self, job: str, name: str | None = None) -> str:
         """Lets the run go on quickly to its end; the job's state then."""
         if name is not None:
             (self.folder / "slow" / name).unlink()
-        wait_until(lambda: self.cluster.state(job) in ENDED, f"end of job {job}")
+        self.wait(lambda: self.cluster.state(job) in ENDED, f"end of job {job}")
         return self.cluster.state(job)
 
 
@@ -118,7 +122,7 @@ def labelled(lab: Lab, name: str) -> Path:
     ended = lab.shell(name, *batch, *source, "--parts", str(parts), "--part-rows", "2")
     assert ended.returncode == 0, ended.stderr
     job = ended.stdout.strip()
-    wait_until(lambda: not lab.cluster.run("squeue", "--noheader", f"--jobs={job}").strip(), "end of the array")
+    lab.wait(lambda: not lab.cluster.run("squeue", "--noheader", f"--jobs={job}").strip(), "end of the array")
     return parts
 
 
@@ -130,7 +134,7 @@ def broken_chain(lab: Lab) -> dict[str, str]:
 def sweep(lab: Lab) -> str:
     options = ["--methods", "lt_prefix,lt_prompt", "--seeds", "0,1", "--launcher", "srun", "train.max_steps=6"]
     (job,) = lab.submit("sweep", *options, script="sweep").values()
-    wait_until(lambda: not lab.cluster.run("squeue", "--noheader", f"--jobs={job}").strip(), "end of the array")
+    lab.wait(lambda: not lab.cluster.run("squeue", "--noheader", f"--jobs={job}").strip(), "end of the array")
     return job
 
 
@@ -160,7 +164,7 @@ def out_of_time(lab: Lab) -> str:
     lab.wait_for_progress("out-of-time", job)
     # Less than the lead of the signal is left then. Slurm looks at time limits every 30 seconds.
     lab.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=4")
-    wait_until(lambda: lab.cluster.state(job) != "RUNNING", "the time limit")
+    lab.wait(lambda: lab.cluster.state(job) != "RUNNING", "the time limit")
     lab.cluster.run("scontrol", "update", f"JobId={job}", "TimeLimit=60")
     return lab.end(job, "out-of-time")
 
@@ -171,7 +175,7 @@ def cancelled(lab: Lab) -> str:
     lab.wait_for_progress("cancelled", job)
     lab.cluster.run("scancel", job)
     wait_until(lambda: "stopped after step" in lab.log("cancelled"), "the checkpoint")
-    wait_until(lambda: lab.cluster.state(job) != "COMPLETING", "the end of the job")
+    lab.wait(lambda: lab.cluster.state(job) != "COMPLETING", "the end of the job")
     return lab.end(job, "cancelled")
 
 
