@@ -25,11 +25,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+from pipeline.core.imports import quick_imports
+
+with quick_imports():
+    import torch
+    from torch import Tensor, nn
 
 CASES = [
     *map("/".join, itertools.product(["ours"], ["int8", "none"], ["lt_prefix", "lt_prompt", "late", "behind"])),
@@ -95,9 +97,10 @@ def _readable(row: dict[str, Any]) -> str:
 
 def write_llama(folder: Path, sizes: dict[str, int], device: str) -> Path:
     """Random bfloat16 weights in one safetensors file per layer, with index and config."""
-    from accelerate import init_empty_weights
-    from safetensors.torch import save_file
-    from transformers import LlamaConfig, LlamaModel
+    with quick_imports():
+        from accelerate import init_empty_weights
+        from safetensors.torch import save_file
+        from transformers import LlamaConfig, LlamaModel
 
     config = LlamaConfig(**sizes, vocab_size=VOCABULARY, max_position_embeddings=4096, pad_token_id=0)
     config.save_pretrained(folder)
@@ -173,13 +176,14 @@ def build_ours(
     model: Path, quantization: str, method: str, options: argparse.Namespace
 ) -> tuple[Callable[[], None], int]:
     """One training step of ours, by the parts the train stage uses; and the elements of the frozen layers."""
-    from pipeline.config import parse_config
-    from pipeline.distributed.zero import element_count
-    from pipeline.engine.backbone import Backbone
-    from pipeline.engine.models import build_engine, load_frozen
-    from pipeline.engine.startup import start
-    from pipeline.methods.model import LTuningModel
-    from pipeline.training.optimizer import build_optimizer
+    with quick_imports():
+        from pipeline.config import parse_config
+        from pipeline.distributed.zero import element_count
+        from pipeline.engine.backbone import Backbone
+        from pipeline.engine.models import build_engine, load_frozen
+        from pipeline.engine.startup import start
+        from pipeline.methods.model import LTuningModel
+        from pipeline.training.optimizer import build_optimizer
 
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     sharded = "cpu" if options.device == "cpu" else "bf16" if quantization == "none" else "int8"
@@ -223,8 +227,9 @@ def build_peft(
     model: Path, quantization: str, method: str, options: argparse.Namespace
 ) -> tuple[Callable[[], None], int]:
     """One training step of PEFT's prefix or prompt tuning on the model that transformers loads."""
-    from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
-    from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
+    with quick_imports():
+        from peft import PrefixTuningConfig, PromptTuningConfig, get_peft_model
+        from transformers import AutoModelForSequenceClassification, BitsAndBytesConfig
 
     classifier = AutoModelForSequenceClassification.from_pretrained(
         model,

@@ -35,24 +35,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import deepspeed  # noqa: F401 (which takes seconds, so that a fork has it)
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import memory
-from benchmarks.anon_peak import AnonPeak
-from benchmarks.scoring import scoring
-from benchmarks.train_step import load, tuned
-from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.config import parse_config
-from pipeline.methods.label_tuning_config import LabelTuningConfig
-from pipeline.methods.lt_prefix import LTPrefixConfig
-from pipeline.methods.lt_prompt import LTPromptConfig
-from pipeline.stages.encode_labels import encode_labels
-from pipeline.stages.encode_texts import encode_texts
-from pipeline.stages.preprocess import preprocess
+from pipeline.core.imports import quick_imports
+
+with quick_imports():
+    import deepspeed  # noqa: F401 (which takes seconds, so that a fork has it)
+    import numpy as np
+    import torch
+
+    from benchmarks import memory
+    from benchmarks.anon_peak import AnonPeak
+    from benchmarks.scoring import scoring
+    from benchmarks.train_step import load, tuned
+    from pipeline.backbone.frozen import FrozenBackbone
+    from pipeline.config import parse_config
+    from pipeline.methods.label_tuning_config import LabelTuningConfig
+    from pipeline.methods.lt_prefix import LTPrefixConfig
+    from pipeline.methods.lt_prompt import LTPromptConfig
+    from pipeline.stages.encode_labels import encode_labels
+    from pipeline.stages.encode_texts import encode_texts
+    from pipeline.stages.preprocess import preprocess
 
 SIZES = {"labels": 8, "texts": 4, "tokens": 32, "layers": 4}
 PREFIX = LTPrefixConfig(head="label_aware", pooling="tokens", rank=16, start="random", shortlist=None)

@@ -24,11 +24,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.anon_peak import AnonPeak
+from pipeline.core.imports import quick_imports, without_compiler
+
+with quick_imports():
+    import torch
 
 LOADERS = ("ours", "transformers")
 QUANTIZATIONS = ("none", "int8", "int8_weight_only", "int4")
@@ -132,6 +134,7 @@ def _measure(loader: str, model: Path, arguments: argparse.Namespace) -> list[di
 
 def _measure_here(arguments: argparse.Namespace) -> None:
     """Loads on this rank, trains two steps, prints the row."""
+    _import_everything()
     import deepspeed
 
     from pipeline.distributed.zero import keep_quiet
@@ -141,7 +144,7 @@ def _measure_here(arguments: argparse.Namespace) -> None:
     deepspeed.init_distributed("gloo", verbose=False)
     loader = arguments.loaders[0]
     load = _load_ours if loader == "ours" else _load_with_transformers
-    _import_everything()
+    gc.collect()
     with AnonPeak() as anon:
         backbone = load(arguments.model, arguments.quantization)
     engine = _start(backbone)
@@ -169,13 +172,14 @@ def _measure_here(arguments: argparse.Namespace) -> None:
 
 def _import_everything() -> None:
     """So that the memory of code is not counted as the model's."""
-    import bitsandbytes
-    import transformers.models.llama.modeling_llama
+    with quick_imports(), without_compiler():
+        import bitsandbytes
+        import deepspeed
+        import transformers.models.llama.modeling_llama
 
-    import pipeline.backbone.loading
+        import pipeline.backbone.loading
 
-    del bitsandbytes, transformers, pipeline
-    gc.collect()
+    del bitsandbytes, deepspeed, transformers, pipeline
 
 
 def _zero_config() -> dict[str, Any]:

@@ -24,24 +24,27 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-import torch
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import facts_of
-from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.loading import load_backbone
-from pipeline.backbone.pooling import resolve_pooling
-from pipeline.data.batches import PassSize
-from pipeline.data.splits import TokenizedTexts
-from pipeline.distributed.ranks import Ranks
-from pipeline.evaluation.scoring import score
-from pipeline.methods.label_tuning_config import LabelTuningConfig
-from pipeline.methods.lt_prefix import LTPrefixConfig
-from pipeline.methods.lt_prompt import LTPromptConfig
-from pipeline.methods.model import LTuningModel
+from pipeline.core.imports import quick_imports
+
+with quick_imports():
+    import numpy as np
+    import torch
+
+    from pipeline.backbone.config import BackboneConfig
+    from pipeline.backbone.facts import facts_of
+    from pipeline.backbone.frozen import FrozenBackbone
+    from pipeline.backbone.loading import load_backbone
+    from pipeline.backbone.pooling import resolve_pooling
+    from pipeline.data.batches import PassSize
+    from pipeline.data.splits import TokenizedTexts
+    from pipeline.distributed.ranks import Ranks
+    from pipeline.evaluation.scoring import score
+    from pipeline.methods.label_tuning_config import LabelTuningConfig
+    from pipeline.methods.lt_prefix import LTPrefixConfig
+    from pipeline.methods.lt_prompt import LTPromptConfig
+    from pipeline.methods.model import LTuningModel
 
 HYPOTHESIS_TOKENS, COMMON_TOKENS, QUICK_LABELS = 8, 4, 77
 PREFIX = LTPrefixConfig(head="label_aware", pooling="tokens", rank=16, start="random", shortlist=None)

@@ -28,17 +28,20 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.serving import LABELS, TEXTS, random_adapters
-from pipeline.backbone.pooling import Pooling, pool
-from pipeline.data.batches import collate
-from pipeline.engine.loaded_adapter import LoadedAdapter
-from pipeline.serving.adapters import Adapters, Choices
-from pipeline.serving.together import Job, score_together
+from pipeline.core.imports import quick_imports
+
+with quick_imports():
+    import torch
+    from torch import Tensor
+
+    from benchmarks.serving import LABELS, TEXTS, random_adapters
+    from pipeline.backbone.pooling import Pooling, pool
+    from pipeline.data.batches import collate
+    from pipeline.engine.loaded_adapter import LoadedAdapter
+    from pipeline.serving.adapters import Adapters, Choices
+    from pipeline.serving.together import Job, score_together
 
 METHODS: dict[str, dict[str, Any]] = {
     **{name: {"name": name} for name in ("probe", "prompt", "prefix", "generated", "edit")},

@@ -32,27 +32,32 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-import torch.distributed as dist
-from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
-from torch import Tensor
-from torch.nn import functional
-from transformers import AutoConfig, AutoModelForSequenceClassification
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from pipeline.backbone.config import BackboneConfig
-from pipeline.backbone.facts import facts_of
-from pipeline.backbone.frozen import FrozenBackbone
-from pipeline.backbone.injection import Injection
-from pipeline.backbone.loading import load_backbone
-from pipeline.backbone.pooling import pool, resolve_pooling
-from pipeline.backbone.text_reader import TextReader
-from pipeline.distributed.ranks import Ranks
-from pipeline.methods.label_tuning_config import LabelTuningConfig
-from pipeline.methods.lt_prefix import LTPrefixConfig
-from pipeline.methods.lt_prompt import LTPromptConfig
-from pipeline.methods.model import LTuningModel
+from pipeline.core.imports import quick_imports, without_compiler
+
+with quick_imports():
+    import torch
+    import torch.distributed as dist
+    from torch import Tensor
+    from torch.nn import functional
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    from pipeline.backbone.config import BackboneConfig
+    from pipeline.backbone.facts import facts_of
+    from pipeline.backbone.frozen import FrozenBackbone
+    from pipeline.backbone.injection import Injection
+    from pipeline.backbone.loading import load_backbone
+    from pipeline.backbone.pooling import pool, resolve_pooling
+    from pipeline.backbone.text_reader import TextReader
+    from pipeline.distributed.ranks import Ranks
+    from pipeline.methods.label_tuning_config import LabelTuningConfig
+    from pipeline.methods.lt_prefix import LTPrefixConfig
+    from pipeline.methods.lt_prompt import LTPromptConfig
+    from pipeline.methods.model import LTuningModel
+
+    with without_compiler():
+        from peft import PeftConfig, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 
 HYPOTHESIS_TOKENS, PUBLISHED_TOKENS, RANK = 8, 128, 16
 PREFIX = LTPrefixConfig(head="linear", pooling="tokens", rank=RANK, start="random")
