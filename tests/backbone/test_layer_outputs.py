@@ -1,5 +1,6 @@
 """States of several layers, side by side, are those of the models that end at each of them."""
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from pipeline.distributed.ranks import Ranks
 from tests.families.models import tiny_model as family_model
 from tests.support.tiny import FAMILIES, save_tiny
 
-LAYERS = [1, 2, 3]
+LAYERS = (1, 2, 3)
 B, T, P = 3, 5, 4
 IDS = torch.tensor([[5, 9, 200, 31, 7], [8, 8, 100, 1, 1], [1, 1, 42, 43, 44]])
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 1, 1, 1]]).bool()
@@ -28,14 +29,22 @@ INJECTED = torch.tensor([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 0, 0]]).bool()
 every_family = pytest.mark.parametrize("family", FAMILIES)
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("families")
+
+
 @pytest.fixture
-def folder(tmp_path: Path, family: str) -> Path:
+def folder(folders: Path, family: str) -> Path:
     layers = {"n_layer": 3} if family in ("gpt2", "bloom") else {"num_hidden_layers": 3}
-    return save_tiny(tmp_path, family, **layers)
+    folder = folders / family
+    return folder if folder.is_dir() else save_tiny(folder, family, **layers)
 
 
-def frozen(path: Path, layers: int | list[int], *, checkpointing: bool = False) -> FrozenBackbone:
-    config = BackboneConfig(name_or_path=str(path), dtype="float32", layers=layers)
+@cache  # nothing here changes a backbone
+def frozen(path: Path, layers: int | tuple[int, ...], *, checkpointing: bool = False) -> FrozenBackbone:
+    given = layers if isinstance(layers, int) else list(layers)
+    config = BackboneConfig(name_or_path=str(path), dtype="float32", layers=given)
     model = load_backbone(config, zero_config=None, device=torch.device("cpu"), ranks=Ranks.alone())
     return FrozenBackbone(model, facts_of(model.config, config), gradient_checkpointing=checkpointing).train()
 
@@ -58,14 +67,14 @@ def test_of_a_text_alone(folder: Path) -> None:
 
 @pytest.mark.parametrize("family", ["llama_gqa"])
 def test_one_in_the_list_is_that_many_layers(folder: Path) -> None:
-    assert frozen(folder, [2]).facts.joined == ()
-    torch.testing.assert_close(frozen(folder, [2])(IDS, MASK)[MASK], frozen(folder, 2)(IDS, MASK)[MASK])
+    assert frozen(folder, (2,)).facts.joined == ()
+    torch.testing.assert_close(frozen(folder, (2,))(IDS, MASK)[MASK], frozen(folder, 2)(IDS, MASK)[MASK])
 
 
 @every_family
 def test_of_a_text_with_a_prompt_and_their_gradients(folder: Path) -> None:
     """Kept by checkpoints of layers, as on large backbones."""
-    joined = frozen(folder, [1, 3], checkpointing=True)
+    joined = frozen(folder, (1, 3), checkpointing=True)
     prompt = random(B, P, joined.facts.hidden_size).requires_grad_()
     injection = Injection(INJECTED, prompt=prompt)
     found = joined(IDS, MASK, injection)
@@ -102,7 +111,7 @@ def test_of_a_text_with_a_prefix_also_from_a_trunk(folder: Path, family: str) ->
 
 @every_family
 def test_of_what_stands_behind_a_text(folder: Path) -> None:
-    joined = frozen(folder, [2, 3])
+    joined = frozen(folder, (2, 3))
     if behind_refusal(joined.facts) is not None:
         pytest.skip("nothing can be read behind this family's texts")
     injection = Injection(INJECTED, prompt=random(B, P, joined.facts.hidden_size))
@@ -118,7 +127,7 @@ def test_of_what_stands_behind_a_text(folder: Path) -> None:
 def test_labels_have_the_states_of_the_last_layer(folder: Path, form: Form | None) -> None:
     given = IDS[:2], MASK[:2].long()
     for found, expected in zip(
-        *(AsInjection(frozen(folder, layers), form)(*given) for layers in ([1, 3], 3)), strict=True
+        *(AsInjection(frozen(folder, layers), form)(*given) for layers in ((1, 3), 3)), strict=True
     ):
         assert found is expected is None or torch.equal(found, expected)
 
