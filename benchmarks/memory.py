@@ -174,7 +174,7 @@ def _import_everything() -> None:
     """So that the memory of code is not counted as the model's."""
     with quick_imports(), without_compiler():
         import bitsandbytes
-        import deepspeed
+        import deepspeed.runtime.zero.muon.muon_optimizer
         import transformers.models.llama.modeling_llama
 
         import pipeline.backbone.loading
