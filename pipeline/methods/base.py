@@ -217,9 +217,9 @@ class TuningMethod(nn.Module, ABC):
         raise NotImplementedError
 
     @property
-    def injects(self) -> bool:
-        """Are texts read with its injections where they are scored, with the parameters as they are?"""
-        return self.form is not None
+    def reads_injected(self) -> bool:
+        """Does scoring read texts with its injections, with the parameters as they are?"""
+        return True
 
     def beginning(self, states: Tensor, mask: Tensor, start: Tensor | None) -> Injection | None:
         """A row with what the prompts of all labels begin with, to be read once for all; None: they begin differently.

@@ -83,7 +83,7 @@ class ProbeFirst(LabelTuning):
         self.is_tuned.fill_(1)
 
     @property
-    def injects(self) -> bool:
+    def reads_injected(self) -> bool:
         return bool(self.is_tuned)
 
     @property

@@ -91,8 +91,8 @@ class LTuningModel(nn.Module):
         are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
         injection instead, [B, C, M].
         """
-        injects = unscored or self.method.injects
-        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, injects)
+        is_injected = unscored or self.method.reads_injected
+        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, is_injected)
         return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
 
     def scores(self, read: Reader, candidates: Tensor) -> Tensor:
@@ -159,8 +159,8 @@ class _Reader:
     token_type_ids: Tensor | None
     alone: Tensor | None
     token_states: Tensor | None
-    injects: bool
-    """Whether they are read with labels, too."""
+    is_injected: bool
+    """Are the texts read with injections, too?"""
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         if injection is None:
@@ -195,7 +195,7 @@ class _Reader:
     def _kept(self) -> KeptTexts:
         if self.token_states is not None:
             return as_kept_texts(self.token_states, self.attention_mask, self.model.backbone.facts)
-        beginning = self.model.beginning(len(self.input_ids)) if self.injects else None
+        beginning = self.model.beginning(len(self.input_ids)) if self.is_injected else None
         return self.model.backbone.keep(self.input_ids, self.attention_mask, beginning)
 
     @cached_property
