@@ -26,6 +26,7 @@ from pipeline.methods.hypothesis_mean import HypothesisMean, labels_of
 
 STATES_FILE = "label_states.safetensors"
 NAMES_FILE = "labels.json"
+MADE_AGAIN = "copy it again, or run encode-labels again"
 FORMAT, SEVERAL = 1, 2
 """Of labels.json. 2: a label has several hypotheses, and they have weights."""
 START_PART = "start"
@@ -128,18 +129,14 @@ class LabelStates:
                 start = file.get_tensor("start") if START_PART in words.fingerprint else None
                 all_in_one = file.get_tensor("all_in_one") if ALL_IN_ONE_PART in words.fingerprint else None
         except (OSError, SafetensorError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"'{path}' is missing or damaged ({error}): copy it again, or run encode-labels again"
-            ) from error
+            raise UserError(f"'{path}' is missing or damaged ({error}): {MADE_AGAIN}") from error
         fits = states.ndim == 3 and mask.shape == states.shape[:2] and len(mask) == len(words.hypotheses)
         fits &= start is None or (start.ndim == 3 and start.shape[:2] == mask.shape)
         fits &= all_in_one is None or all_in_one.ndim == 2
         if made_from != words.fingerprint or not fits:
-            raise UserError(
-                f"'{path}' does not belong to '{NAMES_FILE}' beside it: copy it again, or run encode-labels again"
-            )
+            raise UserError(f"'{path}' does not belong to '{NAMES_FILE}' beside it: {MADE_AGAIN}")
         if fault := _fault(states, mask, start, all_in_one):
-            raise UserError(f"'{path}' is damaged ({fault}): copy it again, or run encode-labels again")
+            raise UserError(f"'{path}' is damaged ({fault}): {MADE_AGAIN}")
         check_sums(folder)
         return cls(words.names, words.hypotheses, states, mask, words.fingerprint, start, all_in_one, words.weights)
 
@@ -189,7 +186,7 @@ def _read_words(path: Path) -> _Words:
         return _Words.model_validate(value)
     except ValidationError as error:
         reason = error.errors()[0]["msg"]
-        raise UserError(f"'{path}' is damaged ({reason}): copy it again, or run encode-labels again") from error
+        raise UserError(f"'{path}' is damaged ({reason}): {MADE_AGAIN}") from error
 
 
 def read_hypotheses(

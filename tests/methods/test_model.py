@@ -122,7 +122,7 @@ def test_what_all_hypotheses_begin_with_is_read_once_per_text(texts: dict[str, T
     once, each_time = [(rows, length + 1), (rows * K, P - 1)], [(rows, length), (rows * K, P)]
     with torch.no_grad():
         assert shapes() == [(rows, length)], "the probe alone reads no more than the text"
-        assert shapes(unscored=True) == once, "so does a judge that is fitted"
+        assert shapes(unscored=True) == once, "what a judge is fitted to"
         model.method.begin_tuning()
         assert shapes() == once
         model.train()

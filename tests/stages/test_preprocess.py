@@ -52,12 +52,8 @@ def test_manifest_and_rows(tmp_path, config_of):
     rows = load_from_disk(str(config.run_dir.data / "train"))
     assert rows["label"][:] == [1, 0, 1, 0] and rows["length"][:] == lengths and rows["row"][:] == [1, 2, 3, 4]
     assert rows["text"][:] == [text for text, _ in ROWS]
-    assert sorted(path.name for path in config.run_dir.data.iterdir()) == [
-        "SHA256SUMS",
-        "manifest.json",
-        "test",
-        "train",
-    ]
+    written = sorted(path.name for path in config.run_dir.data.iterdir())
+    assert written == ["SHA256SUMS", "manifest.json", "test", "train"]
     assert names_in(config.run_dir) == ["data"]
 
 
