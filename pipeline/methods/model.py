@@ -91,17 +91,19 @@ class LTuningModel(nn.Module):
         are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
         injection instead, [B, C, M].
         """
-        is_injected = unscored or self.method.reads_injected
-        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, is_injected)
+        read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, unscored)
         return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
 
     def scores(self, read: Reader, candidates: Tensor) -> Tensor:
         """The same, of texts that `read` reads: candidates [B, C] -> scores [B, C] float32."""
         return label_scores(self.method, read, candidates, self.label_states, self.label_mask, self.mean)
 
-    def beginning(self, rows: int) -> Injection | None:
-        """See `TuningMethod.beginning`; None where gradients are wanted, since texts are read without one."""
-        if torch.is_grad_enabled():
+    def beginning(self, rows: int, *, unscored: bool = False) -> Injection | None:
+        """See `TuningMethod.beginning`; of so many rows, for texts that are scored, or `unscored` as in `forward`.
+
+        None where gradients are wanted, since texts are read without one, and where scoring injects nothing.
+        """
+        if torch.is_grad_enabled() or not (unscored or self.method.reads_injected):
             return None
         found = self.method.beginning(self.label_states, self.label_mask, self.label_start)
         return None if found is None else found.expand(rows)
@@ -159,8 +161,7 @@ class _Reader:
     token_type_ids: Tensor | None
     alone: Tensor | None
     token_states: Tensor | None
-    is_injected: bool
-    """Are the texts read with injections, too?"""
+    unscored: bool
 
     def __call__(self, injection: Injection | None, copies: int, /) -> Tensor:
         if injection is None:
@@ -195,7 +196,7 @@ class _Reader:
     def _kept(self) -> KeptTexts:
         if self.token_states is not None:
             return as_kept_texts(self.token_states, self.attention_mask, self.model.backbone.facts)
-        beginning = self.model.beginning(len(self.input_ids)) if self.is_injected else None
+        beginning = self.model.beginning(len(self.input_ids), unscored=self.unscored)
         return self.model.backbone.keep(self.input_ids, self.attention_mask, beginning)
 
     @cached_property

@@ -149,7 +149,7 @@ class AskingReader:
 
     @cached_property
     def _beginning(self) -> Injection | None:
-        return self.model.beginning(len(self.texts.ids)) if self.model.method.reads_injected else None
+        return self.model.beginning(len(self.texts.ids))
 
     def start(self, labels: Tensor, /) -> Tensor | None:
         start = self.model.label_start
