@@ -5,8 +5,8 @@
 
 all        LT-prefix, every layer once for each label
 late       LT-prefix, the layers below half of them once per text (`method.first_layer`), the others for each label
-behind     LT-prompt behind the text (`method.position: after`): the text once, with the four of eight tokens that all
-           hypotheses begin with ("This text is about"), and for each label its own tokens alone; decoders
+behind     LT-prompt behind the text (`method.position: after`): the text once, with the four tokens that all hypotheses
+           begin with ("This text is about"), and for each label its own tokens alone, three to ten; decoders
 shortlist  LT-prefix, each text alone, and then with the labels nearest to it (`method.shortlist: 4`)
 
 All run in turn, round after round, in one process, through `evaluation.scoring.score`, which cuts texts and labels into
@@ -46,7 +46,9 @@ with quick_imports():
     from pipeline.methods.lt_prompt import LTPromptConfig
     from pipeline.methods.model import LTuningModel
 
-HYPOTHESIS_TOKENS, COMMON_TOKENS, QUICK_LABELS = 8, 4, 77
+COMMON_TOKENS, QUICK_LABELS = 4, 77
+TOKENS_OF_LABELS = {7: 19, 8: 29, 9: 16, 10: 8, 11: 3, 12: 1, 14: 1}
+"""How many of Banking77's hypotheses, "This text is about {label}.", have so many tokens of SmolLM2."""
 PREFIX = LTPrefixConfig(head="label_aware", pooling="tokens", rank=16, start="random", shortlist=None)
 PROMPT = LTPromptConfig(head="label_aware", shortlist=None)
 Pass = Callable[[], np.ndarray]
@@ -103,13 +105,22 @@ def cases(backbone: FrozenBackbone) -> dict[str, LabelTuningConfig]:
     return found | {"shortlist": PREFIX.model_copy(update={"shortlist": 4})}
 
 
+def hypothesis_lengths(labels: int) -> torch.Tensor:
+    """Tokens of each label's hypothesis [K], spread as Banking77's are."""
+    counts = torch.tensor(list(TOKENS_OF_LABELS.values()))
+    lengths = torch.tensor(list(TOKENS_OF_LABELS)).repeat_interleave(counts)
+    return lengths[((torch.arange(labels) + 0.5) * len(lengths) / labels).long()]
+
+
 def scoring(backbone: FrozenBackbone, options: argparse.Namespace, labels: int, config: LabelTuningConfig) -> Pass:
     """A pass over the texts with an untrained method."""
     facts, device = backbone.facts, torch.device("cpu")
-    states, start = torch.randn(2, labels, HYPOTHESIS_TOKENS, facts.hidden_size)
+    lengths = hypothesis_lengths(labels)
+    longest = int(lengths.max())
+    states, start = torch.randn(2, labels, longest, facts.hidden_size)
     start[:, :COMMON_TOKENS] = start[0, :COMMON_TOKENS]
-    method = config.build(facts, HYPOTHESIS_TOKENS, labels)
-    seen = torch.ones(labels, HYPOTHESIS_TOKENS, dtype=torch.long)
+    method = config.build(facts, longest, labels)
+    seen = (torch.arange(longest) < lengths.unsqueeze(1)).long()
     begin = start if config.starts_from else None
     model = LTuningModel(backbone, method, states, seen, resolve_pooling("auto", facts), label_start=begin)
     words = np.random.default_rng(0).integers(1, facts.vocab_size, (texts_for(options, labels), options.tokens))

@@ -1,5 +1,6 @@
 """The frozen model, run with or without an injection."""
 
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from inspect import signature
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
+from pipeline.backbone.by_length import pass_cost, read_by_length
 from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.checkpointing import checkpoint_layers
 from pipeline.backbone.facts import BackboneFacts, behind_refusal
@@ -21,6 +23,7 @@ from pipeline.backbone.probe import probe
 from pipeline.backbone.rope import follow_each_row
 from pipeline.backbone.sites import Edits, Sites
 from pipeline.backbone.trunk import Split, Trunk
+from pipeline.distributed.zero import is_partitioned
 
 
 class FrozenBackbone(nn.Module):
@@ -128,18 +131,27 @@ class FrozenBackbone(nn.Module):
         order = real_first(mask)
         return KeptTexts(take(hidden, order), mask.gather(1, order), layers, mask.shape[1] - input_ids.shape[1])
 
-    def behind(self, texts: KeptTexts, injection: Injection) -> Tensor:
+    def behind(self, texts: KeptTexts, injection: Injection, *, by_length: bool = True) -> Tensor:
         """Hidden states [B * C, P, M] of prompts that are read right behind B texts, C in a row behind each.
 
         Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
-        What the prompts begin with is not read again where the texts were kept with it.
+        What the prompts begin with is not read again where the texts were kept with it. `by_length`: in several passes
+        where prompts of like length read together save more than a pass costs.
         """
-        injection, begun = injection.after(texts.begun), texts.beginning
-        order = real_first(injection.mask)
-        prompt = take(injection.content, order).to(texts.hidden.dtype)
-        hidden = self._behind({"inputs_embeds": prompt}, injection.mask.gather(1, order), texts)
-        begun = begun.repeat_interleave(len(hidden) // len(begun), 0)
-        return torch.cat([begun, take(hidden, order.argsort(dim=1))], dim=1)
+
+        def read(part: Injection, _rows: Tensor) -> Tensor:
+            return self._behind({"inputs_embeds": part.content.to(texts.hidden.dtype)}, part.mask, texts)
+
+        spare = self.pass_cost if by_length else sys.maxsize
+        hidden = read_by_length(read, injection.after(texts.begun), len(texts.mask), spare)
+        begun = texts.beginning.repeat_interleave(len(hidden) // len(texts.mask), 0)
+        return torch.cat([begun, hidden], dim=1)
+
+    @property
+    def pass_cost(self) -> int:
+        """Tokens of padding that may be read to spare a pass: all under ZeRO-3, where all ranks make as many passes."""
+        weight = next(self.model.parameters())
+        return sys.maxsize if is_partitioned(weight) else pass_cost(weight.device)
 
     def _behind(self, tokens: dict[str, Tensor], mask: Tensor, texts: KeptTexts) -> Tensor:
         """Hidden states [B * C, P, M] of right-padded tokens with the mask [B * C, P], behind B texts."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline.backbone.by_length import pass_cost, read_by_length
 from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN, Injection
@@ -19,8 +20,6 @@ from pipeline.backbone.text_reader import as_kept_texts, of_kept_texts
 from pipeline.backbone.trunk import Trunk
 from pipeline.methods.model import LTuningModel
 
-PASS_COST = {"cpu": 128, "cuda": 4096}
-"""Tokens in whose time a device could begin another pass: as many are filled up in one rather than read in two."""
 Kind: TypeAlias = Literal["alone", "prompt", "prefix", "trunk", "kept", "behind", "likelihood"]
 
 
@@ -120,8 +119,12 @@ class AskingReader:
         kept = as_kept_texts(self._kept, mask, self.model.backbone.facts, begun)
         if injection is None:
             return pool(kept.hidden, kept.text_mask, self.model.pooling).repeat_interleave(copies, 0)
-        texts, before = Texts(mask.long(), mask, None).repeat(copies), self._kept.repeat_interleave(copies, 0)
-        found = self.ask(Asked("behind", texts, injection=injection.after(begun), before=before))
+
+        def read(part: Injection, rows: Tensor) -> Tensor:
+            seen, before = mask[rows // copies], self._kept[rows // copies]
+            return self.ask(Asked("behind", Texts(seen.long(), seen, None), injection=part, before=before))
+
+        found = read_by_length(read, injection.after(begun), len(mask), self.model.backbone.pass_cost)
         found = torch.cat([kept.beginning.repeat_interleave(copies, 0), found], dim=1)
         return pool(found, injection.mask, self.model.pooling)
 
@@ -195,7 +198,7 @@ def _alike(asked: Sequence[Asked]) -> list[list[int]]:
 
 def _passes(group: list[Piece], positions: int) -> Iterator[list[Piece]]:
     """Cuts what is asked, the widest first, into passes that are neither too large nor mostly filled up."""
-    spare = PASS_COST.get(group[0][1].texts.ids.device.type, PASS_COST["cuda"])
+    spare = pass_cost(group[0][1].texts.ids.device)
     pieces: list[Piece] = []
     width = rows = filled = 0
     for place, one in group:

@@ -1,6 +1,6 @@
 """Prompts read behind texts that were read once: equal to text and prompt read in one.
 
-covers backbone/frozen, backbone/injection, backbone/checkpointing, backbone/padding
+covers backbone/frozen, backbone/injection, backbone/by_length, backbone/checkpointing, backbone/padding
 """
 
 from functools import partial
@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from pipeline.backbone.by_length import PASS_COST, groups_by_length
 from pipeline.backbone.facts import behind_refusal, facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection, common_tokens, put_before
@@ -49,7 +50,9 @@ def in_one(backbone: FrozenBackbone, prompt: Tensor, mask: Tensor = PROMPT_MASK)
 
 @pytest.mark.parametrize("family", DECODERS)
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_equals_text_and_prompt_in_one(family: str, checkpointing: bool) -> None:
+def test_equals_text_and_prompt_in_one(family: str, checkpointing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one pass, and with prompts of each length in one of their own."""
+    monkeypatch.setitem(PASS_COST, "cpu", 0 if checkpointing else 32)
     backbone = backbone_of(family, gradient_checkpointing=checkpointing).train()
     assert behind_refusal(backbone.facts) is None
     prompt = prompt_of(backbone)
@@ -62,8 +65,9 @@ def test_equals_text_and_prompt_in_one(family: str, checkpointing: bool) -> None
 
 
 @pytest.mark.parametrize("family", DECODERS)
-def test_what_all_prompts_begin_with_is_read_with_the_text(family: str) -> None:
+def test_what_all_prompts_begin_with_is_read_with_the_text(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for all prompts behind it, of which one ends there; texts are padded on either side."""
+    monkeypatch.setitem(PASS_COST, "cpu", 0)
     backbone, mask = backbone_of(family), PROMPT_MASK.clone()
     prompt = prompt_of(backbone).detach()
     prompt[:, :2], mask[:, :2] = prompt[0, :2], True
@@ -110,6 +114,39 @@ def test_a_text_is_read_once_and_each_prompt_costs_its_tokens() -> None:
     backbone.behind(kept, Injection(PROMPT_MASK, prompt=prompt_of(backbone)))
     assert seen == [(B, T), (B * C, P)]
     assert not kept.hidden.requires_grad and all(not part.requires_grad for layer in kept.layers for part in layer)
+
+
+def test_prompts_of_like_length_are_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    backbone = backbone_of("llama_gqa")
+    lengths = torch.tensor([[1, 4, 1, 2], [4, 2, 1, 1], [2, 3, 1, 0]])
+    mask = torch.arange(P) < lengths.flatten()[:, None]
+    prompt = Injection(mask, prompt=torch.randn(B * 4, P, backbone.facts.hidden_size, dtype=torch.double))
+    kept = backbone.keep(IDS, MASK)
+    expected = backbone.behind(kept, prompt)
+    monkeypatch.setitem(PASS_COST, "cpu", 6)
+    seen: list[tuple[int, ...]] = []
+    inner = next(module for module in layers_of(backbone.model)[1][0].modules() if isinstance(module, nn.Linear))
+    inner.register_forward_hook(lambda _module, inputs, _output: seen.append(tuple(inputs[0].shape[:2])))
+    close(backbone.behind(kept, prompt)[mask], expected[mask])
+    assert seen == [(B * 2, 4), (B * 2, 1)], "a third pass, for what has two tokens, would save no more than six"
+    del seen[:]
+    close(backbone.behind(kept, prompt, by_length=False)[mask], expected[mask])
+    assert seen == [(B * 4, P)]
+
+
+def test_groups_are_cut_where_another_pass_pays() -> None:
+    lengths = [10, 8, 7, 7, 6, 4, 4, 4]
+
+    def tokens(groups: list[slice]) -> int:
+        return sum((group.stop - group.start) * lengths[group.start] for group in groups)
+
+    for spare in range(40):
+        groups = groups_by_length(lengths, spare)
+        assert [place for group in groups for place in range(group.start, group.stop)] == list(range(8))
+        assert tokens([slice(0, 8)]) - tokens(groups) >= spare * (len(groups) - 1)
+    assert tokens(groups_by_length(lengths, 0)) == sum(lengths)
+    assert groups_by_length(lengths, 18) == [slice(0, 8)]
+    assert groups_by_length(lengths, 17) == [slice(0, 5), slice(5, 8)]
 
 
 def test_a_row_before_several_is_not_copied_but_into_the_result() -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.backbone.by_length import PASS_COST
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import Injection
@@ -54,6 +55,18 @@ def test_an_adapter_alone_scores_as_predict_does_bit_for_bit(
     assert np.array_equal(expected(alone, TEXTS), expected(loaded[name], TEXTS))
 
 
+@pytest.mark.parametrize("name", [name for name in SHARED if name.startswith("after")])
+def test_and_where_labels_of_like_length_are_read_together(
+    name: str, loaded: Adapters, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PASS_COST, "cpu", 0)
+    adapter = loaded[name].with_labels(["war", "art and music of our own days", "sport at sea", "tea"])
+    rows = adapter.rows(TEXTS[:1])
+    [scores], passes = score_together([Job(adapter, rows)], 16384)
+    assert isinstance(scores, torch.Tensor) and passes > 2, "the text, and labels of more than one length"
+    assert np.array_equal(scores.numpy(), expected(adapter, TEXTS[:1]))
+
+
 @pytest.mark.parametrize("positions", [16384, 100, 1])
 def test_all_adapters_together_score_as_each_alone(loaded: Adapters, positions: int) -> None:
     """In one pass per kind of reading, in many, and row by row."""
@@ -67,7 +80,10 @@ def test_all_adapters_together_score_as_each_alone(loaded: Adapters, positions: 
 
 
 @pytest.mark.parametrize("names", [("edit", "probe"), ("generated", "places", "static", "edit"), ("late_generated",)])
-def test_what_edits_states_shares_a_pass_with_all_that_is_read_alike(loaded: Adapters, names: tuple[str, ...]) -> None:
+def test_what_edits_states_shares_a_pass_with_all_that_is_read_alike(
+    loaded: Adapters, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PASS_COST, "cpu", 128)
     jobs = [Job(loaded[name], loaded[name].rows([text])) for text in TEXTS[:2] for name in names]
     _, passes = score_together(jobs, 16384)
     assert passes == (2 if "late_generated" in names else 1)  # the layers below are read first
