@@ -8,15 +8,15 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import PreTrainedModel
 
-from pipeline.backbone.by_length import pass_cost, read_by_length
+from pipeline.backbone.by_length import by_length, pass_cost, prompts_by_length
 from pipeline.backbone.carriers import carrier_of
 from pipeline.backbone.checkpointing import checkpoint_layers
 from pipeline.backbone.facts import BackboneFacts, behind_refusal
 from pipeline.backbone.injection import NO_TOKEN, Injection, KeptTexts, KeysValues, split_prefix
 from pipeline.backbone.layer_outputs import check_layers_are_seen, seen
+from pipeline.backbone.likelihood import mean_log_probability
 from pipeline.backbone.padding import real_first, take
 from pipeline.backbone.pooling import pool
 from pipeline.backbone.probe import probe
@@ -131,19 +131,19 @@ class FrozenBackbone(nn.Module):
         order = real_first(mask)
         return KeptTexts(take(hidden, order), mask.gather(1, order), layers, mask.shape[1] - input_ids.shape[1])
 
-    def behind(self, texts: KeptTexts, injection: Injection, *, by_length: bool = True) -> Tensor:
+    def behind(self, texts: KeptTexts, injection: Injection, *, in_one: bool = False) -> Tensor:
         """Hidden states [B * C, P, M] of prompts that are read right behind B texts, C in a row behind each.
 
         Those of tokens that the injection's mask leaves out are arbitrary. The same as to read text and prompt in one.
-        What the prompts begin with is not read again where the texts were kept with it. `by_length`: in several passes
-        where prompts of like length read together save more than a pass costs.
+        What the prompts begin with is not read again where the texts were kept with it. Prompts of like length have a
+        pass of their own where that saves more than it costs, unless all are to be read `in_one`.
         """
 
         def read(part: Injection, _rows: Tensor) -> Tensor:
             return self._behind({"inputs_embeds": part.content.to(texts.hidden.dtype)}, part.mask, texts)
 
-        spare = self.pass_cost if by_length else sys.maxsize
-        hidden = read_by_length(read, injection.after(texts.begun), len(texts.mask), spare)
+        spare = sys.maxsize if in_one else self.pass_cost
+        hidden = prompts_by_length(read, injection.after(texts.begun), len(texts.mask), spare)
         begun = texts.beginning.repeat_interleave(len(hidden) // len(texts.mask), 0)
         return torch.cat([begun, hidden], dim=1)
 
@@ -211,30 +211,33 @@ class FrozenBackbone(nn.Module):
     def likelihood(
         self, input_ids: Tensor, attention_mask: Tensor, continuation: Tensor, kept: KeptTexts | None = None
     ) -> Tensor:
-        """Mean log-probability per token of what is read right behind each text, [B] float32.
+        """Mean log-probability per token of what is read right behind each text, [B * C] float32.
 
-        `input_ids` and `attention_mask` are those of the texts, [B, T]; `continuation` [B, Q] is padded with NO_TOKEN.
-        `kept`: the same texts, read before, where the backbone `keeps_texts`; then only the continuation is read.
+        `input_ids` and `attention_mask` are those of the texts, [B, T]; `continuation` [B * C, Q], C in a row behind
+        each, is padded with NO_TOKEN. `kept`: the same texts, read before, where the backbone `keeps_texts`; then only
+        the continuation is read.
         """
         assert self.output is not None, "the backbone was loaded without its output layer"
-        exists = continuation != NO_TOKEN
-        words = continuation.where(exists, 0)
-        if kept is None:
-            tokens, mask = torch.cat([input_ids, words], dim=1), torch.cat([attention_mask.bool(), exists], dim=1)
-            text, behind = self(tokens, mask).tensor_split([input_ids.shape[1]], dim=1)
-        else:
-            text, behind = kept.hidden, self._behind({"input_ids": words}, exists, kept)
-            attention_mask = kept.text_mask
-        # What predicts each token is the state of the one before it.
-        before = torch.cat([pool(text, attention_mask, "last").unsqueeze(1), behind[:, :-1]], dim=1)
-        logits: Tensor = self.output(before).float()
-        cap = getattr(self.model.config, "final_logit_softcapping", None)  # Gemma 2
-        if cap is not None:
-            logits = cap * torch.tanh(logits / cap)
-        losses = functional.cross_entropy(
-            logits.flatten(0, 1), continuation.flatten(), ignore_index=NO_TOKEN, reduction="none"
-        )
-        return -losses.view_as(continuation).sum(dim=1) / exists.sum(dim=1)
+        copies, cap = len(continuation) // len(input_ids), getattr(self.model.config, "final_logit_softcapping", None)
+
+        def read(rows: Tensor, width: int) -> Tensor:
+            words, texts = continuation[rows, :width], rows // copies
+            if kept is None:
+                last, behind = self._words_with_texts(words, input_ids[texts], attention_mask[texts].bool())
+            else:
+                last = pool(kept.hidden, kept.text_mask, "last")[texts]
+                behind = self._behind({"input_ids": words.clamp(min=0)}, words != NO_TOKEN, kept)
+            # What predicts each token is the state of the one before it.
+            before = torch.cat([last.unsqueeze(1), behind[:, :-1]], dim=1)
+            return mean_log_probability(self.output, cap, before, words)
+
+        return by_length(read, continuation != NO_TOKEN, len(input_ids), self.pass_cost)
+
+    def _words_with_texts(self, words: Tensor, input_ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The states of the texts' last tokens [R, M], and those of words right behind them [R, Q, M], read in one."""
+        tokens = torch.cat([input_ids, words.clamp(min=0)], dim=1)
+        text, behind = self(tokens, torch.cat([mask, words != NO_TOKEN], dim=1)).tensor_split([mask.shape[1]], dim=1)
+        return pool(text, mask, "last"), behind
 
     def _behind_prompt(
         self, tokens: dict[str, Tensor], mask: Tensor, prompt: Tensor, prompt_mask: Tensor

@@ -202,7 +202,7 @@ def _saved_bytes(
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         try:
             if kept is not None and injection is not None:
-                backbone.behind(kept, injection, by_length=False)  # fake tensors have no lengths
+                backbone.behind(kept, injection, in_one=True)  # fake tensors have no lengths
             else:
                 backbone(ids, mask, injection, trunk=trunk, edits=None if editor is None else editor.edits)
         except DynamicOutputShapeException as error:  # Gemma 3n and 4 look up which token each embedding is of

@@ -36,7 +36,7 @@ class Reader(Protocol):
         """
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
-        """Mean log-probability per token of a label's hypothesis right behind each text: labels [B] -> [B] float32.
+        """Mean log-probability per token of labels' hypotheses right behind each text: labels [B, C] -> [B, C] float32.
 
         Only for methods with `reads_hypotheses`, on decoders.
         """

@@ -215,7 +215,8 @@ class _Reader:
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
         backbone, kept = self.model.backbone, self._kept if self.model.backbone.keeps_texts else None
-        return backbone.likelihood(self.input_ids, self.attention_mask, self.model.continuations[labels], kept)
+        words = self.model.continuations[labels.flatten()]
+        return backbone.likelihood(self.input_ids, self.attention_mask, words, kept).view_as(labels)
 
 
 class StateModel(nn.Module):

@@ -2,7 +2,6 @@
 
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from pipeline.backbone.facts import BackboneFacts
@@ -36,8 +35,7 @@ class HypothesisLikelihood(TuningMethod):
     judges_hypotheses: ClassVar[bool] = True
 
     def scores(self, read: Reader, candidates: Tensor, states: Tensor, mask: Tensor) -> Tensor:
-        # A label at a time: B rows behind the texts, however many labels there are.
-        return torch.stack([read.likelihood(labels) for labels in candidates.unbind(1)], dim=1)
+        return read.likelihood(candidates)
 
 
 class StateSimilarity(TuningMethod):

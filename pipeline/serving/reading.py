@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from pipeline.backbone.by_length import pass_cost, read_by_length
+from pipeline.backbone.by_length import by_length, pass_cost, prompts_by_length
 from pipeline.backbone.facts import Form
 from pipeline.backbone.frozen import FrozenBackbone
 from pipeline.backbone.injection import NO_TOKEN, Injection
@@ -34,10 +34,13 @@ class Texts:
     types: Tensor | None
     """[R, T] token types of pairs"""
 
+    def select(self, rows: Tensor | slice) -> "Texts":
+        """These rows; a tensor of them may repeat some."""
+        return Texts(self.ids[rows], self.mask[rows], None if self.types is None else self.types[rows])
+
     def repeat(self, copies: int) -> "Texts":
         """Each row `copies` times in a row."""
-        types = None if self.types is None else self.types.repeat_interleave(copies, 0)
-        return Texts(self.ids.repeat_interleave(copies, 0), self.mask.repeat_interleave(copies, 0), types)
+        return self.select(torch.arange(len(self.ids), device=self.ids.device).repeat_interleave(copies))
 
 
 @dataclass(frozen=True)
@@ -81,10 +84,9 @@ class Asked:
     def part(self, start: int, stop: int) -> "Asked":
         """Some of the rows."""
         rows = slice(start, stop)
-        types = None if self.texts.types is None else self.texts.types[rows]
         return replace(
             self,
-            texts=Texts(self.texts.ids[rows], self.texts.mask[rows], types),
+            texts=self.texts.select(rows),
             injection=None if self.injection is None else self.injection.select(torch.arange(start, stop)),
             before=None if self.before is None else self.before[rows],
             words=None if self.words is None else self.words[rows],
@@ -124,7 +126,7 @@ class AskingReader:
             seen, before = mask[rows // copies], self._kept[rows // copies]
             return self.ask(Asked("behind", Texts(seen.long(), seen, None), injection=part, before=before))
 
-        found = read_by_length(read, injection.after(begun), len(mask), self.model.backbone.pass_cost)
+        found = prompts_by_length(read, injection.after(begun), len(mask), self.model.backbone.pass_cost)
         found = torch.cat([kept.beginning.repeat_interleave(copies, 0), found], dim=1)
         return pool(found, injection.mask, self.model.pooling)
 
@@ -160,8 +162,15 @@ class AskingReader:
 
     def likelihood(self, labels: Tensor, /) -> Tensor:
         assert self.model.continuations is not None, "the model was built without the labels' continuations"
-        before = self._kept if self.model.backbone.keeps_texts else None
-        return self.ask(Asked("likelihood", self.texts, before=before, words=self.model.continuations[labels]))
+        kept = self._kept if self.model.backbone.keeps_texts else None
+        words, copies = self.model.continuations[labels.flatten()], labels.shape[1]
+
+        def read(rows: Tensor, width: int) -> Tensor:
+            texts, before = self.texts.select(rows // copies), None if kept is None else kept[rows // copies]
+            return self.ask(Asked("likelihood", texts, before=before, words=words[rows, :width]))
+
+        spare = self.model.backbone.pass_cost
+        return by_length(read, words != NO_TOKEN, len(labels), spare).view_as(labels)
 
 
 def read_together(backbone: FrozenBackbone, asked: Sequence[Asked], positions: int) -> tuple[list[Tensor], int]:

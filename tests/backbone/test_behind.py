@@ -130,7 +130,7 @@ def test_prompts_of_like_length_are_read_together(monkeypatch: pytest.MonkeyPatc
     close(backbone.behind(kept, prompt)[mask], expected[mask])
     assert seen == [(B * 2, 4), (B * 2, 1)], "a third pass, for what has two tokens, would save no more than six"
     del seen[:]
-    close(backbone.behind(kept, prompt, by_length=False)[mask], expected[mask])
+    close(backbone.behind(kept, prompt, in_one=True)[mask], expected[mask])
     assert seen == [(B * 4, P)]
 
 

@@ -1,6 +1,6 @@
 """How likely a decoder finds what is read behind a text: transformers' own figure, one text at a time.
 
-covers backbone/frozen
+covers backbone/frozen, backbone/likelihood, backbone/by_length
 """
 
 from itertools import product
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from pipeline.backbone.by_length import PASS_COST
 from pipeline.backbone.config import BackboneConfig
 from pipeline.backbone.facts import facts_of
 from pipeline.backbone.frozen import FrozenBackbone
@@ -70,6 +71,24 @@ def test_equals_the_definition(tmp_path: Path, family: str, tied: bool) -> None:
     for side, keep in product(("right", "left"), {False, backbone.keeps_texts}):
         torch.testing.assert_close(likelihood(backbone, side, keep), expected, rtol=1e-6, atol=1e-6)
     assert backbone.keeps_texts == (backbone.facts.sliding_window is None)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+def test_several_behind_each_text_are_as_one_at_a_time(
+    tmp_path: Path, keep: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of like length in a pass of their own."""
+    monkeypatch.setitem(PASS_COST, "cpu", 0)
+    save_tiny(tmp_path, "llama_gqa", AutoModelForCausalLM)
+    backbone = load(tmp_path)
+    lengths = torch.tensor([[1, 4, 2], [2, 1, 4], [1, 3, 2]])
+    words = torch.randint(4, 200, (3, 3, Q)).masked_fill(torch.arange(Q) >= lengths.unsqueeze(2), NO_TOKEN)
+    ids, mask = torch.randint(4, 200, (3, T)), torch.arange(T) < torch.tensor([5, 8, 3]).unsqueeze(1)
+    with torch.no_grad():
+        kept = backbone.keep(ids, mask) if keep else None
+        found = backbone.likelihood(ids, mask, words.flatten(0, 1), kept).view(3, 3)
+        expected = [backbone.likelihood(ids, mask, column, kept) for column in words.unbind(1)]
+    torch.testing.assert_close(found, torch.stack(expected, dim=1), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("tied", [True, False])
