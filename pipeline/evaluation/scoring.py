@@ -48,10 +48,11 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `size` = B * C rows at a time and
-    rank. Where all labels of a text are scored in one go, `readings` says how many rows that takes; elsewhere a label
-    takes one for each of its `hypotheses`. Texts are batched by length; the batches do not depend on the number of
-    ranks, and all ranks run the same number of forwards, as ZeRO-3 needs it. Where memory is short, a model that is
-    whole goes on with smaller passes; a sharded one raises PassTooLargeError.
+    rank; where a text has more labels, they come in parts of these `sizes`. Where all labels of a text are scored in
+    one go, `readings` says how many rows that takes; elsewhere a label takes one for each of its `hypotheses`. Texts
+    are batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of
+    forwards, as ZeRO-3 needs it. Where memory is short, a model that is whole goes on with smaller passes; a sharded
+    one raises PassTooLargeError.
     `description` labels the progress that rank 0 shows. `before_batch` is called before each forward of all ranks, and
     may raise to end the scoring.
     """
@@ -161,9 +162,9 @@ def scores_of_states(
 
 
 def _chunks(label_count: int, size: PassSize, readings: int | None, hypotheses: int, longest: int) -> list[Tensor]:
-    """The labels that are scored in one forward, chunk by chunk, the same for all texts, of at most `longest` tokens.
+    """The labels that texts of at most `longest` tokens are read with at a time, chunk by chunk, the same for all.
 
-    All ranks run as many forwards, whatever batches they have.
+    So all ranks make as many passes, whatever batches they have.
     """
     if readings:
         return [torch.arange(label_count)]
@@ -184,7 +185,7 @@ class _Scorer:
     model: nn.Module
     texts: Texts
     chunks: list[Tensor]
-    """Labels of each forward."""
+    """Labels that a text is read with at a time."""
     pad_token_id: int
     device: torch.device
     readings: int | None
@@ -245,8 +246,10 @@ def _score_batch(model: nn.Module, batch: dict[str, Tensor], chunks: list[Tensor
     """B texts against all labels, chunk by chunk -> [B, K] float32 on the CPU."""
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
     count = len(next(iter(inputs.values())))
-    candidates = (labels.to(device).expand(count, -1) for labels in chunks)
-    return torch.cat([model(**inputs, candidates=part).float() for part in candidates], dim=1).cpu()
+    candidates = torch.cat(chunks).to(device).expand(count, -1)
+    sizes = {"sizes": [len(labels) for labels in chunks]} if len(chunks) > 1 else {}
+    scores: Tensor = model(**inputs, candidates=candidates, **sizes)
+    return scores.float().cpu()
 
 
 def label_chunks(label_count: int, rows_per_forward: int, hypotheses: int = 1) -> list[Tensor]:

@@ -82,17 +82,21 @@ class LTuningModel(nn.Module):
         alone: Tensor | None = None,
         token_states: Tensor | None = None,
         *,
+        sizes: list[int] | None = None,
         unscored: bool = False,
     ) -> Tensor:
         """How true each candidate label is of its text.
 
         input_ids, attention_mask, token_type_ids [B, T]; candidates [B, C], label indices -> scores [B, C] float32.
         `alone` [B, M], `token_states` [B, T, W]: the texts' stored states, which are then not read again; the latter
-        are those before injections of the method's form. `unscored`: what is read of each text with each candidate's
-        injection instead, [B, C, M].
+        are those before injections of the method's form. `sizes`: the candidates are scored in parts of so many, but
+        what needs one reading of a text has one. `unscored`: what is read of each text with each candidate's injection
+        instead, [B, C, M].
         """
         read = _Reader(self, input_ids, attention_mask, token_type_ids, alone, token_states, unscored)
-        return self._injected_states(read, candidates) if unscored else self.scores(read, candidates)
+        if unscored:
+            return self._injected_states(read, candidates)
+        return torch.cat([self.scores(read, part) for part in candidates.split(sizes or candidates.shape[1], 1)], 1)
 
     def scores(self, read: Reader, candidates: Tensor) -> Tensor:
         """The same, of texts that `read` reads: candidates [B, C] -> scores [B, C] float32."""

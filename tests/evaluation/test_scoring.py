@@ -24,7 +24,7 @@ ALONE = Ranks.alone()
 
 
 class Toy(nn.Module):
-    """Scores that depend on every token and on nothing of the padding; counts its forwards and the rows it saw."""
+    """Scores that depend on every token and on nothing of the padding; notes what it was to read in each pass."""
 
     def __init__(self, labels: int) -> None:
         super().__init__()
@@ -32,11 +32,15 @@ class Toy(nn.Module):
         self.words = nn.Parameter(torch.randn(50, 8, dtype=torch.float64, generator=generator))
         self.labels = nn.Parameter(torch.randn(labels, 8, dtype=torch.float64, generator=generator))
         self.shapes: list[tuple[int, int]] = []
+        self.widths: list[int] = []
         self.padding = 0
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, candidates: Tensor) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, candidates: Tensor, sizes: list[int] | None = None
+    ) -> Tensor:
         assert not self.training and not torch.is_grad_enabled()
-        self.shapes.append((candidates.shape[0], candidates.shape[1]))
+        self.shapes += [(len(candidates), size) for size in sizes or [candidates.shape[1]]]
+        self.widths += [input_ids.shape[1]] * len(sizes or [1])
         self.padding += int((attention_mask == 0).sum())
         position = torch.arange(1, input_ids.shape[1] + 1, dtype=torch.float64)
         text = (self.words[input_ids] * (attention_mask * position).unsqueeze(-1)).sum(1).tanh()
@@ -73,14 +77,13 @@ def double_loop(model: Toy, texts: list[dict], labels: int) -> np.ndarray:
 def test_batches_by_tokens_equal_the_double_loop(tokens: int, readings: int | None) -> None:
     texts, model = some_texts(23), Toy(7)
     expected = double_loop(model, texts, 7)
-    model.shapes, widths = [], []
-    model.register_forward_pre_hook(lambda _, __, inputs: widths.append(inputs["input_ids"].shape[1]), with_kwargs=True)
+    model.shapes, model.widths = [], []
     found = score(
         model, TokenizedTexts(texts), 7, PassSize(tokens=tokens), ranks=ALONE, pad_token_id=0, device=CPU,
         readings=readings,
     )  # fmt: skip
     np.testing.assert_allclose(found, expected, rtol=1e-6)
-    for (count, labels), width in zip(model.shapes, widths, strict=True):
+    for (count, labels), width in zip(model.shapes, model.widths, strict=True):
         rows = count * (readings or labels)
         assert rows * width <= tokens or (count == 1 and (readings or labels == 1))
 

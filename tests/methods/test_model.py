@@ -67,6 +67,7 @@ def test_candidates_together_equal_one_by_one(method: str, family: str, texts: d
     # In any order, with repetition, different for each text.
     candidates = torch.tensor([[3, 0, 0], [1, 1, 1], [2, 3, 1]])
     assert_same(model(**texts, candidates=candidates), scores.gather(1, candidates))
+    assert_same(model(**texts, candidates=candidates, sizes=[1, 2]), scores.gather(1, candidates))
 
 
 def behind_model(start: Tensor | None, states: Tensor, head: Literal["fitted", "label_aware"]) -> LTuningModel:
@@ -112,7 +113,7 @@ def test_what_all_hypotheses_begin_with_is_read_once_per_text(texts: dict[str, T
     first = next(part for part in model.backbone.modules() if isinstance(part, nn.Linear))
     first.register_forward_hook(lambda _module, given, _found: read.append(tuple(given[0].shape[:2])))
 
-    def shapes(**options: bool) -> list[tuple[int, ...]]:
+    def shapes(**options: Any) -> list[tuple[int, ...]]:
         read.clear()
         model(**texts, candidates=ALL.expand(3, K), **options)
         return read.copy()
@@ -125,6 +126,7 @@ def test_what_all_hypotheses_begin_with_is_read_once_per_text(texts: dict[str, T
         assert shapes(unscored=True) == once, "what a judge is fitted to"
         model.method.begin_tuning()
         assert shapes() == once
+        assert shapes(sizes=[1, K - 1]) == [once[0], (rows, P - 1), (rows * (K - 1), P - 1)], "also of labels in parts"
         model.train()
         assert shapes() == each_time, "dropout would make the prompts differ"
     model.eval()
