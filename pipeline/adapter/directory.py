@@ -266,8 +266,9 @@ def _load(folder: Path, calibrated: bool) -> Adapter:
         )
     _check_files(folder)
     config, state = read_adapter_config(folder / CONFIG), _read_tensors(folder / TENSORS)
+    labels = LabelStates.load(folder)  # with the checksums, so that a damaged file is not taken for another calibration
     temperature = load_calibration(folder).temperature if calibrated else 1.0
-    return Adapter(config, state, LabelStates.load(folder), temperature)
+    return Adapter(config, state, labels, temperature)
 
 
 def _check_files(folder: Path) -> None:

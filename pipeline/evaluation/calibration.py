@@ -3,6 +3,7 @@
 The temperature is fitted on the validation split by *evaluate*, and kept in calibration.json beside the adapter.
 """
 
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ from pydantic import Field, ValidationError
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
+from pipeline.core.artefact import sha256_of
+from pipeline.core.checksums import sha256_of_file
 from pipeline.core.errors import UserError
 from pipeline.core.files import read_json, write_json
 from pipeline.core.settings import Settings
@@ -28,6 +31,8 @@ class Calibration(Settings):
     """The scores are divided by it before the softmax; above 1 where the scores are too sure of themselves."""
     texts: int = Field(ge=1)
     """Validation texts it was fitted on."""
+    sha256: str | None = None
+    """Of the two, and of the tensors beside them that it was fitted for. None: of a version that did not keep it."""
 
 
 def fit_temperature(scores: NDArray, truth: NDArray) -> Calibration:
@@ -59,17 +64,27 @@ def calibrated_metrics(scores: NDArray, truth: NDArray, calibration: Calibration
 
 def keep_calibration(adapter: Path, calibration: Calibration) -> None:
     """Writes calibration.json beside the adapter, untouched if it is the same."""
-    values = calibration.model_dump()
-    if not (adapter / FILE).is_file() or read_json(adapter / FILE) != values:
-        write_json(adapter / FILE, values)
+    with suppress(UserError):  # it is damaged, or not there
+        if load_calibration(adapter).model_copy(update={"sha256": None}) == calibration:
+            return
+    write_json(adapter / FILE, calibration.model_dump() | {"sha256": _digest(adapter, calibration)})
 
 
 def load_calibration(adapter: Path) -> Calibration:
-    """Raises UserError where there is none, or a damaged one."""
+    """Raises UserError where there is none, a damaged one, or another adapter's."""
     file = adapter / FILE
     if not file.is_file():
         raise UserError(f"'{adapter}' is not calibrated ({FILE} is missing): run evaluate with a validation split")
     try:
-        return Calibration.model_validate(read_json(file))
+        found = Calibration.model_validate(read_json(file))
     except ValidationError as error:
         raise UserError(f"'{file}' is damaged ({error.errors()[0]['msg']}): run evaluate again") from error
+    if found.sha256 not in (None, _digest(adapter, found)):
+        raise UserError(f"'{file}' is not what was written for this adapter: copy it again, or run evaluate again")
+    return found
+
+
+def _digest(adapter: Path, calibration: Calibration) -> str:
+    # SHA256SUMS is older than the calibration, and decides by its own content whether evaluation/ is current.
+    tensors = map(sha256_of_file, sorted(adapter.glob("*.safetensors")))
+    return sha256_of(str(calibration.temperature), str(calibration.texts), *tensors)

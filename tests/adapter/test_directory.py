@@ -6,6 +6,7 @@ covers adapter/card
 import json
 import os
 import re
+import shutil
 import stat
 from dataclasses import replace
 from pathlib import Path
@@ -230,6 +231,27 @@ def test_the_calibration_is_of_the_adapter_that_is_loaded(folder: Path) -> None:
             with pytest.raises(UserError, match=r"calibration\.json' is damaged"):
                 load_adapter(folder, calibrated=True)
         load_adapter(folder)
+
+
+def test_a_calibration_that_was_altered_or_is_anothers_is_refused(folder: Path, tmp_path: Path) -> None:
+    keep_calibration(folder, Calibration(temperature=1.5, texts=5))
+    file = folder / "calibration.json"
+    written = file.read_text()
+    other = shutil.copytree(folder, tmp_path / "other")
+    adapter = load_adapter(folder)
+    changed = {name: tensor + 1 for name, tensor in adapter.method_state.items()}
+    save_adapter(other, changed, adapter.config, adapter.labels)
+    (other / "calibration.json").write_text(written)
+    file.write_text(written.replace("1.5", "1.7"))
+    for place in (folder, other):
+        with pytest.raises(UserError, match=r"calibration\.json' is not what was written for this adapter"):
+            load_adapter(place, calibrated=True)
+    save_file({name: tensor + 2 for name, tensor in changed.items()}, other / "adapter.safetensors")
+    with pytest.raises(UserError, match=r"adapter\.safetensors' is not what was written \(SHA256SUMS\)"):
+        load_adapter(other, calibrated=True)
+    without = {key: value for key, value in json.loads(written).items() if key != "sha256"}
+    file.write_text(json.dumps(without))
+    assert load_adapter(folder, calibrated=True).temperature == 1.5, "an older version's"
 
 
 def test_a_prefix_that_a_window_hid_in_training_is_told(folder: Path, caplog: pytest.LogCaptureFixture) -> None:

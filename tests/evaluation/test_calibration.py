@@ -70,9 +70,12 @@ def test_evaluate_fits_it_and_predict_uses_it(tmp_path: Path) -> None:
     assert metrics["validation"]["calibrated"]["log_loss"] <= metrics["validation"]["log_loss"]
     assert metrics["test"]["calibrated"]["ece"] != metrics["test"]["ece"]
     file = config.run_dir.adapter / FILE
-    assert json.loads(file.read_text()) == {"temperature": temperature, "texts": 6}
+    written = json.loads(file.read_text())
+    assert written == {"temperature": temperature, "texts": 6, "sha256": written["sha256"]}
     file.unlink()
     assert evaluate(config) == metrics and file.is_file(), "a current evaluation brings it back"
+    file.write_text("{")
+    assert evaluate(config) == metrics and json.loads(file.read_text()) == written, "and mends it"
 
     (tmp_path / "texts.txt").write_text("a goal\nprofit rose\n")
     lines = {}

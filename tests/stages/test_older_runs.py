@@ -49,6 +49,8 @@ def as_version_0_1(run: RunDir) -> None:
     parts = {part: value for part, value in manifest["fingerprint"].items() if part != "format"}
     del manifest["special_tokens"], manifest["sources"]
     rewrite(run.manifest_file, manifest | {"version": 1, "fingerprint": parts})
+    calibration = read_json(run.adapter / "calibration.json")
+    write_json(run.adapter / "calibration.json", {key: calibration[key] for key in ("temperature", "texts")})
     for folder in (run.labels, run.adapter, run.adapter_final):
         states = LabelStates.load(folder)
         for part in ("format", "weights"):
