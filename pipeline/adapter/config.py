@@ -68,12 +68,13 @@ class AdapterConfig(Settings):
     data: TextSettings
 
     def flat(self) -> dict[str, str]:
-        """Everything scores depend on, by key. Which backbone it is, its fingerprint says instead."""
+        """Everything scores depend on, by key. Which backbone it is, its fingerprint says instead, and how labels are
+        worded, their hypotheses."""
         # Kernels round otherwise, no more; one that training had may be lacking where its adapter is evaluated.
         aside = {"name_or_path", "revision", "gradient_checkpointing", "attention"}
         # How special tokens are read matters where there are some; the data's fingerprint knows that.
         sections = self.model_dump(
-            mode="json", exclude={"version": True, "backbone": aside, "data": {"special_tokens"}}
+            mode="json", exclude={"version": True, "backbone": aside, "labels": True, "data": {"special_tokens"}}
         )
         return {key: str(value) for key, value in flat(sections).items()}
 

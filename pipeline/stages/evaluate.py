@@ -22,6 +22,8 @@ from pipeline.core.checksums import check_sums
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir, read_json, write_json
 from pipeline.core.run_dir import RunDir
+from pipeline.data.config import LabelsConfig, weighted
+from pipeline.data.hypotheses import Hypotheses, hypotheses
 from pipeline.data.splits import Split, load_split
 from pipeline.distributed.ranks import Ranks
 from pipeline.engine.backbone import Backbone, backbone_of
@@ -154,12 +156,23 @@ def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], pa
     """Raises UserError, naming the part, if the adapter is not what this config and data would train."""
     changed = differences(adapter.config.flat(), config.flat())
     changed += differences({"the labels": str(adapter.labels.names)}, {"the labels": str(names)})
+    words = dict(zip(names, hypotheses(names, config.labels).by_label, strict=True))
+    changed = changed or differences(
+        _worded(adapter.config.labels, adapter.labels.by_label), _worded(config.labels, words)
+    )
     if changed:
         raise _trained_otherwise(path, changed)
 
 
+def _worded(labels: LabelsConfig, hypotheses: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+    """The words for new labels, and those of each label: the same in whichever form `labels` states them."""
+    [template] = Hypotheses.of([weighted(labels.template)]).by_label
+    own = {f"the hypothesis of {name!r}": str(words) for name, words in hypotheses.items()}
+    return {"labels.template": str(template), **own}
+
+
 def _trained_otherwise(adapter: Path, changed: list[str]) -> UserError:
-    return UserError(f"'{adapter}' was trained otherwise: {'; '.join(changed)}; run train again")
+    return UserError(f"'{adapter}' was trained otherwise: {'; '.join(changed)}; run train again (--overwrite)")
 
 
 def majority_label(manifest: dict[str, Any]) -> int:

@@ -3,6 +3,7 @@
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ from sklearn.metrics import accuracy_score
 from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.config import RunConfig
 from pipeline.core.errors import UserError
+from pipeline.data.config import LabelsConfig
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.evaluate import evaluate
 from pipeline.stages.preprocess import preprocess
@@ -119,6 +121,28 @@ def test_an_adapter_trained_otherwise_is_refused_by_part(config: RunConfig) -> N
     unevaluable = config.model_copy(update={"run": config.run.model_copy(update={"dir": config.run.dir + "-none"})})
     with pytest.raises(UserError, match=r"manifest\.json' does not exist"):
         evaluate(unevaluable)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        ({"template": ["This text is about {label}."]}, None),
+        ({"template": {"This text is about {label}.": 3}}, None),
+        ({"texts": {"sport": "This text is about sport."}}, None),
+        ({"template": "On {label}."}, "labels.template was "),
+        ({"texts": {"sport": "On sport."}}, r"trained otherwise: the hypothesis of 'sport' was "),
+    ],
+)
+def test_labels_that_are_worded_alike_are_the_same(
+    config: RunConfig, labels: dict[str, Any], words: str | None
+) -> None:
+    """To `train` the run is finished with them too."""
+    other = config.model_copy(update={"labels": LabelsConfig(**labels)})
+    if words is None:
+        assert evaluate(other) == evaluate(config)
+    else:
+        with pytest.raises(UserError, match=f"{words}.*; run train again \\(--overwrite\\)"):
+            evaluate(other)
 
 
 def test_another_attention_kernel_is_no_other_training(config: RunConfig) -> None:
