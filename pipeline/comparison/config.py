@@ -78,6 +78,17 @@ class ComparisonConfig(Settings):
         """The same with this said of `trust_remote_code`."""
         return self.model_copy(update={"trust_remote_code": trust_remote_code})
 
+    @field_validator("grid", mode="before")
+    @classmethod
+    def _comes_in_sections(cls, grid: Any) -> Any:
+        """An override `grid.train.epochs=[1, 2]` is read as {train: {epochs: [1, 2]}}."""
+        found: dict[Any, Any] = {}
+        for key, values in grid.items() if isinstance(grid, dict) else ():
+            found |= (
+                {f"{key}.{name}": own for name, own in values.items()} if isinstance(values, dict) else {key: values}
+            )
+        return found if isinstance(grid, dict) else grid
+
     @field_validator("backbones", "datasets", "methods")
     @classmethod
     def _can_be_folders(cls, parts: dict[str, Part]) -> dict[str, Part]:

@@ -68,6 +68,7 @@ def test_a_group_that_another_process_is_at_is_refused(
         ({}, ["sizes=[8, most]"], "'sizes.1': must be all, or a number of texts from 1 on"),
         ({"grid": {"train.learning_rate": [1e-3, 0.001]}}, [], "0.001 is given twice"),
         ({"grid": {"train.learning_rate": []}}, [], "grid.train.learning_rate"),
+        ({}, ["grid.train.learning_rat=[1]"], "did you mean 'train.learning_rate'?"),
         ({"grid": {"train.learning_rate": [0.1, float("nan")]}}, [], "'train.learning_rate': "),
         ({"published": {"tiny": {"news": {"prompt": float("inf")}}}}, [], "finite number"),
         ({"reference": "lt_prefix"}, [], "not one of methods: lt_prompt, prompt, majority"),
@@ -86,6 +87,12 @@ def test_faults_are_told_before_anything_runs(
     assert main(["compare", "--config", str(file), *options]) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "comparison").exists()
+
+
+def test_a_key_of_the_grid_can_be_overridden_alone(tmp_path: Path) -> None:
+    file = write_comparison(tmp_path)
+    grid = load_comparison(file, ["grid.train.learning_rate=[0.5]", "grid.train.batch_size=[2, 4]"]).grid
+    assert grid == {"train.learning_rate": [0.5], "train.batch_size": [2, 4]}
 
 
 @pytest.mark.parametrize("recipe", COMPARISONS, ids=lambda path: path.stem)
