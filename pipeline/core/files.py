@@ -209,8 +209,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; none where there is no such file. UserError for a damaged one."""
     lines = path.read_bytes().splitlines() if path.is_file() else []
     try:
-        return [json.loads(line) for line in lines]
-    except (ValueError, RecursionError) as error:
+        return [dict(json.loads(line)) for line in lines]
+    except (TypeError, ValueError, RecursionError) as error:
         raise UserError(f"'{path}' is damaged ({error}): remove it, to go on without what it says") from error
 
 

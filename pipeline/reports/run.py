@@ -205,10 +205,17 @@ def cost(run: Run, run_dir: RunDir) -> list[tuple[str, str]]:
         speeds = [line["examples_per_second"] for line in run.training]
         rows.append(("texts per second, median", f"{np.median(speeds):.1f}"))
     if run_dir.cost_file.is_file():
-        peak = read_json(run_dir.cost_file)
-        rows.append((f"peak {peak['memory']} memory of rank 0", f"{peak['peak_memory_bytes'] / 2**30:.2f} GiB"))
-        rows.append(("ranks", str(peak["ranks"])))
+        rows += _peak(run_dir.cost_file)
     return rows
+
+
+def _peak(file: Path) -> list[tuple[str, str]]:
+    try:
+        peak = read_json(file)
+        memory = (f"peak {peak['memory']} memory of rank 0", f"{peak['peak_memory_bytes'] / 2**30:.2f} GiB")
+        return [memory, ("ranks", str(peak["ranks"]))]
+    except (LookupError, TypeError, UserError) as error:
+        raise UserError(f"'{file}' is damaged ({error!r}): remove it, to go on without what it says") from error
 
 
 def _duration(seconds: float) -> str:
