@@ -27,7 +27,7 @@ from pipeline.comparison.statistics import Difference, compare_predictions
 from pipeline.comparison.wording import WORDING_COLUMNS, wording_cells, wording_means
 from pipeline.core.errors import UserError
 from pipeline.core.escapes import for_markdown
-from pipeline.core.files import atomic_file, write_text
+from pipeline.core.files import atomic_file, remove, write_text
 from pipeline.core.output import say
 from pipeline.core.run_dir import RunDir
 from pipeline.methods import BASELINES
@@ -68,6 +68,12 @@ def write_tables(
     text = "\n\n".join(tables) + "\n"
     write_text(folder / "tables.md", text)
     say(text)
+
+
+def remove_tables(folder: Path) -> None:
+    """Before a run that they tell of is made anew: what ends in between must not leave them as if they were of it."""
+    for name in ("results.parquet", "results.csv", "summary.parquet", "summary.csv", "tables.md"):
+        remove(folder / name)
 
 
 def summarize(folder: Path, rows: list[Row], reference: str | None = None) -> list[Row]:

@@ -13,6 +13,7 @@ from pipeline.adapter.directory import load_adapter
 from pipeline.backbone.config import BackboneConfig
 from pipeline.comparison.config import ComparisonConfig, Group, cell_config
 from pipeline.comparison.curve import read_curve
+from pipeline.comparison.tables import remove_tables
 from pipeline.config import RunConfig, load_config
 from pipeline.core.artefact import FORMAT, Artefact, defaults_of, sha256_of, within
 from pipeline.core.errors import UserError
@@ -213,6 +214,7 @@ class Cell:
             except UserError:
                 if not overwrite:
                     raise
+                remove_tables(self.root)
                 remove(self.file)  # first, and always: its fingerprint does not say what all of that was made from
                 run.remove_training()
         elif not self._is_kept():

@@ -6,6 +6,7 @@ covers stages/cell
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -13,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from pipeline.cli import main
 from pipeline.comparison.config import groups, load_comparison
 from pipeline.engine.startup import start
-from pipeline.stages.cell import cell_of
+from pipeline.stages.cell import Cell, cell_of
 from tests.support.tiny_comparison import rows_of, write_comparison
 
 
@@ -29,7 +30,16 @@ def test_a_comparison_follows_its_config(tmp_path: Path) -> None:
     assert len(trained) == 1, "other test texts are no reason to train again"
 
 
-def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+TABLES = {"results.parquet", "results.csv", "summary.parquet", "summary.csv", "tables.md"}
+
+
+def interrupted(cell: Cell, judge: bool) -> dict[str, Any]:
+    raise KeyboardInterrupt
+
+
+def test_a_finished_cell_is_kept_until_it_is_overwritten(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     methods = {"prompt": {"method": {"tokens": 4}}}
     command = ["compare", "--config", str(write_comparison(tmp_path, grid={}, methods=methods, seeds=[0, 1]))]
     assert main(command) == 0
@@ -47,7 +57,13 @@ def test_a_finished_cell_is_kept_until_it_is_overwritten(tmp_path: Path, capsys:
     assert "train.max_steps was '4', now '6'" in said and files() == before
     assert all((run / "data").resolve().is_dir() for run in (folder / "runs").rglob("seed-*"))
     assert main(command) == 0 and files() == before
+    tables = {file for file in folder.iterdir() if file.is_file()}
+    with monkeypatch.context() as patch:
+        patch.setattr(Cell, "results", interrupted)
+        assert main([*command, *changes, "--overwrite"]) == 130
+    assert {file.name for file in tables if not file.exists()} == TABLES, "they are of what is there no more"
     assert main([*command, *changes, "--overwrite"]) == 0
+    assert all(file.exists() for file in tables)
     assert [row["steps"] for row in rows_of(tmp_path)] == [6, 6]
     after = files()
     assert main([*command, *changes, "--overwrite"]) == 0 and files() == after, "what is current is not trained again"
