@@ -33,6 +33,8 @@ KEYS = {
 MAY_BE_LEFT_OPEN = {"epochs", "max_steps", "batch_size", "learning_rate", "validation_split"}
 """By None."""
 GIVEN_BY_FIT = {"run.dir", "data.train", "data.validation", "data.text", "data.text_pair", "data.label", "labels.names"}
+OF_EVALUATE = {"evaluate.splits", "evaluate.rewordings"}
+"""Which fit does not run; in a run directory that is kept they are there for `ltune evaluate`."""
 USUAL: dict[str, Any] = {"data.split": 0.1}
 """In the place of what is left open, where the config's own default does not do."""
 OF_MINILM: dict[str, Any] = {
@@ -75,6 +77,10 @@ def run_config(
     for key, value in overrides.items():
         if key in GIVEN_BY_FIT:
             raise UserError(f"overrides: {key!r} is what fit itself gives: leave it out")
+        if key in OF_EVALUATE and parameters["run_dir"] is None:
+            raise UserError(
+                f"overrides: {key!r} is for `ltune evaluate`, and fit keeps no run: leave it out, or set run_dir"
+            )
         set_key(values, key, value)
     config = parse_config(values, source="LTuningClassifier").trusted(parameters["trust_remote_code"])
     if "train.eval_every" in overrides:

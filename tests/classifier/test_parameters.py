@@ -69,3 +69,10 @@ def test_a_section_of_overrides_undoes_nothing_else() -> None:
         config(overrides={"labels": {"names": ["b", "a"]}})
     with pytest.raises(UserError, match="overrides: 3 is not the name of a config key"):
         config(overrides={3: 1})
+
+
+def test_what_fit_does_not_read_is_refused_unless_the_run_is_kept_for_who_does(tmp_path: Path) -> None:
+    overrides = {"evaluate": {"splits": ["train"], "batch_size": 8}}
+    with pytest.raises(UserError, match=r"'evaluate\.splits' is for `ltune evaluate`"):
+        config(overrides=overrides)
+    assert config(overrides=overrides, run_dir=tmp_path / "run").evaluate.splits == ["train"]
