@@ -17,7 +17,8 @@ class TrainConfig(Settings):
     of the step's texts, on all ranks, each as often as it is there."""
     candidates: int | Literal["all"] | None = None
     """How many labels a text is scored against with objective candidates: the true one and randomly drawn wrong ones.
-    A number, or all. null: all, but 8 where a text is read once per label (label tuning without a shortlist)."""
+    A number (all, where there are fewer), or all. null: all, but 8 where a text is read once per label (label tuning
+    without a shortlist)."""
     max_steps: int | None = Field(default=None, ge=0, le=MOST_STEPS)
     """Optimizer steps; null: as many as `epochs` need. 0: none, for methods that begin fitted (method.head=fitted)."""
     epochs: int = Field(default=3, ge=1, le=MOST_STEPS)

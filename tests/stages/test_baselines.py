@@ -50,16 +50,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("sessions", [0, 1])
-def test_what_is_fitted_in_the_place_of_a_training_by_steps_keeps_no_log_of_it(tmp_path: Path, sessions: int) -> None:
+def test_what_is_fitted_in_the_place_of_a_training_by_steps_keeps_no_log_of_it(
+    tmp_path: Path, sessions: int, caplog: pytest.LogCaptureFixture
+) -> None:
     """Its report would show the other method's curve and cost, and a comparison its seconds."""
     unlabelled = {"unlabelled": str(tmp_path / "test.tsv"), "test": None}
     sections: dict[str, Any] = {"data": unlabelled, "train": SHORT | {"self_training": sessions}}
     run(tiny_config(tmp_path, method={"name": "prompt", "tokens": 2}, **sections))
+    sections |= {"backbone": {"int8_threshold": 0}, "logging": {"name": "mine"}}
     config = tiny_config(tmp_path, method={"name": "probe"}, **sections)
     logged = [config.run_dir.metrics_log, config.run_dir.cost_file]
     assert all(file.is_file() for file in logged)
-    run(config, overwrite=True)
+    assert "without effect" not in caplog.text
+    with caplog.at_level("INFO", "pipeline"):
+        run(config, overwrite=True)
     assert not any(file.exists() for file in logged)
+    for keys, reason in (
+        (
+            "train.batch_size, train.eval_every, train.learning_rate, train.log_every, train.max_steps",
+            "method probe takes",
+        ),
+        ("backbone.int8_threshold", "backbone.quantization is not int8"),
+        ("logging.name", "logging.trackers names neither wandb nor mlflow"),
+    ):
+        assert f"train: without effect: {keys} ({reason}" in caplog.text
 
 
 @pytest.mark.parametrize("name", METHODS)
