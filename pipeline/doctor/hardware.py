@@ -1,14 +1,18 @@
 """GPU, driver and torch build; memory and disks."""
 
+import math
 import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipeline.doctor.check import Check, failure, ok, reason, warning
 
 GIB = 2**30
+OWN_GROUPS, GROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")
+"""The control groups that this process is in, and where they are."""
 
 
 def torch_and_driver() -> list[Check]:
@@ -67,16 +71,32 @@ def _try_cpu() -> Check:
 
 
 def memory() -> list[Check]:
-    """Host memory that is free now, and the cores that this process may use: a job has not all of its node."""
+    """Memory and cores that this process may use now: a job, or a container, has not all of its node."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
         available = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
         return []
-    found = f"{available / GIB:.1f} GiB available, {len(os.sched_getaffinity(0))} CPU cores"
-    if available < 2 * GIB:
+    most = min(_limits(), default=math.inf)
+    limit = f", this job or container may have {most / GIB:.1f} GiB in all" if most < available else ""
+    found = f"{available / GIB:.1f} GiB available{limit}, {len(os.sched_getaffinity(0))} CPU cores"
+    if min(available, most) < 2 * GIB:
         return [warning("memory", found, "even a small run needs about 2 GiB")]
     return [ok("memory", found)]
+
+
+def _limits() -> Iterator[int]:
+    """Bytes that the control groups of this process may have together, each with those above it, of version 1 or 2."""
+    for line in OWN_GROUPS.read_text().splitlines() if OWN_GROUPS.is_file() else ():
+        _, controllers, place = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root, name = (GROUPS / "memory", "memory.limit_in_bytes") if controllers else (GROUPS, "memory.max")
+        parts = Path(place).parts[1:]
+        # A container may see the groups from its own on, as the root.
+        for file in (root.joinpath(*parts[:count], name) for count in range(len(parts) + 1)):
+            if file.is_file() and (text := file.read_text().strip()).isdecimal():  # else "max"
+                yield int(text)
 
 
 def disks(run: Path | None) -> list[Check]:

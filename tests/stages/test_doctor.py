@@ -71,6 +71,29 @@ def test_alone_and_on_two_ranks(tmp_path: Path) -> None:
     assert "rank 1: " in shown["apart"] and "shows this rank no file of rank(s) 0" in shown["apart"]
 
 
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/job/step\n", {"job/step/memory.max": "max", "job/memory.max": "1073741824"}),
+        ("5:cpu:/\n4:memory:/job\n0::/\n", {"memory/job/memory.limit_in_bytes": "1073741824"}),
+        ("0::/of/the/host\n", {"memory.max": "1073741824"}),
+    ],
+)
+def test_memory_that_a_job_or_a_container_may_not_have(
+    groups: str, files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "own").write_text(groups)
+    monkeypatch.setattr(hardware, "OWN_GROUPS", tmp_path / "own")
+    monkeypatch.setattr(hardware, "GROUPS", tmp_path / "groups")
+    [check] = hardware.memory()
+    assert "this job" not in check.found
+    for name, content in files.items():
+        (tmp_path / "groups" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "groups" / name).write_text(f"{content}\n")
+    [check] = hardware.memory()
+    assert check.state == "warning" and "may have 1.0 GiB in all" in check.found
+
+
 def test_packages_that_are_missing_or_too_old(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(software, "_requirements", lambda: {"no-such-package": ">=1", "torch": ">=99", "numpy": ">=1"})
     [check] = software.packages()
