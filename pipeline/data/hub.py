@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipeline.core.artefact import sha256_of
 from pipeline.core.errors import UserError, one_line
 from pipeline.data.columnar import ARROW_BATCH_ROWS, arrow_rows, names_of_ids
 from pipeline.data.rows import Table
@@ -39,7 +40,9 @@ def open_hub(source: str, wanted: Sequence[str], quoting: bool | None, label: st
 
     arguments = hub_arguments(source)
     try:
-        builder = load_dataset_builder(arguments["path"], arguments["name"], revision=arguments["revision"])
+        arguments["cache_dir"] = _cache_of(Path(str(arguments["path"])))
+        given = {key: value for key, value in arguments.items() if key != "split"}
+        builder = load_dataset_builder(**given)
         dataset = _loaded(builder, arguments, quoting)
         names = None
         if label is not None:
@@ -68,6 +71,20 @@ def _loaded(builder: "DatasetBuilder", arguments: Mapping[str, str | None], quot
     options = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "keep_default_na": False}
     columns = load_dataset(**arguments, **options).column_names
     return load_dataset(**arguments, **options, features=Features({name: Value("string") for name in columns}))
+
+
+def _cache_of(folder: Path) -> str | None:
+    """Where `datasets` keeps what it prepares of a local folder; None: where it keeps all else.
+
+    It tells a changed file by its time of modification alone, which copies and archives may keep. Nobody can set the
+    time of change.
+    """
+    from datasets import config
+
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    states = [(file, file.stat()) for file in files]
+    seen = [f"{file} {found.st_ino} {found.st_size} {found.st_mtime_ns} {found.st_ctime_ns}" for file, found in states]
+    return str(Path(config.HF_DATASETS_CACHE) / f"ltune-{sha256_of(*seen)[:16]}") if seen else None
 
 
 def _check_names_of_parts(

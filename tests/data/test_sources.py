@@ -3,6 +3,8 @@
 covers core/errors, data/checks, data/hub, data/labelled
 """
 
+import os
+
 import datasets
 import numpy as np
 import pandas as pd
@@ -152,6 +154,15 @@ def test_fields_of_a_hub_csv_stay_as_they_are_written(tmp_path, hub_folder, endi
     file = write(tmp_path / "csv" / f"train.{ending}", "".join(separator.join(line) + "\n" for line in lines))
     hub, plain = (read(tmp_path / "read", x, text="sentence").rows[:] for x in (f"hub:{file.parent}:train", file))
     assert hub == plain and hub["label"][:3] == ["01", "NA", "1"] and hub["text"][:2] == ["12", "None"]
+
+
+def test_a_hub_file_that_changed_is_read_again_though_its_time_is_the_old_one(tmp_path, hub_folder):
+    """As where a newer archive is unpacked over it; `datasets` alone gives what it prepared before."""
+    for text in ("first", "second and longer"):
+        file = write(tmp_path / "set" / "train.csv", f"sentence,label\n{text},x\n")
+        (tmp_path / "set" / "train.parquet").unlink(missing_ok=True)
+        os.utime(file, (0, 0))
+        assert read(tmp_path / text, f"{hub_folder}:train", text="sentence").rows["text"][:] == [text]
 
 
 @pytest.mark.parametrize("as_file", [False, True])
