@@ -12,6 +12,7 @@ from pipeline.distributed.launcher import world_size
 from pipeline.engine.backbone import backbone_of, text_encoder
 from pipeline.engine.checks import check_all
 from pipeline.estimate.case import Sections, build_case, gpu_here, rows_per_text
+from pipeline.estimate.costs import Case
 from pipeline.estimate.table import report
 from pipeline.methods.limits import check_positions, check_shortlist, check_size
 from pipeline.stages.preprocess import preprocess
@@ -53,7 +54,7 @@ def plan(config: RunConfig) -> None:
         ),
         f"labels: {count}{_several(words)}, at most {hypothesis_tokens} tokens each",
         *_judge(sections, manifest["splits"]),
-        *_steps(sections, manifest["splits"]["train"], hypothesis_tokens, ranks),
+        *_steps(sections, case, manifest["splits"]["train"], ranks),
         f"trainable parameters: {formula:,} by formula, {counted:,} by count{inside}",
         "",
         report(sections, case, gpu, _step_count(config.train, manifest["splits"]["train"], ranks)),
@@ -77,18 +78,23 @@ def _judge(config: Sections, splits: dict[str, Any]) -> list[str]:
     ]
 
 
-def _steps(config: Sections, train: dict[str, Any], hypothesis_tokens: int, ranks: int) -> list[str]:
+def _steps(config: Sections, case: Case, train: dict[str, Any], ranks: int) -> list[str]:
     if config.why_no_steps is not None:
         return [f"steps: none, {config.why_no_steps}"]
-    settings, injected_tokens = config.train, config.method.injected_tokens(hypothesis_tokens)
+    settings, injected_tokens = config.train, case.workload.injected_tokens
     global_batch = _global_batch(settings, ranks)
     readings = rows_per_text(config.method, settings, config.label_count, config.labels.most_hypotheses, ranks)
-    tokens = global_batch * readings * (train["tokens"] / train["rows"] + injected_tokens)
+    whole, how = readings, f"{readings} reading(s) per text, {injected_tokens} injected tokens each"
+    if case.workload.texts_behind:
+        whole, how = 1, f"a text is read once, and {readings} prompt(s) of {injected_tokens} tokens behind it"
+    elif case.shortlist_rows:
+        whole, how = readings + 1, f"{how}, and one alone"
+    tokens = global_batch * (whole * train["tokens"] / train["rows"] + readings * injected_tokens)
     total, per_epoch = _step_count(settings, train, ranks), _per_epoch(settings, train, ranks)
     sessions = f"sessions: {settings.self_training + 1}, each with so many steps, or with such epochs of more texts"
     return [
         f"steps: {total:,} ({per_epoch:,} per epoch of batches of {global_batch} texts)",
-        f"tokens per step: {tokens:,.0f} ({readings} reading(s) per text, {injected_tokens} injected tokens each)",
+        f"tokens per step: {tokens:,.0f} ({how})",
         *([sessions] if settings.self_training else []),
     ]
 

@@ -56,6 +56,26 @@ def test_the_plan_is_printed_and_nothing_is_written(tmp_path: Path, capsys: pyte
     assert counted == f"{formula} by count" and int(formula.replace(",", "")) > 100
 
 
+@pytest.mark.parametrize(
+    ("method", "whole", "injected", "words"),
+    [
+        ({"name": "prompt", "tokens": 4}, 1, 4, "(1 reading(s) per text, 4 injected tokens each)"),
+        ({"name": "lt_prefix", "head": "linear"}, 3, 3 * 16, "(3 reading(s) per text, 16 injected tokens each)"),
+        ({"name": "lt_prefix", "head": "label_aware", "shortlist": 2}, 3, 2 * 16, "16 injected tokens each, and one"),
+        ({"name": "lt_prompt", "position": "after"}, 1, 3 * 15, "a text is read once, and 3 prompt(s) of 15 tokens"),
+    ],
+)
+def test_a_steps_tokens_are_those_that_are_read(
+    folder: Path, capsys: pytest.CaptureFixture[str], method: dict[str, Any], whole: int, injected: int, words: str
+) -> None:
+    file = folder / "tokens.yaml"
+    file.write_text(tiny_config(folder, method=method, train={"batch_size": 4}).to_yaml())
+    assert main(["run", "--config", str(file), "--dry-run"]) == 0
+    shown = capsys.readouterr().out
+    rows, tokens = (int(word.split(" ")[0]) for word in shown.split("train: ")[1].split("\n")[0].split(", "))
+    assert f"tokens per step: {4 * (whole * tokens / rows + injected):,.0f} (" in shown and words in shown
+
+
 @pytest.mark.parametrize(("name", "quantization"), [*((name, "none") for name in METHOD_NAMES), *QUANTIZED])
 def test_methods_and_quantizations(
     folder: Path, name: str, quantization: str, capsys: pytest.CaptureFixture[str]
