@@ -7,7 +7,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from pipeline.adapter.directory import CONFIG, adapter_folder
+from pipeline.adapter.directory import CONFIG, Adapter, adapter_folder, load_adapter
 from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.files import atomic_dir
@@ -34,9 +34,15 @@ class KeptAdapter:
     @classmethod
     def read(cls, path: str | Path, **choices: Any) -> "KeptAdapter":
         """An adapter directory, or a run directory's, loaded. UserError as `LoadedAdapter.load`."""
+        others = {name: choice for name, choice in choices.items() if name != "calibrated"}
+
+        def read(folder: Path) -> tuple[Adapter, dict[str, bytes]]:
+            return load_adapter(folder, calibrated=choices.get("calibrated", False)), _files(folder)
+
         with MAKING:
-            loaded = LoadedAdapter.load(path, **choices)
-        return cls(read_whole(adapter_folder(path), _files), choices, None, loaded)
+            # Both at once: while the backbone is loaded, another adapter may take the place of this one.
+            adapter, files = read_whole(adapter_folder(path), read)
+            return cls(files, choices, None, LoadedAdapter.of(adapter, **others))
 
     @property
     def loaded(self) -> LoadedAdapter:

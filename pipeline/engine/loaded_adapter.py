@@ -88,6 +88,19 @@ class LoadedAdapter:
         """
         target = device_named(device)
         adapter = load_adapter(adapter_folder(path), calibrated=calibrated)
+        return cls.of(adapter, target, backbone=backbone, trust_remote_code=trust_remote_code)
+
+    @classmethod
+    def of(
+        cls,
+        adapter: Adapter,
+        device: str | torch.device | None = None,
+        *,
+        backbone: str | None = None,
+        trust_remote_code: bool = False,
+    ) -> "LoadedAdapter":
+        """The same of an adapter that is read already, whatever has come into its folder's place since."""
+        target = device_named(device)
         config = adapter.config.backbone.trusted(trust_remote_code).moved(backbone)
         known = backbone_of(config, adapter.config.data)
         frozen = frozen_backbone(adapter, known, target)

@@ -24,8 +24,10 @@ from sklearn.preprocessing import FunctionTransformer
 from sklearn.utils import estimator_checks, get_tags
 
 from pipeline import LTuningClassifier
+from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.cli import main
 from pipeline.core.errors import UserError
+from pipeline.engine import loaded_adapter
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.engine.startup import leave
 from tests.support.tiny_classifier import X, Y, tiny
@@ -36,6 +38,27 @@ from tests.support.tiny_run import TEXTS
 def fitted(backbone: str) -> LTuningClassifier:
     leave()
     return tiny(backbone).fit(X, Y)
+
+
+def test_what_is_saved_is_what_answers(
+    fitted: LTuningClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a training puts another adapter into the folder while the backbone is loaded."""
+    folder = tmp_path / "adapter"
+    fitted.save(folder)
+    adapter, load = load_adapter(folder), loaded_adapter.frozen_backbone
+
+    def load_slowly(*given: Any, **named: Any) -> Any:
+        state = {name: tensor * 2 for name, tensor in adapter.method_state.items()}
+        save_adapter(folder, state, adapter.config, adapter.labels)
+        return load(*given, **named)
+
+    monkeypatch.setattr(loaded_adapter, "frozen_backbone", load_slowly)
+    found = LTuningClassifier.from_pretrained(folder)
+    monkeypatch.undo()
+    found.save(tmp_path / "saved")
+    saved = LTuningClassifier.from_pretrained(tmp_path / "saved")
+    assert np.array_equal(saved.predict_proba(X), found.predict_proba(X))
 
 
 def test_importing_the_package_does_not_import_torch() -> None:
