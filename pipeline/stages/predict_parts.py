@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from pipeline.adapter.directory import Adapter, adapter_fingerprint, adapter_folder, load_adapter
 from pipeline.config import RunConfig, parse_config
+from pipeline.core.checksums import read_whole
 from pipeline.core.errors import UserError
 from pipeline.core.parts import Parts
 from pipeline.data.batches import USUAL_PASS, PassSize
@@ -74,10 +75,10 @@ def predict_parts(scoring: Scoring, input: Input, output: PartsOutput) -> int:
     Raises UserError as `predict` does, for a folder of another job, and where the input has changed.
     """
     _check(scoring, input)
-    ranks, load = _group(scoring, output.folder)
-    adapter = load_adapter(adapter_folder(scoring.adapter), calibrated=scoring.calibrated)
+    adapter, fingerprint = _adapter(scoring)
+    ranks, load = _group(scoring, adapter, output.folder)
     names = split_labels(scoring.labels, adapter.labels.names) if scoring.labels else adapter.labels.names
-    job = _job(scoring, input, output, adapter, names)
+    job = _job(input, output, adapter, fingerprint, names)
     parts = ranks.on_main(partial(Parts.claimed, output.folder, job, f".{output.format}"))
     work = _Work(input, output, adapter, names, parts)
     todo = work.undone()
@@ -111,11 +112,19 @@ def _check(scoring: Scoring, input: Input) -> None:
         )
 
 
-def _group(scoring: Scoring, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts]]:
-    """The ranks that must keep in step, and what loads the adapter on them."""
+def _adapter(scoring: Scoring) -> tuple[Adapter, str]:
+    """The adapter, read once, and its fingerprint: another may take its place long before the first part is scored."""
+
+    def read(folder: Path) -> tuple[Adapter, str]:
+        return load_adapter(folder, calibrated=scoring.calibrated), adapter_fingerprint(folder)
+
+    return read_whole(adapter_folder(scoring.adapter), read)
+
+
+def _group(scoring: Scoring, adapter: Adapter, folder: Path) -> tuple[Ranks, Callable[[], OwnTexts]]:
+    """The ranks that must keep in step, and what loads the adapter's backbone on them."""
     if scoring.deepspeed is None:
-        return Ranks.alone(), partial(_whole, scoring)
-    adapter = load_adapter(adapter_folder(scoring.adapter), calibrated=scoring.calibrated)
+        return Ranks.alone(), partial(_whole, scoring, adapter)
     backbone = adapter.config.backbone.trusted(scoring.trust_remote_code).moved(scoring.backbone)
     accelerator, ranks = start(_run_config(adapter, folder, scoring.deepspeed))
     known = backbone_of(backbone, adapter.config.data)
@@ -130,12 +139,11 @@ def _run_config(adapter: Adapter, folder: Path, deepspeed: str) -> RunConfig:
     return parse_config({**parts, "data": data, "run": {"dir": str(folder)}, "engine": {"deepspeed": deepspeed}})
 
 
-def _whole(scoring: Scoring) -> OwnTexts:
-    loaded = LoadedAdapter.load(
-        scoring.adapter,
+def _whole(scoring: Scoring, adapter: Adapter) -> OwnTexts:
+    loaded = LoadedAdapter.of(
+        adapter,
         scoring.device or local_device(),
         backbone=scoring.backbone,
-        calibrated=scoring.calibrated,
         trust_remote_code=scoring.trust_remote_code,
     )
     if scoring.labels:
@@ -143,12 +151,12 @@ def _whole(scoring: Scoring) -> OwnTexts:
     return OwnTexts.of(loaded, scoring.pass_size)
 
 
-def _job(scoring: Scoring, input: Input, output: PartsOutput, adapter: Adapter, names: Sequence[str]) -> dict[str, str]:
+def _job(input: Input, output: PartsOutput, adapter: Adapter, fingerprint: str, names: Sequence[str]) -> dict[str, str]:
     """All that the parts depend on but the rows, which each part knows. Not the size of batches: a job that ran out of
     memory goes on with smaller ones."""
     return {
         "format": FORMAT,
-        "adapter": adapter_fingerprint(adapter_folder(scoring.adapter)),
+        "adapter": fingerprint,
         "labels": json.dumps(list(names), ensure_ascii=False),
         "temperature": str(adapter.temperature),
         "--part-format": output.format,

@@ -8,6 +8,7 @@ covers stages/predict_parts, engine/own_texts, engine/answers
 import json
 import os
 import random
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.adapter.directory import load_adapter, save_adapter
 from pipeline.core.errors import UserError
+from pipeline.core.parts import Parts
 from pipeline.data.unlabelled import Input
 from pipeline.engine.loaded_adapter import LoadedAdapter
 from pipeline.stages.export import export
@@ -225,6 +228,26 @@ def test_what_cannot_be_gone_on_with_is_refused(run_dir: Path, tmp_path: Path) -
         predict_parts(Scoring(run_dir), Input("-"), out)
     with pytest.raises(UserError, match="rename the input's column"):
         predict_parts(Scoring(run_dir), Input(str(file), "csv", ["score/a"]), out)
+
+
+def test_a_job_scores_with_the_adapter_that_it_began_with(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not with one that a training has put into its place while the input was read."""
+    folder, file = shutil.copytree(run_dir / "adapter", tmp_path / "adapter"), tmp_path / "in.txt"
+    file.write_text("a goal\n")
+    [expected] = LoadedAdapter.load(folder, "cpu").predict("a goal")
+    claimed, adapter = Parts.claimed, load_adapter(folder)
+
+    def claimed_late(*given: Any) -> Parts:
+        state = {name: tensor * 2 for name, tensor in adapter.method_state.items()}
+        save_adapter(folder, state, adapter.config, adapter.labels)
+        return claimed(*given)
+
+    monkeypatch.setattr(Parts, "claimed", claimed_late)
+    predict_parts(Scoring(folder, device="cpu"), Input(str(file)), PartsOutput(tmp_path / "out"))
+    [row] = pq.read_table(tmp_path / "out" / "part-00000.parquet").to_pylist()
+    assert {name: row[f"score/{name}"] for name in expected.scores} == expected.scores
 
 
 def test_a_part_that_was_damaged_is_made_again(run_dir: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
