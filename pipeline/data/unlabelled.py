@@ -88,7 +88,10 @@ class Input:
             table = open_table(source, self.resolved_format(), quoting, texts, others=self.keep)
         if table.columns is not None:
             wanted = dict.fromkeys(self.keep, "--keep") | dict.fromkeys(texts, "the adapter's data.text")
-            check_columns(source.name, table.columns, wanted)
+            # Of a stream no more can be waited for than the first object, which need not have all keys.
+            is_first_alone = self.resolved_format() in ("json", "jsonl") and not source.is_file
+            where = f"{source.name}, by its first object" if is_first_alone else source.name
+            check_columns(where, table.columns, wanted)
         if self.format is None and self.resolved_format() == "txt":
             return replace(table, rows=_doubted(table.rows, texts[0], source.name))
         return table

@@ -187,6 +187,9 @@ def test_standard_input_takes_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(FILES[name].encode())))
         rows = read("-", format=format)
         assert rows[0].values.get("text") == "first text" or (format == "jsonl" and rows[0].fault)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(FILES["a.jsonl"].encode())))
+    with pytest.raises(UserError, match=r"standard input, by its first object: no column 'id' \(--keep\); columns"):
+        read("-", format="jsonl", keep=["id"])
 
 
 @pytest.mark.parametrize("name", ["a.csv", "a.json", "a.jsonl", "a.txt"])
