@@ -82,12 +82,13 @@ class ComparisonConfig(Settings):
     @classmethod
     def _comes_in_sections(cls, grid: Any) -> Any:
         """An override `grid.train.epochs=[1, 2]` is read as {train: {epochs: [1, 2]}}."""
+        if not isinstance(grid, dict):
+            return grid
         found: dict[Any, Any] = {}
-        for key, values in grid.items() if isinstance(grid, dict) else ():
-            found |= (
-                {f"{key}.{name}": own for name, own in values.items()} if isinstance(values, dict) else {key: values}
-            )
-        return found if isinstance(grid, dict) else grid
+        for key, values in grid.items():
+            inside = isinstance(values, dict)
+            found |= {f"{key}.{name}": own for name, own in values.items()} if inside else {key: values}
+        return found
 
     @field_validator("backbones", "datasets", "methods")
     @classmethod
