@@ -67,6 +67,8 @@ def evaluate(config: RunConfig, backbone: Backbone | None = None) -> dict[str, A
     trained = training_fingerprint(config.method, config.train, config.backbone, seed, manifest, adapter.labels)
     if changed := training_changes(run_dir, config.method, trained):
         raise _trained_otherwise(run_dir.adapter, changed)
+    if ranks.is_main and not run_dir.is_finished:
+        log.warning("evaluate: training has not ended: '%s' is what was best of it so far", run_dir.adapter)
     rewordings = config.evaluate.rewordings
     others = reworded_hypotheses(adapter.labels, rewordings)
     wanted = evaluation_fingerprint(run_dir, manifest, splits, json.dumps(rewordings) if rewordings else None)

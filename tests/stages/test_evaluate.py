@@ -89,6 +89,7 @@ def test_a_current_evaluation_is_left_alone_and_a_stale_one_made_again(
     with caplog.at_level(logging.INFO, "pipeline"):
         first = evaluate(config)
     assert "is current" in caplog.text and config.run_dir.predictions_file.stat().st_mtime_ns == before
+    assert f"training has not ended: '{config.run_dir.adapter}' is what was best" in caplog.text
     adapter = load_adapter(config.run_dir.adapter)
     try:
         changed = {name: tensor * 2 for name, tensor in adapter.method_state.items()}
