@@ -10,13 +10,15 @@ import pytest
 import torch
 
 from benchmarks.tenants import METHODS, LoRATenants, batch_of, load_tenants, served
+from pipeline.backbone.by_length import PASS_COST
 from tests.launch.runs import environment
 from tests.support.tiny import save_tiny
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "tenants.py"
 
 
-def test_each_text_is_scored_by_its_tenant(tmp_path: Path) -> None:
+def test_each_text_is_scored_by_its_tenant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PASS_COST, "cpu", 128)  # so that texts of unlike length share a pass
     folder = save_tiny(tmp_path / "model", "llama_gqa")
     options = argparse.Namespace(model=str(folder), dtype="float32", tenants=[3], methods=list(METHODS))
     adapters, texts = load_tenants(tmp_path, options), batch_of(5, 3)

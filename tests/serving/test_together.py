@@ -83,7 +83,7 @@ def test_all_adapters_together_score_as_each_alone(loaded: Adapters, positions: 
 def test_what_edits_states_shares_a_pass_with_all_that_is_read_alike(
     loaded: Adapters, names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(PASS_COST, "cpu", 128)
+    monkeypatch.setitem(PASS_COST, "cpu", 128)  # so that texts of unlike length share a pass
     jobs = [Job(loaded[name], loaded[name].rows([text])) for text in TEXTS[:2] for name in names]
     _, passes = score_together(jobs, 16384)
     assert passes == (2 if "late_generated" in names else 1)  # the layers below are read first
