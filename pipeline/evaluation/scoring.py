@@ -48,8 +48,8 @@ def score(
 
     `model(input_ids [B, T], attention_mask [B, T], candidates [B, C])` -> [B, C] is an LTuningModel or a
     DeepSpeedEngine around one; it runs in eval mode without gradients, on at most `size` = B * C rows at a time and
-    rank; where a text has more labels, they come in parts of these `sizes`. Where all labels of a text are scored in
-    one go, `readings` says how many rows that takes; elsewhere a label takes one for each of its `hypotheses`. Texts
+    rank; where a text has more labels, `sizes` says in what parts to score them. Where all labels of a text are scored
+    in one go, `readings` says how many rows that takes; elsewhere a label takes one for each of its `hypotheses`. Texts
     are batched by length; the batches do not depend on the number of ranks, and all ranks run the same number of
     forwards, as ZeRO-3 needs it. Where memory is short, a model that is whole goes on with smaller passes; a sharded
     one raises PassTooLargeError.
