@@ -219,13 +219,14 @@ class FrozenBackbone(nn.Module):
         """
         assert self.output is not None, "the backbone was loaded without its output layer"
         copies, cap = len(continuation) // len(input_ids), getattr(self.model.config, "final_logit_softcapping", None)
+        ends = None if kept is None else pool(kept.hidden, kept.text_mask, "last")
 
         def read(rows: Tensor, width: int) -> Tensor:
             words, texts = continuation[rows, :width], rows // copies
-            if kept is None:
+            if kept is None or ends is None:
                 last, behind = self._words_with_texts(words, input_ids[texts], attention_mask[texts].bool())
             else:
-                last = pool(kept.hidden, kept.text_mask, "last")[texts]
+                last = ends[texts]
                 behind = self._behind({"input_ids": words.clamp(min=0)}, words != NO_TOKEN, kept)
             # What predicts each token is the state of the one before it.
             before = torch.cat([last.unsqueeze(1), behind[:, :-1]], dim=1)

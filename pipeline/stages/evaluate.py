@@ -166,10 +166,10 @@ def _check_adapter(adapter: Adapter, config: AdapterConfig, names: list[str], pa
         raise _trained_otherwise(path, changed)
 
 
-def _worded(labels: LabelsConfig, hypotheses: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
+def _worded(labels: LabelsConfig, by_label: Mapping[str, Mapping[str, float]]) -> dict[str, str]:
     """The words for new labels, and those of each label: the same in whichever form `labels` states them."""
     [template] = Hypotheses.of([weighted(labels.template)]).by_label
-    own = {f"the hypothesis of {name!r}": str(words) for name, words in hypotheses.items()}
+    own = {f"the hypothesis of {name!r}": str(words) for name, words in by_label.items()}
     return {"labels.template": str(template), **own}
 
 
